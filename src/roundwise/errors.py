@@ -1,0 +1,45 @@
+"""Every error that Roundwise raises on purpose.
+
+    RoundwiseError
+    ├── CalibrationError   the samples cannot be used: none, NaN, wrong shape, wrong structure
+    ├── CaptureError       the model cannot be turned into one graph of operations
+    ├── ModelError         the model's own content stands in the way: NaN weights, no layers, several devices
+    ├── RecipeError        the request contradicts itself, the model, or what a grid can be
+    ├── MemoryBudgetError  the run would fit neither in memory nor on disk
+    ├── FileFormatError    a file is not what it claims to be: truncated, tampered with, of another version
+    └── ExportError        the exported file cannot be written, or does not agree with the model
+
+A message says what was found (with numbers and the layer's name), why that cannot work, and what to do.
+"""
+
+
+class RoundwiseError(Exception):
+    """Base of all errors raised on purpose; anything else that escapes is a bug."""
+
+
+class CalibrationError(RoundwiseError, ValueError):
+    """The calibration samples cannot be used."""
+
+
+class CaptureError(RoundwiseError):
+    """The model cannot be captured as one graph of operations."""
+
+
+class ModelError(RoundwiseError, ValueError):
+    """The model's weights or structure cannot be quantized."""
+
+
+class RecipeError(RoundwiseError, ValueError):
+    """The recipe asks for something impossible."""
+
+
+class MemoryBudgetError(RoundwiseError):
+    """The run would exceed the memory budget and the disk space beside it."""
+
+
+class FileFormatError(RoundwiseError, ValueError):
+    """A file is not a valid Roundwise file, or not a valid input file."""
+
+
+class ExportError(RoundwiseError):
+    """An export failed, or what it wrote does not agree with the quantized model."""

@@ -1,0 +1,8 @@
+"""A network as one flat list of operations, and its layers as matrices.
+
+capture    nn.Module → Graph, through `torch.export`
+normalize  the same computation in fewer kinds of operations
+matrix     the only place that knows what a convolution is
+patterns   where in a graph the layers are, and what follows them
+emit       codes and grids → dequantize operations in the graph
+"""

@@ -1,0 +1,110 @@
+"""Codes and grids back into the graph: each quantized weight becomes a dequantize operation on integer codes.
+
+    codes ──▶ quantized_decomposed.dequantize_per_{tensor, channel, channel_group} ──▶ the layer's weight
+
+This is the dialect of PyTorch's export quantization (PT2E): `torch.compile`, ExecuTorch and the ONNX exporter know it.
+Per tensor and per channel the codes have the weight's own shape, so that the operation stands directly before the layer;
+where the granularity has no axis in that shape (per group on a convolution, per channel on a grouped transposed one) the
+codes are the matrix `[groups · rows, cols]`, and the weight is a view of what the operation gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers the operations
+from jaxtyping import Int
+from torch import Tensor, fx
+
+from roundwise.graph.capture import Graph
+from roundwise.graph.patterns import Layer
+from roundwise.grid import Grid
+
+dialect = torch.ops.quantized_decomposed
+aten = torch.ops.aten
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """A layer's codes, int32 `[groups, rows, cols]`, and the grid that gives them meaning."""
+
+    layer: Layer
+    codes: Int[Tensor, "groups rows cols"]
+    grid: Grid
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """The weight tensor that the codes stand for."""
+        return self.layer.map.to_weight(self.grid.dequantize(self.codes)).to(dtype)
+
+
+def emit(graph: Graph, weights: list[QuantizedWeight]) -> Graph:
+    """Return the graph with each of the weights given by codes. Other uses of a shared tensor keep the float one."""
+    graph = graph.copy()
+    nodes = {node.name: node for node in graph.fx.nodes}
+    for weight in weights:
+        source = _dequantize(graph, weight)
+        for call in weight.layer.calls:
+            call = nodes[call.name]
+            call.args = (call.args[0], source, *call.args[2:])
+    graph.prune()
+    return graph
+
+
+def _dequantize(graph: Graph, weight: QuantizedWeight) -> fx.Node:
+    """Add the constants and operations that give the weight, before all other operations."""
+    name, layer, grid, book = weight.layer.weight, weight.layer.map, weight.grid, weight.grid.codebook
+    groups, rows, blocks = grid.granularity_shape
+    _, matrix_rows, cols = layer.matrix_shape
+    limits = (book.qmin, book.qmax, book.dtype)
+    codes = weight.codes.to(book.dtype)
+    per_tensor, per_channel = groups == rows == blocks == 1, blocks == 1
+    own_shape = per_tensor or (per_channel and not (layer.transposed and layer.groups > 1))
+    codes = (layer.to_weight(codes) if own_shape else codes.reshape(-1, cols)).contiguous()
+
+    before = [node for node in graph.fx.nodes if node.op == "call_function"][0]
+    stored = graph.add_constant(f"{name}_codes", codes)
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        with graph.fx.inserting_before(before):
+            return graph.fx.call_function(target, args)
+
+    if per_tensor:
+        node = call(dialect.dequantize_per_tensor.default, stored, grid.scale.item(), int(grid.zero_point), *limits)
+    else:
+        scale = graph.add_constant(f"{name}_scale", grid.scale.reshape(-1) if per_channel else grid.scale.reshape(-1, blocks))
+        zeros = grid.zero_point.to(torch.int64)
+        zero_point = graph.add_constant(f"{name}_zero_point", zeros.reshape(scale.meta["val"].shape))
+        if per_channel:
+            axis = 1 if own_shape and layer.transposed else 0
+            node = call(dialect.dequantize_per_channel.default, stored, scale, zero_point, axis, *limits)
+        else:
+            node = call(
+                dialect.dequantize_per_channel_group.default,
+                *(stored, scale, zero_point, *limits, cols // blocks, torch.float32),
+            )
+    if not own_shape:
+        shape = layer.weight_shape
+        if layer.transposed:
+            # [groups·rows, in/groups·taps] → [groups, rows, in/groups, *kernel], mirrored, → [in, rows, *kernel]
+            node = call(aten.view.default, node, [layer.groups, matrix_rows, -1, *layer.kernel])
+            node = call(aten.flip.default, node, list(range(3, 3 + layer.dims)))
+            node = call(aten.transpose.int, node, 1, 2)
+            node = call(aten.reshape.default, node, list(shape))
+        elif len(shape) != 2:
+            node = call(aten.view.default, node, list(shape))
+    dtype = graph.constants[weight.layer.weight].dtype
+    return node if dtype == torch.float32 else call(aten.to.dtype, node, dtype)
+
+
+def code_bits(graph: Graph) -> dict[str, int]:
+    """The constants that are codes, and how many bits each code needs."""
+    bits = {}
+    for node in graph.fx.nodes:
+        if node.op == "call_function" and str(node.target).startswith("quantized_decomposed.dequantize"):
+            names = [argument.name for argument in node.target._schema.arguments]
+            qmin, qmax = (node.args[names.index(name)] for name in ("quant_min", "quant_max"))
+            bits[str(node.args[0].target)] = (qmax - qmin).bit_length()
+    return bits

@@ -1,0 +1,201 @@
+"""A layer is a matrix: the only place that knows what a convolution is.
+
+Linear layers and convolutions of every kind (1d to 3d, strided, dilated, grouped, depthwise, transposed) compute
+
+    y = W u(x) + b
+
+where u *unfolds* the input: one column vector for each output position. Groups are independent problems, so
+
+    W      [groups, rows, cols]         rows: output channels of the group;  cols: what one output is a sum over
+    u(x)   [groups, cols, positions]    positions: samples × output positions
+    y      [groups, rows, positions]
+
+A transposed convolution is an ordinary one with the kernel mirrored, over an input with stride − 1 zeros put between its
+elements; that is how it is unfolded here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LinearMap:
+    """One layer's linear (affine) map, whatever operation it was written as.
+
+    Attributes:
+        weight_shape: of the weight tensor as the operation takes it: `[out, in]`, `[out, in/groups, *kernel]`, or
+            transposed `[in, out/groups, *kernel]`.
+        bias: `[out]`, or None.
+        stride, dilation, output_padding: one number per spatial dimension; empty for a linear layer.
+        padding: one number per spatial dimension, or "same" or "valid".
+        groups: how many independent parts the channels fall into.
+        transposed: whether it is a transposed convolution.
+        device: where the layer computes.
+    """
+
+    weight_shape: tuple[int, ...]
+    bias: Tensor | None
+    device: torch.device
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | str = ()
+    dilation: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] = ()
+    groups: int = 1
+    transposed: bool = False
+
+    @classmethod
+    def from_arguments(cls, weight: Tensor, bias: Tensor | None, arguments: dict[str, Any]) -> LinearMap:
+        """From the arguments of an ATen `linear`, `convNd`, `conv_transposeNd` or `convolution` operation, by name."""
+        shape, dims = tuple(weight.shape), weight.dim() - 2
+        if dims == 0:
+            return cls(shape, bias, weight.device)
+
+        def per_dimension(value: Any) -> tuple[int, ...]:
+            values = [value] if isinstance(value, int) else list(value)
+            return tuple(values * dims if len(values) == 1 else values)
+
+        padding = arguments["padding"]
+        return cls(
+            shape,
+            bias,
+            weight.device,
+            stride=per_dimension(arguments["stride"]),
+            padding=padding if isinstance(padding, str) else per_dimension(padding),
+            dilation=per_dimension(arguments["dilation"]),
+            output_padding=per_dimension(arguments.get("output_padding", 0)),
+            groups=arguments["groups"],
+            transposed=arguments["transposed"],
+        )
+
+    @property
+    def dims(self) -> int:
+        """Number of spatial dimensions; 0 for a linear layer."""
+        return len(self.stride)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Kernel size along each spatial dimension."""
+        return self.weight_shape[2:]
+
+    @property
+    def operation(self) -> str:
+        """The operation's name: `linear`, `conv2d`, `conv_transpose1d`, …"""
+        if self.dims == 0:
+            return "linear"
+        return f"conv_transpose{self.dims}d" if self.transposed else f"conv{self.dims}d"
+
+    @property
+    def matrix_shape(self) -> tuple[int, int, int]:
+        """`(groups, rows, cols)`."""
+        first, second = self.weight_shape[:2]
+        taps = math.prod(self.kernel)
+        if self.transposed:
+            return self.groups, second, first // self.groups * taps
+        return self.groups, first // self.groups, second * taps
+
+    def to_matrix(self, weight: Tensor) -> Float[Tensor, "groups rows cols"]:
+        """The weight tensor as a matrix per group."""
+        if not self.transposed:
+            return weight.reshape(self.matrix_shape)
+        groups, rows, _ = self.matrix_shape
+        split = weight.reshape(groups, -1, rows, *self.kernel).transpose(1, 2)
+        return split.flip(tuple(range(3, 3 + self.dims))).reshape(self.matrix_shape)
+
+    def to_weight(self, matrix: Float[Tensor, "groups rows cols"]) -> Tensor:
+        """The inverse of `to_matrix`."""
+        if not self.transposed:
+            return matrix.reshape(self.weight_shape)
+        groups, rows, _ = self.matrix_shape
+        split = matrix.reshape(groups, rows, -1, *self.kernel).flip(tuple(range(3, 3 + self.dims)))
+        return split.transpose(1, 2).reshape(self.weight_shape)
+
+    def apply(self, weight: Tensor, inputs: Tensor) -> Tensor:
+        """The operation itself, with the given weight tensor and the layer's bias (in the weight's dtype)."""
+        bias = None if self.bias is None else self.bias.to(weight.dtype)
+        if self.dims == 0:
+            return F.linear(inputs, weight, bias)
+        if self.transposed:
+            return _TRANSPOSED[self.dims](
+                inputs, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+            )
+        return _CONVOLUTIONS[self.dims](
+            inputs, weight, bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+    def apply_matrix(self, matrix: Float[Tensor, "groups rows cols"], inputs: Tensor) -> Tensor:
+        """The operation, its weight given as a matrix."""
+        return self.apply(self.to_weight(matrix), inputs)
+
+    def as_rows(self, values: Tensor) -> Tensor:
+        """Inputs or outputs with exactly one batch dimension: `[rows, features]` or `[rows, channels, *space]`.
+
+        What stands before a linear layer's features is flattened; a convolution's missing batch dimension is added.
+        """
+        if self.dims == 0:
+            return values.reshape(-1, values.shape[-1])
+        return values if values.dim() == self.dims + 2 else values.unsqueeze(0)
+
+    def unfold(self, inputs: Tensor) -> Float[Tensor, "groups cols positions"]:
+        """u(x): for each output position the inputs that it is a weighted sum of, in the order of the columns."""
+        rows = self.as_rows(inputs)
+        if self.dims == 0:
+            return rows.T.unsqueeze(0)
+        if self.transposed:
+            rows, stride = self._spread(rows), (1,) * self.dims
+        else:
+            rows, stride = F.pad(rows, self._padding()), self.stride
+        rows = rows.contiguous()
+        batch, channels, *space = rows.shape
+        positions = [
+            (size - d * (k - 1) - 1) // s + 1
+            for size, k, s, d in zip(space, self.kernel, stride, self.dilation, strict=True)
+        ]
+        step = rows.stride()
+        windows = rows.as_strided(
+            (channels, *self.kernel, batch, *positions),
+            (
+                step[1],
+                *(e * d for e, d in zip(step[2:], self.dilation, strict=True)),
+                step[0],
+                *(e * s for e, s in zip(step[2:], stride, strict=True)),
+            ),
+        )
+        groups, _, cols = self.matrix_shape
+        return windows.reshape(groups, cols, -1)
+
+    def fold_outputs(self, outputs: Tensor) -> Float[Tensor, "groups rows positions"]:
+        """y as the matrix that `matrix @ unfold(inputs) + bias` gives."""
+        rows = self.as_rows(outputs).transpose(0, 1)
+        return rows.reshape(self.groups, self.matrix_shape[1], -1)
+
+    def _padding(self) -> list[int]:
+        """Zeros before and after each spatial dimension, last dimension first, as `F.pad` wants them."""
+        if self.padding == "valid":
+            return [0] * (2 * self.dims)
+        if isinstance(self.padding, str):  # "same": an odd surplus goes after, as in PyTorch
+            totals = [d * (k - 1) for k, d in zip(self.kernel, self.dilation, strict=True)]
+            return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
+        return [p for p in reversed(self.padding) for _ in range(2)]
+
+    def _spread(self, rows: Tensor) -> Tensor:
+        """The input over which a transposed convolution is an ordinary one of stride 1."""
+        batch, channels, *space = rows.shape
+        spread = rows.new_zeros(batch, channels, *((n - 1) * s + 1 for n, s in zip(space, self.stride, strict=True)))
+        spread[(..., *(slice(None, None, s) for s in self.stride))] = rows
+        sides = []
+        for k, d, p, extra in zip(self.kernel, self.dilation, self.padding, self.output_padding, strict=True):
+            sides.append((d * (k - 1) - int(p), d * (k - 1) - int(p) + extra))
+        return F.pad(spread, [side for pair in reversed(sides) for side in pair])

@@ -1,0 +1,193 @@
+"""The quantization grid: which real numbers an integer code can stand for.
+
+    w̄ = s · (q − z),        q = clip(⌊w/s⌉ + z, qmin, qmax)                               (Eq. 1, with z = 0)
+
+A symmetric grid has z = 0 and codes −2^(b−1) … 2^(b−1) − 1; an asymmetric one has codes 0 … 2^b − 1 and an integer
+zero point z, so that 0.0 is always exactly on the grid.
+
+Weights come as matrices `[groups, rows, cols]` (see `graph/matrix.py`): one row per output channel. What shares a scale
+is the *granularity*. Internally a granularity is one shape, `[groups, rows, blocks]`, where a block is a run of
+neighbouring columns and a size of 1 means "all of them":
+
+    PerTensor()      [1, 1, 1]              one scale for the layer
+    PerChannel()     [groups, rows, 1]      one scale per output channel
+    PerGroup(size)   [groups, rows, cols/size]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from roundwise.errors import RecipeError
+
+BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+
+
+@final
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale for the whole weight tensor (the paper's setting)."""
+
+
+@final
+@dataclass(frozen=True)
+class PerChannel:
+    """One scale for each output channel."""
+
+
+@final
+@dataclass(frozen=True)
+class PerGroup:
+    """One scale for each run of `size` neighbouring columns of each output channel.
+
+    A column is one input of the dot product: for a convolution, input channels times kernel positions.
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise RecipeError(f"PerGroup(size={self.size}): a group needs at least 2 columns; 32 to 128 are usual.")
+
+
+Granularity = PerTensor | PerChannel | PerGroup
+
+
+@final
+@dataclass(frozen=True)
+class Codebook:
+    """The integers a code may take: `bits` wide, symmetric (signed) or not (unsigned).
+
+    Args:
+        bits: one of 2 to 8, or 16.
+        symmetric: True gives qmin = −2^(bits−1), qmax = 2^(bits−1) − 1 and zero point 0; False gives 0 to 2^bits − 1.
+
+    Raises:
+        RecipeError: `bits` is not offered.
+
+    Example:
+        >>> Codebook(4).qmin, Codebook(4).qmax
+        (-8, 7)
+        >>> Codebook(4, symmetric=False).qmax
+        15
+    """
+
+    bits: int
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS or isinstance(self.bits, bool):
+            raise RecipeError(
+                f"bits={self.bits!r}: a weight can have 2 to 8 bits, or 16. For float weights put the layer's name "
+                "with None into the recipe's overrides."
+            )
+
+    @property
+    def qmin(self) -> int:
+        """The smallest code, inclusive."""
+        return -(2 ** (self.bits - 1)) if self.symmetric else 0
+
+    @property
+    def qmax(self) -> int:
+        """The largest code, inclusive."""
+        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The narrowest dtype that stores the codes one to an element and that PyTorch computes with."""
+        if self.bits == 16:
+            return torch.int16 if self.symmetric else torch.int32
+        return torch.int8 if self.symmetric else torch.uint8
+
+
+@final
+@dataclass(frozen=True)
+class Grid:
+    """Scale, zero point and codebook for one weight matrix.
+
+    Attributes:
+        scale: step in real units per code, > 0; float32, `[groups | 1, rows | 1, blocks]`.
+        zero_point: the code of 0.0, int32, same shape as `scale`; all zero on a symmetric grid.
+        codebook: which integers are allowed.
+
+    All methods take and return matrices `[groups, rows, cols]`; `cols` must be a multiple of `blocks`.
+
+    Example:
+        >>> grid = Grid.symmetric(torch.tensor([[[0.5]]]), bits=4)
+        >>> grid.fake_quantize(torch.tensor([[[0.6, -9.0]]]))
+        tensor([[[ 0.5000, -4.0000]]])
+    """
+
+    scale: Float[Tensor, "groups rows blocks"]
+    zero_point: Int[Tensor, "groups rows blocks"]
+    codebook: Codebook
+
+    @classmethod
+    def symmetric(cls, scale: Float[Tensor, "groups rows blocks"], bits: int) -> Grid:
+        """A grid around zero with the given scales."""
+        return cls(scale, torch.zeros_like(scale, dtype=torch.int32), Codebook(bits))
+
+    @property
+    def granularity_shape(self) -> tuple[int, int, int]:
+        """`(groups | 1, rows | 1, blocks)`: how many scales there are along each dimension."""
+        groups, rows, blocks = self.scale.shape
+        return groups, rows, blocks
+
+    def steps(self, cols: int) -> Float[Tensor, "groups rows cols"]:
+        """The scale of every column: `scale` with each block repeated over its columns (or left to broadcast)."""
+        return expand_blocks(self.scale, cols)
+
+    def position(self, weight: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows cols"]:
+        """Where each weight lies between codes: w/s + z, not rounded, not clipped."""
+        cols = weight.shape[-1]
+        return weight.float() / self.steps(cols) + expand_blocks(self.zero_point, cols)
+
+    def clip(self, codes: Tensor) -> Tensor:
+        """Limit codes, or positions, to `qmin` … `qmax`."""
+        return codes.clamp(self.codebook.qmin, self.codebook.qmax)
+
+    def quantize(self, weight: Float[Tensor, "groups rows cols"]) -> Int[Tensor, "groups rows cols"]:
+        """The nearest codes, ties to even, clipped to the codebook."""
+        return self.clip(self.position(weight).round()).to(torch.int32)
+
+    def dequantize(self, codes: Tensor) -> Float[Tensor, "groups rows cols"]:
+        """The real numbers that codes stand for: s · (q − z). Accepts soft (fractional) codes too."""
+        cols = codes.shape[-1]
+        return (codes - expand_blocks(self.zero_point, cols)) * self.steps(cols)
+
+    def fake_quantize(self, weight: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows cols"]:
+        """Quantize to the nearest code, then back to float."""
+        return self.dequantize(self.quantize(weight))
+
+
+def expand_blocks(per_block: Tensor, cols: int) -> Tensor:
+    """`[…, blocks]` to `[…, cols]` by repetition; a single block is left to broadcast."""
+    blocks = per_block.shape[-1]
+    return per_block if blocks == 1 else per_block.repeat_interleave(cols // blocks, dim=-1)
+
+
+def blocked(matrix: Tensor, granularity: Granularity, layer: str) -> Tensor:
+    """View a matrix `[groups, rows, cols]` as `[groups', rows', blocks, size]`, so that what shares a scale is last.
+
+    Raises:
+        RecipeError: the columns do not divide into groups of the asked size.
+    """
+    groups, rows, cols = matrix.shape
+    match granularity:
+        case PerTensor():
+            return matrix.reshape(1, 1, 1, -1)
+        case PerChannel():
+            return matrix.reshape(groups, rows, 1, cols)
+        case PerGroup(size):
+            if cols % size:
+                divisors = [d for d in range(2, cols + 1) if cols % d == 0]
+                raise RecipeError(
+                    f"layer '{layer}' has {cols} columns, which do not divide into groups of {size}. Choose a size among "
+                    f"{divisors}, or give this layer another granularity in the recipe's overrides."
+                )
+            return matrix.reshape(groups, rows, cols // size, size)

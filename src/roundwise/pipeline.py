@@ -1,0 +1,172 @@
+"""The main job, one line per arrow of the picture:
+
+    model ─capture─▶ graph ─normalize, rewrites─▶ graph ─stream─▶ codes and grids ─emit─▶ quantized model
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from roundwise.calibration import Signature, read_calibration, take
+from roundwise.errors import ModelError
+from roundwise.events import Progress
+from roundwise.graph.capture import Graph, capture
+from roundwise.graph.emit import QuantizedWeight, code_bits, emit
+from roundwise.graph.normalize import normalize
+from roundwise.graph.patterns import Layer, find_layers
+from roundwise.memory import ActivationStore, default_budget
+from roundwise.model import QuantizedModel, versions
+from roundwise.ranges import RANGE_ESTIMATORS
+from roundwise.recipe import Recipe, Weights, granularity_name
+from roundwise.report import KeptFloat, Report
+from roundwise.rewrites import REWRITES
+from roundwise.rounding import ROUNDING_SOLVERS
+from roundwise.stream import LayerTask, Stream
+
+
+def quantize(
+    model: nn.Module | ExportedProgram,
+    calibration: Any,
+    recipe: Recipe | None = None,
+    *,
+    progress: Progress | None = None,
+) -> QuantizedModel:
+    """Quantize a trained network's weights, choosing for each whether to round up or down.
+
+    Args:
+        model: any module that `torch.export` can capture, in float32, float16 or bfloat16; it is left as it is. Or a
+            program that was exported already.
+        calibration: a few hundred unlabelled inputs: a tensor or array `[samples, …]`; a tuple (positional inputs) or
+            dict (named inputs) of them; or an iterable of batches of these, such as a `DataLoader`. Labels are dropped
+            (see `calibration.py` for the rule).
+        recipe: what to do; by default 4-bit weights per channel and AdaRound for every layer.
+        progress: called with an `Event` as the run goes; `print` will do.
+
+    Returns:
+        The quantized network, with its report.
+
+    Raises:
+        CalibrationError: no samples, or samples that are not finite, not alike, or not the model's inputs.
+        CaptureError: the model cannot be captured as a graph; the message says where and what to do.
+        ModelError: no layer to quantize, weights that are not finite, or parameters on several devices.
+        RecipeError: the recipe does not fit the model.
+        MemoryBudgetError: activations would fit neither in memory nor on disk.
+
+    Example:
+        >>> import roundwise as rw
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> quantized = rw.quantize(model, torch.randn(16, 3, 8, 8), rw.Recipe(rounding=rw.Nearest()))
+        >>> quantized(torch.randn(5, 3, 8, 8)).shape
+        torch.Size([5, 8, 6, 6])
+    """
+    recipe = Recipe() if recipe is None else recipe
+    device = _device(model)
+    budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
+    clock = [time.perf_counter()]
+    with ActivationStore(budget, device) as store:
+        samples = read_calibration(calibration, Signature.of(model), recipe.batch_size, store)
+        args, kwargs = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(2))
+        graph = capture(model, args, kwargs)
+        clock.append(time.perf_counter())
+        kept_samples = take(samples, 8)
+        graph = rewrite(graph)
+        clock.append(time.perf_counter())
+        tasks = plan_layers(graph, recipe)
+        batches, count, notes = samples.batches, samples.samples, samples.notes
+        del samples  # so that the stream alone decides how long they stay
+        stream = Stream(graph, batches, count, tasks, seed=recipe.seed, store=store, progress=progress)
+        del batches
+        result = stream.run()
+    quantized = emit(graph, result.weights)
+    report = Report(
+        layers=tuple(result.reports),
+        kept_float=tuple(kept_float(graph, recipe, result.weights)),
+        samples=count,
+        output_error=result.output_error,
+        float_bytes=_size(graph),
+        quantized_bytes=_size(quantized),
+        seconds={"capture": clock[1] - clock[0], "rewrite": clock[2] - clock[1], **result.seconds},
+        peak_activation_bytes=store.peak,
+        notes=notes,
+    )
+    return QuantizedModel(quantized, report, recipe, versions(), kept_samples)
+
+
+def rewrite(graph: Graph) -> Graph:
+    """Bring a captured graph into normal form and apply every rewrite; outputs stay the same."""
+    graph = normalize(graph)
+    for apply in REWRITES.values():
+        graph = apply(graph)
+    return graph
+
+
+def plan_layers(graph: Graph, recipe: Recipe) -> list[LayerTask]:
+    """What to do with each layer that will be quantized, in order.
+
+    Raises:
+        ModelError: there is none.
+        RecipeError: an override matches no layer.
+    """
+    layers = find_layers(graph)
+    if not layers:
+        raise ModelError(
+            f"the model has no layer to quantize: among its {len(graph.fx.nodes)} operations is no linear layer and no "
+            "convolution with a constant weight."
+        )
+    settings = recipe.resolve([layer.name for layer in layers])
+    tasks = [_task(layer, weights, recipe) for layer in layers if (weights := settings[layer.name]) is not None]
+    if not tasks:
+        raise ModelError(f"the recipe's overrides keep all {len(layers)} layers in float: nothing is left to quantize.")
+    return tasks
+
+
+def _task(layer: Layer, weights: Weights, recipe: Recipe) -> LayerTask:
+    rounding = weights.rounding or recipe.rounding
+    words = (
+        granularity_name(weights.granularity),
+        _word(weights.ranges, RANGE_ESTIMATORS),
+        _word(rounding, ROUNDING_SOLVERS),
+    )
+    return LayerTask(layer, weights.codebook, weights.granularity, weights.ranges, rounding, words)
+
+
+def _word(method: object, table: dict[str, type]) -> str:
+    return next((name for name, kind in table.items() if type(method) is kind), type(method).__name__)
+
+
+def kept_float(graph: Graph, recipe: Recipe, weights: list[QuantizedWeight]) -> list[KeptFloat]:
+    """Every weight (parameter with more than one dimension) that the quantized network reads as float, and why."""
+    quantized = {weight.layer.weight: set(weight.layer.calls) for weight in weights}
+    by_recipe = {layer.weight: layer.name for layer in find_layers(graph)}
+    kept = []
+    for node in graph.fx.nodes:
+        value = graph.constant(node)
+        if value is None or value.dim() < 2 or not value.is_floating_point():
+            continue
+        name = str(node.target)
+        readers = sorted({str(user.target) for user in node.users if user not in quantized.get(name, ())})
+        if name in by_recipe and name not in quantized:
+            kept.append(KeptFloat(by_recipe[name], value.numel(), "the recipe keeps it in float"))
+        elif readers:
+            kept.append(KeptFloat(name, value.numel(), f"read by {', '.join(readers)}, which is not a layer"))
+    return kept
+
+
+def _device(model: nn.Module | ExportedProgram) -> torch.device:
+    tensors = [*model.parameters(), *model.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _size(graph: Graph) -> int:
+    """Bytes of all constants, codes counted at the bits they take in a file."""
+    bits = code_bits(graph)
+    return sum(
+        -(-tensor.numel() * bits[name] // 8) if name in bits else tensor.nbytes
+        for name, tensor in graph.constants.items()
+        if isinstance(tensor, Tensor)
+    )

@@ -1,0 +1,153 @@
+"""What was done, in figures: one record per layer, one for what stayed in float, and the whole.
+
+An error is always *relative and measured at the layer's output*, against the float network's output y:
+
+    error = Σ ‖y − ŷ‖² / Σ ‖y‖²        over all calibration samples, before the activation function,
+
+where ŷ is what the layer gives in the network whose earlier layers are quantized already. So it contains the error that
+the layer inherits; `error_nearest` is the same with this layer's weights rounded to nearest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, final
+
+
+@final
+@dataclass(frozen=True)
+class LayerReport:
+    """One quantized layer.
+
+    Attributes:
+        name: the layer's name in the model.
+        operation: `linear`, `conv2d`, `conv_transpose1d`, …
+        shape: of the weight tensor.
+        bits, granularity, symmetric, ranges, rounding: how it was quantized, in the recipe's words.
+        error_nearest: relative output error with nearest rounding.
+        error: relative output error with the rounding that was chosen.
+        flips: share of the weights whose code is not the nearest one, 0 to 1.
+        seconds: spent on ranges and rounding.
+        note: anything a reader must know ("shared by 2 calls", …), or empty.
+    """
+
+    name: str
+    operation: str
+    shape: tuple[int, ...]
+    bits: int
+    granularity: str
+    symmetric: bool
+    ranges: str
+    rounding: str
+    error_nearest: float
+    error: float
+    flips: float
+    seconds: float
+    note: str = ""
+
+    @property
+    def weights(self) -> int:
+        """How many weights the layer has."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@final
+@dataclass(frozen=True)
+class KeptFloat:
+    """A parameter that stayed in float, and why."""
+
+    name: str
+    weights: int
+    reason: str
+
+
+@final
+@dataclass(frozen=True)
+class Report:
+    """The whole run. `print(report)` gives a table; `as_dict()` gives plain data for scripts.
+
+    Attributes:
+        layers: the quantized layers in the order in which they ran.
+        kept_float: float parameters with more than one dimension that remain, each with the reason.
+        samples: how many calibration samples there were.
+        output_error: relative error of the network's outputs, Σ‖y − ŷ‖²/Σ‖y‖², on the calibration samples.
+        float_bytes: size of the model's parameters before.
+        quantized_bytes: size of codes (packed to their bits), scales, zero points and float parameters after.
+        seconds: wall time by stage: `capture`, `rewrite`, `forward`, `ranges`, `rounding`.
+        peak_activation_bytes: the most that the stream held between layers at any time, memory and disk together.
+        notes: what a reader must know about the run as a whole.
+    """
+
+    layers: tuple[LayerReport, ...]
+    kept_float: tuple[KeptFloat, ...]
+    samples: int
+    output_error: float
+    float_bytes: int
+    quantized_bytes: int
+    seconds: dict[str, float]
+    peak_activation_bytes: int
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data: dicts, lists, strings and numbers."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Report:
+        """The inverse of `as_dict`, also after a trip through JSON."""
+        layers = tuple(LayerReport(**{**layer, "shape": tuple(layer["shape"])}) for layer in data["layers"])
+        kept = tuple(KeptFloat(**item) for item in data["kept_float"])
+        return cls(**{**data, "layers": layers, "kept_float": kept, "notes": tuple(data["notes"])})
+
+    def __str__(self) -> str:
+        header = ("layer", "operation", "shape", "bits", "granularity", "nearest", "chosen", "flips", "seconds")
+        rows = [
+            (
+                layer.name,
+                layer.operation,
+                "×".join(map(str, layer.shape)),
+                str(layer.bits),
+                layer.granularity,
+                f"{layer.error_nearest:.5f}",
+                f"{layer.error:.5f}",
+                f"{layer.flips:.1%}",
+                f"{layer.seconds:.1f}",
+            )
+            for layer in self.layers
+        ]
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        left = {0, 1, 2, 4}
+
+        def line(cells: tuple[str, ...]) -> str:
+            padded = (c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+            return "  ".join(padded).rstrip()
+
+        lines = [line(header), "  ".join("─" * width for width in widths), *map(line, rows), ""]
+        lines.append(
+            f"{len(self.layers)} layers quantized from {self.samples} samples in {sum(self.seconds.values()):.1f} s; "
+            f"weights {human_bytes(self.float_bytes)} → {human_bytes(self.quantized_bytes)}; "
+            f"relative error of the network's output {self.output_error:.5f}."
+        )
+        lines.append("nearest, chosen: relative error of the layer's output, Σ‖y − ŷ‖²/Σ‖y‖².")
+        lines += [f"{layer.name}: {layer.note}" for layer in self.layers if layer.note]
+        lines += [f"kept in float: {kept.name} ({kept.weights:,} weights): {kept.reason}" for kept in self.kept_float]
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes for people.
+
+    Example:
+        >>> human_bytes(1536)
+        '1.5 KiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

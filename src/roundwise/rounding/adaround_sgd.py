@@ -1,0 +1,125 @@
+"""AdaRound by stochastic gradient descent: the paper's procedure, as published.
+
+Every weight gets a continuous variable V that says how far it is rounded up:
+
+    W̃ = s · clip(⌊W/s⌋ + h(V), n, p)                                                          (Eq. 22)
+    h(V) = clip(σ(V) (ζ − γ) + γ, 0, 1)                     the rectified sigmoid             (Eq. 23)
+    f_reg(V) = Σ 1 − |2 h(V) − 1|^β                         pushes h to 0 or 1                (Eq. 24)
+
+    min over V   ‖f_a(W x) − f_a(W̃ x̂)‖² + λ f_reg(V)                                          (Eq. 25)
+
+with Adam on minibatches. β is annealed: high at first, so that f_reg is flat except near 0 and 1 and the variables move
+freely; low at the end, so that it pulls every one of them to an end. V starts where W̃ = W, and ends as a decision:
+up where h(V) ≥ 1/2.
+
+What the paper leaves open is settled as in its authors' own code: λ = 0.01, β from 20 to 2 along a cosine, no
+regulariser in the first fifth of the iterations, and the norm in Eq. 25 read as a sum over output channels and a mean
+over samples and positions, which is what gives λ = 0.01 its meaning (transformer-quantization @8dbf3c6 and AIMET
+@c51b284b agree).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from roundwise.errors import RecipeError
+from roundwise.problem import Problem, Rounding, RoundingSolver
+from roundwise.statistics import Samples
+
+
+@final
+@dataclass(frozen=True)
+class AdaRoundSGD(RoundingSolver[Samples]):
+    """Learn for every weight whether to round up or down.
+
+    Args:
+        iterations: steps of Adam; 10,000 in the paper (Section 5), 20,000 for its Table 7.
+        batch_size: samples per step; 32 in the paper (Section 5).
+        learning_rate: of Adam; see the note on sources below.
+        regularization: λ of Eq. 25; 0.01 in the authors' code, not stated in the paper.
+        beta_start, beta_end: the annealing of β in Eq. 24; 20 and 2 in the authors' code.
+        warm_up: share of the iterations without regulariser; 0.2 in the authors' code.
+        zeta, gamma: the stretch of the rectified sigmoid; 1.1 and −0.1 in the paper (below Eq. 23).
+        activation_aware: put the following activation function into the loss (Eq. 25), as the paper does.
+
+    References:
+        Nagel et al., ICML 2020, arXiv:2004.10568, Section 3.3 and Section 5.
+    """
+
+    iterations: int = 10_000
+    batch_size: int = 32
+    learning_rate: float = 1e-2
+    regularization: float = 0.01
+    beta_start: float = 20.0
+    beta_end: float = 2.0
+    warm_up: float = 0.2
+    zeta: float = 1.1
+    gamma: float = -0.1
+    activation_aware: bool = True
+    needs: ClassVar[type] = Samples
+
+    def __post_init__(self) -> None:
+        checks = {
+            "iterations must be at least 1": self.iterations >= 1,
+            "batch_size must be at least 1": self.batch_size >= 1,
+            "learning_rate must be positive": self.learning_rate > 0,
+            "regularization must not be negative": self.regularization >= 0,
+            "beta must fall from beta_start to beta_end, both positive": self.beta_start >= self.beta_end > 0,
+            "warm_up is a share of the iterations, from 0 up to but not including 1": 0 <= self.warm_up < 1,
+            "the rectified sigmoid must reach past 0 and 1: gamma < 0 and zeta > 1": self.gamma < 0 and self.zeta > 1,
+        }
+        for rule, holds in checks.items():
+            if not holds:
+                raise RecipeError(f"{self}: {rule}.")
+
+    def work(self, rows_per_sample: int, samples: int) -> float:
+        # Forward, and a backward pass that costs about as much again since only the weights need a gradient.
+        return 2.0 * self.iterations * min(self.batch_size, samples) * rows_per_sample
+
+    def solve(self, problem: Problem[Samples], generator: torch.Generator) -> Rounding:
+        grid, samples = problem.grid, problem.statistics
+        activation = problem.activation if self.activation_aware else None
+        position = grid.position(problem.weight)
+        floor = position.floor()
+
+        soft = self.inverse_rectified_sigmoid(position - floor).requires_grad_()
+        optimizer = torch.optim.Adam([soft], lr=self.learning_rate)
+        with torch.enable_grad():
+            for iteration in range(self.iterations):
+                inputs, targets = samples.draw(self.batch_size, generator)
+                up = self.rectified_sigmoid(soft)
+                outputs = samples.layer.apply_matrix(grid.dequantize(grid.clip(floor + up)), inputs)
+                if activation is not None:
+                    outputs, targets = activation(outputs), activation(targets)
+                # Sum over output channels, mean over samples and positions.
+                loss = (outputs - targets).square().mean() * outputs.shape[1]
+                beta = self.beta(iteration)
+                if beta is not None:
+                    loss = loss + self.regularization * (1 - (2 * up - 1).abs().pow(beta)).sum()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        codes = grid.clip(floor + (soft.detach() >= 0))
+        return Rounding(codes.to(torch.int32))
+
+    def rectified_sigmoid(self, soft: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """h(V) of Eq. 23."""
+        return (soft.sigmoid() * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
+
+    def inverse_rectified_sigmoid(self, fraction: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The V with h(V) = `fraction`: where Eq. 22 gives the float weight itself."""
+        return -torch.log((self.zeta - self.gamma) / (fraction - self.gamma) - 1)
+
+    def beta(self, iteration: int) -> float | None:
+        """β at an iteration, or None during the warm-up."""
+        start = self.warm_up * self.iterations
+        if iteration < start:
+            return None
+        progress = (iteration - start) / (self.iterations - start)
+        return self.beta_end + (self.beta_start - self.beta_end) * 0.5 * (1 + math.cos(math.pi * progress))

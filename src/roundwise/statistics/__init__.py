@@ -1,0 +1,10 @@
+"""What a method may ask to know about a layer's inputs and outputs, collected while the samples stream past.
+
+A method names the statistic it needs as a type; the stream makes one of that type per layer, shows it every batch
+through `add`, and hands it over. `Nothing` needs no pass over the samples at all.
+"""
+
+from roundwise.statistics.base import Nothing, Statistic
+from roundwise.statistics.samples import Samples
+
+__all__ = ["Nothing", "Samples", "Statistic"]
