@@ -1,11 +1,11 @@
 """Roundwise: quantize trained networks to 4-bit weights by choosing, for every weight, whether to round up or down.
 
-    import roundwise as rw
+import roundwise as rw
 
-    quantized = rw.quantize(model, images)
-    print(quantized.report)
-    quantized.save("model.rw")
-    rw.export_onnx(quantized, "model.onnx")
+quantized = rw.quantize(model, images)
+print(quantized.report)
+quantized.save("model.rw")
+rw.export_onnx(quantized, "model.onnx")
 """
 
 from importlib.metadata import version
@@ -22,9 +22,8 @@ from roundwise.errors import (
     RecipeError,
     RoundwiseError,
 )
-from roundwise.fileformat import load
 from roundwise.grid import Grid, PerChannel, PerGroup, PerTensor
-from roundwise.model import QuantizedModel
+from roundwise.model import QuantizedModel, load
 from roundwise.pipeline import quantize
 from roundwise.problem import Problem, RangeEstimator, Rounding, RoundingSolver
 from roundwise.ranges import MinMax, WeightMSE

@@ -1,13 +1,13 @@
 """Calibration samples, however they come, as equal batches of the inputs that the model takes.
 
 Accepted: one tensor or array (a model with one input); a tuple (positional inputs) or a dict (inputs by name) of them;
-or any iterable of such batches, a `DataLoader` for instance. Whatever the incoming batches are, the samples are cut anew
-into batches of the recipe's size, so that the same samples give the same codes however they were handed over.
+or any iterable of such batches, a `DataLoader` for instance. Whatever the incoming batches are, the samples are cut
+anew into batches of the recipe's size, so that the same samples give the same codes however they were handed over.
 
-Labels are recognised and dropped by one rule: *a batch that is a tuple or list gives its first values to the inputs that
-`forward` requires; what is left over is not used.* A dict gives the values whose keys are parameters of `forward`; where
-the model has one required input and no key is named like it, a value under one of the usual names (`image`,
-`pixel_values`, …) is taken, and else the dict itself is the input.
+Labels are recognised and dropped by one rule: *a batch that is a tuple or list gives its first values to the inputs
+that `forward` requires; what is left over is not used*, and the report says so. A dict gives the values whose keys are
+parameters of `forward`; where the model has one required input and no key is named like it, a value under one of the
+usual names (`image`, `pixel_values`, …) is taken, and else the dict itself is the input.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Signature:
     def of(cls, model: nn.Module | ExportedProgram) -> Signature:
         """Read from `forward`, or from the arguments that a program was exported with."""
         if isinstance(model, ExportedProgram):
-            args, kwargs = model.call_spec.in_spec.children()  # type: ignore[union-attr]
+            args, kwargs = model.call_spec.in_spec.children()
             positional = tuple(f"argument {i}" for i in range(args.num_children))
             return cls(positional + tuple(kwargs.context), positional + tuple(kwargs.context))
         parameters = inspect.signature(model.forward).parameters.values()
@@ -112,8 +112,8 @@ def read_calibration(data: Any, signature: Signature, batch_size: int, store: Ac
             spec, first = this, leaves
         elif this != spec:
             raise CalibrationError(
-                f"batch {index} of the calibration samples has another structure than the first: {this} against {spec}. "
-                "Let every batch give the same inputs."
+                f"batch {index} of the calibration samples has another structure than the first: {this} against "
+                f"{spec}. Let every batch give the same inputs."
             )
         seen += count
         if count:
@@ -129,7 +129,8 @@ def read_calibration(data: Any, signature: Signature, batch_size: int, store: Ac
     if not seen or spec is None:
         raise CalibrationError(
             "there are no calibration samples: the data is empty. (An iterator that was read before gives nothing the "
-            "second time; hand over the list or the DataLoader itself.) A few hundred samples are usual, 1024 in the paper."
+            "second time; hand over the list or the DataLoader itself.) A few hundred samples are usual; the paper "
+            "takes 1024."
         )
     return Calibration(batches, spec, seen, tuple(notes))
 
@@ -155,8 +156,8 @@ def _inputs(raw: Any, signature: Signature, notes: dict[str, None]) -> tuple[tup
         takes = len(raw) if signature.variadic else max(1, len(signature.required))
         if len(raw) > takes:
             notes[
-                f"each batch held {len(raw)} values and the model requires {takes}: the first {takes} were used, the rest "
-                "taken for labels"
+                f"each batch held {len(raw)} values and the model requires {takes}: the first {takes} were used, the "
+                "rest taken for labels"
             ] = None
         return tuple(raw[:takes]), {}
     if isinstance(raw, Mapping):
@@ -226,8 +227,8 @@ def _check(leaves: Batch, index: int, seen: int, first: Batch) -> int:
     for tensor, reference in zip(tensors, known, strict=False):
         if tensor.shape[1:] != reference.shape[1:] or tensor.dtype != reference.dtype:
             raise CalibrationError(
-                f"the samples in batch {index} have shape {list(tensor.shape[1:])} and dtype {tensor.dtype}, those before "
-                f"{list(reference.shape[1:])} and {reference.dtype}. Bring all samples to one shape and dtype."
+                f"the samples in batch {index} have shape {list(tensor.shape[1:])} and dtype {tensor.dtype}, those "
+                f"before {list(reference.shape[1:])} and {reference.dtype}. Bring all samples to one shape and dtype."
             )
     return count
 
@@ -239,10 +240,7 @@ def _count(batch: Batch) -> int:
 def _join(pending: list[Batch]) -> Batch:
     if len(pending) == 1:
         return pending[0]
-    return [
-        torch.cat(list(parts)) if _is_batched(parts[0]) else parts[0]
-        for parts in zip(*pending, strict=True)
-    ]
+    return [torch.cat(list(parts)) if _is_batched(parts[0]) else parts[0] for parts in zip(*pending, strict=True)]
 
 
 def _cut(batch: Batch, size: int) -> list[Batch]:

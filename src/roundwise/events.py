@@ -1,8 +1,8 @@
 """What a run tells while it runs. Pass a function that takes an event; `progress=print` is enough.
 
-    Planned         once, before the samples stream: what will happen and what it will take
-    LayerStarted    before each layer's statistics
-    LayerFinished   after each layer, with its report and the time left
+Planned         once, before the samples stream: what will happen and what it will take
+LayerStarted    before each layer's statistics
+LayerFinished   after each layer, with its report and the time left
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Plan:
         widest_layer: the layer at which that is.
         working_bytes: what one batch needs on top while it runs through the operations between two layers.
         memory_budget: bytes of activations that stay in memory.
-        seconds: an estimate from a first batch and the solvers' own counts of work; good to a factor of two or three.
+        seconds: an estimate from a few samples and the solvers' own counts of work; good to a factor of two or three.
     """
 
     layers: tuple[str, ...]

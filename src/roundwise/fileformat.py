@@ -22,8 +22,9 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -36,16 +37,28 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from roundwise.errors import FileFormatError
 from roundwise.graph.capture import ConstantInput, Graph, InputSpec
 from roundwise.graph.emit import code_bits
-from roundwise.model import QuantizedModel
 from roundwise.recipe import Recipe
 from roundwise.report import Report
 
 VERSION = "1"
 
+
+@final
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """Everything that a file holds."""
+
+    graph: Graph
+    report: Report
+    recipe: Recipe
+    versions: dict[str, str]
+
+
 _SIZE_ARITHMETIC: dict[str, Callable[..., Any]] = {
     **{
         f"operator.{name}": getattr(operator, name)
-        for name in "getitem add sub mul floordiv truediv mod neg pow eq ne lt le gt ge and_ or_".split()
+        for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow")
+        + ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_")
     },
     **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "trunc")},
     **{f"torch.{name}": getattr(torch, name) for name in ("sym_max", "sym_min", "sym_int", "sym_float", "sym_not")},
@@ -58,15 +71,15 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 # ------------------------------------------------------------------------------------------------------ writing
 
 
-def write(model: QuantizedModel, path: Path) -> None:
-    """Write a model; the file appears complete or not at all.
+def write(contents: Contents, path: Path) -> None:
+    """Write a file; the file appears complete or not at all.
 
     Raises:
         FileFormatError: the folder is missing, or the graph holds something that has no safe form in a file.
     """
     if not path.parent.is_dir():
         raise FileFormatError(f"cannot write {path}: the folder {path.parent} does not exist. Create it first.")
-    graph = model.graph
+    graph = contents.graph
     tensors: dict[str, Tensor] = {}
     packed: dict[str, dict[str, Any]] = {}
     bits = code_bits(graph)
@@ -83,16 +96,16 @@ def write(model: QuantizedModel, path: Path) -> None:
         tensors[name] = value.contiguous().clone()
     info = graph.signature
     description = {
-        "nodes": [_node_to_json(node) for node in graph.fx.nodes],
+        "nodes": [_node_to_json(node) for node in graph.operations.nodes],
         "inputs": [_input_to_json(spec) for spec in graph.inputs],
         "batch": graph.batch,
         "arguments": info.orig_args,
         "in_spec": _spec_to_json(info.in_spec),
         "out_spec": _spec_to_json(info.out_spec) if info.out_spec is not None else None,
         "packed": packed,
-        "recipe": model.recipe.as_dict(),
-        "report": model.report.as_dict(),
-        "versions": model.versions,
+        "recipe": contents.recipe.as_dict(),
+        "report": contents.report.as_dict(),
+        "versions": contents.versions,
     }
     text = json.dumps(description, allow_nan=False)
     metadata = {"format": "roundwise", "version": VERSION, "model": text, "sha256": _digest(text, tensors)}
@@ -100,7 +113,7 @@ def write(model: QuantizedModel, path: Path) -> None:
     os.close(handle)
     try:
         save_file(tensors, temporary, metadata)
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -193,14 +206,13 @@ def _spec_to_json(spec: pytree.TreeSpec) -> Any:
 # ------------------------------------------------------------------------------------------------------ reading
 
 
-def load(path: str | Path) -> QuantizedModel:
-    """Read a model that `QuantizedModel.save` wrote.
+def read(path: Path) -> Contents:
+    """Read a file that `write` wrote.
 
     Raises:
         FileFormatError: the file is missing, truncated, changed, of a newer layout, or names an operation that is not
             arithmetic on tensors.
     """
-    path = Path(path)
     if not path.is_file():
         raise FileFormatError(f"{path} is not a file.")
     try:
@@ -231,7 +243,7 @@ def load(path: str | Path) -> QuantizedModel:
         raise FileFormatError(f"{path} describes no valid network: {type(error).__name__}: {error}.") from error
 
 
-def _rebuild(description: dict[str, Any], tensors: dict[str, Tensor]) -> QuantizedModel:
+def _rebuild(description: dict[str, Any], tensors: dict[str, Tensor]) -> Contents:
     for name, how in description["packed"].items():
         tensors[name] = unpack(tensors[name], how["bits"], how["shape"], _dtype(how["dtype"]))
     for name in tensors:
@@ -259,7 +271,7 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, Tensor]) -> Quantiz
     out_spec = pytree.treespec_loads(json.dumps(description["out_spec"])) if description["out_spec"] else None
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(description["arguments"], in_spec, out_spec)))
     inputs = tuple(_input_from_json(entry) for entry in description["inputs"])
-    return QuantizedModel(
+    return Contents(
         Graph(graph, tensors, inputs, description["batch"]),
         Report.from_dict(description["report"]),
         Recipe.from_dict(description["recipe"]),
@@ -273,8 +285,8 @@ def _function(name: str) -> Callable[..., Any]:
     parts = name.split(".")
     if len(parts) == 3 and parts[0] in _NAMESPACES and parts[1] not in _REFUSED:
         packet = getattr(getattr(torch.ops, parts[0]), parts[1], None)
-        if isinstance(packet, torch._ops.OpOverloadPacket) and parts[2] in packet.overloads():
-            overload: Callable[..., Any] = getattr(packet, parts[2])
+        overload = getattr(packet, parts[2], None)
+        if isinstance(overload, torch._ops.OpOverload):
             return overload
     raise FileFormatError(
         f"the file asks for the operation '{name}', which this release does not run from a file: it is neither one of "

@@ -90,12 +90,12 @@ class Codebook:
     @property
     def qmin(self) -> int:
         """The smallest code, inclusive."""
-        return -(2 ** (self.bits - 1)) if self.symmetric else 0
+        return -(1 << self.bits - 1) if self.symmetric else 0
 
     @property
     def qmax(self) -> int:
         """The largest code, inclusive."""
-        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+        return (1 << self.bits - 1) - 1 if self.symmetric else (1 << self.bits) - 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -187,7 +187,7 @@ def blocked(matrix: Tensor, granularity: Granularity, layer: str) -> Tensor:
             if cols % size:
                 divisors = [d for d in range(2, cols + 1) if cols % d == 0]
                 raise RecipeError(
-                    f"layer '{layer}' has {cols} columns, which do not divide into groups of {size}. Choose a size among "
-                    f"{divisors}, or give this layer another granularity in the recipe's overrides."
+                    f"layer '{layer}' has {cols} columns, which do not divide into groups of {size}. Choose a size "
+                    f"among {divisors}, or give this layer another granularity in the recipe's overrides."
                 )
             return matrix.reshape(groups, rows, cols // size, size)

@@ -75,9 +75,10 @@ class ActivationStore:
         free = shutil.disk_usage(tempfile.gettempdir()).free
         if bytes_needed > free:
             raise MemoryBudgetError(
-                f"the activations exceed the memory budget of {human_bytes(self.budget)} by {human_bytes(bytes_needed)}, "
-                f"but the temporary folder {tempfile.gettempdir()} has only {human_bytes(free)} free. Use fewer "
-                "calibration samples, a larger memory budget, or set TMPDIR to a folder on a larger disk."
+                f"the activations exceed the memory budget of {human_bytes(self.budget)} by "
+                f"{human_bytes(bytes_needed)}, but the temporary folder {tempfile.gettempdir()} has only "
+                f"{human_bytes(free)} free. Use fewer calibration samples, a larger memory budget, or set TMPDIR to a "
+                "folder on a larger disk."
             )
 
     def hold(self, tensor: Tensor) -> Tensor:

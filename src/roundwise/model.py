@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 
 from roundwise.errors import ExportError
+from roundwise.fileformat import Contents, read, write
 from roundwise.graph.capture import Graph, InputSpec
 from roundwise.recipe import Recipe
 from roundwise.report import Report
@@ -21,10 +23,8 @@ from roundwise.report import Report
 
 def versions() -> dict[str, str]:
     """What a result depends on besides the recipe."""
-    from roundwise import __version__
-
     return {
-        "roundwise": __version__,
+        "roundwise": importlib.metadata.version("roundwise"),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
@@ -101,11 +101,19 @@ class QuantizedModel(nn.Module):
         Raises:
             FileFormatError: the graph holds something that has no safe form in a file.
         """
-        from roundwise.fileformat import write
-
-        write(self, Path(path))
+        write(Contents(self.graph, self.report, self.recipe, self.versions), Path(path))
 
     def extra_repr(self) -> str:
         bits = sorted({layer.bits for layer in self.report.layers})
         return f"{len(self.report.layers)} quantized layers, {'/'.join(map(str, bits))} bits"
 
+
+def load(path: str | Path) -> QuantizedModel:
+    """Read a model that `QuantizedModel.save` wrote; it computes on the CPU until it is moved.
+
+    Raises:
+        FileFormatError: the file is missing, truncated, changed, of a newer layout, or names an operation that is not
+            arithmetic on tensors.
+    """
+    contents = read(Path(path))
+    return QuantizedModel(contents.graph, contents.report, contents.recipe, contents.versions)

@@ -1,6 +1,6 @@
-"""The main job, one line per arrow of the picture:
+"""The main job, one line per arrow of the picture.
 
-    model ─capture─▶ graph ─normalize, rewrites─▶ graph ─stream─▶ codes and grids ─emit─▶ quantized model
+model ─capture─▶ graph ─normalize, rewrites─▶ graph ─stream─▶ codes and grids ─emit─▶ quantized model
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def quantize(
     quantized = emit(graph, result.weights)
     report = Report(
         layers=tuple(result.reports),
-        kept_float=tuple(kept_float(graph, recipe, result.weights)),
+        kept_float=tuple(kept_float(graph, result.weights)),
         samples=count,
         output_error=result.output_error,
         float_bytes=_size(graph),
@@ -115,8 +115,8 @@ def plan_layers(graph: Graph, recipe: Recipe) -> list[LayerTask]:
     layers = find_layers(graph)
     if not layers:
         raise ModelError(
-            f"the model has no layer to quantize: among its {len(graph.fx.nodes)} operations is no linear layer and no "
-            "convolution with a constant weight."
+            f"the model has no layer to quantize: among its {len(graph.operations.nodes)} operations is no linear layer "
+            "and no convolution with a constant weight."
         )
     settings = recipe.resolve([layer.name for layer in layers])
     tasks = [_task(layer, weights, recipe) for layer in layers if (weights := settings[layer.name]) is not None]
@@ -139,12 +139,12 @@ def _word(method: object, table: dict[str, type]) -> str:
     return next((name for name, kind in table.items() if type(method) is kind), type(method).__name__)
 
 
-def kept_float(graph: Graph, recipe: Recipe, weights: list[QuantizedWeight]) -> list[KeptFloat]:
+def kept_float(graph: Graph, weights: list[QuantizedWeight]) -> list[KeptFloat]:
     """Every weight (parameter with more than one dimension) that the quantized network reads as float, and why."""
     quantized = {weight.layer.weight: set(weight.layer.calls) for weight in weights}
     by_recipe = {layer.weight: layer.name for layer in find_layers(graph)}
     kept = []
-    for node in graph.fx.nodes:
+    for node in graph.operations.nodes:
         value = graph.constant(node)
         if value is None or value.dim() < 2 or not value.is_floating_point():
             continue

@@ -1,16 +1,16 @@
 """What the user wants: bits, granularity, methods, exceptions by layer, seed. As Python, as a dict, as TOML.
 
-    [weights]
-    bits = 4
-    granularity = { kind = "per-channel" }
-    ranges = { method = "weight-mse" }
+[weights]
+bits = 4
+granularity = { kind = "per-channel" }
+ranges = { method = "weight-mse" }
 
-    [rounding]
-    method = "adaround-sgd"
-    iterations = 10000
+[rounding]
+method = "adaround-sgd"
+iterations = 10000
 
-    [overrides.classifier]          # layer name or glob; `float = true` keeps the layer in float
-    bits = 8
+[overrides.classifier]          # layer name or glob; `float = true` keeps the layer in float
+bits = 8
 """
 
 from __future__ import annotations
@@ -68,7 +68,12 @@ class Weights:
 
     def __post_init__(self) -> None:
         Codebook(self.bits)  # raises
-        _check(self.granularity, (PerTensor, PerChannel, PerGroup), "granularity", "PerTensor(), PerChannel() or PerGroup(32)")
+        _check(
+            self.granularity,
+            (PerTensor, PerChannel, PerGroup),
+            "granularity",
+            "PerTensor(), PerChannel() or PerGroup(32)",
+        )
         _check(self.ranges, RangeEstimator, "ranges", "WeightMSE() or MinMax()")
         if self.rounding is not None:
             _check(self.rounding, RoundingSolver, "rounding", "AdaRoundSGD() or Nearest()")
@@ -200,7 +205,7 @@ def _reject_unknown(settings: Mapping[str, Any], known: set[str], where: str) ->
 def _method_to_dict(method: Any, table: Mapping[str, type], key: str) -> dict[str, Any]:
     for name, kind in table.items():
         if type(method) is kind:
-            return {key: name, **dataclasses.asdict(method)}
+            return {key: name, **{f.name: getattr(method, f.name) for f in dataclasses.fields(kind)}}
     # A method of the user's own cannot be named in a file; its text still tells a reader what was used.
     return {key: repr(method)}
 

@@ -123,7 +123,9 @@ class Report:
         left = {0, 1, 2, 4}
 
         def line(cells: tuple[str, ...]) -> str:
-            padded = (c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+            padded = (
+                c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+            )
             return "  ".join(padded).rstrip()
 
         lines = [line(header), "  ".join("─" * width for width in widths), *map(line, rows), ""]

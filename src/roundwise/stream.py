@@ -18,7 +18,7 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, fx
 
 from roundwise.errors import ModelError
-from roundwise.events import Event, LayerFinished, LayerStarted, Plan, Planned
+from roundwise.events import LayerFinished, LayerStarted, Plan, Planned, Progress
 from roundwise.graph.capture import Graph
 from roundwise.graph.emit import QuantizedWeight
 from roundwise.graph.patterns import Layer
@@ -90,17 +90,17 @@ class Stream:
         *,
         seed: int,
         store: ActivationStore,
-        progress: Callable[[Event], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._graph, self._store, self._seed, self._samples = graph, store, seed, samples
-        self._progress = progress or (lambda event: None)
+        self._progress: Progress = progress or (lambda _: None)
         self._by_node = {task.layer.node: task for task in tasks}
         self._segments = _segments(graph, self._by_node)
         self._last_use = _last_uses(graph)
         self._tainted = _tainted(graph, [call for task in tasks for call in task.layer.calls])
         self._weights: dict[tuple[fx.Node, str], Tensor] = {}  # (call, constant) → its dequantized weight
         self._clock = dict.fromkeys(("forward", "ranges", "rounding"), 0.0)
-        placeholders = [node for node in graph.fx.nodes if node.op == "placeholder"]
+        placeholders = [node for node in graph.operations.nodes if node.op == "placeholder"]
         self._batches: list[dict[fx.Node, Pair]] = [
             {node: Pair(leaf, leaf) for node, leaf in zip(placeholders, batch, strict=True)} for batch in batches
         ]
@@ -116,7 +116,8 @@ class Stream:
             ModelError: a weight or an activation of the float network is not finite.
         """
         self._progress(Planned(self.plan))
-        weights, reports = [], []
+        weights: list[QuantizedWeight] = []
+        reports: list[LayerReport] = []
         begin = time.perf_counter()
         for segment in self._segments:
             task = segment.task
@@ -151,9 +152,7 @@ class Stream:
 
         before = self._clock["ranges"] + self._clock["rounding"]
         with self._timed("ranges"):
-            grid = task.ranges.estimate(
-                matrix, task.codebook, task.granularity, statistics[task.ranges.needs], name
-            )
+            grid = task.ranges.estimate(matrix, task.codebook, task.granularity, statistics[task.ranges.needs], name)
         with self._timed("rounding"):
             problem = Problem(name, matrix, grid, statistics[task.rounding.needs], layer.activation)
             rounding = task.rounding.solve(problem, generator_for(self._seed, name))
@@ -170,7 +169,7 @@ class Stream:
         error, error_nearest = self._advance(layer, weight, weight_nearest)
         granularity, ranges, solver = task.words
         notes = [f"used by {len(layer.calls)} calls; rounded for the first"] if len(layer.calls) > 1 else []
-        others = [user for node in self._graph.fx.nodes if node.target == layer.weight for user in node.users]
+        others = [user for node in self._graph.operations.nodes if node.target == layer.weight for user in node.users]
         if len(others) > len(layer.calls):
             notes.append("its weight is also read by other operations, which keep the float one")
         if not matrix.any():
@@ -309,7 +308,7 @@ class Stream:
         leaves = [
             leaf[:few].to(self._store.device) if isinstance(leaf, Tensor) and leaf.dim() else leaf for leaf in batch
         ]
-        placeholders = (node for node in self._graph.fx.nodes if node.op == "placeholder")
+        placeholders = (node for node in self._graph.operations.nodes if node.op == "placeholder")
         values = {node: Pair(leaf, leaf) for node, leaf in zip(placeholders, leaves, strict=True)}
         sizes: dict[fx.Node, float] = {node: _bytes(pair.float) / few for node, pair in values.items()}
         live = dict(sizes)
@@ -359,7 +358,7 @@ class Stream:
 
     def _output_error(self) -> float:
         """Relative error of everything that the network returns, over all samples."""
-        output = next(node for node in self._graph.fx.nodes if node.op == "output")
+        output = next(node for node in self._graph.operations.nodes if node.op == "output")
         difference = energy = 0.0
         for values in self._batches:
             for node in output.all_input_nodes:
@@ -378,8 +377,9 @@ def generator_for(seed: int, name: str) -> torch.Generator:
 
 
 def _segments(graph: Graph, tasks: dict[fx.Node, LayerTask]) -> list[_Segment]:
-    segments, nodes = [], []
-    for node in graph.fx.nodes:
+    segments: list[_Segment] = []
+    nodes: list[fx.Node] = []
+    for node in graph.operations.nodes:
         if node in tasks:
             segments.append(_Segment(nodes, tasks[node]))
             nodes = []
@@ -391,7 +391,7 @@ def _segments(graph: Graph, tasks: dict[fx.Node, LayerTask]) -> list[_Segment]:
 def _last_uses(graph: Graph) -> dict[fx.Node, list[fx.Node]]:
     """For each operation, the values that are not needed after it."""
     last: dict[fx.Node, fx.Node] = {}
-    for node in graph.fx.nodes:
+    for node in graph.operations.nodes:
         for source in node.all_input_nodes:
             last[source] = node
         last.setdefault(node, node)
@@ -404,7 +404,7 @@ def _last_uses(graph: Graph) -> dict[fx.Node, list[fx.Node]]:
 def _tainted(graph: Graph, calls: Iterable[fx.Node]) -> set[fx.Node]:
     """The operations whose value differs between the streams."""
     tainted = set(calls)
-    for node in graph.fx.nodes:
+    for node in graph.operations.nodes:
         if node.op == "call_function" and any(source in tainted for source in node.all_input_nodes):
             tainted.add(node)
     return tainted

@@ -24,9 +24,6 @@ from torch.fx.graph import _PyTreeInfo
 
 from roundwise.errors import CalibrationError, CaptureError, ModelError
 
-# What stands around operations in an exported graph only to check shapes at run time.
-_CHECKS = ("_assert", "sym_constrain", "_check")
-
 
 @final
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class InputSpec:
 class ConstantInput:
     """An input that is not a tensor: its value was fixed when the network was captured."""
 
-    value: None | bool | int | float | str
+    value: bool | int | float | str | None
 
 
 @final
@@ -56,14 +53,14 @@ class Graph:
     """A network: pure operations in order, and the tensors they read.
 
     Attributes:
-        fx: nodes are `placeholder` (inputs, flattened), `get_attr` (constants, one node each, named as in the
+        operations: nodes are `placeholder` (inputs, flattened), `get_attr` (constants, one node each, named as in the
             model), `call_function` (ATen operations without side effects) and `output`.
         constants: parameters and buffers by name.
         inputs: what each placeholder takes, in order.
         batch: None where any batch size will do; else the only one that works.
     """
 
-    fx: fx.Graph
+    operations: fx.Graph
     constants: dict[str, Tensor]
     inputs: tuple[InputSpec | ConstantInput, ...]
     batch: int | None = None
@@ -85,16 +82,18 @@ class Graph:
     @property
     def signature(self) -> _PyTreeInfo:
         """How `(args, kwargs)` and outputs are put together from flat lists, and the names of the arguments."""
-        info: _PyTreeInfo = self.fx._codegen.pytree_info  # type: ignore[attr-defined]
+        info: _PyTreeInfo = self.operations._codegen.pytree_info  # type: ignore[attr-defined]
         return info
 
     def copy(self) -> Graph:
         """A graph that can be changed without changing this one; tensors are shared."""
-        return Graph(_copy_fx(self.fx), dict(self.constants), self.inputs, self.batch)
+        return Graph(_copy_fx(self.operations), dict(self.constants), self.inputs, self.batch)
 
     def module(self) -> fx.GraphModule:
         """A module that runs the graph and is called as the model was."""
-        return fx.GraphModule({name: _frozen(value) for name, value in self.constants.items()}, _copy_fx(self.fx))
+        return fx.GraphModule(
+            {name: _frozen(value) for name, value in self.constants.items()}, _copy_fx(self.operations)
+        )
 
     def constant(self, argument: Any) -> Tensor | None:
         """The tensor behind a node's argument if it is a constant, else None."""
@@ -110,18 +109,18 @@ class Graph:
             count += 1
             unique = f"{name}_{count}"
         self.constants[unique] = value
-        first = next(node for node in self.fx.nodes if node.op not in ("placeholder", "get_attr"))
-        with self.fx.inserting_before(first):
-            node = self.fx.get_attr(unique)
+        first = next(node for node in self.operations.nodes if node.op not in ("placeholder", "get_attr"))
+        with self.operations.inserting_before(first):
+            node = self.operations.get_attr(unique)
         node.meta["val"] = value
         return node
 
     def prune(self) -> None:
         """Drop operations whose result nobody reads, and constants that no operation reads."""
-        for node in reversed(list(self.fx.nodes)):
+        for node in reversed(list(self.operations.nodes)):
             if not node.users and node.op in ("call_function", "get_attr"):
-                self.fx.erase_node(node)
-        read = {str(node.target) for node in self.fx.nodes if node.op == "get_attr"}
+                self.operations.erase_node(node)
+        read = {str(node.target) for node in self.operations.nodes if node.op == "get_attr"}
         for name in [name for name in self.constants if name not in read]:
             del self.constants[name]
 
@@ -179,7 +178,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             model(*args, **kwargs)
         except Exception as error:
             shapes = [
-                f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
+                f"{leaf.dtype} {list(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
                 for leaf in pytree.tree_leaves((args, kwargs))
             ]
             raise CalibrationError(
@@ -295,7 +294,7 @@ def _quiet() -> Iterator[None]:
 
 def _drop_writes(graph: Graph) -> None:
     """A model that writes to its input is captured without that; one that writes to its own state cannot be."""
-    for node in list(graph.fx.nodes):
+    for node in list(graph.operations.nodes):
         if node.op == "call_function" and node.target is torch.ops.aten.copy_.default:
             destination = node.args[0]
             assert isinstance(destination, fx.Node)
@@ -305,23 +304,23 @@ def _drop_writes(graph: Graph) -> None:
                     "network is a pure function of its inputs. Make that buffer an input and an output, or quantize a "
                     "submodule that does not write to it."
                 )
-            node.replace_all_uses_with(node.args[1])  # type: ignore[arg-type]
-            graph.fx.erase_node(node)
+            source = node.args[1]
+            assert isinstance(source, fx.Node)
+            node.replace_all_uses_with(source)
+            graph.operations.erase_node(node)
 
 
 def _drop_checks(graph: Graph) -> None:
-    for node in reversed(list(graph.fx.nodes)):
-        name = getattr(node.target, "__name__", str(node.target))
-        if node.op == "call_module" or (
-            node.op == "call_function" and not node.users and name.lstrip("aten.").startswith(_CHECKS)
-        ):
-            graph.fx.erase_node(node)
+    """Drop what an exported graph holds only to check its inputs at run time."""
+    for node in reversed(list(graph.operations.nodes)):
+        if node.op == "call_module" and not node.users:
+            graph.operations.erase_node(node)
 
 
 def _merge_constants(graph: Graph) -> None:
     """One name and one node for each tensor, also where the model knows it by several (tied weights)."""
     keepers: dict[Any, fx.Node] = {}
-    for node in list(graph.fx.nodes):
+    for node in list(graph.operations.nodes):
         if node.op != "get_attr":
             continue
         value = graph.constants[str(node.target)]
@@ -330,7 +329,7 @@ def _merge_constants(graph: Graph) -> None:
             key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else key
         if key in keepers:
             node.replace_all_uses_with(keepers[key])
-            graph.fx.erase_node(node)
+            graph.operations.erase_node(node)
         else:
             keepers[key] = node
 
@@ -338,13 +337,13 @@ def _merge_constants(graph: Graph) -> None:
 def _inputs(graph: Graph) -> tuple[tuple[InputSpec | ConstantInput, ...], int | None]:
     specs: list[InputSpec | ConstantInput] = []
     batch: int | None = None
-    for node in graph.fx.nodes:
+    for node in graph.operations.nodes:
         if node.op == "placeholder":
             value = node.meta.get("val")
             if not isinstance(value, Tensor):
                 specs.append(ConstantInput(value))
                 continue
-            shape: list[int | None] = [int(size) if isinstance(size, int) else None for size in value.shape]
+            shape: list[int | None] = [int(size) if type(size) is int else None for size in value.shape]
             if shape and shape[0] is not None:
                 batch = shape[0]
             if None in shape[1:]:
@@ -366,4 +365,6 @@ def _copy_fx(graph: fx.Graph) -> fx.Graph:
 
 
 def _frozen(value: Any) -> Any:
-    return nn.Parameter(value, requires_grad=False) if isinstance(value, Tensor) and value.is_floating_point() else value
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return nn.Parameter(value, requires_grad=False)
+    return value

@@ -2,9 +2,9 @@
 
     codes ──▶ quantized_decomposed.dequantize_per_{tensor, channel, channel_group} ──▶ the layer's weight
 
-This is the dialect of PyTorch's export quantization (PT2E): `torch.compile`, ExecuTorch and the ONNX exporter know it.
-Per tensor and per channel the codes have the weight's own shape, so that the operation stands directly before the layer;
-where the granularity has no axis in that shape (per group on a convolution, per channel on a grouped transposed one) the
+This is the dialect of PyTorch's export quantization (PT2E), which `torch.compile`, ExecuTorch and the ONNX exporter
+know. Per tensor and per channel the codes have the weight's own shape, so that the operation stands directly before the
+layer; where the granularity has no axis in that shape (per group on a convolution, per channel on a grouped transposed one) the
 codes are the matrix `[groups · rows, cols]`, and the weight is a view of what the operation gives.
 """
 
@@ -43,7 +43,7 @@ class QuantizedWeight:
 def emit(graph: Graph, weights: list[QuantizedWeight]) -> Graph:
     """Return the graph with each of the weights given by codes. Other uses of a shared tensor keep the float one."""
     graph = graph.copy()
-    nodes = {node.name: node for node in graph.fx.nodes}
+    nodes = {node.name: node for node in graph.operations.nodes}
     for weight in weights:
         source = _dequantize(graph, weight)
         for call in weight.layer.calls:
@@ -64,19 +64,19 @@ def _dequantize(graph: Graph, weight: QuantizedWeight) -> fx.Node:
     own_shape = per_tensor or (per_channel and not (layer.transposed and layer.groups > 1))
     codes = (layer.to_weight(codes) if own_shape else codes.reshape(-1, cols)).contiguous()
 
-    before = [node for node in graph.fx.nodes if node.op == "call_function"][0]
+    before = next(node for node in graph.operations.nodes if node.op == "call_function")
     stored = graph.add_constant(f"{name}_codes", codes)
 
     def call(target: Any, *args: Any) -> fx.Node:
-        with graph.fx.inserting_before(before):
-            return graph.fx.call_function(target, args)
+        with graph.operations.inserting_before(before):
+            return graph.operations.call_function(target, args)
 
     if per_tensor:
         node = call(dialect.dequantize_per_tensor.default, stored, grid.scale.item(), int(grid.zero_point), *limits)
     else:
-        scale = graph.add_constant(f"{name}_scale", grid.scale.reshape(-1) if per_channel else grid.scale.reshape(-1, blocks))
-        zeros = grid.zero_point.to(torch.int64)
-        zero_point = graph.add_constant(f"{name}_zero_point", zeros.reshape(scale.meta["val"].shape))
+        shape = (-1,) if per_channel else (-1, blocks)
+        scale = graph.add_constant(f"{name}_scale", grid.scale.reshape(shape))
+        zero_point = graph.add_constant(f"{name}_zero_point", grid.zero_point.to(torch.int64).reshape(shape))
         if per_channel:
             axis = 1 if own_shape and layer.transposed else 0
             node = call(dialect.dequantize_per_channel.default, stored, scale, zero_point, axis, *limits)
@@ -86,15 +86,14 @@ def _dequantize(graph: Graph, weight: QuantizedWeight) -> fx.Node:
                 *(stored, scale, zero_point, *limits, cols // blocks, torch.float32),
             )
     if not own_shape:
-        shape = layer.weight_shape
         if layer.transposed:
             # [groups·rows, in/groups·taps] → [groups, rows, in/groups, *kernel], mirrored, → [in, rows, *kernel]
             node = call(aten.view.default, node, [layer.groups, matrix_rows, -1, *layer.kernel])
             node = call(aten.flip.default, node, list(range(3, 3 + layer.dims)))
             node = call(aten.transpose.int, node, 1, 2)
-            node = call(aten.reshape.default, node, list(shape))
-        elif len(shape) != 2:
-            node = call(aten.view.default, node, list(shape))
+            node = call(aten.reshape.default, node, list(layer.weight_shape))
+        elif layer.dims:
+            node = call(aten.view.default, node, list(layer.weight_shape))
     dtype = graph.constants[weight.layer.weight].dtype
     return node if dtype == torch.float32 else call(aten.to.dtype, node, dtype)
 
@@ -102,7 +101,7 @@ def _dequantize(graph: Graph, weight: QuantizedWeight) -> fx.Node:
 def code_bits(graph: Graph) -> dict[str, int]:
     """The constants that are codes, and how many bits each code needs."""
     bits = {}
-    for node in graph.fx.nodes:
+    for node in graph.operations.nodes:
         if node.op == "call_function" and str(node.target).startswith("quantized_decomposed.dequantize"):
             names = [argument.name for argument in node.target._schema.arguments]
             qmin, qmax = (node.args[names.index(name)] for name in ("quant_min", "quant_max"))

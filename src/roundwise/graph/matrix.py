@@ -10,8 +10,8 @@ where u *unfolds* the input: one column vector for each output position. Groups 
     u(x)   [groups, cols, positions]    positions: samples × output positions
     y      [groups, rows, positions]
 
-A transposed convolution is an ordinary one with the kernel mirrored, over an input with stride − 1 zeros put between its
-elements; that is how it is unfolded here.
+A transposed convolution is an ordinary one with the kernel mirrored, over an input with stride − 1 zeros put between
+its elements; that is how it is unfolded here.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class LinearMap:
 
     @property
     def operation(self) -> str:
-        """The operation's name: `linear`, `conv2d`, `conv_transpose1d`, …"""
+        """The operation's name, such as `linear`, `conv2d` or `conv_transpose1d`."""
         if self.dims == 0:
             return "linear"
         return f"conv_transpose{self.dims}d" if self.transposed else f"conv{self.dims}d"
@@ -131,9 +131,7 @@ class LinearMap:
             return _TRANSPOSED[self.dims](
                 inputs, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
             )
-        return _CONVOLUTIONS[self.dims](
-            inputs, weight, bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        return _CONVOLUTIONS[self.dims](inputs, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def apply_matrix(self, matrix: Float[Tensor, "groups rows cols"], inputs: Tensor) -> Tensor:
         """The operation, its weight given as a matrix."""
@@ -194,8 +192,10 @@ class LinearMap:
         """The input over which a transposed convolution is an ordinary one of stride 1."""
         batch, channels, *space = rows.shape
         spread = rows.new_zeros(batch, channels, *((n - 1) * s + 1 for n, s in zip(space, self.stride, strict=True)))
-        spread[(..., *(slice(None, None, s) for s in self.stride))] = rows
-        sides = []
+        inner = (slice(None), slice(None), *(slice(None, None, s) for s in self.stride))
+        spread[inner] = rows
+        sides: list[int] = []
         for k, d, p, extra in zip(self.kernel, self.dilation, self.padding, self.output_padding, strict=True):
-            sides.append((d * (k - 1) - int(p), d * (k - 1) - int(p) + extra))
-        return F.pad(spread, [side for pair in reversed(sides) for side in pair])
+            before = d * (k - 1) - int(p)
+            sides = [before, before + extra, *sides]
+        return F.pad(spread, sides)

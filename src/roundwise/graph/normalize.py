@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -39,7 +40,7 @@ WEIGHTED = {
 def normalize(graph: Graph) -> Graph:
     """Return an equal graph in normal form."""
     graph = graph.copy()
-    for node in list(graph.fx.nodes):
+    for node in list(graph.operations.nodes):
         if node.op != "call_function":
             continue
         if node.target in _IDENTITIES or (node.target is aten.dropout.default and not bind(node)["train"]):
@@ -48,7 +49,7 @@ def normalize(graph: Graph) -> Graph:
             _product_to_linear(graph, node)
         elif node.target is aten._native_batch_norm_legit_no_training.default:
             _rename_batch_norm(graph, node)
-    for node in list(graph.fx.nodes):
+    for node in list(graph.operations.nodes):
         if node.target in WEIGHTED:
             for name in ("weight", "bias"):
                 _fold_constant(graph, node, name)
@@ -63,16 +64,16 @@ def _drop_identity(graph: Graph, node: fx.Node) -> None:
         # A constant or an input that is an output stays a copy of its own.
         if source.op == "call_function" or all(user.op != "output" for user in node.users):
             node.replace_all_uses_with(source)
-            graph.fx.erase_node(node)
+            graph.operations.erase_node(node)
 
 
 def _product_to_linear(graph: Graph, node: fx.Node) -> None:
-    arguments = bind(node)
     bias = None
     if node.target is aten.addmm.default:
-        if arguments["beta"] != 1 or arguments["alpha"] != 1:
+        a = bind(node)
+        if a["beta"] != 1 or a["alpha"] != 1:
             return
-        bias, inputs, right = arguments["self"], arguments["mat1"], arguments["mat2"]
+        bias, inputs, right = a["self"], a["mat1"], a["mat2"]
         vector = evaluate_constant(graph, bias)
         if vector is None or vector.dim() != 1:
             return
@@ -84,11 +85,13 @@ def _product_to_linear(graph: Graph, node: fx.Node) -> None:
         return
     name = constant_name(graph, right, node)
     transposed = graph.add_constant(name, weight.T.contiguous())
-    with graph.fx.inserting_before(node):
-        linear = graph.fx.call_function(aten.linear.default, (inputs, transposed, *([] if bias is None else [bias])))
+    with graph.operations.inserting_before(node):
+        linear = graph.operations.call_function(
+            aten.linear.default, (inputs, transposed, *([] if bias is None else [bias]))
+        )
     linear.meta = dict(node.meta)
     node.replace_all_uses_with(linear)
-    graph.fx.erase_node(node)
+    graph.operations.erase_node(node)
 
 
 def _rename_batch_norm(graph: Graph, node: fx.Node) -> None:
@@ -97,16 +100,16 @@ def _rename_batch_norm(graph: Graph, node: fx.Node) -> None:
         return
     a = bind(node)
     arguments = (a["input"], a["weight"], a["bias"], a["running_mean"], a["running_var"])
-    with graph.fx.inserting_before(node):
-        norm = graph.fx.call_function(
+    with graph.operations.inserting_before(node):
+        norm = graph.operations.call_function(
             aten.batch_norm.default, (*arguments, False, a["momentum"], a["eps"], False), name=node.name + "_bn"
         )
     for user in users:
         if user.users:
             norm.meta = dict(user.meta)
             user.replace_all_uses_with(norm)
-        graph.fx.erase_node(user)
-    graph.fx.erase_node(node)
+        graph.operations.erase_node(user)
+    graph.operations.erase_node(node)
 
 
 def _fold_constant(graph: Graph, node: fx.Node, argument: str) -> None:
@@ -140,14 +143,14 @@ def evaluate_constant(graph: Graph, source: object) -> Tensor | None:
 
     if not visit(source) or not any(node.op == "get_attr" for node in order):
         return None
-    values: dict[fx.Node, object] = {}
+    values: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in order:
             if node.op == "get_attr":
                 values[node] = graph.constants[str(node.target)]
             else:
                 assert callable(node.target)
-                args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])  # type: ignore[arg-type]
+                args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
                 values[node] = node.target(*args, **kwargs)
     value = values[source]
     return value if isinstance(value, Tensor) else None

@@ -73,7 +73,7 @@ class Layer:
 def find_layers(graph: Graph) -> list[Layer]:
     """All layers of a normalized graph, in the order of their first calls."""
     calls: dict[str, list[fx.Node]] = {}
-    for node in graph.fx.nodes:
+    for node in graph.operations.nodes:
         if node.target in WEIGHTED and linear_map(graph, node) is not None:
             calls.setdefault(str(node.args[1].target), []).append(node)
     names = _layer_names(list(calls))

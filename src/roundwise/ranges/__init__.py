@@ -1,10 +1,12 @@
 """Range estimation: from a weight matrix to the grid its codes live on. One file per method, one line here."""
 
+from typing import Any
+
 from roundwise.problem import RangeEstimator
 from roundwise.ranges.minmax import MinMax
 from roundwise.ranges.mse import WeightMSE
 
-RANGE_ESTIMATORS: dict[str, type[RangeEstimator]] = {
+RANGE_ESTIMATORS: dict[str, type[RangeEstimator[Any]]] = {
     "min-max": MinMax,
     "weight-mse": WeightMSE,
 }

@@ -48,8 +48,8 @@ class WeightMSE(RangeEstimator[Nothing]):
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.refinements < 0:
             raise RecipeError(
-                f"WeightMSE(candidates={self.candidates}, refinements={self.refinements}): the search needs at least one "
-                "candidate and no negative number of refinements."
+                f"WeightMSE(candidates={self.candidates}, refinements={self.refinements}): the search needs at least "
+                "one candidate and no negative number of refinements."
             )
 
     def estimate(

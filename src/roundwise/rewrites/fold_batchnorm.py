@@ -78,7 +78,7 @@ def _fold_after(graph: Graph, layer: Layer) -> None:
     _replace(graph, layer, matrix, bias)
     for norm in norms:
         norm.replace_all_uses_with(norm.args[0])  # type: ignore[arg-type]
-        graph.fx.erase_node(norm)
+        graph.operations.erase_node(norm)
 
 
 def _fold_before(graph: Graph, layer: Layer) -> None:
@@ -106,12 +106,12 @@ def _fold_before(graph: Graph, layer: Layer) -> None:
         bias = bias + layer.map.bias.double()
     _replace(graph, layer, matrix * per_column(affine.scale), bias)
     norm.replace_all_uses_with(norm.args[0])  # type: ignore[arg-type]
-    graph.fx.erase_node(norm)
+    graph.operations.erase_node(norm)
 
 
 def _all_calls(graph: Graph, layer: Layer) -> list[fx.Node]:
     """Every node that reads the weight, also those that do not use it as this layer does."""
-    return [user for node in graph.fx.nodes if node.target == layer.weight for user in node.users]
+    return [user for node in graph.operations.nodes if node.target == layer.weight for user in node.users]
 
 
 def _affine(graph: Graph, norm: fx.Node) -> _Affine | None:

@@ -3,13 +3,15 @@
 The command line, the recipe files, the documentation, the conformance tests and the benchmarks all read this table.
 """
 
+from typing import Any
+
 from roundwise.problem import RoundingSolver
 from roundwise.rounding.adaround_sgd import AdaRoundSGD
 from roundwise.rounding.directed import Ceil, Floor
 from roundwise.rounding.nearest import Nearest
 from roundwise.rounding.stochastic import Stochastic
 
-ROUNDING_SOLVERS: dict[str, type[RoundingSolver]] = {
+ROUNDING_SOLVERS: dict[str, type[RoundingSolver[Any]]] = {
     "adaround-sgd": AdaRoundSGD,
     "ceil": Ceil,
     "floor": Floor,

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -98,12 +99,12 @@ class AdaRoundSGD(RoundingSolver[Samples]):
                 if activation is not None:
                     outputs, targets = activation(outputs), activation(targets)
                 # Sum over output channels, mean over samples and positions.
-                loss = (outputs - targets).square().mean() * outputs.shape[1]
+                loss = F.mse_loss(outputs, targets) * outputs.shape[1]
                 beta = self.beta(iteration)
                 if beta is not None:
                     loss = loss + self.regularization * (1 - (2 * up - 1).abs().pow(beta)).sum()
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]  # PyTorch has not typed it
                 optimizer.step()
         codes = grid.clip(floor + (soft.detach() >= 0))
         return Rounding(codes.to(torch.int32))

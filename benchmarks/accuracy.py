@@ -1,0 +1,144 @@
+"""Accuracy of real networks after quantization: network × bits × granularity × solver, over seeds, side by side.
+
+    python benchmarks/accuracy.py --network resnet20 --bits 4 3 --granularity per-tensor \
+        --solver adaround-sgd:iterations=10000 --seeds 3
+
+Every row shows the float network, nearest rounding and the chosen solver (mean and standard deviation over the seeds),
+and the paired difference to nearest rounding in points: on how many evaluation images more the solver is right, with the
+standard error of that count (McNemar), since both see the same images. `--json FILE` appends each finished run as a
+line, so that a long benchmark that was interrupted has lost nothing; `--summary FILE` prints the table of such a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import networks
+import torch
+from torch import nn
+
+import roundwise as rw
+from roundwise.recipe import GRANULARITIES
+from roundwise.rounding import ROUNDING_SOLVERS
+
+
+def solver_from(text: str) -> rw.RoundingSolver[Any]:
+    """`name` or `name:field=value,field=value`, with values as JSON."""
+    name, _, settings = text.partition(":")
+    if name not in ROUNDING_SOLVERS:
+        raise SystemExit(f"--solver {name}: not one of {', '.join(ROUNDING_SOLVERS)}.")
+    pairs = dict(pair.split("=", 1) for pair in settings.split(",") if pair)
+    return ROUNDING_SOLVERS[name](**{key: json.loads(value) for key, value in pairs.items()})
+
+
+def correct(task: networks.Task, model: nn.Module) -> torch.Tensor:
+    """Which evaluation images are classified rightly."""
+    with torch.no_grad():
+        return torch.cat([model(images).argmax(1) for images in task.images.split(250)]) == task.labels
+
+
+def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """All runs, each as one record."""
+    records = []
+    for network in arguments.network:
+        task = networks.load(network, arguments.samples)
+        right_float = correct(task, task.model)
+        for bits in arguments.bits:
+            for granularity in arguments.granularity:
+                weights = rw.Weights(bits=bits, granularity=GRANULARITIES[granularity]())
+                base = rw.Recipe(weights=weights, rounding=rw.Nearest())
+                right_nearest = correct(task, rw.quantize(task.model, task.calibration, base))
+                for text in arguments.solver:
+                    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+                        recipe = dataclasses.replace(base, rounding=solver_from(text), seed=seed)
+                        begin = time.perf_counter()
+                        quantized = rw.quantize(
+                            task.model, task.calibration, recipe, progress=print if arguments.verbose else None
+                        )
+                        seconds = time.perf_counter() - begin
+                        right = correct(task, quantized)
+                        gained, lost = int((right & ~right_nearest).sum()), int((right_nearest & ~right).sum())
+                        record = {
+                            "network": network,
+                            "bits": bits,
+                            "granularity": granularity,
+                            "solver": text,
+                            "seed": seed,
+                            "samples": arguments.samples,
+                            "float": 100 * right_float.float().mean().item(),
+                            "nearest": 100 * right_nearest.float().mean().item(),
+                            "accuracy": 100 * right.float().mean().item(),
+                            "gain_standard_error": 100 * math.sqrt(gained + lost) / len(right),
+                            "output_error": quantized.report.output_error,
+                            "layer_errors": {layer.name: layer.error for layer in quantized.report.layers},
+                            "seconds": seconds,
+                            "threads": torch.get_num_threads(),
+                        }
+                        records.append(record)
+                        print({k: v for k, v in record.items() if k != "layer_errors"}, file=sys.stderr, flush=True)
+                        if arguments.json:
+                            with arguments.json.open("a") as file:
+                                file.write(json.dumps(record) + "\n")
+    return records
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Records as a Markdown table, one row per setting, seeds pooled."""
+    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        key = tuple(record[name] for name in ("network", "bits", "granularity", "solver", "samples"))
+        rows.setdefault(key, []).append(record)
+    lines = [
+        "| network | bits | granularity | images | float | nearest | solver | accuracy | gain over nearest | output error | s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (network, bits, granularity, solver, samples), runs in rows.items():
+        accuracies = [r["accuracy"] for r in runs]
+        mean = statistics.fmean(accuracies)
+        spread = f" ± {statistics.stdev(accuracies):.2f} ({len(runs)} seeds)" if len(runs) > 1 else " (1 seed)"
+        gain = mean - runs[0]["nearest"]
+        error = statistics.fmean(r["gain_standard_error"] for r in runs)
+        output = statistics.fmean(r["output_error"] for r in runs)
+        seconds = statistics.median(r["seconds"] for r in runs)
+        lines.append(
+            f"| {network} | {bits} | {granularity} | {samples} | {runs[0]['float']:.2f} | {runs[0]['nearest']:.2f} "
+            f"| {solver} | {mean:.2f}{spread} | {gain:+.2f} ± {error:.2f} | {output:.4f} | {seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line, run, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", nargs="+", default=["resnet20"])
+    parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
+    parser.add_argument("--granularity", nargs="+", choices=("per-tensor", "per-channel"), default=["per-tensor"])
+    parser.add_argument("--solver", nargs="+", default=["adaround-sgd:iterations=1000"])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--summary", type=Path, help="print the table of an earlier --json file and stop")
+    parser.add_argument("--verbose", action="store_true", help="show the progress of each run")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.summary:
+        print(table([json.loads(line) for line in arguments.summary.read_text().splitlines()]))
+        return
+    records = run(arguments)
+    print(f"\n{platform.processor() or platform.machine()}, {arguments.threads} threads, PyTorch {torch.__version__}\n")
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The trained networks and real images that benchmarks and marked tests measure on.
+
+They lie outside the project, in the folder named by ROUNDWISE_DATA (by default `../shared` beside the checkout), which
+holds `models/networks.py` and `data/samples.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(os.environ.get("ROUNDWISE_DATA", Path(__file__).parents[1].parent / "shared"))
+
+
+def available() -> bool:
+    """Whether the folder is there."""
+    return (ROOT / "models" / "networks.py").is_file()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trained network with images to calibrate on and labelled ones to evaluate on."""
+
+    model: nn.Module
+    calibration: Tensor
+    images: Tensor
+    labels: Tensor
+
+    def accuracy(self, model: nn.Module, batch: int = 250) -> float:
+        """Top-1 accuracy in percent on all evaluation images."""
+        with torch.no_grad():
+            hits = sum(
+                int((model(images).argmax(1) == labels).sum())
+                for images, labels in zip(self.images.split(batch), self.labels.split(batch), strict=True)
+            )
+        return 100 * hits / len(self.labels)
+
+
+def load(network: str, samples: int) -> Task:
+    """The network and its images; `samples` of them to calibrate on."""
+    if not available():
+        raise SystemExit(f"{ROOT} holds no models/networks.py; set ROUNDWISE_DATA to the folder that does.")
+    model = _module("models/networks.py").load(network)
+    data = _module("data/samples.py")
+    if network == "resnet20":
+        return Task(model, data.cifar10("calibration")[0][:samples], *data.cifar10("evaluation"))
+    return Task(model, data.imagenet_calibration(samples), *data.imagenet_evaluation())
+
+
+def _module(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
