@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py --network resnet20 --bits 4 3 --granularity per-tensor \
         --solver adaround-sgd:iterations=10000 --seeds 3
 
-Every row shows the float network, nearest rounding and the chosen solver (mean and standard deviation over the seeds),
+Every row shows the float network, nearest rounding and the chosen solver (mean and standard deviation over seeds),
 and the paired difference to nearest rounding in points: on how many evaluation images more the solver is right, with the
 standard error of that count (McNemar), since both see the same images. `--json FILE` appends each finished run as a
 line, so that a long benchmark that was interrupted has lost nothing; `--summary FILE` prints the table of such a file.
@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import platform
 import statistics
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ import torch
 from torch import nn
 
 import roundwise as rw
-from roundwise.recipe import GRANULARITIES
+from roundwise.events import Event, Progress
+from roundwise.recipe import GRANULARITIES, granularity_name
 from roundwise.rounding import ROUNDING_SOLVERS
 
 
@@ -46,49 +49,56 @@ def correct(task: networks.Task, model: nn.Module) -> torch.Tensor:
         return torch.cat([model(images).argmax(1) for images in task.images.split(250)]) == task.labels
 
 
-def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All runs, each as one record."""
+def measure(
+    network: str,
+    weights: rw.Weights,
+    solvers: Mapping[str, rw.RoundingSolver[Any]],
+    *,
+    seeds: Iterable[int],
+    samples: int,
+    journal: Path | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Quantize one network with each solver and seed; one record per run, appended to `journal` as it is finished."""
+    task = networks.load(network, samples)
+    right_float = correct(task, task.model)
+    base = rw.Recipe(weights=weights, rounding=rw.Nearest())
+    right_nearest = correct(task, rw.quantize(task.model, task.calibration, base))
     records = []
-    for network in arguments.network:
-        task = networks.load(network, arguments.samples)
-        right_float = correct(task, task.model)
-        for bits in arguments.bits:
-            for granularity in arguments.granularity:
-                weights = rw.Weights(bits=bits, granularity=GRANULARITIES[granularity]())
-                base = rw.Recipe(weights=weights, rounding=rw.Nearest())
-                right_nearest = correct(task, rw.quantize(task.model, task.calibration, base))
-                for text in arguments.solver:
-                    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-                        recipe = dataclasses.replace(base, rounding=solver_from(text), seed=seed)
-                        begin = time.perf_counter()
-                        quantized = rw.quantize(
-                            task.model, task.calibration, recipe, progress=print if arguments.verbose else None
-                        )
-                        seconds = time.perf_counter() - begin
-                        right = correct(task, quantized)
-                        gained, lost = int((right & ~right_nearest).sum()), int((right_nearest & ~right).sum())
-                        record = {
-                            "network": network,
-                            "bits": bits,
-                            "granularity": granularity,
-                            "solver": text,
-                            "seed": seed,
-                            "samples": arguments.samples,
-                            "float": 100 * right_float.float().mean().item(),
-                            "nearest": 100 * right_nearest.float().mean().item(),
-                            "accuracy": 100 * right.float().mean().item(),
-                            "gain_standard_error": 100 * math.sqrt(gained + lost) / len(right),
-                            "output_error": quantized.report.output_error,
-                            "layer_errors": {layer.name: layer.error for layer in quantized.report.layers},
-                            "seconds": seconds,
-                            "threads": torch.get_num_threads(),
-                        }
-                        records.append(record)
-                        print({k: v for k, v in record.items() if k != "layer_errors"}, file=sys.stderr, flush=True)
-                        if arguments.json:
-                            with arguments.json.open("a") as file:
-                                file.write(json.dumps(record) + "\n")
+    for name, solver in solvers.items():
+        for seed in seeds:
+            recipe = dataclasses.replace(base, rounding=solver, seed=seed)
+            begin = time.perf_counter()
+            quantized = rw.quantize(task.model, task.calibration, recipe, progress=progress)
+            seconds = time.perf_counter() - begin
+            right = correct(task, quantized)
+            gained, lost = int((right & ~right_nearest).sum()), int((right_nearest & ~right).sum())
+            record = {
+                "network": network,
+                "bits": weights.bits,
+                "granularity": granularity_name(weights.granularity),
+                "solver": name,
+                "seed": seed,
+                "samples": samples,
+                "float": percent(right_float),
+                "nearest": percent(right_nearest),
+                "accuracy": percent(right),
+                "gain_standard_error": 100 * math.sqrt(gained + lost) / len(right),
+                "output_error": quantized.report.output_error,
+                "layer_errors": {layer.name: layer.error for layer in quantized.report.layers},
+                "seconds": seconds,
+                "threads": torch.get_num_threads(),
+            }
+            records.append(record)
+            if journal:
+                with journal.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
     return records
+
+
+def percent(right: torch.Tensor) -> float:
+    """The share of true entries, in percent."""
+    return 100 * float(right.float().mean())
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -98,7 +108,8 @@ def table(records: list[dict[str, Any]]) -> str:
         key = tuple(record[name] for name in ("network", "bits", "granularity", "solver", "samples"))
         rows.setdefault(key, []).append(record)
     lines = [
-        "| network | bits | granularity | images | float | nearest | solver | accuracy | gain over nearest | output error | s |",
+        "| network | bits | granularity | images | float | nearest | solver | accuracy | gain over nearest "
+        "| output error | s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (network, bits, granularity, solver, samples), runs in rows.items():
@@ -114,6 +125,11 @@ def table(records: list[dict[str, Any]]) -> str:
             f"| {solver} | {mean:.2f}{spread} | {gain:+.2f} ± {error:.2f} | {output:.4f} | {seconds:.0f} |"
         )
     return "\n".join(lines)
+
+
+def print_event(event: Event) -> None:
+    """Progress to the terminal, apart from the table."""
+    print(event, file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -135,7 +151,17 @@ def main() -> None:
     if arguments.summary:
         print(table([json.loads(line) for line in arguments.summary.read_text().splitlines()]))
         return
-    records = run(arguments)
+    records = []
+    for network, bits, granularity in itertools.product(arguments.network, arguments.bits, arguments.granularity):
+        records += measure(
+            network,
+            rw.Weights(bits=bits, granularity=GRANULARITIES[granularity]()),
+            {text: solver_from(text) for text in arguments.solver},
+            seeds=range(arguments.first_seed, arguments.first_seed + arguments.seeds),
+            samples=arguments.samples,
+            journal=arguments.json,
+            progress=print_event if arguments.verbose else None,
+        )
     print(f"\n{platform.processor() or platform.machine()}, {arguments.threads} threads, PyTorch {torch.__version__}\n")
     print(table(records))
 

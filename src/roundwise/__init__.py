@@ -1,35 +1,42 @@
 """Roundwise: quantize trained networks to 4-bit weights by choosing, for every weight, whether to round up or down.
 
-import roundwise as rw
+    import roundwise as rw
 
-quantized = rw.quantize(model, images)
-print(quantized.report)
-quantized.save("model.rw")
-rw.export_onnx(quantized, "model.onnx")
+    quantized = rw.quantize(model, images)
+    print(quantized.report)
+    quantized.save("model.rw")
+    rw.export_onnx(quantized, "model.onnx")
+
+Names are looked up when they are first used, so that `import roundwise` (and `roundwise --help`) does not wait for
+PyTorch, and ONNX stays an optional extra.
 """
 
-from importlib.metadata import version
+from importlib import import_module as _import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
 
-__version__ = version("roundwise")
+if TYPE_CHECKING:
+    from roundwise.errors import (
+        CalibrationError,
+        CaptureError,
+        ExportError,
+        FileFormatError,
+        MemoryBudgetError,
+        ModelError,
+        RecipeError,
+        RoundwiseError,
+    )
+    from roundwise.export import export_onnx
+    from roundwise.grid import Grid, PerChannel, PerGroup, PerTensor
+    from roundwise.model import QuantizedModel, load
+    from roundwise.pipeline import quantize
+    from roundwise.problem import Problem, RangeEstimator, Rounding, RoundingSolver
+    from roundwise.ranges import MinMax, WeightMSE
+    from roundwise.recipe import Recipe, Weights
+    from roundwise.report import Report
+    from roundwise.rounding import AdaRoundSGD, Ceil, Floor, Nearest, Stochastic
 
-from roundwise.errors import (
-    CalibrationError,
-    CaptureError,
-    ExportError,
-    FileFormatError,
-    MemoryBudgetError,
-    ModelError,
-    RecipeError,
-    RoundwiseError,
-)
-from roundwise.grid import Grid, PerChannel, PerGroup, PerTensor
-from roundwise.model import QuantizedModel, load
-from roundwise.pipeline import quantize
-from roundwise.problem import Problem, RangeEstimator, Rounding, RoundingSolver
-from roundwise.ranges import MinMax, WeightMSE
-from roundwise.recipe import Recipe, Weights
-from roundwise.report import Report
-from roundwise.rounding import AdaRoundSGD, Ceil, Floor, Nearest, Stochastic
+__version__ = _version("roundwise")
 
 __all__ = [
     "AdaRoundSGD",
@@ -64,11 +71,20 @@ __all__ = [
     "quantize",
 ]
 
+_HOMES = ("errors", "grid", "problem", "report", "ranges", "rounding", "recipe", "model", "pipeline", "export")
+
 
 def __getattr__(name: str) -> object:
-    """`export_onnx` is looked up when it is first used: ONNX is an optional extra."""
-    if name == "export_onnx":
-        from roundwise.export import export_onnx
-
-        return export_onnx
+    """Find a public name in the module it lives in."""
+    if name in __all__:
+        for home in _HOMES:
+            module = _import_module(f"roundwise.{home}")
+            if hasattr(module, name):
+                globals()[name] = getattr(module, name)
+                return globals()[name]
     raise AttributeError(f"module 'roundwise' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return [*__all__, "__version__"]

@@ -1,0 +1,5 @@
+"""`python -m roundwise.cli` is `roundwise`."""
+
+from roundwise.cli import main
+
+main()

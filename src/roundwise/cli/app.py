@@ -1,0 +1,59 @@
+"""The commands by name. Each is imported when it is asked for: `roundwise --help` does not wait for what they need."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+# Name, and what `roundwise --help` says of it; the command itself is `roundwise.cli.commands.<name>.command`.
+COMMANDS = {
+    "quantize": "Give a trained network 4-bit weights.",
+    "evaluate": "Measure a network, or compare two.",
+    "inspect": "Show what is in a .rw file.",
+    "demo": "See it work: train, quantize, compare, export. About a minute.",
+}
+
+
+HELP = """
+Quantize trained PyTorch networks to 4-bit weights, by choosing for every weight whether to round up or down.
+
+\b
+Start with:
+  roundwise demo
+  roundwise quantize torchvision:resnet18 --pretrained --data photos/ --out resnet18.rw
+  roundwise COMMAND --help
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"roundwise.cli.commands.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(
+    cls=LazyGroup,
+    help=HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""
+    \b
+    Exit codes: 0 done · 1 it cannot be done, and the message says why · 2 wrong usage · 130 stopped by Ctrl-C.
+    Results go to stdout, progress and messages to stderr.
+    """,
+)
+@click.version_option(package_name="roundwise", message="roundwise %(version)s")
+def app() -> None:
+    """All commands."""

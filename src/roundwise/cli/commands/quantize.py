@@ -1,0 +1,186 @@
+"""`roundwise quantize`: a trained network in, an accurate low-bit network out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from roundwise import quantize
+from roundwise.cli.models import load_model
+from roundwise.cli.options import DataRequest, data_options, move, weight_options, weight_source
+from roundwise.cli.outputs import check_outputs, write_outputs
+from roundwise.cli.parameters import EXISTING_FILE, Device, Memory, default
+from roundwise.cli.recipes import RecipeOptions, build_recipe, describe, describe_methods
+from roundwise.cli.terminal import exits, layer_progress, say, show_json
+from roundwise.evaluation.data import load_data
+from roundwise.grid import BITS, Granularity, PerChannel, PerGroup, PerTensor
+from roundwise.ranges import RANGE_ESTIMATORS
+from roundwise.recipe import Recipe, granularity_name
+from roundwise.rounding import ROUNDING_SOLVERS
+
+DEFAULT = Recipe()
+
+
+HELP = """
+Give a trained network low-bit weights, from a few hundred unlabelled inputs.
+
+\b
+MODEL is one of
+  torchvision:NAME     with --weights FILE, --pretrained or --random-weights
+  timm:NAME            likewise
+  file.py:function     what the function returns; --weights optional
+  program.pt2          a program of torch.export (only from people you trust)
+
+\b
+Examples:
+  roundwise quantize torchvision:resnet18 --pretrained --data photos/ --limit 256 --out resnet18.rw
+  roundwise quantize timm:mobilenetv2_100 --weights mine.safetensors --data photos/ --out mine.onnx
+  roundwise quantize net.py:build --data inputs.npz --bits 3 --per-tensor --set iterations=10000
+  roundwise quantize net.py:build --data inputs.npy --override classifier=8 --override 'stem.*=float'
+"""
+
+
+class MethodsCommand(click.Command):
+    """A command whose help ends with the methods there are, read from their tables."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, table in (("Rounding methods", ROUNDING_SOLVERS), ("Range estimation", RANGE_ESTIMATORS)):
+            with formatter.section(title):
+                formatter.write_dl(describe_methods(table))
+        super().format_epilog(ctx, formatter)
+
+
+@click.command(
+    "quantize",
+    cls=MethodsCommand,
+    help=HELP,
+    epilog="""
+    Exit codes: 0 done; 1 it cannot be done, and the message on stderr says why; 2 wrong usage; 130 stopped by Ctrl-C.
+    Output files appear complete or not at all.
+    """,
+)
+@click.argument("model")
+@weight_options
+@data_options
+@click.option(
+    "--bits",
+    type=click.Choice([str(bits) for bits in BITS]),
+    help="Bits of a weight." + default(DEFAULT.weights.bits),
+)
+@click.option("--per-tensor", is_flag=True, help="One scale for each weight tensor.")
+@click.option(
+    "--per-channel",
+    is_flag=True,
+    help="One scale for each output channel." + default(granularity_name(DEFAULT.weights.granularity)),
+)
+@click.option("--per-group", type=click.IntRange(2), metavar="N", help="One scale for each N neighbouring columns.")
+@click.option("--asymmetric", is_flag=True, help="Unsigned codes with a zero point, instead of signed codes around 0.")
+@click.option(
+    "--ranges",
+    type=click.Choice(list(RANGE_ESTIMATORS)),
+    help="How scales are chosen; explained below." + default(describe(DEFAULT.weights.ranges, RANGE_ESTIMATORS)),
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(list(ROUNDING_SOLVERS)),
+    help="How codes are chosen; explained below." + default(describe(DEFAULT.rounding, ROUNDING_SOLVERS)),
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of the rounding method, or with ranges.NAME=VALUE of range estimation. Repeatable.",
+)
+@click.option(
+    "--override",
+    "overrides",
+    multiple=True,
+    metavar="LAYER=BITS",
+    help="Other bits for a layer, or LAYER=float to leave it; LAYER may be a glob. Repeatable, the last match counts.",
+)
+@click.option("--recipe", "file", type=EXISTING_FILE, help="A recipe in TOML; options change what it says.")
+@click.option("--seed", type=int, help="Of every random choice." + default(DEFAULT.seed))
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Samples that run through the network at a time." + default(DEFAULT.batch_size),
+)
+@click.option(
+    "--memory-budget",
+    type=Memory(),
+    help="Activations kept in memory, such as 2GiB; the rest goes to temporary files."
+    + default("half of what is free"),
+)
+@click.option("--device", type=Device(), default="cpu", show_default=True, help="Where the network runs: cpu, cuda.")
+@click.option(
+    "--out",
+    "-o",
+    "outputs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Where to: .rw (Roundwise's own file) or .onnx. Repeatable.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+@exits
+def command(
+    model: str, num_classes: int | None, device: torch.device, outputs: tuple[Path, ...], as_json: bool, **options: Any
+) -> None:
+    """Run `roundwise quantize`."""
+    started = time.perf_counter()
+    check_outputs(outputs)
+    request = DataRequest.take(options)
+    granularity = _granularity(**{name: options.pop(name) for name in ("per_tensor", "per_channel", "per_group")})
+    bits = options.pop("bits")
+    source = weight_source(options, seed=options["seed"] or DEFAULT.seed)
+    recipe = build_recipe(RecipeOptions(granularity=granularity, bits=None if bits is None else int(bits), **options))
+
+    loaded = load_model(model, source, num_classes)
+    for note in loaded.notes:
+        say(f"{model}: {note}")
+    data, preprocessing_source = request.options(loaded.preprocessing, recipe.seed)
+    dataset = load_data(request.data, data)
+    say(f"data: {dataset.description}")
+    if dataset.preprocessing is not None:
+        say(f"images: {dataset.preprocessing} ({preprocessing_source})")
+    with layer_progress() as progress:
+        batches = dataset.batches(recipe.batch_size)
+        quantized = quantize(move(loaded.network, device), batches, recipe, progress=progress)
+    if not as_json:
+        # Before the files are written, so that the report of a long run is there even if one of them fails.
+        click.echo(str(quantized.report))
+        sys.stdout.flush()
+    written = write_outputs(quantized, outputs)
+    if as_json:
+        show_json(
+            {
+                "model": model,
+                "data": dataset.description,
+                "preprocessing": None if dataset.preprocessing is None else str(dataset.preprocessing),
+                "recipe": quantized.recipe.as_dict(),
+                "report": quantized.report.as_dict(),
+                "versions": quantized.versions,
+                "outputs": [figures for figures, _ in written],
+                "seconds": time.perf_counter() - started,
+            }
+        )
+        return
+    for _, text in written:
+        click.echo(f"written: {text}")
+    if not outputs:
+        say("nothing was written; give --out model.rw or --out model.onnx to keep the result")
+
+
+def _granularity(per_tensor: bool, per_channel: bool, per_group: int | None) -> Granularity | None:
+    if sum((per_tensor, per_channel, per_group is not None)) > 1:
+        raise click.UsageError("--per-tensor, --per-channel and --per-group exclude each other.")
+    if per_tensor:
+        return PerTensor()
+    if per_channel:
+        return PerChannel()
+    return None if per_group is None else PerGroup(per_group)

@@ -1,0 +1,63 @@
+"""The files that `roundwise quantize --out` writes. Whether they can be written is found out before the long run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from roundwise.errors import ExportError
+from roundwise.model import QuantizedModel
+from roundwise.report import human_bytes
+
+SUFFIXES = (".rw", ".onnx")
+
+
+def check_outputs(paths: Sequence[Path]) -> None:
+    """Make sure that every file can be written when the time comes.
+
+    Raises:
+        click.UsageError: an unknown ending, no such folder, a folder in the file's place, or a file named twice.
+        ExportError: no permission, or packages that are missing.
+    """
+    for path in paths:
+        if path.suffix not in SUFFIXES:
+            raise click.UsageError(f"--out {path}: a file ends in {' or '.join(SUFFIXES)}, which decides what it is.")
+        if path.is_dir():
+            raise click.UsageError(f"--out {path} is a folder; give the name of a file.")
+        if not path.parent.is_dir():
+            raise click.UsageError(f"--out {path}: there is no folder '{path.parent}'. Create it first.")
+        if not os.access(path.parent, os.W_OK):
+            raise ExportError(f"--out {path}: no permission to write into '{path.parent}'.")
+        if path.suffix == ".onnx":
+            missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+            if missing:
+                raise ExportError(
+                    f'--out {path}: {", ".join(missing)} not installed. Run: pip install "roundwise[onnx]"'
+                )
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise click.UsageError(f"--out names the same file twice: {', '.join(map(str, paths))}.")
+
+
+def write_outputs(quantized: QuantizedModel, paths: Sequence[Path]) -> list[tuple[dict[str, Any], str]]:
+    """Write the files; for each, its figures as plain data and as a text for people.
+
+    Raises:
+        ExportError: an export failed or does not agree with the model; that file is not left behind.
+    """
+    written = []
+    for path in paths:
+        if path.suffix == ".onnx":
+            from roundwise.export import export_onnx
+
+            exported = export_onnx(quantized, path)
+            written.append((exported.as_dict(), str(exported)))
+        else:
+            quantized.save(path)
+            size = path.stat().st_size
+            written.append(({"path": str(path), "bytes": size}, f"{path}: {human_bytes(size)}"))
+    return written

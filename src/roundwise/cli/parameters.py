@@ -1,0 +1,77 @@
+"""Kinds of values that options take. What is not one of the kind is wrong usage, said before anything runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, final
+
+import click
+import torch
+
+from roundwise.cli.recipes import parse_bytes
+
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+EXISTING_PATH = click.Path(exists=True, path_type=Path)
+
+
+def default(text: object) -> str:
+    """The end of an option's help, for options that must be told apart from not being given."""
+    return f"  [default: {text}]"
+
+
+@final
+class Size(click.ParamType[tuple[int, int]]):
+    """`224`, or `480x640` for height × width: a pair of whole numbers."""
+
+    name = "H[xW]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        match = re.fullmatch(r"0*([1-9]\d*)(?:[x×]0*([1-9]\d*))?", str(value))
+        if match is None:
+            self.fail(f"'{value}' is not a size; write 224, or 480x640 for height × width.", param, ctx)
+        return int(match.group(1)), int(match.group(2) or match.group(1))
+
+
+@final
+class ChannelValues(click.ParamType[tuple[float, ...]]):
+    """`0.485,0.456,0.406`: a number for each of three colours, or one for grey."""
+
+    name = "R,G,B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        try:
+            numbers = tuple(float(part) for part in str(value).replace(",", " ").split())
+        except ValueError:
+            numbers = ()
+        if len(numbers) not in (1, 3):
+            self.fail(f"'{value}' is not three numbers with commas between (colour), nor one (grey).", param, ctx)
+        return numbers
+
+
+@final
+class Memory(click.ParamType[int]):
+    """`2GiB`: an amount of memory, as bytes."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_bytes(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@final
+class Device(click.ParamType[torch.device]):
+    """`cpu`, `cuda`, `cuda:1`: a device that is there and works."""
+
+    name = "DEVICE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> torch.device:
+        try:
+            device = torch.device(value)
+            torch.empty(1, device=device).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            self.fail(f"'{value}' is not a device that works here: {str(error).splitlines()[0]}", param, ctx)
+        return device

@@ -1,0 +1,222 @@
+"""From options to a recipe. What the options do not say comes from the recipe file, and else from the defaults.
+
+Methods and their settings are read from the tables of methods: a new method needs no line here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+from roundwise.errors import RecipeError
+from roundwise.grid import Granularity
+from roundwise.ranges import RANGE_ESTIMATORS
+from roundwise.recipe import Recipe, Weights
+from roundwise.rounding import ROUNDING_SOLVERS
+
+M = TypeVar("M")
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+@final
+@dataclass(frozen=True)
+class RecipeOptions:
+    """The options that shape a recipe; None, or empty, where the user gave none.
+
+    Attributes:
+        file: a recipe in TOML.
+        bits, granularity, seed, batch_size, memory_budget: as in the recipe.
+        asymmetric: as in the recipe, the other way round.
+        ranges, rounding: names in the tables.
+        settings: `NAME=VALUE` for the rounding method, `ranges.NAME=VALUE` for range estimation.
+        overrides: `LAYER=BITS` or `LAYER=float`.
+    """
+
+    file: Path | None = None
+    bits: int | None = None
+    granularity: Granularity | None = None
+    asymmetric: bool = False
+    ranges: str | None = None
+    rounding: str | None = None
+    settings: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    seed: int | None = None
+    batch_size: int | None = None
+    memory_budget: int | None = None
+
+
+def build_recipe(options: RecipeOptions) -> Recipe:
+    """Put the options over the recipe file, or over the default recipe.
+
+    Raises:
+        RecipeError: an option or a line of the file makes no sense; what is known is listed.
+    """
+    base = Recipe() if options.file is None else Recipe.from_toml(options.file)
+    rounding = _method(base.rounding, options.rounding, ROUNDING_SOLVERS)
+    ranges = _method(base.weights.ranges, options.ranges, RANGE_ESTIMATORS)
+    for setting in options.settings:
+        name, value = _pair(setting, "--set", "iterations=2000")
+        prefix, _, rest = name.rpartition(".")
+        if prefix == "ranges":
+            ranges = with_setting(ranges, rest, value, RANGE_ESTIMATORS)
+        elif prefix in ("", "rounding"):
+            rounding = with_setting(rounding, rest, value, ROUNDING_SOLVERS)
+        else:
+            raise RecipeError(f"--set {setting}: '{prefix}' is neither 'rounding' nor 'ranges'.")
+    weights = dataclasses.replace(
+        base.weights, ranges=ranges, **_given(bits=options.bits, granularity=options.granularity)
+    )
+    if options.asymmetric:
+        weights = dataclasses.replace(weights, symmetric=False)
+    return dataclasses.replace(
+        base,
+        weights=weights,
+        rounding=rounding,
+        overrides={**base.overrides, **dict(_override(text, weights) for text in options.overrides)},
+        **_given(seed=options.seed, batch_size=options.batch_size, memory_budget=options.memory_budget),
+    )
+
+
+def with_setting(method: M, name: str, text: str, table: Mapping[str, type]) -> M:
+    """A method with one of its settings replaced by what `text` says, read as the type of that setting.
+
+    Raises:
+        RecipeError: the method has no such setting, or the text is no value for it.
+    """
+    kind = type(method)
+    called = next((key for key, value in table.items() if value is kind), kind.__name__)
+    known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        what = f"its settings are {', '.join(known)}" if known else "it has no settings"
+        raise RecipeError(f"--set {name}={text}: '{called}' has no setting '{name}'; {what}.{hint}")
+    wanted = typing.get_type_hints(kind)[name]
+    try:
+        value = parse_value(text, wanted)
+    except ValueError as error:
+        raise RecipeError(f"--set {name}={text}: {error}") from error
+    replaced: M = dataclasses.replace(method, **{name: value})  # type: ignore[type-var]
+    return replaced
+
+
+def parse_value(text: str, wanted: Any) -> Any:
+    """Read a value of a type: int, float, bool, str, one of several literals, or None where the type allows it.
+
+    Raises:
+        ValueError: the text is no such value; the message says what is expected.
+
+    Example:
+        >>> parse_value("2e3", float), parse_value("no", bool), parse_value("none", int | None)
+        (2000.0, False, None)
+    """
+    if typing.get_origin(wanted) in (types.UnionType, typing.Union):
+        kinds = typing.get_args(wanted)
+        if type(None) in kinds and text.lower() == "none":
+            return None
+        for kind in kinds:
+            if kind is not type(None):
+                try:
+                    return parse_value(text, kind)
+                except ValueError:
+                    continue
+        raise ValueError(f"'{text}' is not one of {wanted}.")
+    if typing.get_origin(wanted) is typing.Literal:
+        for literal in typing.get_args(wanted):
+            if text == str(literal):
+                return literal
+        raise ValueError(f"'{text}' is not one of {', '.join(map(str, typing.get_args(wanted)))}.")
+    if wanted is bool:
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if text.lower() not in words:
+            raise ValueError(f"'{text}' is neither true nor false.")
+        return words[text.lower()]
+    if wanted is int:
+        if not re.fullmatch(r"[+-]?[0-9][0-9_]*", text):
+            raise ValueError(f"'{text}' is not a whole number.")
+        return int(text)
+    if wanted is float:
+        try:
+            return float(text)
+        except ValueError:
+            raise ValueError(f"'{text}' is not a number.") from None
+    if wanted is str:
+        return text
+    raise ValueError(f"a setting of type {wanted} cannot be given here; write it into a recipe file (--recipe).")
+
+
+def parse_bytes(text: str) -> int:
+    """Read an amount of memory.
+
+    Raises:
+        ValueError: it is not a number with a known unit.
+
+    Example:
+        >>> parse_bytes("1.5GiB"), parse_bytes("200 MB"), parse_bytes("0")
+        (1610612736, 200000000, 0)
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match.group(2) not in _UNITS:
+        raise ValueError(f"'{text}' is not an amount of memory; write 2GiB, 500MB, or a number of bytes.")
+    return int(float(match.group(1)) * _UNITS[match.group(2)])
+
+
+def describe_methods(table: Mapping[str, type]) -> list[tuple[str, str]]:
+    """Each method's name with the first line of its documentation, and its settings with their defaults."""
+    rows = []
+    for name, kind in table.items():
+        summary = (kind.__doc__ or "").strip().partition("\n")[0]
+        fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+        settings = ", ".join(f"{f.name}={f.default}" for f in fields if f.default is not dataclasses.MISSING)
+        rows.append((name, f"{summary} Settings: {settings}." if settings else summary))
+    return rows
+
+
+def describe(method: object, table: Mapping[str, type]) -> str:
+    """A method's name in its table, and those of its settings that are not the method's own defaults."""
+    name = next(name for name, kind in table.items() if kind is type(method))
+    fields = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
+    changed = [f"{f.name}={getattr(method, f.name)}" for f in fields if getattr(method, f.name) != f.default]
+    return ", ".join([name, *changed])
+
+
+def _method(base: M, name: str | None, table: Mapping[str, type]) -> M:
+    # Naming the method that is in place already keeps its settings.
+    if name is None or table[name] is type(base):
+        return base
+    chosen: M = table[name]()
+    return chosen
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _pair(text: str, option: str, example: str) -> tuple[str, str]:
+    name, equals, value = text.rpartition("=") if option == "--override" else text.partition("=")
+    if not equals or not name.strip() or not value.strip():
+        raise RecipeError(f"{option} {text}: expected NAME=VALUE, for instance {option} {example}.")
+    return name.strip(), value.strip()
+
+
+def _override(text: str, weights: Weights) -> tuple[str, Weights | None]:
+    layer, value = _pair(text, "--override", "classifier=8")
+    if value.lower() == "float":
+        return layer, None
+    try:
+        return layer, dataclasses.replace(weights, bits=parse_value(value, int))
+    except ValueError as error:
+        if isinstance(error, RecipeError):
+            raise RecipeError(f"--override {text}: {error}") from error
+        raise RecipeError(
+            f"--override {text}: '{value}' is neither a number of bits nor 'float'; write --override {layer}=8 or "
+            f"--override {layer}=float. Other settings for a layer go into a recipe file (--recipe)."
+        ) from error

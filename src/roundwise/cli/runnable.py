@@ -1,0 +1,121 @@
+"""Anything that `roundwise evaluate` can run: a model, a .rw file, an .onnx file, a .pt2 program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from roundwise.cli.models import load_model
+from roundwise.cli.options import move
+from roundwise.cli.weights import WeightSource
+from roundwise.errors import FileFormatError, ModelError, RoundwiseError
+from roundwise.evaluation.preprocessing import Preprocessing
+
+FILES = (".rw", ".onnx")
+
+
+@final
+@dataclass(frozen=True)
+class Runnable:
+    """A network to call with one batch of inputs.
+
+    Attributes:
+        name: as it was asked for.
+        preprocessing: what its library says that images need, and where; None where nobody says.
+        notes: what a reader must know.
+
+    Raises:
+        ModelError: the network fails on its inputs; the message has their shape, and the cause.
+    """
+
+    name: str
+    function: Callable[[Tensor], Any]
+    preprocessing: tuple[Preprocessing, str] | None = None
+    notes: tuple[str, ...] = ()
+
+    def __call__(self, inputs: Tensor) -> Any:
+        try:
+            return self.function(inputs)
+        except RoundwiseError:
+            raise
+        except Exception as error:  # any code can run in here
+            shape = f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape)}"
+            raise ModelError(
+                f"{self.name} fails on inputs {shape}: {type(error).__name__}: {error}. Are they what it takes? For "
+                "images see --size and --preprocess-as; for a batch size that is built in, --batch-size."
+            ) from error
+
+
+def takes_weights(spec: str) -> bool:
+    """Whether weights are given beside this model, rather than inside its file."""
+    return not spec.endswith((*FILES, ".pt2"))
+
+
+def open_runnable(
+    spec: str, source: WeightSource | None, device: torch.device, num_classes: int | None = None
+) -> Runnable:
+    """Load what `spec` names, ready to be called.
+
+    Args:
+        spec: a `.rw` or `.onnx` file, or whatever `load_model` takes.
+        source, num_classes: for networks whose weights come from elsewhere; ignored for files that hold their own.
+        device: where it runs; ONNX files run on the CPU.
+
+    Raises:
+        RoundwiseError: it cannot be loaded.
+    """
+    if spec.endswith(FILES):
+        path = Path(spec)
+        if not path.is_file():
+            raise FileFormatError(f"{path}: there is no such file.")
+        if path.suffix == ".onnx":
+            return Runnable(spec, OnnxNetwork(path))
+        from roundwise import load
+
+        return Runnable(spec, _on(load(path).to(device), device))
+    if not takes_weights(spec):
+        source, num_classes = None, None
+    loaded = load_model(spec, source, num_classes)
+    network = move(loaded.network, device)
+    module = network if isinstance(network, nn.Module) else network.module()
+    return Runnable(spec, _on(module, device), loaded.preprocessing, loaded.notes)
+
+
+def _on(module: nn.Module, device: torch.device) -> Callable[[Tensor], Any]:
+    return lambda inputs: module(inputs.to(device))
+
+
+@final
+class OnnxNetwork:
+    """An ONNX file in ONNX Runtime on the CPU, called with a tensor like a module.
+
+    Raises:
+        ModelError: ONNX Runtime is not installed, or the file does not have one input.
+        FileFormatError: the file is not a valid ONNX model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise ModelError(f'{path}: ONNX Runtime is not installed. Run: pip install "roundwise[onnx]"') from error
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors have no common base
+            raise FileFormatError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1:
+            names = ", ".join(f"'{entry.name}'" for entry in inputs) or "none"
+            raise ModelError(f"{path} takes {len(inputs)} inputs ({names}); only networks with one can be evaluated.")
+        self.input = inputs[0].name
+
+    def __call__(self, inputs: Tensor) -> Any:
+        array = np.ascontiguousarray(inputs.numpy())
+        results = [torch.from_numpy(np.array(result)) for result in self.session.run(None, {self.input: array})]
+        return results[0] if len(results) == 1 else tuple(results)

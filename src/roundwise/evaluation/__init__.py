@@ -1,0 +1,23 @@
+"""Samples from files, the preprocessing they need, and what a network makes of them."""
+
+from roundwise.evaluation.arrays import Keys
+from roundwise.evaluation.data import Batches, DataOptions, Dataset, load_data
+from roundwise.evaluation.metrics import Accuracy, Comparison, Evaluation, evaluate
+from roundwise.evaluation.preprocessing import Cover, Fit, Preprocessing, ShorterSide, Stretch
+
+__all__ = [
+    "Accuracy",
+    "Batches",
+    "Comparison",
+    "Cover",
+    "DataOptions",
+    "Dataset",
+    "Evaluation",
+    "Fit",
+    "Keys",
+    "Preprocessing",
+    "ShorterSide",
+    "Stretch",
+    "evaluate",
+    "load_data",
+]

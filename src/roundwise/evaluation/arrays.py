@@ -1,0 +1,206 @@
+"""Inputs and labels from array files: `.npy`, `.npz`, `.pt`/`.pth` and `.safetensors`. Nothing in them is executed.
+
+A file with one array holds the inputs. In a file with several, inputs and labels are found by their usual names, or by
+the names that the caller gives; a guess that could be wrong is an error that lists what there is.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from roundwise.errors import FileFormatError
+
+Array = np.ndarray[Any, Any] | Tensor
+
+INPUT_KEYS = ("images", "inputs", "x", "data")
+LABEL_KEYS = ("labels", "targets", "y")
+
+
+@final
+@dataclass(frozen=True)
+class Keys:
+    """Names of the arrays to use in a file with several; None looks for the usual names, above."""
+
+    inputs: str | None = None
+    labels: str | None = None
+
+
+def read_arrays(path: Path, keys: Keys = Keys()) -> tuple[Array, Array | None]:
+    """Inputs, and labels where the file has them.
+
+    Raises:
+        FileFormatError: the file is broken, holds something else than arrays, or it is unclear which array to use.
+    """
+    arrays = _open(path)
+    if not isinstance(arrays, Mapping):
+        if keys.inputs is not None or keys.labels is not None:
+            raise FileFormatError(f"{path} holds a single array without a name; leave out the keys.")
+        return arrays, None
+    labels = _choose(path, arrays, keys.labels, LABEL_KEYS, "labels")
+    rest = {name: array for name, array in arrays.items() if name != labels}
+    inputs = _choose(path, rest, keys.inputs, INPUT_KEYS, "inputs")
+    if inputs is None:
+        if len(rest) != 1:
+            raise FileFormatError(
+                f"{path}: which array holds the inputs? Name it with --input-key (in Python, Keys(inputs=…)). "
+                f"There are {_listing(arrays)}."
+            )
+        inputs = next(iter(rest))
+    return arrays[inputs], None if labels is None else arrays[labels]
+
+
+def read_labels(path: Path) -> Array:
+    """Labels from a file of their own: a text file with one number a line, or an array file.
+
+    Raises:
+        FileFormatError: the file is broken or holds no labels.
+    """
+    if path.suffix.lower() in (".txt", ".csv"):
+        try:
+            return torch.tensor([int(word) for word in path.read_text(encoding="utf-8").split()], dtype=torch.int64)
+        except ValueError as error:
+            raise FileFormatError(f"{path}: a text file of labels has one whole number a line ({error}).") from error
+    arrays = _open(path)
+    if not isinstance(arrays, Mapping):
+        return arrays
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    name = _choose(path, arrays, None, LABEL_KEYS, "labels")
+    if name is None:
+        raise FileFormatError(f"{path}: no array is named {', '.join(LABEL_KEYS)}; there are {_listing(arrays)}.")
+    return arrays[name]
+
+
+def as_labels(array: Array, samples: int, path: Path) -> Int[Tensor, "samples"]:
+    """Check labels and turn them into int64.
+
+    Raises:
+        FileFormatError: not one whole number ≥ 0 for each of the samples.
+    """
+    labels = torch.from_numpy(native(array, path)) if isinstance(array, np.ndarray) else array
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise FileFormatError(
+            f"{path}: labels are {_kind(labels)} {list(labels.shape)}; one whole number for each sample is needed (for "
+            "one-hot rows, store their argmax)."
+        )
+    if len(labels) != samples:
+        raise FileFormatError(f"{path}: {len(labels)} labels for {samples} samples; there must be one for each.")
+    labels = labels.to(torch.int64)
+    if samples and int(labels.min()) < 0:
+        where = int(labels.argmin())
+        raise FileFormatError(f"{path}: sample {where} has label {int(labels[where])}; classes count from 0.")
+    return labels
+
+
+def native(array: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
+    """A writable copy in the machine's byte order, which is what PyTorch takes.
+
+    Raises:
+        FileFormatError: the array holds something else than numbers.
+    """
+    if array.dtype.kind not in "biuf":
+        raise FileFormatError(f"{path}: an array of {array.dtype} {list(array.shape)} cannot be a network's input.")
+    return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+
+
+def _open(path: Path) -> Array | Mapping[str, Array]:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise FileFormatError(
+            f"{path}: '{path.suffix}' is not a known kind of data. Known: a folder of images, {', '.join(READERS)}."
+        )
+    arrays = reader(path)
+    if isinstance(arrays, Mapping) and not arrays:
+        raise FileFormatError(f"{path} holds no arrays.")
+    return arrays
+
+
+def _choose(path: Path, arrays: Mapping[str, Array], key: str | None, usual: tuple[str, ...], what: str) -> str | None:
+    if key is not None:
+        if key not in arrays:
+            raise FileFormatError(f"{path} has no array '{key}' for the {what}. There are {_listing(arrays)}.")
+        return key
+    found = [name for name in usual if name in arrays]
+    if len(found) > 1:
+        raise FileFormatError(
+            f"{path}: {' and '.join(repr(name) for name in found)} could both be the {what}. Choose one with "
+            f"--{what.removesuffix('s')}-key (in Python, Keys({what}=…)). There are {_listing(arrays)}."
+        )
+    return found[0] if found else None
+
+
+def _listing(arrays: Mapping[str, Array]) -> str:
+    return ", ".join(f"'{name}' {_kind(array)} {list(array.shape)}" for name, array in sorted(arrays.items()))
+
+
+def _kind(array: Array) -> str:
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _read_npy(path: Path) -> Array:
+    try:
+        # Not np.load, which takes what it does not recognise for a pickle, and leaves the file open after an error.
+        return np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise FileFormatError(f"{path} is not a NumPy array of numbers: {error}.") from error
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    # Checked first, because np.load would treat anything else as a pickle and answer with advice to allow those.
+    if not zipfile.is_zipfile(path):
+        raise FileFormatError(f"{path} is not an .npz archive: it is truncated, or something else.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.error) as error:
+        raise FileFormatError(f"{path} is not an archive of arrays of numbers: {error}.") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Array]:
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise FileFormatError(f"{path} is not a safetensors file: {error}.") from error
+
+
+def _read_torch(path: Path) -> Array | dict[str, Array]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises nearly anything on broken files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileFormatError(
+            f"{path} cannot be read as tensors only ({reason}). Anything else in a .pt file would be a program to run, "
+            "so it is refused; save plain tensors with torch.save({'inputs': …, 'labels': …}, …)."
+        ) from error
+    match content:
+        case Tensor():
+            return content
+        case dict() if content and all(isinstance(value, Tensor) for value in content.values()):
+            return {str(name): value for name, value in content.items()}
+        case [Tensor() as inputs, Tensor() as labels]:
+            return {"inputs": inputs, "labels": labels}
+    raise FileFormatError(
+        f"{path} holds a {type(content).__name__}; a tensor, a dict of tensors or a pair (inputs, labels) is needed."
+    )
+
+
+READERS: dict[str, Callable[[Path], Array | Mapping[str, Array]]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+    ".safetensors": _read_safetensors,
+}

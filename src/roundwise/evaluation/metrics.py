@@ -1,0 +1,236 @@
+"""How good a network is, and how close two networks are.
+
+    top-k      share of the samples whose label is among the k largest outputs
+    same class share of the predictions (largest output) on which both networks agree
+    output error   Σ‖y − ŷ‖² / Σ‖y‖², y the outputs of the network compared with
+
+Accuracy needs labels; agreement needs none, is measured on every sample, and moves before accuracy does: use it where
+labels are few.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from roundwise.errors import CalibrationError, ModelError
+
+Network = Callable[[Tensor], Any]
+
+
+@final
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of the samples, 0 to 1. `top5` is None where there are fewer than 6 classes, of which 5 say nothing."""
+
+    top1: float
+    top5: float | None
+
+
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """One network held against another, which is taken as the truth.
+
+    Attributes:
+        accuracy: of the other network, where there are labels.
+        same_class: share of equal predictions, 0 to 1: per sample, or per position where outputs have positions (as in
+            segmentation); None where the outputs are not one tensor of class scores.
+        output_error: Σ‖y − ŷ‖² / Σ‖y‖² over all outputs.
+    """
+
+    accuracy: Accuracy | None
+    same_class: float | None
+    output_error: float
+
+
+@final
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured on `samples` samples. `print(evaluation)` is for people, `as_dict()` for scripts."""
+
+    samples: int
+    accuracy: Accuracy | None
+    comparison: Comparison | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data: dicts and numbers."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        rows = [("samples", f"{self.samples:,}"), *_rows(self.accuracy, "")]
+        if self.comparison is not None:
+            rows += _rows(self.comparison.accuracy, ", compared with")
+            if self.comparison.same_class is not None:
+                rows.append(("same class", f"{self.comparison.same_class:.2%}"))
+            rows.append(("output error", f"{self.comparison.output_error:.3g}"))
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+def _rows(accuracy: Accuracy | None, suffix: str) -> list[tuple[str, str]]:
+    if accuracy is None:
+        return []
+    named = ((f"top-1{suffix}", accuracy.top1), (f"top-5{suffix}", accuracy.top5))
+    return [(name, f"{share:.2%}") for name, share in named if share is not None]
+
+
+def evaluate(
+    network: Network,
+    batches: Iterable[Tensor],
+    *,
+    labels: Int[Tensor, "samples"] | None = None,
+    against: Network | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Run a network over batches of inputs and measure it.
+
+    Modules run in eval mode and are left in the mode they were in. Sums are kept in float64.
+
+    Args:
+        network: called with one batch of inputs.
+        batches: inputs `[N, …]`, in the order of the labels.
+        labels: class of each sample, counted from 0; needs outputs `[N, classes]`.
+        against: another network with the same outputs, for instance the one before quantization.
+        progress: called with the number of samples done after each batch.
+
+    Raises:
+        CalibrationError: no samples; more or fewer samples than labels; a label that is no class of the network.
+        ModelError: outputs that do not allow what is asked for: NaN, other shapes, no tensors.
+
+    Example:
+        >>> scores = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+        >>> evaluate(nn.Identity(), [scores], labels=torch.tensor([1, 1])).accuracy
+        Accuracy(top1=0.5, top5=None)
+    """
+    samples = 0
+    own, other, differences = _Hits(), _Hits(), _Differences()
+    with torch.no_grad(), _Evaluating(network), _Evaluating(against):
+        for inputs in batches:
+            outputs = _outputs(network(inputs), "the network", samples)
+            reference = None if against is None else _outputs(against(inputs), "the network compared with", samples)
+            count = len(inputs)
+            if labels is not None:
+                if samples + count > len(labels):
+                    raise CalibrationError(f"{len(labels)} labels, but at least {samples + count} samples.")
+                expected = labels[samples : samples + count]
+                own.add(outputs, expected, count)
+                if reference is not None:
+                    other.add(reference, expected, count)
+            if reference is not None:
+                differences.add(outputs, reference)
+            samples += count
+            if progress is not None:
+                progress(samples)
+    if samples == 0:
+        raise CalibrationError("There are no samples to evaluate on.")
+    if labels is not None and len(labels) != samples:
+        raise CalibrationError(f"{len(labels)} labels, but {samples} samples; one for each is needed.")
+    accuracy = None if labels is None else own.accuracy(samples)
+    if against is None:
+        return Evaluation(samples, accuracy, None)
+    compared = None if labels is None else other.accuracy(samples)
+    return Evaluation(samples, accuracy, Comparison(compared, differences.same_class, differences.output_error))
+
+
+class _Evaluating:
+    """Puts a module into eval mode, and every part of it back into its own mode afterwards."""
+
+    def __init__(self, network: Network | None) -> None:
+        self.modules = list(network.modules()) if isinstance(network, nn.Module) else []
+        self.modes = [module.training for module in self.modules]
+
+    def __enter__(self) -> None:
+        # Not .eval(): the modules of exported programs refuse it, and have no mode to change.
+        for module in self.modules:
+            module.training = False
+
+    def __exit__(self, *_: object) -> None:
+        for module, training in zip(self.modules, self.modes, strict=True):
+            module.training = training
+
+
+class _Hits:
+    """Counts of labels among the largest outputs."""
+
+    def __init__(self) -> None:
+        self.top1 = self.top5 = self.classes = 0
+
+    def add(self, outputs: list[Tensor], labels: Tensor, count: int) -> None:
+        if len(outputs) != 1 or outputs[0].ndim != 2 or len(outputs[0]) != count:
+            raise ModelError(
+                f"accuracy needs one output [{count}, classes]; the network gives {_shapes(outputs)}. Leave out the "
+                "labels and compare with another network, which works for any outputs."
+            )
+        scores = outputs[0]
+        self.classes = scores.shape[1]
+        if int(labels.max()) >= self.classes:
+            raise CalibrationError(
+                f"a label is {int(labels.max())}, but the network has {self.classes} classes, counted from 0: these "
+                "labels belong to other classes than the network's."
+            )
+        ranked = scores.float().topk(min(5, self.classes), dim=1).indices.cpu()
+        found = ranked == labels.unsqueeze(1)
+        self.top1 += int(found[:, 0].sum())
+        self.top5 += int(found.any(dim=1).sum())
+
+    def accuracy(self, samples: int) -> Accuracy:
+        return Accuracy(self.top1 / samples, self.top5 / samples if self.classes > 5 else None)
+
+
+class _Differences:
+    """Sums over pairs of outputs."""
+
+    def __init__(self) -> None:
+        self.error = self.energy = 0.0
+        self.same = self.predictions = 0
+
+    def add(self, outputs: list[Tensor], reference: list[Tensor]) -> None:
+        if [tuple(o.shape) for o in outputs] != [tuple(r.shape) for r in reference]:
+            raise ModelError(
+                f"the outputs cannot be compared: {_shapes(outputs)} and {_shapes(reference)}. Both networks must give "
+                "outputs of the same shapes."
+            )
+        for output, truth in zip(outputs, reference, strict=True):
+            wanted, found = truth.detach().cpu().double(), output.detach().cpu().double()
+            self.error += float((wanted - found).square().sum())
+            self.energy += float(wanted.square().sum())
+        if len(outputs) == 1 and outputs[0].ndim >= 2 and outputs[0].shape[1] > 1:
+            agree = outputs[0].argmax(1).cpu() == reference[0].argmax(1).cpu()
+            self.same += int(agree.sum())
+            self.predictions += agree.numel()
+
+    @property
+    def same_class(self) -> float | None:
+        return self.same / self.predictions if self.predictions else None
+
+    @property
+    def output_error(self) -> float:
+        if self.energy == 0.0:
+            return 0.0 if self.error == 0.0 else float("inf")
+        return self.error / self.energy
+
+
+def _outputs(result: Any, who: str, done: int) -> list[Tensor]:
+    """The floating-point tensors in a network's output, in order."""
+    leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not leaves:
+        raise ModelError(f"{who} returns a {type(result).__name__} without tensors of floats; nothing to measure.")
+    for leaf in leaves:
+        if bool(leaf.isnan().any()):
+            raise ModelError(
+                f"{who} gives NaN in {int(leaf.isnan().sum())} of {leaf.numel()} outputs, in the batch starting with "
+                f"sample {done}. Its weights or these inputs are broken; nothing measured on them would mean anything."
+            )
+    return leaves
+
+
+def _shapes(outputs: list[Tensor]) -> str:
+    return ", ".join(str(list(output.shape)) for output in outputs)

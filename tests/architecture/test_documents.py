@@ -1,0 +1,103 @@
+"""The documents tell the truth: links lead somewhere, commands exist, and the walk-through works."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import roundwise
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted(ROOT.glob("*.md"))
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall((ROOT / document).read_text(encoding="utf-8")) if kind == language]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(document):
+    missing = [link for link in LINK.findall(document.read_text(encoding="utf-8")) if not (ROOT / link).exists()]
+    assert missing == []
+
+
+def test_commands_in_the_readme_are_commands_with_those_options():
+    click = pytest.importorskip("click")
+    from roundwise.cli.app import app
+
+    lines = [line for block in blocks("README.md", "") for line in block.splitlines() if line.startswith("roundwise ")]
+    assert lines
+    for line in lines:
+        _, name, *arguments = shlex.split(line)
+        command = app.get_command(click.Context(app), name)
+        assert command is not None, line
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in arguments if word.startswith("--")} <= known, line
+
+
+def test_names_in_the_readme_are_public():
+    used = {name for block in blocks("README.md", "python") for name in re.findall(r"\brw\.(\w+)", block)}
+    assert used
+    assert used <= set(roundwise.__all__)
+
+
+@pytest.fixture(scope="module")
+def walkthrough(tmp_path_factory):
+    """A folder with a copy of the package, the walk-through's file and line added to it, and a network."""
+    folder = tmp_path_factory.mktemp("walkthrough")
+    package = folder / "roundwise"
+    shutil.copytree(Path(roundwise.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    file, line = blocks("CONTRIBUTING.md", "python")
+    (package / "rounding" / "threshold.py").write_text(file, encoding="utf-8")
+    table = package / "rounding" / "__init__.py"
+    text = table.read_text(encoding="utf-8")
+    head, entry, _ = re.split(r"\n\nROUNDING_SOLVERS.*\n    \.\.\.\n|\}\n", line)
+    text, added = re.subn(r"(ROUNDING_SOLVERS: .*= \{\n)", rf"\1{entry}", text)
+    assert added == 1
+    table.write_text(text.replace("\n\nROUNDING_SOLVERS", f"\n{head}\n\nROUNDING_SOLVERS", 1), encoding="utf-8")
+    (folder / "net.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Linear(8, 4)\n", encoding="utf-8"
+    )
+    return folder
+
+
+def run(folder: Path, *command: str) -> str:
+    # The copy comes first on the path, before the package under test.
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    result = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_walkthroughs_method_is_in_the_command_lines_help(walkthrough):
+    pytest.importorskip("click")
+    shown = run(walkthrough, "-m", "roundwise.cli", "quantize", "--help")
+    assert re.search(r"threshold +Round up where the fraction reaches a threshold\..*threshold=0\.5", shown, re.DOTALL)
+
+
+def test_the_walkthroughs_method_runs_from_the_command_line_with_its_setting(walkthrough):
+    pytest.importorskip("click")
+    make = "import numpy; numpy.save('inputs.npy', numpy.random.default_rng(0).standard_normal((16, 8), numpy.float32))"
+    run(walkthrough, "-c", make)
+    (line,) = (line for block in blocks("CONTRIBUTING.md", "") for line in block.splitlines() if "--rounding" in line)
+    _, *arguments = shlex.split(line)
+    shown = run(walkthrough, "-m", "roundwise.cli", *arguments, "--json")
+    assert '"rounding": "threshold"' in shown
+
+
+def test_the_walkthroughs_recipe_file_names_the_method(walkthrough):
+    (text,) = blocks("CONTRIBUTING.md", "toml")
+    assert tomllib.loads(text) == {"rounding": {"method": "threshold", "threshold": 0.4}}
+    (walkthrough / "recipe.toml").write_text(text, encoding="utf-8")
+    shown = run(walkthrough, "-c", "import roundwise; print(roundwise.Recipe.from_toml('recipe.toml').rounding)")
+    assert shown.strip() == "Threshold(threshold=0.4)"

@@ -1,0 +1,646 @@
+"""The command line: what it says, what it writes, and how it ends."""
+
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from rich.console import Console
+
+import roundwise as rw
+from roundwise import cli
+from roundwise.cli.app import COMMANDS, app
+from roundwise.cli.commands import evaluate as evaluate_command
+from roundwise.cli.commands import quantize as quantize_command
+from roundwise.cli.recipes import RecipeOptions, build_recipe, parse_bytes, parse_value, with_setting
+from roundwise.cli.terminal import layer_progress, show_json
+from roundwise.events import LayerFinished, LayerStarted, Plan, Planned
+from roundwise.ranges import RANGE_ESTIMATORS
+from roundwise.report import LayerReport
+from roundwise.rounding import ROUNDING_SOLVERS
+
+NET = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 6))
+
+def linear():
+    return nn.Linear(4, 3)
+
+def broken():
+    raise ValueError("no such dataset")
+"""
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def failed(result, code, *parts):
+    """Whether a run ended with this code, said all that on stderr, and showed neither results nor a traceback."""
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    for part in parts:
+        assert part in " ".join(result.stderr.replace("│", " ").split()), result.stderr
+    return True
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, inputs with and without labels, images."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "net.py").write_text(NET)
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((24, 3, 8, 8)).astype(np.float32)
+    np.save(folder / "inputs.npy", inputs)
+    np.savez(folder / "labelled.npz", images=inputs, labels=rng.integers(0, 6, 24))
+    np.savez(folder / "pixels.npz", images=rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8))
+    for name in ("cat", "dog"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for index in range(3):
+            image = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+            image.save(folder / "photos" / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(folder):
+    """What one run of `quantize` gave: its result, and files in three formats."""
+    outs = [folder / "net.rw", folder / "net.onnx"]
+    result = run(
+        "quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy", "--rounding", "nearest",
+        *(part for out in outs for part in ("--out", out)),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture
+def no_run(monkeypatch):
+    """Make it an error to start what takes long."""
+
+    def fail(*_, **__):
+        raise AssertionError("the long run was started")
+
+    monkeypatch.setattr(quantize_command, "quantize", fail)
+    monkeypatch.setattr(quantize_command, "load_model", fail)
+
+
+# ------------------------------------------------------------------------------------------------------------- help
+
+
+def test_help_lists_the_commands_without_importing_them():
+    code = (
+        "import sys; sys.argv = ['roundwise', '--help']\n"
+        "import atexit; atexit.register(lambda: print(sorted(m for m in sys.modules if 'cli.commands.' in m or "
+        "m.partition('.')[0] in ('torchvision', 'timm', 'onnx', 'onnxruntime')), file=sys.stderr))\n"
+        "from roundwise.cli import main; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.strip() == "[]"
+    assert all(name in result.stdout for name in COMMANDS)
+    assert "130" in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help_with_examples(name):
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    assert f"roundwise {name} " in result.stdout
+    assert "Example" in result.stdout
+
+
+def test_the_help_explains_every_method_in_the_tables():
+    text = " ".join(run("quantize", "--help").stdout.split())
+    for table in (ROUNDING_SOLVERS, RANGE_ESTIMATORS):
+        for name, kind in table.items():
+            assert f"{name} {kind.__doc__.partition(chr(10))[0]}" in text
+
+
+def test_the_help_shows_the_defaults_of_the_recipe():
+    text = " ".join(run("quantize", "--help").stdout.split())
+    for default in (
+        "Bits of a weight. [default: 4]",
+        "[default: weight-mse]",
+        "[default: adaround-sgd, iterations=1000]",
+    ):
+        assert default in text
+
+
+def test_the_version_is_told():
+    assert run("--version").stdout.strip() == f"roundwise {rw.__version__}"
+
+
+def test_an_unknown_command_is_wrong_usage():
+    assert failed(run("quantise"), 2, "No such command 'quantise'")
+
+
+@pytest.mark.parametrize(("module", "package"), [("click", "click"), ("rich", "rich"), ("PIL", "pillow")])
+def test_without_its_packages_the_command_line_says_what_to_install(monkeypatch, capsys, module, package):
+    find = cli.find_spec
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == module else find(name))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert f"needs {package}" in (text := capsys.readouterr().err)
+    assert 'pip install "roundwise[cli]"' in text
+
+
+# --------------------------------------------------------------------------------------------------------- quantize
+
+
+def test_quantize_reports_on_stdout_and_tells_its_progress_on_stderr(written, folder):
+    assert "layer" in written.stdout
+    assert "2 layers quantized from 24 samples" in written.stdout
+    assert f"written: {folder}/net.rw" in written.stdout
+    assert f"written: {folder}/net.onnx" in written.stdout
+    assert "plan: 2 layers, 24 samples" in written.stderr
+    assert "[2/2] " in written.stderr
+    assert "plan:" not in written.stdout
+
+
+def test_quantize_writes_a_file_that_loads_and_computes(written, folder):
+    quantized = rw.load(folder / "net.rw")
+    assert quantized(torch.zeros(5, 3, 8, 8)).shape == (5, 6)
+    assert {layer.rounding for layer in quantized.report.layers} == {"nearest"}
+
+
+def test_options_reach_the_recipe(folder):
+    result = run(
+        "quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy", "--bits", 3, "--per-tensor",
+        "--asymmetric", "--ranges", "min-max", "--set", "iterations=3", "--set", "batch_size=4", "--override", "4=8",
+        "--seed", 7, "--batch-size", 5, "--memory-budget", "1MiB", "--limit", 10, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    weights, rounding = data["recipe"]["weights"], data["recipe"]["rounding"]
+    assert (weights["bits"], weights["symmetric"]) == (3, False)
+    assert weights["granularity"] == {"kind": "per-tensor"}
+    assert weights["ranges"] == {"method": "min-max"}
+    assert (rounding["method"], rounding["iterations"], rounding["batch_size"]) == ("adaround-sgd", 3, 4)
+    assert data["recipe"]["overrides"]["4"]["bits"] == 8
+    assert (data["recipe"]["seed"], data["recipe"]["batch_size"]) == (7, 5)
+    assert data["recipe"]["memory_budget"] == 2**20
+    assert [layer["bits"] for layer in data["report"]["layers"]] == [3, 8]
+    assert data["report"]["samples"] == 10
+    assert data["outputs"] == []
+    assert "[2/2]" in result.stderr
+
+
+def test_json_has_the_figures_of_the_files(folder, tmp_path, monkeypatch):
+    class Exported:  # the real export is in `written`, and takes seconds
+        def as_dict(self):
+            return {"path": "b.onnx", "max_difference": 1e-6}
+
+    monkeypatch.setattr("roundwise.export.export_onnx", lambda quantized, path: Exported())
+    result = run(
+        "quantize", f"{folder}/net.py:linear", "--data", np_file(tmp_path, (8, 4)), "--rounding", "nearest", "--json",
+        "--out", tmp_path / "a.rw", "--out", tmp_path / "b.onnx",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert data["outputs"] == [
+        {"path": str(tmp_path / "a.rw"), "bytes": (tmp_path / "a.rw").stat().st_size},
+        {"path": "b.onnx", "max_difference": 1e-6},
+    ]
+    assert data["versions"]["torch"] == str(torch.__version__)
+
+
+def np_file(folder, shape, name="x.npy"):
+    np.save(folder / name, np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+    return folder / name
+
+
+def test_without_an_output_it_says_that_nothing_is_kept(folder):
+    result = run("quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy", "--rounding", "nearest")
+    assert result.exit_code == 0
+    assert "nothing was written" in result.stderr
+
+
+def test_images_are_prepared_as_asked_and_it_is_said(folder):
+    common = ("quantize", f"{folder}/net.py:build", "--rounding", "nearest", "--data")
+    result = run(*common, folder / "photos", "--size", "8", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")
+    assert result.exit_code == 0, result.stderr
+    assert "6 images" in result.stderr
+    assert "shorter side to 8 (bilinear), centre 8×8, mean 0.5 0.5 0.5, std 0.5 0.5 0.5" in result.stderr
+    result = run(*common, folder / "pixels.npz")
+    assert result.exit_code == 0, result.stderr
+    assert "size as it is, mean 0.485 0.456 0.406" in result.stderr
+    assert "the default, since the model states none" in result.stderr
+    assert "images:" not in run(*common, folder / "inputs.npy").stderr
+
+
+def test_floats_are_scaled_only_where_mean_and_std_are_given(folder, tmp_path):
+    np.save(tmp_path / "x.npy", np.full((4, 3, 8, 8), 0.5, dtype=np.float32))
+    result = run(
+        "quantize", f"{folder}/net.py:build", "--data", tmp_path / "x.npy", "--rounding", "nearest",
+        "--mean", "0.5,0.5,0.5", "--std", "1,1,1",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "images: size as it is, mean 0.5 0.5 0.5, std 1 1 1" in result.stderr
+
+
+def test_preprocessing_of_a_named_model_can_be_borrowed(folder):
+    result = run(
+        "quantize", f"{folder}/net.py:build", "--data", folder / "photos", "--rounding", "nearest",
+        "--preprocess-as", "torchvision:resnet18",
+    )  # fmt: skip
+    if "not installed" in result.stderr:
+        pytest.skip("torchvision is not installed")
+    assert result.exit_code == 0, result.stderr
+    assert "shorter side to 256 (bilinear), centre 224×224" in result.stderr
+    assert "torchvision's ResNet18_Weights.IMAGENET1K_V1" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--bits", "9"), "'9' is not one of"),
+        (("--rounding", "magic"), "'magic' is not one of 'adaround-sgd'"),
+        (("--per-tensor", "--per-group", "4"), "exclude each other"),
+        (("--weights", "net.py", "--pretrained"), "exclude each other"),
+        (("--data", "absent"), "does not exist"),
+        (("--size", "0"), "'0' is not a size"),
+        (("--mean", "1,2"), "not three numbers"),
+        (("--memory-budget", "lots"), "'lots' is not an amount of memory"),
+        (("--device", "warp"), "'warp' is not a device that works here"),
+        (("--limit", "0"), "0 is not in the range"),
+        (("--out", "net.pth"), "a file ends in .rw or .onnx"),
+        (("--out", "absent/net.rw"), "there is no folder 'absent'"),
+        (("--out", "photos.rw"), "is a folder"),
+        (("--out", "a.rw", "--out", "./a.rw"), "same file twice"),
+    ],
+)
+def test_wrong_usage_ends_with_2_before_anything_runs(folder, no_run, monkeypatch, options, message):
+    monkeypatch.chdir(folder)
+    (folder / "photos.rw").mkdir(exist_ok=True)
+    data = () if "--data" in options else ("--data", "inputs.npy")
+    assert failed(run("quantize", "net.py:build", *data, *options), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--set", "iteration=5"),
+            "'adaround-sgd' has no setting 'iteration'; its settings are iterations, batch_size",
+        ),
+        (("--set", "iterations=few"), "--set iterations=few: 'few' is not a whole number"),
+        (("--set", "iterations=0"), "iterations must be at least 1"),
+        (("--set", "iterations"), "expected NAME=VALUE"),
+        (("--set", "grid.scale=1"), "'grid' is neither 'rounding' nor 'ranges'"),
+        (
+            ("--rounding", "nearest", "--set", "iterations=5"),
+            "'nearest' has no setting 'iterations'; it has no settings",
+        ),
+        (("--override", "0=nine"), "'nine' is neither a number of bits nor 'float'"),
+        (("--override", "0=9"), "--override 0=9: bits=9"),
+        (("--override", "0"), "expected NAME=VALUE"),
+        (("--recipe", "net.py"), "is not a TOML file"),
+    ],
+)
+def test_an_impossible_recipe_ends_with_1_before_anything_runs(folder, no_run, monkeypatch, options, message):
+    monkeypatch.chdir(folder)
+    assert failed(run("quantize", "net.py:build", "--data", "inputs.npy", *options), 1, message)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        ("net.py:absent", "inputs.npy", "has no function 'absent'"),
+        ("net.py:broken", "inputs.npy", "ValueError: no such dataset"),
+        ("net.pt2", "inputs.npy", "there is no such file"),
+        ("net.py:build", "net.py", "is not a known kind of data"),
+    ],
+)
+def test_what_cannot_be_done_ends_with_1_and_a_message(folder, monkeypatch, model, data, message):
+    monkeypatch.chdir(folder)
+    assert failed(run("quantize", model, "--data", data, "--rounding", "nearest"), 1, message)
+
+
+def test_preprocessing_cannot_be_borrowed_from_just_anything(folder):
+    result = run("quantize", f"{folder}/net.py:build", "--data", folder / "photos", "--preprocess-as", "nonsense")
+    assert failed(result, 1, "'nonsense': only torchvision:NAME and timm:NAME")
+
+
+def test_an_override_that_matches_nothing_names_the_nearest_layers(folder):
+    result = run("quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy", "--override", "conv=8")
+    assert failed(result, 1, "'conv' matches none of the 2 layers")
+
+
+def test_ctrl_c_ends_with_130_and_leaves_no_file(folder, tmp_path, monkeypatch):
+    real = quantize_command.quantize
+
+    def interrupted(model, calibration, recipe, progress):
+        def stop(event):
+            progress(event)
+            if isinstance(event, LayerFinished):
+                raise KeyboardInterrupt
+
+        return real(model, calibration, recipe, progress=stop)
+
+    monkeypatch.setattr(quantize_command, "quantize", interrupted)
+    result = run(
+        "quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy", "--rounding", "nearest",
+        "--out", tmp_path / "a.rw", "--out", tmp_path / "b.onnx",
+    )  # fmt: skip
+    assert failed(result, 130, "interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_a_file_is_written_leaves_the_earlier_one(folder, tmp_path, monkeypatch):
+    (tmp_path / "a.rw").write_bytes(b"earlier")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupted)
+    result = run(
+        "quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy", "--rounding", "nearest",
+        "--out", tmp_path / "a.rw",
+    )  # fmt: skip
+    assert result.exit_code == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["a.rw"]
+    assert (tmp_path / "a.rw").read_bytes() == b"earlier"
+
+
+def test_a_bug_keeps_its_traceback(folder, monkeypatch):
+    def bug(*_, **__):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(quantize_command, "quantize", bug)
+    result = run("quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy")
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+# --------------------------------------------------------------------------------------------------------- evaluate
+
+
+@pytest.mark.parametrize("name", ["net.rw", "net.onnx", "net.py:build"])
+def test_accuracy_is_measured_of_every_kind_of_network(written, folder, name):
+    result = run("evaluate", f"{folder}/{name}", "--data", folder / "labelled.npz", "--json")
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert data["samples"] == 24
+    assert 0 <= data["accuracy"]["top1"] <= data["accuracy"]["top5"] <= 1
+    assert data["comparison"] is None
+
+
+@pytest.mark.parametrize("name", ["net.rw", "net.onnx"])
+def test_a_result_is_compared_with_the_network_it_came_from(written, folder, name):
+    common = ("evaluate", folder / name, "--against", f"{folder}/net.py:build", "--data", folder / "inputs.npy")
+    data = json.loads(run(*common, "--json").stdout)
+    assert data["accuracy"] is None
+    assert 0.5 < data["comparison"]["same_class"] <= 1
+    assert 0 < data["comparison"]["output_error"] < 0.1
+    text = run(*common).stdout
+    assert "compared with" in text
+    assert "same class" in text
+
+
+def test_a_program_is_evaluated(folder, tmp_path):
+    torch.manual_seed(0)
+    dynamic = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(torch.nn.Linear(4, 3), (torch.zeros(2, 4),), dynamic_shapes=dynamic)
+    torch.export.save(program, tmp_path / "net.pt2")
+    result = run(
+        "evaluate", tmp_path / "net.pt2", "--against", tmp_path / "net.pt2", "--data", np_file(tmp_path, (9, 4))
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "same class    100.00%" in result.stdout
+
+
+def test_a_built_in_batch_size_is_pointed_at(tmp_path):
+    program = torch.export.export(torch.nn.Linear(4, 3), (torch.zeros(2, 4),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    common = ("evaluate", tmp_path / "net.pt2", "--against", tmp_path / "net.pt2", "--data", np_file(tmp_path, (4, 4)))
+    assert failed(run(*common), 1, "fails on inputs float32 [4, 4]", "--batch-size")
+    assert run(*common, "--batch-size", 2).exit_code == 0
+
+
+def test_labels_can_be_given_beside_the_data(written, folder, tmp_path):
+    (tmp_path / "labels.txt").write_text("\n".join(["1"] * 24))
+    result = run(
+        "evaluate",
+        folder / "net.rw",
+        "--data",
+        folder / "inputs.npy",
+        "--labels",
+        tmp_path / "labels.txt",
+        "--limit",
+        5,
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "samples  5" in result.stdout
+
+
+def test_class_folders_must_be_as_many_as_classes_unless_a_list_names_them(folder, tmp_path):
+    common = ("evaluate", f"{folder}/net.py:build", "--data", folder / "photos", "--size", 8)
+    assert failed(run(*common), 1, "there are 2 folders, one per class, but the network has 6 classes", "--classes")
+    (tmp_path / "classes.txt").write_text("bird\ncat\ncow\ndog\nemu\nfox\n")
+    result = run(*common, "--classes", tmp_path / "classes.txt", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["samples"] == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "there is nothing to measure"),
+        (("--weights", "net.py"), "the weights are in the file"),
+        (("--against-weights", "net.py"), "needs --against"),
+        (("--against", "net.rw", "--against-weights", "net.py"), "needs --against"),
+    ],
+)
+def test_wrong_usage_of_evaluate_ends_with_2(written, folder, monkeypatch, options, message):
+    monkeypatch.chdir(folder)
+    assert failed(run("evaluate", "net.rw", "--data", "inputs.npy", *options), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        ("absent.rw", "labelled.npz", "there is no such file"),
+        ("absent.onnx", "labelled.npz", "there is no such file"),
+        ("broken.onnx", "labelled.npz", "cannot be loaded by ONNX Runtime"),
+        ("broken.rw", "labelled.npz", "broken.rw"),
+        ("net.py:linear", "labelled.npz", "fails on inputs float32 [24, 3, 8, 8]"),
+        ("net.onnx", "other.npz", "fails on inputs float32 [2, 5]"),
+    ],
+)
+def test_what_cannot_be_evaluated_ends_with_1(written, folder, monkeypatch, model, data, message):
+    monkeypatch.chdir(folder)
+    for name in ("broken.onnx", "broken.rw"):
+        (folder / name).write_bytes(b"hello")
+    np.savez("other.npz", x=np.zeros((2, 5), dtype=np.float32), y=np.zeros(2, dtype=np.int64))
+    assert failed(run("evaluate", model, "--data", data), 1, message)
+
+
+def test_ctrl_c_ends_an_evaluation_with_130(folder, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate_command, "evaluate", interrupted)
+    assert failed(run("evaluate", f"{folder}/net.py:build", "--data", folder / "labelled.npz"), 130, "interrupted")
+
+
+# ---------------------------------------------------------------------------------------------------------- inspect
+
+
+def test_inspect_shows_layers_recipe_and_versions(written, folder):
+    text = run("inspect", folder / "net.rw").stdout
+    assert "checksum ok" in text
+    assert f"torch {torch.__version__}" in text
+    assert "rounding.method = nearest" in text
+    assert "conv2d" in text
+    data = json.loads(run("inspect", folder / "net.rw", "--json").stdout)
+    assert data["checksum"] == "ok"
+    assert data["recipe"]["rounding"] == {"method": "nearest"}
+    assert len(data["report"]["layers"]) == 2
+
+
+def test_inspect_refuses_a_file_that_was_tampered_with(written, folder, tmp_path):
+    content = bytearray((folder / "net.rw").read_bytes())
+    content[-5] ^= 1
+    (tmp_path / "net.rw").write_bytes(content)
+    assert failed(run("inspect", tmp_path / "net.rw"), 1, "net.rw")
+
+
+def test_inspect_is_for_rw_files(written, folder):
+    assert failed(run("inspect", folder / "net.onnx"), 1, "is not a .rw file")
+    assert failed(run("inspect", folder / "absent.rw"), 2, "does not exist")
+
+
+# ---------------------------------------------------------------------------------------------------------- recipes
+
+
+def test_options_change_a_recipe_file_and_leave_the_rest(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        "seed = 5\n[weights]\nbits = 8\nsymmetric = false\n[rounding]\nmethod = 'adaround-sgd'\niterations = 50\n"
+        "[overrides.head]\nfloat = true\n"
+    )
+    recipe = build_recipe(RecipeOptions(file=path, bits=3, settings=["learning_rate=0.5"], overrides=["stem.*=4"]))
+    assert (recipe.seed, recipe.weights.bits, recipe.weights.symmetric) == (5, 3, False)
+    assert recipe.rounding == rw.AdaRoundSGD(iterations=50, learning_rate=0.5)
+    assert list(recipe.overrides) == ["head", "stem.*"]
+    assert recipe.overrides["head"] is None
+    assert recipe.overrides["stem.*"] == rw.Weights(bits=4, symmetric=False)
+
+
+def test_no_options_are_the_default_recipe():
+    assert build_recipe(RecipeOptions()) == rw.Recipe()
+
+
+def test_naming_the_method_that_is_in_place_keeps_its_settings():
+    assert build_recipe(RecipeOptions(rounding="adaround-sgd")) == rw.Recipe()
+
+
+def test_settings_of_range_estimation_have_a_prefix():
+    recipe = build_recipe(RecipeOptions(settings=["ranges.candidates=7", "rounding.iterations=9"]))
+    assert recipe.weights.ranges == rw.WeightMSE(candidates=7)
+    assert isinstance(recipe.rounding, rw.AdaRoundSGD)
+    assert recipe.rounding.iterations == 9
+
+
+@pytest.mark.parametrize("table", [ROUNDING_SOLVERS, RANGE_ESTIMATORS], ids=["rounding", "ranges"])
+def test_every_setting_of_every_method_can_be_given_as_text(table):
+    from dataclasses import fields
+
+    for kind in table.values():
+        for field in fields(kind):
+            assert with_setting(kind(), field.name, str(getattr(kind(), field.name)), table) == kind()
+
+
+@dataclass(frozen=True)
+class Method:
+    count: int = 1
+    rate: float | None = 0.5
+    careful: bool = True
+    mode: Literal["fast", "slow"] = "fast"
+    shape: tuple[int, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [("count", "1_000", 1000), ("rate", "1e-3", 0.001), ("rate", "none", None), ("careful", "no", False),
+     ("mode", "slow", "slow")],
+)  # fmt: skip
+def test_settings_are_read_as_the_type_of_their_field(name, text, value):
+    assert getattr(with_setting(Method(), name, text, {"method": Method}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("count", "1.5", "'1.5' is not a whole number"),
+        ("rate", "high", "'high' is not one of"),
+        ("careful", "maybe", "neither true nor false"),
+        ("mode", "medium", "not one of fast, slow"),
+        ("shape", "1,2", "write it into a recipe file"),
+        ("cuont", "3", "'method' has no setting 'cuont'; its settings are count, .*Did you mean 'count'"),
+    ],
+)
+def test_settings_of_another_type_are_refused(name, text, message):
+    with pytest.raises(rw.RecipeError, match=message):
+        with_setting(Method(), name, text, {"method": Method})
+
+
+def test_amounts_of_memory_have_units():
+    assert [parse_bytes(text) for text in ("0", "12", "1KiB", "2 gb", "0.5 MiB")] == [0, 12, 1024, 2 * 10**9, 2**19]
+    for text in ("", "GiB", "-1", "2 parsecs", "1e9"):
+        with pytest.raises(ValueError, match="not an amount of memory"):
+            parse_bytes(text)
+
+
+def test_text_for_an_optional_value_may_be_none():
+    assert parse_value("None", int | None) is None
+    assert parse_value("4", int | None) == 4
+
+
+# --------------------------------------------------------------------------------------------------------- terminal
+
+PLAN = Plan(("first", "second"), 8, 2**20, "first", 2**10, 2**30, 90.0)
+LAYER = LayerReport("first", "conv2d", (1, 2), 4, "per-channel", True, "min-max", "nearest", 0.1, 0.05, 0.25, 1.5)
+
+
+def test_progress_on_a_terminal_is_a_bar_with_the_layer_and_the_time_left(monkeypatch):
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=120)
+    monkeypatch.setattr("roundwise.cli.terminal.Console", lambda stderr: terminal)
+    with layer_progress() as show:
+        show(Planned(PLAN))
+        show(LayerStarted("first", 0, 2))
+        show(LayerFinished(LAYER, 0, 2, 75.0))
+        show(LayerStarted("second", 1, 2))
+    text = screen.getvalue()
+    assert "plan: 2 layers, 8 samples" in text
+    assert "second" in text
+    assert "1/2" in text
+    assert "1 min 15 s left" in text
+
+
+def test_progress_elsewhere_is_plain_lines(capsys):
+    with layer_progress() as show:
+        for event in (Planned(PLAN), LayerStarted("first", 0, 2), LayerFinished(LAYER, 0, 2, 75.0)):
+            show(event)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [str(PLAN), str(LayerFinished(LAYER, 0, 2, 75.0))]
+
+
+def test_json_never_holds_what_json_cannot(capsys):
+    show_json({"a": float("nan"), "b": [float("inf"), (1, None)], "c": torch.float32})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, [1, None]], "c": "torch.float32"}

@@ -1,0 +1,523 @@
+"""Samples from files: what is read, how images are prepared, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from roundwise import FileFormatError, RecipeError
+from roundwise.evaluation import Cover, DataOptions, Fit, Keys, Preprocessing, ShorterSide, Stretch, load_data
+from roundwise.evaluation.preprocessing import of_timm, of_torchvision, read_image
+
+PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+GREY = Preprocessing(mean=(0.0,), std=(1.0,))
+
+
+def photo(height=40, width=60, seed=0, mode="RGB"):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def write_photos(folder, count, **settings):
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        photo(seed=index, **settings).save(folder / f"{index}.png")
+    return folder
+
+
+def only_batch(dataset):
+    (batch,) = dataset.batches(len(dataset))
+    return batch
+
+
+# ---------------------------------------------------------------------------------------------------- preprocessing
+
+
+def test_an_image_is_scaled_to_0_to_1_and_then_normalised():
+    image = Image.new("RGB", (2, 2), (255, 0, 51))
+    result = Preprocessing(mean=(0.5, 0.0, 0.2), std=(0.5, 1.0, 2.0))(image)
+    assert result.shape == (3, 2, 2)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_one_value_of_mean_means_grey():
+    assert GREY(photo()).shape == (1, 40, 60)
+
+
+@pytest.fixture(scope="module")
+def torchvision_transforms():
+    from roundwise.cli.vision import import_collection
+
+    try:
+        import_collection("torchvision")
+    except Exception as error:
+        pytest.skip(f"torchvision cannot be imported: {error}")
+    import torchvision.transforms
+
+    return torchvision.transforms
+
+
+SIZES = [(40, 60), (61, 40), (33, 33), (20, 200), (17, 23), (300, 401)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("resize", "crop"), [(32, 28), (24, 24), (48, 31), (16, 40)])
+def test_resize_and_crop_are_those_of_torchvision_to_the_pixel(torchvision_transforms, size, resize, crop):
+    image = photo(*size)
+    from torchvision.transforms._presets import ImageClassification
+
+    theirs = ImageClassification(crop_size=crop, resize_size=resize)
+    ours = of_torchvision(theirs)
+    assert ours is not None
+    assert torch.equal(ours(image), theirs(image))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("shape", [(32, 32), (32, 48)])
+def test_timm_configurations_are_followed_to_the_pixel(torchvision_transforms, size, crop_mode, shape):
+    create = pytest.importorskip("timm.data").create_transform
+    config = {
+        "input_size": (3, *shape),
+        "crop_pct": 0.9,
+        "crop_mode": crop_mode,
+        "interpolation": "bicubic",
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.2, 0.3, 0.4),
+    }
+    ours = of_timm(config)
+    assert ours is not None
+    torch.testing.assert_close(ours(photo(*size)), create(**config)(photo(*size)), rtol=0, atol=1e-6)
+
+
+def test_a_configuration_for_something_else_than_images_is_none():
+    config = {"input_size": (12, 8, 8), "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
+    assert of_timm({**config, "mean": (0.0,) * 12, "std": (1.0,) * 12}) is None
+
+    class OpticalFlow:
+        pass
+
+    assert of_torchvision(OpticalFlow()) is None
+
+
+def test_ways_to_resize_differ_in_what_they_keep():
+    assert ShorterSide(50).target(100, 200) == (50, 100)
+    assert Stretch(50, 50).target(100, 200) == (50, 50)
+    assert Cover(50, 50).target(100, 200) == (50, 100)
+    assert Fit(50, 50).target(100, 200) == (25, 50)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mean": (0.5, 0.5), "std": (0.5, 0.5)}, "1 channel"),
+        ({"mean": (0.5,)}, "1 value.* in mean and 3 in std"),
+        ({"std": (0.5, 0.5, 0.0)}, "std above 0"),
+        ({"mean": (0.5, float("nan"), 0.5)}, "finite"),
+        ({"interpolation": "cubic"}, "'cubic' is not one of bicubic"),
+        ({"crop": (0, 5)}, "at least 1 pixel"),
+    ],
+)
+def test_impossible_preprocessing_is_refused(settings, message):
+    with pytest.raises(RecipeError, match=message):
+        Preprocessing(**settings)
+
+
+# ------------------------------------------------------------------------------------------------------ image files
+
+
+def test_a_flat_folder_gives_its_images_sorted_and_without_labels(tmp_path):
+    write_photos(tmp_path, 3)
+    dataset = load_data(tmp_path, DataOptions(preprocessing=PLAIN))
+    assert len(dataset) == 3
+    assert dataset.labels is None
+    expected = torch.stack([PLAIN(photo(seed=index)) for index in range(3)])
+    assert torch.equal(only_batch(dataset), expected)
+
+
+def test_class_folders_give_labels_by_sorted_name(tmp_path):
+    for name, count in (("dog", 1), ("cat", 2)):
+        write_photos(tmp_path / name, count)
+    write_photos(tmp_path / "cat" / "deeper", 1)
+    dataset = load_data(tmp_path)
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("lines", ["bird\ndog\ncat\n", "bird a bird\ndog a dog\ncat a cat", "bird\ndog\ncat\n\n\n"])
+def test_a_class_list_decides_the_labels(tmp_path, lines):
+    write_photos(tmp_path / "data" / "dog", 1)
+    write_photos(tmp_path / "data" / "cat", 1)
+    (tmp_path / "classes.txt").write_text(lines)
+    dataset = load_data(tmp_path / "data", DataOptions(class_list=tmp_path / "classes.txt"))
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [2, 1]
+    assert dataset.classes == ()
+
+
+def test_a_class_list_without_a_folders_name_is_refused(tmp_path):
+    write_photos(tmp_path / "data" / "dog", 1)
+    (tmp_path / "classes.txt").write_text("cat\ndoge\n")
+    with pytest.raises(FileFormatError, match=r"not 'dog', .*Names like it: doge"):
+        load_data(tmp_path / "data", DataOptions(class_list=tmp_path / "classes.txt"))
+
+
+def test_a_class_that_is_listed_twice_is_refused(tmp_path):
+    write_photos(tmp_path / "data" / "dog", 1)
+    (tmp_path / "classes.txt").write_text("dog\ncat\ndog\n")
+    with pytest.raises(FileFormatError, match="names 'dog' in lines 1 and 3"):
+        load_data(tmp_path / "data", DataOptions(class_list=tmp_path / "classes.txt"))
+
+
+def test_a_class_list_for_a_flat_folder_is_refused(tmp_path):
+    write_photos(tmp_path / "data", 1)
+    (tmp_path / "classes.txt").write_text("dog\n")
+    with pytest.raises(FileFormatError, match="flat folder"):
+        load_data(tmp_path / "data", DataOptions(class_list=tmp_path / "classes.txt"))
+
+
+def test_a_class_list_for_an_array_is_refused(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 3), dtype=np.float32))
+    (tmp_path / "classes.txt").write_text("dog\n")
+    with pytest.raises(FileFormatError, match="goes with folders"):
+        load_data(tmp_path / "x.npy", DataOptions(class_list=tmp_path / "classes.txt"))
+
+
+def test_other_files_are_counted_and_hidden_ones_are_not_seen(tmp_path):
+    write_photos(tmp_path, 2)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".thumbnails").mkdir()
+    assert "2 images" in load_data(tmp_path).description
+    assert "1 other files ignored" in load_data(tmp_path).description
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(FileFormatError, match="holds no images: 1 files"):
+        load_data(tmp_path)
+
+
+def test_an_empty_class_folder_is_refused(tmp_path):
+    write_photos(tmp_path / "dog", 1)
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(FileFormatError, match=r"cat holds no images, .*shift the labels"):
+        load_data(tmp_path)
+
+
+def test_images_beside_class_folders_are_refused(tmp_path):
+    write_photos(tmp_path, 1)
+    write_photos(tmp_path / "dog", 1)
+    with pytest.raises(FileFormatError, match="1 images directly and others in folders such as 'dog'"):
+        load_data(tmp_path)
+
+
+def test_a_broken_image_is_named_when_its_batch_is_due(tmp_path):
+    write_photos(tmp_path, 4)
+    broken = tmp_path / "2.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    batches = iter(load_data(tmp_path).batches(2))
+    next(batches)
+    with pytest.raises(FileFormatError, match=r"2\.png cannot be decoded .*no image is skipped"):
+        next(batches)
+
+
+def test_a_file_that_only_looks_like_an_image_is_named(tmp_path):
+    (tmp_path / "a.jpg").write_text("hello")
+    with pytest.raises(FileFormatError, match=r"a\.jpg cannot be decoded"):
+        only_batch(load_data(tmp_path))
+
+
+def test_an_image_of_16_bits_is_refused_instead_of_clipped(tmp_path):
+    Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(FileFormatError, match=r"deep\.png: .* more than 8 bits"):
+        read_image(tmp_path / "deep.png")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_every_usual_kind_of_image_becomes_three_channels(tmp_path, mode):
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    photo(mode="RGB").convert(mode).save(path)
+    assert PLAIN(read_image(path)).shape == (3, 40, 60)
+
+
+def test_a_palette_with_transparency_decodes_without_a_warning(tmp_path):
+    image = photo().convert("P")
+    image.save(tmp_path / "a.png", transparency=bytes(range(256)))
+    torch.testing.assert_close(PLAIN(read_image(tmp_path / "a.png")), PLAIN(image.convert("RGB")))
+
+
+def test_images_of_different_sizes_need_a_size(tmp_path):
+    write_photos(tmp_path, 2)
+    photo(50, 70).save(tmp_path / "z.png")
+    with pytest.raises(FileFormatError, match=r"z\.png is 50×70 .*0\.png is 40×60.*--size"):
+        list(load_data(tmp_path).batches(2))
+    sized = DataOptions(preprocessing=Preprocessing(resize=ShorterSide(32), crop=(32, 32)))
+    assert only_batch(load_data(tmp_path, sized)).shape == (3, 3, 32, 32)
+
+
+# ----------------------------------------------------------------------------------------------------- array files
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 9, 3), dtype=np.uint8)
+FLOATS = np.random.default_rng(0).standard_normal((6, 3, 8, 9)).astype(np.float32)
+LABELS = np.array([3, 1, 4, 1, 5, 9])
+
+
+def write(path, **arrays):
+    match path.suffix:
+        case ".npz":
+            np.savez(path, **arrays)
+        case ".npy":
+            np.save(path, *arrays.values())
+        case ".pt":
+            torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
+        case ".safetensors":
+            save_file({name: torch.tensor(array) for name, array in arrays.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt", ".safetensors"])
+@pytest.mark.parametrize(("inputs", "labels"), [("images", "labels"), ("inputs", "targets"), ("x", "y")])
+def test_inputs_and_labels_are_found_by_their_usual_names(tmp_path, suffix, inputs, labels):
+    dataset = load_data(write(tmp_path / f"data{suffix}", **{inputs: FLOATS, labels: LABELS}))
+    assert torch.equal(only_batch(dataset), torch.from_numpy(FLOATS))
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == LABELS.tolist()
+    assert dataset.preprocessing is None
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])
+def test_a_single_array_is_the_inputs_whatever_its_name(tmp_path, suffix):
+    dataset = load_data(write(tmp_path / f"data{suffix}", whatever=FLOATS))
+    assert torch.equal(only_batch(dataset), torch.from_numpy(FLOATS))
+    assert dataset.labels is None
+
+
+def test_a_saved_tensor_and_a_saved_pair_are_read(tmp_path):
+    torch.save(torch.from_numpy(FLOATS), tmp_path / "tensor.pt")
+    torch.save((torch.from_numpy(FLOATS), torch.from_numpy(LABELS)), tmp_path / "pair.pt")
+    assert torch.equal(only_batch(load_data(tmp_path / "tensor.pt")), torch.from_numpy(FLOATS))
+    assert load_data(tmp_path / "pair.pt").labels is not None
+
+
+def test_names_can_be_given(tmp_path):
+    path = write(tmp_path / "data.npz", a=FLOATS, b=FLOATS + 1, c=LABELS)
+    dataset = load_data(path, DataOptions(keys=Keys(inputs="b", labels="c")))
+    assert torch.equal(only_batch(dataset), torch.from_numpy(FLOATS + 1))
+    assert dataset.labels is not None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "keys", "message"),
+    [
+        ({"a": FLOATS, "b": LABELS}, Keys(), r"which array .*'a' float32 \[6, 3, 8, 9\], 'b' int64 \[6\]"),
+        ({"x": FLOATS, "data": FLOATS}, Keys(), "'x' and 'data' could both be the inputs.*--input-key"),
+        ({"x": FLOATS, "y": LABELS, "labels": LABELS}, Keys(), "could both be the labels.*--label-key"),
+        ({"x": FLOATS}, Keys(inputs="z"), "no array 'z' for the inputs. There are 'x' float32"),
+        ({"x": FLOATS}, Keys(labels="z"), "no array 'z' for the labels"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".npz", ".pt", ".safetensors"])
+def test_what_could_be_mistaken_is_an_error_that_lists_the_arrays(tmp_path, suffix, arrays, keys, message):
+    with pytest.raises(FileFormatError, match=message):
+        load_data(write(tmp_path / f"data{suffix}", **arrays), DataOptions(keys=keys))
+
+
+def test_a_key_for_a_single_array_is_refused(tmp_path):
+    with pytest.raises(FileFormatError, match="without a name"):
+        load_data(write(tmp_path / "x.npy", x=FLOATS), DataOptions(keys=Keys(inputs="x")))
+
+
+@pytest.mark.parametrize("layout", ["last", "second"])
+def test_uint8_arrays_are_images_wherever_their_channels_are(tmp_path, layout):
+    pixels = PIXELS if layout == "last" else np.ascontiguousarray(PIXELS.transpose(0, 3, 1, 2))
+    dataset = load_data(write(tmp_path / "data.npy", x=pixels))
+    expected = torch.stack([Preprocessing()(Image.fromarray(image)) for image in PIXELS])
+    torch.testing.assert_close(only_batch(dataset), expected, rtol=0, atol=1e-6)
+
+
+def test_uint8_arrays_are_resized_like_files(tmp_path):
+    preprocessing = Preprocessing(resize=ShorterSide(16), crop=(14, 14))
+    dataset = load_data(write(tmp_path / "x.npy", x=PIXELS), DataOptions(preprocessing=preprocessing))
+    expected = torch.stack([preprocessing(Image.fromarray(image)) for image in PIXELS])
+    assert torch.equal(only_batch(dataset), expected)
+
+
+def test_grey_uint8_arrays_need_grey_preprocessing(tmp_path):
+    path = write(tmp_path / "x.npy", x=PIXELS[..., 0])
+    assert only_batch(load_data(path, DataOptions(preprocessing=GREY))).shape == (6, 1, 8, 9)
+    resized = Preprocessing(resize=ShorterSide(4), mean=(0.0,), std=(1.0,))
+    assert only_batch(load_data(path, DataOptions(preprocessing=resized))).shape == (6, 1, 4, 4)
+    with pytest.raises(FileFormatError, match=r"1 channel.*for 3 .*--mean"):
+        load_data(path)
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (6, 8, 9, 4), (6, 3, 8, 3), (6, 2, 2, 2, 3)])
+def test_uint8_arrays_that_are_no_images_are_refused(tmp_path, shape):
+    with pytest.raises(FileFormatError, match="uint8"):
+        load_data(write(tmp_path / "x.npy", x=np.zeros(shape, dtype=np.uint8)))
+
+
+def test_double_precision_becomes_single_and_other_dtypes_stay(tmp_path):
+    assert only_batch(load_data(write(tmp_path / "d.npy", x=FLOATS.astype(np.float64)))).dtype == torch.float32
+    assert only_batch(load_data(write(tmp_path / "h.npy", x=FLOATS.astype(np.float16)))).dtype == torch.float16
+    assert only_batch(load_data(write(tmp_path / "i.npy", x=LABELS))).dtype == torch.int64
+    save_file({"x": torch.from_numpy(FLOATS).bfloat16()}, tmp_path / "b.safetensors")
+    assert only_batch(load_data(tmp_path / "b.safetensors")).dtype == torch.bfloat16
+
+
+def test_arrays_in_the_other_byte_order_are_read(tmp_path):
+    dataset = load_data(write(tmp_path / "x.npy", x=FLOATS.astype(">f4")))
+    assert torch.equal(only_batch(dataset), torch.from_numpy(FLOATS))
+
+
+def test_floats_are_normalised_only_on_request(tmp_path):
+    path = write(tmp_path / "x.npy", x=FLOATS)
+    options = DataOptions(normalization=Preprocessing(mean=(1.0, 2.0, 3.0), std=(2.0, 2.0, 2.0)))
+    expected = (torch.from_numpy(FLOATS) - torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)) / 2
+    assert torch.equal(only_batch(load_data(path, options)), expected)
+
+
+@pytest.mark.parametrize(
+    ("array", "normalization", "message"),
+    [
+        (FLOATS, Preprocessing(crop=(4, 4)), "not resized or cropped"),
+        (FLOATS, GREY, "cannot be normalised with 1 value"),
+        (LABELS, PLAIN, r"int64 \[6\] cannot be normalised"),
+    ],
+)
+def test_a_normalisation_that_does_not_fit_is_refused(tmp_path, array, normalization, message):
+    with pytest.raises(FileFormatError, match=message):
+        load_data(write(tmp_path / "x.npy", x=array), DataOptions(normalization=normalization))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"hello there", b"PK\x03\x04 and then nothing"])
+def test_a_broken_file_is_refused_by_name(tmp_path, suffix, content):
+    path = tmp_path / f"data{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(FileFormatError, match=rf"data\{suffix}"):
+        load_data(path)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])
+def test_a_truncated_file_is_refused_by_name(tmp_path, suffix):
+    path = write(tmp_path / f"data{suffix}", x=FLOATS)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(FileFormatError, match=rf"data\{suffix}"):
+        load_data(path)
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code from a file ran",)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt"])
+def test_code_in_a_file_is_refused_and_does_not_run(tmp_path, capsys, suffix):
+    path = tmp_path / f"data{suffix}"
+    if suffix == ".pt":
+        torch.save({"x": Evil()}, path)
+    else:
+        array = np.array([Evil()], dtype=object)
+        np.savez(path, x=array) if suffix == ".npz" else np.save(path, array)
+    with pytest.raises(FileFormatError):
+        load_data(path)
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_what_is_no_data_is_refused(tmp_path):
+    (tmp_path / "x.csv").write_text("1,2")
+    with pytest.raises(FileFormatError, match=r"'\.csv' is not a known kind of data. Known: .*\.npz"):
+        load_data(tmp_path / "x.csv")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_data(tmp_path / "absent.npy")
+    np.save(tmp_path / "text.npy", np.array(["a", "b"]))
+    with pytest.raises(FileFormatError, match="cannot be a network's input"):
+        load_data(tmp_path / "text.npy")
+    torch.save({"a": 1}, tmp_path / "numbers.pt")
+    with pytest.raises(FileFormatError, match="a tensor, a dict of tensors or a pair"):
+        load_data(tmp_path / "numbers.pt")
+    torch.save(torch.zeros(3, dtype=torch.complex64), tmp_path / "complex.pt")
+    with pytest.raises(FileFormatError, match="complex"):
+        load_data(tmp_path / "complex.pt")
+
+
+@pytest.mark.parametrize("shape", [(0, 3), ()])
+def test_no_samples_are_refused(tmp_path, shape):
+    with pytest.raises(FileFormatError, match="no samples"):
+        load_data(write(tmp_path / "x.npy", x=np.zeros(shape, dtype=np.float32)))
+
+
+# ------------------------------------------------------------------------------------------------ labels and limits
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".npy", ".npz", ".pt"])
+def test_labels_can_come_from_a_file_of_their_own(tmp_path, suffix):
+    path = tmp_path / f"labels{suffix}"
+    if suffix == ".txt":
+        path.write_text("\n".join(map(str, LABELS)))
+    else:
+        write(path, labels=LABELS)
+    dataset = load_data(write(tmp_path / "x.npy", x=FLOATS), DataOptions(labels=path))
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LABELS[:4], "4 labels for 6 samples"),
+        (LABELS.astype(np.float32), "labels are float32"),
+        (np.eye(6, dtype=np.int64), r"int64 \[6, 6\].*argmax"),
+        (np.array([0, 1, 2, -1, 0, 0]), "sample 3 has label -1"),
+    ],
+)
+def test_labels_that_are_none_are_refused(tmp_path, labels, message):
+    with pytest.raises(FileFormatError, match=message):
+        load_data(write(tmp_path / "data.npz", x=FLOATS, y=labels))
+
+
+def test_a_text_file_of_labels_holds_numbers_only(tmp_path):
+    (tmp_path / "labels.txt").write_text("1\ncat\n")
+    options = DataOptions(labels=tmp_path / "labels.txt")
+    with pytest.raises(FileFormatError, match=r"labels\.txt: .*whole number a line"):
+        load_data(write(tmp_path / "x.npy", x=FLOATS), options)
+
+
+def test_a_limit_takes_a_random_choice_that_only_the_seed_decides(tmp_path):
+    array = np.arange(1000, dtype=np.float32)[:, None]
+    path = write(tmp_path / "data.npz", x=array, y=np.arange(1000))
+    first, again, other = (load_data(path, DataOptions(limit=50, seed=seed)) for seed in (0, 0, 1))
+    assert first.indices == again.indices != other.indices
+    assert list(first.indices) == sorted(set(first.indices))
+    assert max(first.indices) > 500
+    assert first.labels is not None
+    assert torch.equal(only_batch(first)[:, 0].long(), first.labels)
+    assert "50 of them, chosen at random" in first.description
+
+
+def test_a_limit_above_the_number_of_samples_takes_all(tmp_path):
+    assert len(load_data(write(tmp_path / "x.npy", x=FLOATS), DataOptions(limit=100))) == 6
+
+
+def test_labels_that_nobody_wants_are_not_looked_at(tmp_path):
+    path = write(tmp_path / "data.npz", x=FLOATS, y=FLOATS)
+    assert load_data(path, DataOptions(want_labels=False)).labels is None
+    with pytest.raises(FileFormatError, match="labels are float32"):
+        load_data(path)
+
+
+def test_a_limit_below_one_is_refused():
+    with pytest.raises(RecipeError, match="limit=0"):
+        DataOptions(limit=0)
+
+
+def test_batches_can_be_gone_through_again(tmp_path):
+    batches = load_data(write(tmp_path / "x.npy", x=FLOATS)).batches(4)
+    assert [len(batch) for batch in batches] == [4, 2]
+    assert len(batches) == 2
+    assert torch.equal(torch.cat(list(batches)), torch.from_numpy(FLOATS))
