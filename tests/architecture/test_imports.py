@@ -9,7 +9,7 @@ import pytest
 
 import roundwise
 
-OPTIONAL = ("PIL", "click", "onnx", "onnxruntime", "onnxscript", "rich", "sklearn", "timm", "torchvision")
+OPTIONAL = ("PIL", "click", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "rich", "sklearn", "timm", "torchvision")
 
 LOOK_AROUND = """
 import json, logging, random, sys, threading, warnings
@@ -40,15 +40,19 @@ print(json.dumps({"changed": changed, "loaded": loaded}))
 """
 
 
+def run(command: list[str], cwd: Path | None = None) -> str:
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
 @pytest.fixture(scope="module")
 def fresh_import(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     folder = tmp_path_factory.mktemp("empty")
     command = [sys.executable, "-W", "error", "-c", LOOK_AROUND]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
+    shown = run(command, cwd=folder)
     assert list(folder.iterdir()) == []
-    return json.loads(run.stdout)
+    return json.loads(shown)
 
 
 def test_importing_has_no_side_effects(fresh_import):
@@ -58,6 +62,10 @@ def test_importing_has_no_side_effects(fresh_import):
 @pytest.mark.parametrize("package", OPTIONAL)
 def test_importing_does_not_need_an_extra(fresh_import, package):
     assert package not in fresh_import["loaded"]
+
+
+def test_importing_does_not_wait_for_pytorch():
+    run([sys.executable, "-c", "import roundwise, sys; sys.exit('torch' in sys.modules)"])
 
 
 def test_public_names_are_sorted_and_exist():

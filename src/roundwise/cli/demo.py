@@ -11,6 +11,7 @@ far larger weights than others. Every figure that is printed is measured in the 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -106,9 +106,12 @@ def tell_story(folder: Path, console: Console) -> None:
         tell(console, line)
 
     console.print(f"\nThat took {perf_counter() - started:.0f} seconds. What to do next:")
-    tell(console, f"roundwise inspect {folder / 'digits.rw'}")
-    tell(console, "roundwise quantize YOUR_FILE.py:YOUR_FUNCTION --data YOUR_IMAGES --out model.onnx")
-    tell(console, "roundwise quantize --help")
+    for command in (
+        f"roundwise inspect {folder / 'digits.rw'}",
+        "roundwise quantize YOUR_FILE.py:YOUR_FUNCTION --data YOUR_IMAGES --out model.onnx",
+        "roundwise quantize --help",
+    ):
+        console.print(f"   {command}", highlight=False, markup=False, soft_wrap=True)  # whole, to be copied
 
 
 # --------------------------------------------------------------------------------------------------------- 1. train
@@ -294,7 +297,8 @@ def one_thread() -> Iterator[None]:
 
 def tell(console: Console, line: str) -> None:
     """A line of the story, indented, as it is: no colours guessed for numbers, no markup read from paths."""
-    console.print(Padding.indent(Text(line), 3))
+    wrapped = textwrap.fill(line, console.width, initial_indent="   ", subsequent_indent="   ")
+    console.print(wrapped, highlight=False, markup=False)
 
 
 @contextmanager

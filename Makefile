@@ -1,0 +1,79 @@
+# Everything runs in .venv, which is made on first use and installed again only when pyproject.toml or constraints.txt
+# changes. Another interpreter: make PYTHON=python3.12 test
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One process per core with one thread each is faster than many threads in one, and as fast where cores are shared.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+# Real networks and images, for what is marked `real`; those tests are skipped where the folder is absent.
+export ROUNDWISE_DATA ?= $(abspath ../shared)
+
+# Stamps: a file stands for "this environment has what that extra needs".
+CREATED := $(VENV)/.created
+DEMO := $(VENV)/.installed-demo
+DEV := $(VENV)/.installed-dev
+
+.PHONY: help demo test slow lint format types imports check accuracy clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+demo: $(DEMO)  ## train a small network, quantize it, compare, export, run: about a minute, and no downloads but packages
+	@$(BIN)/roundwise demo
+
+test: $(DEV)  ## the tests, without those that take minutes
+	@$(PYTEST) -m "not slow"
+
+slow: $(DEV)  ## the tests that take minutes
+	@$(PYTEST) -m slow
+
+lint: $(DEV)  ## style, and the layers of ARCHITECTURE.md
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(MAKE) imports
+
+imports: $(DEV)
+	@$(BIN)/lint-imports --no-cache
+
+format: $(DEV)  ## put the code into its format, and mend what can be mended by machine
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+types: $(DEV)  ## mypy, strict
+	@$(BIN)/mypy
+
+check: lint types test slow  ## all of the above that can fail
+
+accuracy: $(DEV)  ## accuracies of real networks, as in the README; options as in ARGS="--help"
+	@$(BIN)/python benchmarks/accuracy.py $(ARGS)
+
+clean:  ## remove the environment and everything that tools and runs have written
+	rm -rf $(VENV) build dist roundwise-demo .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(CREATED):
+	@command -v $(PYTHON) >/dev/null || { echo "make: '$(PYTHON)' was not found; Roundwise needs Python 3.11 or newer." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: '$(PYTHON)' is not Python 3.11 or newer (it says: $$($(PYTHON) --version 2>&1 | head -n 1)). Name another one, as in: make PYTHON=python3.12 test" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "make: '$(PYTHON) -m venv' failed; on Debian and Ubuntu, install the package python3-venv." >&2; exit 1; }
+	@touch $@
+
+$(DEMO): $(CREATED) pyproject.toml constraints.txt
+	@echo "Installing Roundwise and the demo's packages into $(VENV) (the first time only; a few minutes) …"
+	@$(INSTALL) ".[demo]"
+	@touch $@
+
+$(DEV): $(CREATED) pyproject.toml constraints.txt
+	@echo "Installing Roundwise and what its development needs into $(VENV) (the first time only; a few minutes) …"
+	@$(INSTALL) ".[dev]"
+	@touch $@ $(DEMO)
