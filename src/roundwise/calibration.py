@@ -2,7 +2,8 @@
 
 Accepted: one tensor or array (a model with one input); a tuple (positional inputs) or a dict (inputs by name) of them;
 or any iterable of such batches, a `DataLoader` for instance. Whatever the incoming batches are, the samples are cut
-anew into batches of the recipe's size, so that the same samples give the same codes however they were handed over.
+anew into contiguous batches of the recipe's size, so that the same samples give the same codes however they were handed
+over: kernels may give other last digits for other batch sizes and memory layouts.
 
 Labels are recognised and dropped by one rule: *a batch that is a tuple or list gives its first values to the inputs
 that `forward` requires; what is left over is not used*, and the report says so. A dict gives the values whose keys are
@@ -13,7 +14,8 @@ usual names (`image`, `pixel_values`, …) is taken, and else the dict itself is
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -22,6 +24,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils.data import Dataset, IterableDataset
 
 from roundwise.errors import CalibrationError
 from roundwise.memory import ActivationStore
@@ -64,24 +67,40 @@ class Calibration:
 @final
 @dataclass(frozen=True)
 class Signature:
-    """What a model's call takes: names of required and of all parameters; whether it takes any number of them."""
+    """What a model's call takes.
+
+    Attributes:
+        required, names: of its parameters, those without a default and all of them.
+        variadic: whether it takes any number of positional arguments.
+        batch: how many samples it takes at a time, if only one number works; else None.
+    """
 
     required: tuple[str, ...]
     names: tuple[str, ...]
     variadic: bool = False
+    batch: int | None = None
 
     @classmethod
     def of(cls, model: nn.Module | ExportedProgram) -> Signature:
         """Read from `forward`, or from the arguments that a program was exported with."""
         if isinstance(model, ExportedProgram):
-            args, kwargs = model.call_spec.in_spec.children()
-            positional = tuple(f"argument {i}" for i in range(args.num_children))
-            return cls(positional + tuple(kwargs.context), positional + tuple(kwargs.context))
+            return cls._of_program(model)
         parameters = inspect.signature(model.forward).parameters.values()
         plain = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         required = tuple(p.name for p in plain if p.default is p.empty)
         variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         return cls(required, tuple(p.name for p in plain), variadic)
+
+    @classmethod
+    def _of_program(cls, program: ExportedProgram) -> Signature:
+        args, kwargs = program.call_spec.in_spec.children()
+        inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+        names = [node.name for node in inputs[: args.num_children]]
+        if len(inputs) < args.num_children or any(not child.is_leaf() for child in args.children()):
+            names = [f"argument {i}" for i in range(args.num_children)]
+        sizes = [node.meta["val"].shape[0] for node in inputs if _is_batched(node.meta["val"])]
+        batch = next((size for size in sizes if isinstance(size, int)), None)
+        return cls((*names, *kwargs.context), (*names, *kwargs.context), batch=batch)
 
 
 def read_calibration(data: Any, signature: Signature, batch_size: int, store: ActivationStore) -> Calibration:
@@ -90,12 +109,13 @@ def read_calibration(data: Any, signature: Signature, batch_size: int, store: Ac
     Args:
         data: see the module's text.
         signature: what the model takes.
-        batch_size: samples per batch that come out.
+        batch_size: samples per batch that come out, unless the model takes only one number of them.
         store: takes the samples into custody (those that are not slices of one tensor of the caller's).
 
     Raises:
         CalibrationError: none, not finite, not alike, or not the model's inputs.
     """
+    batch_size = signature.batch or batch_size
     notes: dict[str, None] = {}
     spec: pytree.TreeSpec | None = None
     first: Batch = []
@@ -103,11 +123,9 @@ def read_calibration(data: Any, signature: Signature, batch_size: int, store: Ac
     batches: list[Batch] = []
     seen = 0
     single = _single_batch(data)
-    keep = store.adopt if single else store.hold
     for index, raw in enumerate([data] if single else _iterate(data)):
         leaves, this = pytree.tree_flatten(_inputs(raw, signature, notes))
         leaves = [_tensor(leaf) for leaf in leaves]
-        count = _check(leaves, index, seen, first)
         if spec is None:
             spec, first = this, leaves
         elif this != spec:
@@ -115,22 +133,27 @@ def read_calibration(data: Any, signature: Signature, batch_size: int, store: Ac
                 f"batch {index} of the calibration samples has another structure than the first: {this} against "
                 f"{spec}. Let every batch give the same inputs."
             )
+        count = _check(leaves, index, seen, first)
         seen += count
         if count:
             pending.append(leaves)
         if sum(map(_count, pending)) >= batch_size:
             full = _cut(_join(pending), batch_size)
-            rest = full.pop() if _count(full[-1]) < batch_size else []
-            batches += [_keep(batch, keep) for batch in full]
-            pending = [rest] if rest else []
+            pending = [full.pop()] if _count(full[-1]) < batch_size else []
+            batches += [[_keep(leaf, store, single) for leaf in batch] for batch in full]
     if pending:
-        rest = _join(pending)
-        batches.append(_keep(rest, keep))
+        batches.append([_keep(leaf, store, single) for leaf in _join(pending)])
     if not seen or spec is None:
         raise CalibrationError(
             "there are no calibration samples: the data is empty. (An iterator that was read before gives nothing the "
             "second time; hand over the list or the DataLoader itself.) A few hundred samples are usual; the paper "
             "takes 1024."
+        )
+    if signature.batch and seen % signature.batch:
+        raise CalibrationError(
+            f"the program was exported for batches of exactly {signature.batch} samples, and {seen} samples leave a "
+            f"remainder of {seen % signature.batch}. Give a multiple of {signature.batch}, or export the program with "
+            "a dynamic first dimension."
         )
     return Calibration(batches, spec, seen, tuple(notes))
 
@@ -140,6 +163,11 @@ def _single_batch(data: Any) -> bool:
 
 
 def _iterate(data: Any) -> Iterator[Any]:
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise CalibrationError(
+            f"calibration samples were given as a {type(data).__name__}, a Dataset of single samples. Wrap it: "
+            "`DataLoader(dataset, batch_size=32)`."
+        )
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise CalibrationError(
             f"calibration samples of type {type(data).__name__} are not understood. Give a tensor, an array, or an "
@@ -194,7 +222,17 @@ def _inputs_by_name(
 
 
 def _tensor(leaf: Any) -> Any:
-    return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
+    """A plain tensor without gradient for an array or a tensor of any kind; all else as it is."""
+    if isinstance(leaf, np.ndarray):
+        try:
+            with warnings.catch_warnings():  # it is only ever read
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+                return torch.from_numpy(leaf if min(leaf.strides, default=0) >= 0 else leaf.copy())
+        except TypeError as error:
+            raise CalibrationError(
+                f"a calibration batch is an array of dtype {leaf.dtype} and shape {list(leaf.shape)}: {error}"
+            ) from error
+    return leaf.detach().as_subclass(Tensor) if isinstance(leaf, Tensor) else leaf
 
 
 def _is_batched(leaf: Any) -> bool:
@@ -214,23 +252,34 @@ def _check(leaves: Batch, index: int, seen: int, first: Batch) -> int:
             f"the inputs in batch {index} disagree on the number of samples: "
             f"{', '.join(str(list(t.shape)) for t in tensors)}. The first dimension of every tensor counts samples."
         )
+    for leaf, reference in zip(leaves, first, strict=True):
+        _check_alike(leaf, reference, index)
     for tensor in tensors:
-        bad = ~torch.isfinite(tensor) if tensor.is_floating_point() else None
-        if bad is not None and bad.any():
-            where = int(bad.reshape(count, -1).any(1).nonzero()[0])
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = ~torch.isfinite(tensor).reshape(count, -1)
+            where = int(bad.any(1).nonzero()[0])
             kind = "NaN" if tensor[where].isnan().any() else "infinity"
             raise CalibrationError(
-                f"calibration sample {seen + where} contains {kind} ({int(bad.sum())} such values in batch {index}). "
-                "Every statistic would be spoilt by it: remove or repair the sample."
-            )
-    known = [leaf for leaf in first if _is_batched(leaf)]
-    for tensor, reference in zip(tensors, known, strict=False):
-        if tensor.shape[1:] != reference.shape[1:] or tensor.dtype != reference.dtype:
-            raise CalibrationError(
-                f"the samples in batch {index} have shape {list(tensor.shape[1:])} and dtype {tensor.dtype}, those "
-                f"before {list(reference.shape[1:])} and {reference.dtype}. Bring all samples to one shape and dtype."
+                f"calibration sample {seen + where} contains {kind}: {int(bad.sum())} values in "
+                f"{int(bad.any(1).sum())} of {count} samples (batch {index}) are not finite. Every statistic would be "
+                "spoilt: remove or repair such samples."
             )
     return count
+
+
+def _check_alike(leaf: Any, reference: Any, index: int) -> None:
+    """A batch must differ from the first one in its samples only."""
+    if not _is_batched(leaf) or not _is_batched(reference):
+        if leaf is not reference and (type(leaf) is not type(reference) or leaf != reference):
+            raise CalibrationError(
+                f"an input that counts no samples is {leaf!r} in batch {index} and {reference!r} in the first. It "
+                "becomes a constant of the quantized network, so it must be the same in all."
+            )
+    elif leaf.shape[1:] != reference.shape[1:] or leaf.dtype != reference.dtype:
+        raise CalibrationError(
+            f"the samples in batch {index} have shape {list(leaf.shape[1:])} and dtype {leaf.dtype}, those before "
+            f"{list(reference.shape[1:])} and {reference.dtype}. Bring all samples to one shape and dtype."
+        )
 
 
 def _count(batch: Batch) -> int:
@@ -249,8 +298,15 @@ def _cut(batch: Batch, size: int) -> list[Batch]:
     return [[leaf[start : start + size] if _is_batched(leaf) else leaf for leaf in batch] for start in starts]
 
 
-def _keep(batch: Batch, keep: Callable[[Tensor], Tensor]) -> Batch:
-    return [keep(leaf) if _is_batched(leaf) else leaf for leaf in batch]
+def _keep(leaf: Any, store: ActivationStore, single: bool) -> Any:
+    """Into the store's custody, in plain memory order; a slice of the caller's own tensor without a copy."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if not _is_batched(leaf):
+        return leaf.to(store.device)
+    # By way of one dimension, since strides of dimensions of size 1 can make a contiguous tensor look channels-last.
+    plain = leaf.contiguous().view(-1).view(leaf.shape)
+    return store.adopt(plain) if single and leaf.is_contiguous() else store.hold(plain)
 
 
 def take(calibration: Calibration, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

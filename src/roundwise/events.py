@@ -48,8 +48,8 @@ class Plan:
             where = f"{human_bytes(self.spilled_bytes)} of it in temporary files"
         return (
             f"plan: {len(self.layers)} layers, {self.samples} samples; at most {human_bytes(self.widest_bytes)} of "
-            f"activations (at {self.widest_layer}; {where}) and {human_bytes(self.working_bytes)} for the batch at work; "
-            f"about {human_seconds(self.seconds)}"
+            f"activations (at {self.widest_layer}; {where}) and {human_bytes(self.working_bytes)} for the batch at "
+            f"work; about {human_seconds(self.seconds)}"
         )
 
 
@@ -106,7 +106,7 @@ def human_seconds(seconds: float) -> str:
         >>> human_seconds(200)
         '3 min 20 s'
     """
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes, seconds = divmod(round(seconds), 60)
     if minutes < 60:

@@ -1,46 +1,49 @@
 """The `.rw` file: a safetensors file whose metadata describes the network. No pickle, no code.
 
-    tensors     float constants as they are; codes packed to their bits: a 4-bit weight takes half a byte
+    tensors     float constants as they are; codes and zero points packed to their bits: a 4-bit weight takes half a
+                byte
     metadata    format      "roundwise"
                 version     of this layout
                 model       JSON: the graph's nodes, its inputs and outputs, which tensors are packed and how,
                             the recipe, the report, the versions of the software that made it
                 sha256      of `model` and all tensors
 
-Any safetensors reader can open it. Reading rebuilds the graph from operations that are looked up by name in PyTorch's
-own operator library (`aten`, `quantized_decomposed`, arithmetic on sizes); a name outside it is refused, so that a file
-cannot make the reader do anything that is not arithmetic on tensors.
+Any safetensors reader can open it. The checksum finds accidents; what keeps a file that was made with intent from doing
+anything but arithmetic on tensors stands in `graph/plain.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-import operator
-import os
-import re
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, fx
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch import Tensor
 
-from roundwise.errors import FileFormatError
-from roundwise.graph.capture import ConstantInput, Graph, InputSpec
-from roundwise.graph.emit import code_bits
-from roundwise.recipe import Recipe
+from roundwise.errors import FileFormatError, RecipeError
+from roundwise.graph.emit import packed_bits
+from roundwise.graph.graph import Graph
+from roundwise.graph.plain import dtype_name, dtype_named, graph_from_plain, graph_to_plain
+from roundwise.grid import Codebook, Granularity, Grid
+from roundwise.problem import Problem, RangeEstimator, Rounding, RoundingSolver
+from roundwise.ranges import RANGE_ESTIMATORS
+from roundwise.recipe import Recipe, Weights
 from roundwise.report import Report
+from roundwise.rounding import ROUNDING_SOLVERS
+from roundwise.statistics import Nothing
 
 VERSION = "1"
+_CHUNK = 1 << 20  # codes packed at a time; a multiple of 8, so that chunks end on whole bytes
 
 
 @final
@@ -54,20 +57,6 @@ class Contents:
     versions: dict[str, str]
 
 
-_SIZE_ARITHMETIC: dict[str, Callable[..., Any]] = {
-    **{
-        f"operator.{name}": getattr(operator, name)
-        for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow")
-        + ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_")
-    },
-    **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "trunc")},
-    **{f"torch.{name}": getattr(torch, name) for name in ("sym_max", "sym_min", "sym_int", "sym_float", "sym_not")},
-}
-_NAMESPACES = ("aten", "quantized_decomposed")
-_REFUSED = ("from_file", "_make_dep_token", "_print")
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-
-
 # ------------------------------------------------------------------------------------------------------ writing
 
 
@@ -75,15 +64,12 @@ def write(contents: Contents, path: Path) -> None:
     """Write a file; the file appears complete or not at all.
 
     Raises:
-        FileFormatError: the folder is missing, or the graph holds something that has no safe form in a file.
+        FileFormatError: it cannot be written, or the graph holds something that has no safe form in a file.
     """
-    if not path.parent.is_dir():
-        raise FileFormatError(f"cannot write {path}: the folder {path.parent} does not exist. Create it first.")
-    graph = contents.graph
     tensors: dict[str, Tensor] = {}
     packed: dict[str, dict[str, Any]] = {}
-    bits = code_bits(graph)
-    for name, value in graph.constants.items():
+    bits = packed_bits(contents.graph)
+    for name, value in contents.graph.constants.items():
         if not isinstance(value, Tensor):
             raise FileFormatError(
                 f"'{name}' is a piece of control flow ({type(value).__name__}), which a .rw file cannot hold. "
@@ -91,32 +77,40 @@ def write(contents: Contents, path: Path) -> None:
             )
         value = value.cpu()
         if name in bits:
-            packed[name] = {"bits": bits[name], "dtype": _dtype_name(value.dtype), "shape": list(value.shape)}
+            packed[name] = {"bits": bits[name], "dtype": dtype_name(value.dtype), "shape": list(value.shape)}
             value = pack(value, bits[name])
         tensors[name] = value.contiguous().clone()
-    info = graph.signature
     description = {
-        "nodes": [_node_to_json(node) for node in graph.operations.nodes],
-        "inputs": [_input_to_json(spec) for spec in graph.inputs],
-        "batch": graph.batch,
-        "arguments": info.orig_args,
-        "in_spec": _spec_to_json(info.in_spec),
-        "out_spec": _spec_to_json(info.out_spec) if info.out_spec is not None else None,
+        "graph": graph_to_plain(contents.graph),
         "packed": packed,
         "recipe": contents.recipe.as_dict(),
         "report": contents.report.as_dict(),
         "versions": contents.versions,
     }
-    text = json.dumps(description, allow_nan=False)
+    graph_from_plain(description["graph"], tensors)  # what could not be read shall not be written
+    text = json.dumps(description)
     metadata = {"format": "roundwise", "version": VERSION, "model": text, "sha256": _digest(text, tensors)}
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
+    with _replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place at the end, or is gone if anything stops the writing."""
+    temporary = path.with_name(f".roundwise-{secrets.token_hex(8)}")
+    try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # the writer of safetensors lets nobody but the owner read
+        temporary.replace(path)
+    except FileNotFoundError as error:
+        raise FileFormatError(f"cannot write {path}: there is no folder '{path.parent}'. Create it first.") from error
+    except (OSError, SafetensorError) as error:
+        raise FileFormatError(f"cannot write {path}: {error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -126,19 +120,37 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         >>> pack(torch.tensor([1, -1, 2], dtype=torch.int8), 4)
         tensor([241,   2], dtype=torch.uint8)
     """
-    unsigned = (codes.to(torch.int64).numpy() & (2**bits - 1)).astype("<u2").reshape(-1, 1)
-    each = np.unpackbits(unsigned.view(np.uint8), axis=1, bitorder="little")[:, :bits]
-    return torch.from_numpy(np.packbits(each, bitorder="little"))
+
+    def pack_chunk(chunk: Tensor) -> Tensor:
+        unsigned = (chunk.to(torch.int32).numpy() & (2**bits - 1)).astype("<u2").reshape(-1, 1)
+        each = np.unpackbits(unsigned.view(np.uint8), axis=1, bitorder="little")[:, :bits]
+        return torch.from_numpy(np.packbits(each, bitorder="little"))
+
+    return torch.cat([pack_chunk(chunk) for chunk in codes.reshape(-1).split(_CHUNK)])
 
 
 def unpack(packed: Tensor, bits: int, shape: list[int], dtype: torch.dtype) -> Tensor:
-    """The inverse of `pack`; whether codes are signed follows from the dtype (int32 holds unsigned 16-bit codes)."""
+    """The inverse of `pack`; whether codes are signed follows from the dtype (int32 holds unsigned 16-bit codes).
+
+    Raises:
+        FileFormatError: the bytes are not as many as the codes need.
+    """
     count = math.prod(shape)
-    each = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
-    values = each.astype(np.int64) @ (1 << np.arange(bits, dtype=np.int64))
-    if dtype in (torch.int8, torch.int16):
-        values = np.where(values >= 2 ** (bits - 1), values - 2**bits, values)
-    return torch.from_numpy(values).to(dtype).reshape(shape)
+    if not 0 <= bits <= 16 or packed.dtype != torch.uint8 or packed.numel() != -(-count * bits // 8):
+        raise FileFormatError(f"{packed.numel()} bytes of {packed.dtype} are not {count} codes of {bits} bits.")
+
+    def unpack_chunk(start: int) -> Tensor:
+        size = min(_CHUNK, count - start)
+        part = packed[start * bits // 8 : -(-(start + size) * bits // 8)].numpy()
+        each = np.zeros((size, 16), np.uint8)
+        each[:, :bits] = np.unpackbits(part, count=size * bits, bitorder="little").reshape(size, bits)
+        values = np.packbits(each, axis=1, bitorder="little").view("<u2").reshape(-1).astype(np.int32)
+        if dtype in (torch.int8, torch.int16):
+            values = np.where(values >= 2 ** (bits - 1), values - 2**bits, values)
+        return torch.from_numpy(values).to(dtype)
+
+    chunks = [unpack_chunk(start) for start in range(0, count, _CHUNK)]
+    return torch.cat([torch.empty(0, dtype=dtype), *chunks]).reshape(shape)
 
 
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:
@@ -146,61 +158,9 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name}:{value.dtype}:{list(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        if value.numel():
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _node_to_json(node: fx.Node) -> dict[str, Any]:
-    target = node.target if isinstance(node.target, str) else _target_to_name(node)
-    args, kwargs = _value_to_json(list(node.args)), {name: _value_to_json(v) for name, v in node.kwargs.items()}
-    return {"op": node.op, "name": node.name, "target": target, "args": args, "kwargs": kwargs}
-
-
-def _target_to_name(node: fx.Node) -> str:
-    if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target)
-    for name, function in _SIZE_ARITHMETIC.items():
-        if node.target is function:
-            return name
-    raise FileFormatError(
-        f"operation '{node.name}' calls {node.target}, which a .rw file cannot hold. "
-        "Use `torch.export.save(quantized.program, …)` instead."
-    )
-
-
-def _value_to_json(value: Any) -> Any:
-    match value:
-        case fx.Node():
-            return {"node": value.name}
-        case list() | tuple():
-            kind = "tuple" if isinstance(value, tuple) else "list"
-            return {kind: [_value_to_json(item) for item in value]}
-        case float() if not math.isfinite(value):
-            return {"float": str(value)}
-        case None | bool() | int() | float() | str():
-            return value
-        case torch.dtype():
-            return {"dtype": _dtype_name(value)}
-        case torch.device():
-            return {"device": str(value)}
-        case torch.layout() | torch.memory_format():
-            return {"torch": str(value).removeprefix("torch.")}
-    raise FileFormatError(f"a value of type {type(value).__name__} in the graph has no form in a .rw file: {value!r}.")
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _input_to_json(spec: InputSpec | ConstantInput) -> dict[str, Any]:
-    if isinstance(spec, ConstantInput):
-        return {"constant": spec.value}
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": _dtype_name(spec.dtype)}
-
-
-def _spec_to_json(spec: pytree.TreeSpec) -> Any:
-    """Containers by name: a dict with its keys, a tuple, a list, or any type that PyTorch can write down itself."""
-    return json.loads(pytree.treespec_dumps(spec))
 
 
 # ------------------------------------------------------------------------------------------------------ reading
@@ -213,13 +173,13 @@ def read(path: Path) -> Contents:
         FileFormatError: the file is missing, truncated, changed, of a newer layout, or names an operation that is not
             arithmetic on tensors.
     """
-    if not path.is_file():
-        raise FileFormatError(f"{path} is not a file.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise FileFormatError(f"cannot read {path}: {error}.") from error
+    except SafetensorError as error:
         raise FileFormatError(
             f"{path} is not a complete Roundwise file: {error}. It was cut short, or is something else; write it again "
             "with `quantized.save(…)`."
@@ -237,93 +197,79 @@ def read(path: Path) -> Contents:
         )
     try:
         return _rebuild(json.loads(metadata["model"]), tensors)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        if isinstance(error, FileFormatError):
-            raise
+    except FileFormatError:
+        raise
+    except Exception as error:  # a file can be wrong in any way
         raise FileFormatError(f"{path} describes no valid network: {type(error).__name__}: {error}.") from error
 
 
 def _rebuild(description: dict[str, Any], tensors: dict[str, Tensor]) -> Contents:
     for name, how in description["packed"].items():
-        tensors[name] = unpack(tensors[name], how["bits"], how["shape"], _dtype(how["dtype"]))
-    for name in tensors:
-        if not all(_IDENTIFIER.match(part) or part.isdecimal() for part in name.split(".")):
-            raise FileFormatError(f"the tensor name {name!r} is not one.")
-    graph = fx.Graph()
-    nodes: dict[str, fx.Node] = {}
-    for entry in description["nodes"]:
-        op, name, target = entry["op"], entry["name"], entry["target"]
-        if op not in ("placeholder", "get_attr", "call_function", "output") or not _IDENTIFIER.match(name):
-            raise FileFormatError(f"node {name!r} of kind {op!r} is not an operation of a network.")
-        if op == "get_attr" and target not in tensors:
-            raise FileFormatError(f"node '{name}' reads the tensor {target!r}, which the file does not hold.")
-        if op == "placeholder" and not _IDENTIFIER.match(target):
-            raise FileFormatError(f"the input name {target!r} is not one.")
-        function = _function(target) if op == "call_function" else target
-        args = tuple(_value_from_json(value, nodes) for value in entry["args"]["list"])
-        kwargs = {key: _value_from_json(value, nodes) for key, value in entry["kwargs"].items()}
-        if not all(map(_IDENTIFIER.match, kwargs)):
-            raise FileFormatError(f"node '{name}' has an argument name that is not one.")
-        nodes[name] = graph.create_node(op, function, args, kwargs, name=name)
-    if not all(map(_IDENTIFIER.match, description["arguments"])):
-        raise FileFormatError("an argument name of the model is not one.")
-    in_spec = pytree.treespec_loads(json.dumps(description["in_spec"]))
-    out_spec = pytree.treespec_loads(json.dumps(description["out_spec"])) if description["out_spec"] else None
-    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(description["arguments"], in_spec, out_spec)))
-    inputs = tuple(_input_from_json(entry) for entry in description["inputs"])
+        tensors[name] = unpack(tensors[name], how["bits"], how["shape"], dtype_named(how["dtype"]))
     return Contents(
-        Graph(graph, tensors, inputs, description["batch"]),
+        graph_from_plain(description["graph"], tensors),
         Report.from_dict(description["report"]),
-        Recipe.from_dict(description["recipe"]),
-        description["versions"],
+        _recipe(description["recipe"]),
+        {str(name): str(version) for name, version in description["versions"].items()},
     )
 
 
-def _function(name: str) -> Callable[..., Any]:
-    if name in _SIZE_ARITHMETIC:
-        return _SIZE_ARITHMETIC[name]
-    parts = name.split(".")
-    if len(parts) == 3 and parts[0] in _NAMESPACES and parts[1] not in _REFUSED:
-        packet = getattr(getattr(torch.ops, parts[0]), parts[1], None)
-        overload = getattr(packet, parts[2], None)
-        if isinstance(overload, torch._ops.OpOverload):
-            return overload
-    raise FileFormatError(
-        f"the file asks for the operation '{name}', which this release does not run from a file: it is neither one of "
-        f"PyTorch's ({', '.join(_NAMESPACES)}) nor arithmetic on sizes."
+# ------------------------------------------------------------------------------------------- methods of others
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class ForeignSolver(RoundingSolver[Nothing]):
+    """Stands in a recipe that was read for a solver that this installation does not have; its text says which."""
+
+    text: str
+    needs: ClassVar[type] = Nothing
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
+        raise RecipeError(f"the rounding method '{self.text}' of the recipe that was read is not installed here.")
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class ForeignRanges(RangeEstimator[Nothing]):
+    """Stands in a recipe that was read for a range estimator that this installation does not have."""
+
+    text: str
+    needs: ClassVar[type] = Nothing
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def estimate(
+        self, weight: Tensor, codebook: Codebook, granularity: Granularity, statistics: Nothing, layer: str
+    ) -> Grid:
+        raise RecipeError(f"the range method '{self.text}' of the recipe that was read is not installed here.")
+
+
+def _recipe(data: dict[str, Any]) -> Recipe:
+    """A recipe from its plain form. It is a record: methods that are not known here are kept by their text."""
+
+    def method(entry: dict[str, Any], key: str) -> Any:
+        """Take the entry out if its method is not known; returns what stands for it."""
+        table, kind = (ROUNDING_SOLVERS, ForeignSolver) if key == "rounding" else (RANGE_ESTIMATORS, ForeignRanges)
+        if key in entry and entry[key]["method"] not in table:
+            return {key: kind(entry.pop(key)["method"])}
+        return {}
+
+    def weights(entry: dict[str, Any]) -> Weights:
+        entry = dict(entry)
+        foreign = {**method(entry, "ranges"), **method(entry, "rounding")}
+        return replace(Recipe.from_dict({"weights": entry}).weights, **foreign)
+
+    data = dict(data)
+    foreign = method(data, "rounding")
+    default, overrides = weights(data.pop("weights")), data.pop("overrides")
+    return replace(
+        Recipe.from_dict(data),
+        weights=default,
+        overrides={name: None if entry == {"float": True} else weights(entry) for name, entry in overrides.items()},
+        **foreign,
     )
-
-
-def _value_from_json(value: Any, nodes: dict[str, fx.Node]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    match kind:
-        case "node":
-            return nodes[content]
-        case "list":
-            return [_value_from_json(item, nodes) for item in content]
-        case "tuple":
-            return tuple(_value_from_json(item, nodes) for item in content)
-        case "float":
-            return float(content)
-        case "dtype":
-            return _dtype(content)
-        case "device":
-            return torch.device(content)
-        case "torch" if isinstance(getattr(torch, content, None), torch.layout | torch.memory_format):
-            return getattr(torch, content)
-    raise FileFormatError(f"a value of unknown kind {kind!r} in the graph.")
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise FileFormatError(f"'{name}' is not a dtype.")
-    return dtype
-
-
-def _input_from_json(entry: dict[str, Any]) -> InputSpec | ConstantInput:
-    if "constant" in entry:
-        return ConstantInput(entry["constant"])
-    return InputSpec(entry["name"], tuple(entry["shape"]), _dtype(entry["dtype"]))

@@ -51,8 +51,10 @@ class PerGroup:
     size: int
 
     def __post_init__(self) -> None:
-        if self.size < 2:
-            raise RecipeError(f"PerGroup(size={self.size}): a group needs at least 2 columns; 32 to 128 are usual.")
+        if type(self.size) is not int or self.size < 2:
+            raise RecipeError(
+                f"PerGroup(size={self.size!r}): the size is a whole number of columns, at least 2; 32 to 128 are usual."
+            )
 
 
 Granularity = PerTensor | PerChannel | PerGroup
@@ -68,7 +70,7 @@ class Codebook:
         symmetric: True gives qmin = −2^(bits−1), qmax = 2^(bits−1) − 1 and zero point 0; False gives 0 to 2^bits − 1.
 
     Raises:
-        RecipeError: `bits` is not offered.
+        RecipeError: `bits` is not offered, or a setting has the wrong type.
 
     Example:
         >>> Codebook(4).qmin, Codebook(4).qmax
@@ -81,10 +83,15 @@ class Codebook:
     symmetric: bool = True
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS or isinstance(self.bits, bool):
+        if type(self.bits) is not int or self.bits not in BITS:
             raise RecipeError(
-                f"bits={self.bits!r}: a weight can have 2 to 8 bits, or 16. For float weights put the layer's name "
-                "with None into the recipe's overrides."
+                f"bits={self.bits!r}: a weight can have 2 to 8 bits, or 16, given as an int. For float weights put the "
+                "layer's name with None into the recipe's overrides."
+            )
+        if type(self.symmetric) is not bool:
+            raise RecipeError(
+                f"symmetric={self.symmetric!r}: write True for signed codes around 0, or False for unsigned codes with "
+                "a zero point."
             )
 
     @property
@@ -185,9 +192,10 @@ def blocked(matrix: Tensor, granularity: Granularity, layer: str) -> Tensor:
             return matrix.reshape(groups, rows, 1, cols)
         case PerGroup(size):
             if cols % size:
-                divisors = [d for d in range(2, cols + 1) if cols % d == 0]
+                divisors = ", ".join(str(d) for d in range(2, cols + 1) if cols % d == 0)
+                choose = f"Choose a size among {divisors}, or give" if divisors else "Give"
                 raise RecipeError(
-                    f"layer '{layer}' has {cols} columns, which do not divide into groups of {size}. Choose a size "
-                    f"among {divisors}, or give this layer another granularity in the recipe's overrides."
+                    f"layer '{layer}' has {cols} columns, which do not divide into groups of {size}. {choose} this "
+                    "layer another granularity in the recipe's overrides."
                 )
             return matrix.reshape(groups, rows, cols // size, size)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import importlib.metadata
 import platform
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -11,12 +14,13 @@ from typing import Any, final
 import numpy as np
 import torch
 import torch.utils._pytree as pytree
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from roundwise.errors import ExportError
+from roundwise.errors import ExportError, FileFormatError, ModelError
 from roundwise.fileformat import Contents, read, write
-from roundwise.graph.capture import Graph, InputSpec
+from roundwise.graph.graph import Graph, InputSpec
+from roundwise.graph.plain import graph_from_plain, graph_to_plain
 from roundwise.recipe import Recipe
 from roundwise.report import Report
 
@@ -34,6 +38,8 @@ def versions() -> dict[str, str]:
 @final
 class QuantizedModel(nn.Module):
     """A quantized network: call it as the model was called; it returns outputs of the same structure.
+
+    It moves between devices as any module does, and keeps the dtype of the network that it was made from.
 
     Attributes:
         graph_module: what runs.
@@ -55,6 +61,7 @@ class QuantizedModel(nn.Module):
         self.graph_module: fx.GraphModule = graph.module()
         self.report, self.recipe, self.versions, self.samples = report, recipe, made_with, samples
         self._inputs, self._batch = graph.inputs, graph.batch
+        self._redirect()
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -87,9 +94,8 @@ class QuantizedModel(nn.Module):
 
     def example(self, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`(args, kwargs)` of the right structure: zeros for a batch of this size (or of the only one that works)."""
-        device = next((tensor.device for tensor in self.state_dict().values()), torch.device("cpu"))
         leaves = [
-            spec.example(self._batch or batch).to(device) if isinstance(spec, InputSpec) else spec.value
+            spec.example(self._batch or batch).to(self._device()) if isinstance(spec, InputSpec) else spec.value
             for spec in self._inputs
         ]
         args, kwargs = pytree.tree_unflatten(leaves, self.graph.signature.in_spec)
@@ -99,13 +105,66 @@ class QuantizedModel(nn.Module):
         """Write the model to one file, see `fileformat`. The file appears complete or not at all.
 
         Raises:
-            FileFormatError: the graph holds something that has no safe form in a file.
+            FileFormatError: it cannot be written, or the graph holds something that has no safe form in a file.
         """
         write(Contents(self.graph, self.report, self.recipe, self.versions), Path(path))
 
     def extra_repr(self) -> str:
         bits = sorted({layer.bits for layer in self.report.layers})
         return f"{len(self.report.layers)} quantized layers, {'/'.join(map(str, bits))} bits"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedModel:
+        """What `to`, `cuda` and the like come down to.
+
+        Raises:
+            ModelError: the dtype would change; scales and the operations between layers are made for one.
+        """
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype != tensor.dtype:
+                raise ModelError(
+                    f"a quantized network keeps its dtype: {tensor.dtype} cannot become {moved.dtype}. Quantize the "
+                    f"model in that dtype instead: `rw.quantize(model.to({moved.dtype}), …)`."
+                )
+            return moved
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        self.__dict__.pop("program", None)
+        self._redirect()
+        return self
+
+    def _redirect(self) -> None:
+        """Let operations that make tensors (`arange`, `zeros`, …) make them where the network is."""
+        device, changed = self._device(), False
+        for node in self.graph_module.graph.nodes:
+            if any(
+                isinstance(value, torch.device) and value != device for value in (*node.args, *node.kwargs.values())
+            ):
+                node.args = tuple(device if isinstance(value, torch.device) else value for value in node.args)
+                node.kwargs = {
+                    name: device if isinstance(value, torch.device) else value for name, value in node.kwargs.items()
+                }
+                changed = True
+        if changed:
+            self.graph_module.recompile()
+
+    def _device(self) -> torch.device:
+        return next((tensor.device for tensor in self.state_dict().values()), torch.device("cpu"))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModel:
+        constants = {name: value.clone() for name, value in self.graph.constants.items()}
+        graph = dataclasses.replace(self.graph, constants=constants)
+        return QuantizedModel(graph, self.report, self.recipe, self.versions, copy.deepcopy(self.samples, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as plain data, like a file: PyTorch's own way for graphs would be to keep and run Python text."""
+        graph = self.graph
+        return _revive, (graph_to_plain(graph), graph.constants, self.report, self.recipe, self.versions, self.samples)
+
+
+def _revive(graph: dict[str, Any], constants: dict[str, Tensor], *rest: Any) -> QuantizedModel:
+    return QuantizedModel(graph_from_plain(graph, constants), *rest)
 
 
 def load(path: str | Path) -> QuantizedModel:
@@ -116,4 +175,7 @@ def load(path: str | Path) -> QuantizedModel:
             arithmetic on tensors.
     """
     contents = read(Path(path))
-    return QuantizedModel(contents.graph, contents.report, contents.recipe, contents.versions)
+    try:
+        return QuantizedModel(contents.graph, contents.report, contents.recipe, contents.versions)
+    except Exception as error:  # a file can be wrong in any way
+        raise FileFormatError(f"{path} describes no valid network: {type(error).__name__}: {error}.") from error

@@ -5,18 +5,23 @@ model ─capture─▶ graph ─normalize, rewrites─▶ graph ─stream─▶ 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from roundwise.calibration import Signature, read_calibration, take
-from roundwise.errors import ModelError
+from roundwise.errors import ModelError, RecipeError
 from roundwise.events import Progress
-from roundwise.graph.capture import Graph, capture
-from roundwise.graph.emit import QuantizedWeight, code_bits, emit
+from roundwise.graph.capture import capture
+from roundwise.graph.emit import QuantizedWeight, emit, packed_bits
+from roundwise.graph.graph import Graph
 from roundwise.graph.normalize import normalize
 from roundwise.graph.patterns import Layer, find_layers
 from roundwise.memory import ActivationStore, default_budget
@@ -39,8 +44,8 @@ def quantize(
     """Quantize a trained network's weights, choosing for each whether to round up or down.
 
     Args:
-        model: any module that `torch.export` can capture, in float32, float16 or bfloat16; it is left as it is. Or a
-            program that was exported already.
+        model: any module that `torch.export` can capture, of any floating-point dtype; it is left as it is, and the
+            result shares no memory with it. Or a program that was exported already.
         calibration: a few hundred unlabelled inputs: a tensor or array `[samples, …]`; a tuple (positional inputs) or
             dict (named inputs) of them; or an iterable of batches of these, such as a `DataLoader`. Labels are dropped
             (see `calibration.py` for the rule).
@@ -65,17 +70,19 @@ def quantize(
         torch.Size([5, 8, 6, 6])
     """
     recipe = Recipe() if recipe is None else recipe
+    _check_arguments(model, recipe)
     device = _device(model)
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
-    clock = [time.perf_counter()]
-    with ActivationStore(budget, device) as store:
+    begin = time.perf_counter()
+    with _undisturbed(device), ActivationStore(budget, device) as store:
         samples = read_calibration(calibration, Signature.of(model), recipe.batch_size, store)
-        args, kwargs = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(2))
+        read = time.perf_counter()
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(2))
         graph = capture(model, args, kwargs)
-        clock.append(time.perf_counter())
-        kept_samples = take(samples, 8)
+        captured = time.perf_counter()
+        kept_samples = take(samples, graph.batch or 8)
         graph = rewrite(graph)
-        clock.append(time.perf_counter())
+        rewritten = time.perf_counter()
         tasks = plan_layers(graph, recipe)
         batches, count, notes = samples.batches, samples.samples, samples.notes
         del samples  # so that the stream alone decides how long they stay
@@ -90,7 +97,7 @@ def quantize(
         output_error=result.output_error,
         float_bytes=_size(graph),
         quantized_bytes=_size(quantized),
-        seconds={"capture": clock[1] - clock[0], "rewrite": clock[2] - clock[1], **result.seconds},
+        seconds={"read": read - begin, "capture": captured - read, "rewrite": rewritten - captured, **result.seconds},
         peak_activation_bytes=store.peak,
         notes=notes,
     )
@@ -109,23 +116,29 @@ def plan_layers(graph: Graph, recipe: Recipe) -> list[LayerTask]:
     """What to do with each layer that will be quantized, in order.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is none, or its weights are not finite.
         RecipeError: an override matches no layer.
     """
     layers = find_layers(graph)
     if not layers:
         raise ModelError(
-            f"the model has no layer to quantize: among its {len(graph.operations.nodes)} operations is no linear layer "
-            "and no convolution with a constant weight."
+            f"the model has no layer to quantize: among its {len(graph.operations.nodes)} operations is no linear "
+            "layer and no convolution with a constant weight."
         )
     settings = recipe.resolve([layer.name for layer in layers])
-    tasks = [_task(layer, weights, recipe) for layer in layers if (weights := settings[layer.name]) is not None]
+    tasks = [_task(graph, layer, weights, recipe) for layer in layers if (weights := settings[layer.name]) is not None]
     if not tasks:
         raise ModelError(f"the recipe's overrides keep all {len(layers)} layers in float: nothing is left to quantize.")
     return tasks
 
 
-def _task(layer: Layer, weights: Weights, recipe: Recipe) -> LayerTask:
+def _task(graph: Graph, layer: Layer, weights: Weights, recipe: Recipe) -> LayerTask:
+    tensor = graph.constants[layer.weight].float()
+    if not torch.isfinite(tensor).all():
+        raise ModelError(
+            f"layer '{layer.name}' has {int((~torch.isfinite(tensor)).sum())} weights that are NaN or infinite, of "
+            f"{tensor.numel()}. Such a network computes nothing to compare with: load sound weights."
+        )
     rounding = weights.rounding or recipe.rounding
     words = (
         granularity_name(weights.granularity),
@@ -157,16 +170,37 @@ def kept_float(graph: Graph, weights: list[QuantizedWeight]) -> list[KeptFloat]:
     return kept
 
 
+def _check_arguments(model: object, recipe: object) -> None:
+    if not isinstance(model, nn.Module | ExportedProgram):
+        raise ModelError(
+            f"the model is a {type(model).__name__}; it must be an nn.Module or an ExportedProgram. (A dict of weights "
+            "needs its module: build it and call `load_state_dict`.)"
+        )
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(
+            f"the recipe is a {type(recipe).__name__}; it must be a Recipe. (A dict becomes one by Recipe.from_dict.)"
+        )
+
+
+@contextlib.contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """Gradients for the methods and the network's own precision, wherever the caller is."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        if device.type != "meta" and torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
+
+
 def _device(model: nn.Module | ExportedProgram) -> torch.device:
-    tensors = [*model.parameters(), *model.buffers()]
-    return tensors[0].device if tensors else torch.device("cpu")
+    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def _size(graph: Graph) -> int:
     """Bytes of all constants, codes counted at the bits they take in a file."""
-    bits = code_bits(graph)
-    return sum(
-        -(-tensor.numel() * bits[name] // 8) if name in bits else tensor.nbytes
-        for name, tensor in graph.constants.items()
-        if isinstance(tensor, Tensor)
-    )
+    bits, size = packed_bits(graph), 0
+    for name, tensor in graph.constants.items():
+        if isinstance(tensor, Tensor):  # and not a piece of control flow
+            size += -(-tensor.numel() * bits[name] // 8) if name in bits else tensor.nbytes
+    return size

@@ -10,15 +10,20 @@ is small, where ŵ(q) = s (q − z) and f_a is the activation function that foll
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import types
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar, final
+from typing import Any, ClassVar, Generic, TypeVar, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from roundwise.errors import RecipeError
 from roundwise.grid import Codebook, Granularity, Grid
 from roundwise.statistics import Statistic
 
@@ -54,7 +59,11 @@ class Rounding:
 
 
 class RoundingSolver(ABC, Generic[S]):
-    """Chooses codes for one layer. Implementations are frozen dataclasses; their fields are the method's settings."""
+    """Chooses codes for one layer. Implementations are frozen dataclasses; their fields are the method's settings.
+
+    Attributes:
+        needs: the statistic that `solve` finds in its problem; the stream collects it.
+    """
 
     needs: ClassVar[type[Statistic]]
 
@@ -62,13 +71,31 @@ class RoundingSolver(ABC, Generic[S]):
     def solve(self, problem: Problem[S], generator: torch.Generator) -> Rounding:
         """Return codes for the problem; any randomness comes from `generator`, which lives on the CPU."""
 
+    @property
+    def floor_or_ceil(self) -> bool:
+        """Whether each code is one of the two next to its weight, as AdaRound's are; False where any may be chosen."""
+        return True
+
     def work(self, rows_per_sample: int, samples: int) -> float:
-        """How many times the layer is applied to one row, to plan time with; 0 for methods without data."""
+        """What `solve` will cost, for the plan's estimate of time; a factor of two either way does no harm.
+
+        The unit is one forward pass of the layer over one row: what its batch dimension counts, so an image for a
+        convolution and a position for a linear layer (`Samples` explains). The stream has measured how long that takes.
+        A method that never applies the layer costs 0.
+
+        Args:
+            rows_per_sample: rows that one calibration sample becomes at this layer, at least 1.
+            samples: number of calibration samples.
+        """
         return 0.0
 
 
 class RangeEstimator(ABC, Generic[S]):
-    """Chooses a grid for one layer's weights. Implementations are frozen dataclasses."""
+    """Chooses a grid for one layer's weights. Implementations are frozen dataclasses.
+
+    Attributes:
+        needs: the statistic that `estimate` is given; the stream collects it.
+    """
 
     needs: ClassVar[type[Statistic]]
 
@@ -82,3 +109,34 @@ class RangeEstimator(ABC, Generic[S]):
         layer: str,
     ) -> Grid:
         """Return scales and zero points; `layer` is for messages."""
+
+
+def check_types(settings: object) -> None:
+    """For a method's `__post_init__`: raise unless every field has a value of its declared type.
+
+    An int will do for a float; a bool is no number; floats must be finite.
+
+    Raises:
+        RecipeError: names the method, the setting, and what was found and expected.
+    """
+    kinds = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]  # a dataclass has no type of its own
+        value = getattr(settings, field.name)
+        if not _is_a(value, kinds[field.name]):
+            wanted = _WORDS.get(kinds[field.name], f"a value of type {field.type}")
+            raise RecipeError(f"{type(settings).__name__}: {field.name}={value!r}, but it must be {wanted}.")
+
+
+_WORDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return any(_is_a(value, option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    if kind is int:
+        return type(value) is int
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]  # it is one of the two
+    return isinstance(value, typing.get_origin(kind) or kind)

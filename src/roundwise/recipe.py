@@ -1,5 +1,7 @@
 """What the user wants: bits, granularity, methods, exceptions by layer, seed. As Python, as a dict, as TOML.
 
+seed = 0
+
 [weights]
 bits = 4
 granularity = { kind = "per-channel" }
@@ -9,8 +11,11 @@ ranges = { method = "weight-mse" }
 method = "adaround-sgd"
 iterations = 10000
 
-[overrides.classifier]          # layer name or glob; `float = true` keeps the layer in float
-bits = 8
+[overrides."features.0.*"]      # a layer's name or a glob, in quotes where it has dots; the last match counts
+bits = 8                        # what is left out is as in [weights]
+
+[overrides.classifier]
+float = true                    # stays in float
 """
 
 from __future__ import annotations
@@ -18,17 +23,22 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import json
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, NoReturn, final
+
+import torch
 
 from roundwise.errors import RecipeError
-from roundwise.grid import Codebook, Granularity, PerChannel, PerGroup, PerTensor
-from roundwise.problem import RangeEstimator, RoundingSolver
+from roundwise.grid import Codebook, Granularity, Grid, PerChannel, PerGroup, PerTensor
+from roundwise.problem import Problem, RangeEstimator, Rounding, RoundingSolver
 from roundwise.ranges import RANGE_ESTIMATORS, WeightMSE
 from roundwise.rounding import ROUNDING_SOLVERS, AdaRoundSGD
+from roundwise.statistics import Nothing
 
 GRANULARITIES: dict[str, type[Granularity]] = {
     "per-channel": PerChannel,
@@ -39,9 +49,20 @@ GRANULARITIES: dict[str, type[Granularity]] = {
 DEFAULT_ROUNDING = AdaRoundSGD(iterations=1_000)
 
 
-def _check(value: object, kinds: Any, what: str, example: str) -> None:
-    if not isinstance(value, kinds):
-        raise RecipeError(f"{what} is {value!r}; it must be an object such as {example}.")
+def _check_choice(what: str, value: object, kind: Any, table: Mapping[str, type]) -> None:
+    """Raise unless `value` is an object of the asked kind, and say what to write for what was probably meant."""
+    if isinstance(value, kind):
+        return
+    choices = {name: f"{choice.__name__}({_required(choice)})" for name, choice in table.items()}
+    meant = next((text for name, text in choices.items() if value is table[name] or repr(value) == repr(name)), None)
+    hint = f" Write {what}={meant}." if meant else ""
+    raise RecipeError(f"{what} is {value!r}; it must be an object such as {', '.join(choices.values())}.{hint}")
+
+
+def _check_whole_number(what: str, value: object, at_least: int | None = None) -> None:
+    if type(value) is not int or (at_least is not None and value < at_least):
+        limit = "" if at_least is None else f", {at_least} or more"
+        raise RecipeError(f"{what}={value!r}: it must be a whole number (an int){limit}.")
 
 
 @final
@@ -67,21 +88,43 @@ class Weights:
     rounding: RoundingSolver[Any] | None = None
 
     def __post_init__(self) -> None:
-        Codebook(self.bits)  # raises
-        _check(
-            self.granularity,
-            (PerTensor, PerChannel, PerGroup),
-            "granularity",
-            "PerTensor(), PerChannel() or PerGroup(32)",
-        )
-        _check(self.ranges, RangeEstimator, "ranges", "WeightMSE() or MinMax()")
+        Codebook(self.bits, self.symmetric)  # raises
+        _check_choice("granularity", self.granularity, Granularity, GRANULARITIES)
+        _check_choice("ranges", self.ranges, RangeEstimator, RANGE_ESTIMATORS)
         if self.rounding is not None:
-            _check(self.rounding, RoundingSolver, "rounding", "AdaRoundSGD() or Nearest()")
+            _check_choice("rounding", self.rounding, RoundingSolver, ROUNDING_SOLVERS)
 
     @property
     def codebook(self) -> Codebook:
         """The integers that a code may take."""
         return Codebook(self.bits, self.symmetric)
+
+
+@final
+class Overrides(Mapping[str, Weights | None]):
+    """Exceptions by layer name or glob, in order; cannot be changed, so that a recipe cannot."""
+
+    def __init__(self, entries: Mapping[str, Weights | None]) -> None:
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> Weights | None:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __eq__(self, other: object) -> bool:
+        # The order counts, unlike in a dict: of several matches, the last one is taken.
+        return isinstance(other, Mapping) and list(self.items()) == list(other.items())
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._entries)
 
 
 @final
@@ -93,8 +136,9 @@ class Recipe:
         weights: for every layer that no override names.
         rounding: the solver for every layer that does not name its own.
         overrides: from layer names or globs (`"features.0.*"`) to other `Weights`, or to None to keep a layer in float.
-            Where several match, the last one counts.
-        seed: of every random choice; each layer draws from a generator of its own, seeded by (seed, layer name).
+            Where several match, the last one counts, and it counts alone: `Weights(bits=8)` has the defaults for all
+            else. (`dataclasses.replace(weights, bits=8)` changes the bits only.)
+        seed: of every random choice, any int; each layer has a generator of its own, seeded by (seed, layer name).
         batch_size: samples that run through the network at a time. Results may differ in the last digits between
             batch sizes, never with how the samples were handed over.
         memory_budget: bytes of activations kept in memory between layers; what exceeds it goes to temporary files.
@@ -117,15 +161,27 @@ class Recipe:
     memory_budget: int | None = None
 
     def __post_init__(self) -> None:
-        _check(self.weights, Weights, "weights", "Weights(bits=4)")
-        _check(self.rounding, RoundingSolver, "rounding", "AdaRoundSGD() or Nearest()")
+        if not isinstance(self.weights, Weights):
+            raise RecipeError(f"weights is {self.weights!r}; it must be an object such as Weights(bits=4).")
+        _check_choice("rounding", self.rounding, RoundingSolver, ROUNDING_SOLVERS)
+        if not isinstance(self.overrides, Mapping):
+            raise RecipeError(
+                f"overrides is {self.overrides!r}; it must be a dict from layer names to Weights, such as "
+                '{"classifier": Weights(bits=8), "features.0.*": None}.'
+            )
         for name, value in self.overrides.items():
-            if value is not None:
-                _check(value, Weights, f"overrides[{name!r}]", "Weights(bits=8), or None to keep the layer in float")
-        if self.batch_size < 1:
-            raise RecipeError(f"batch_size={self.batch_size}: at least one sample must run at a time.")
-        if self.memory_budget is not None and self.memory_budget < 0:
-            raise RecipeError(f"memory_budget={self.memory_budget}: give a number of bytes, 0 or more.")
+            if not isinstance(name, str):
+                raise RecipeError(f"overrides: {name!r} is not a layer's name, which is a string such as 'features.0'.")
+            if value is not None and not isinstance(value, Weights):
+                raise RecipeError(
+                    f"overrides['{name}'] is {value!r}; it must be an object such as Weights(bits=8), or None to keep "
+                    "the layer in float."
+                )
+        object.__setattr__(self, "overrides", Overrides(self.overrides))
+        _check_whole_number("seed", self.seed)
+        _check_whole_number("batch_size", self.batch_size, at_least=1)
+        if self.memory_budget is not None:
+            _check_whole_number("memory_budget", self.memory_budget, at_least=0)
 
     def resolve(self, names: Sequence[str]) -> dict[str, Weights | None]:
         """The settings of each layer in `names`; None where it stays in float.
@@ -150,14 +206,14 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Plain data, with methods by their names in the tables; without entries that are None."""
         data: dict[str, Any] = {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
             "weights": _weights_to_dict(self.weights),
-            "rounding": _method_to_dict(self.rounding, ROUNDING_SOLVERS, "method"),
+            "rounding": _method_to_dict(self.rounding, ROUNDING_SOLVERS),
             "overrides": {
                 name: {"float": True} if weights is None else _weights_to_dict(weights)
                 for name, weights in self.overrides.items()
             },
-            "seed": self.seed,
-            "batch_size": self.batch_size,
         }
         if self.memory_budget is not None:
             data["memory_budget"] = self.memory_budget
@@ -165,92 +221,226 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        """The inverse of `as_dict`; anything left out takes its default.
+        """The inverse of `as_dict`; anything left out takes its default, or in an override its value in `weights`.
 
         Raises:
             RecipeError: a name or a value is unknown.
         """
-        settings = dict(data)
-        _reject_unknown(settings, {f.name for f in dataclasses.fields(cls)}, "recipe")
-        if "weights" in settings:
-            settings["weights"] = _weights_from_dict(settings["weights"])
+        settings = _settings(data, {f.name for f in dataclasses.fields(cls)}, "recipe")
+        weights = settings["weights"] = _weights_from_dict(settings.get("weights", {}), Weights())
         if "rounding" in settings:
-            settings["rounding"] = _method_from_dict(settings["rounding"], ROUNDING_SOLVERS, "method", "rounding")
-        if "overrides" in settings:
-            settings["overrides"] = {
-                name: None if entry == {"float": True} else _weights_from_dict(entry)
-                for name, entry in settings["overrides"].items()
-            }
+            settings["rounding"] = _rounding_from_dict(settings["rounding"])
+        overrides = settings.get("overrides")
+        if isinstance(overrides, Mapping):
+            settings["overrides"] = {name: _override_from_dict(name, item, weights) for name, item in overrides.items()}
         return cls(**settings)
+
+    def to_toml(self, path: str | Path) -> None:
+        """Write the recipe to a TOML file laid out as above, with every setting.
+
+        Raises:
+            RecipeError: a method is of your own making, and so has no name that a file could hold.
+        """
+        all_weights = [self.weights, *(weights for weights in self.overrides.values() if weights is not None)]
+        for method in (self.rounding, *(method for w in all_weights for method in (w.ranges, w.rounding))):
+            if method is not None and type(method) not in (*ROUNDING_SOLVERS.values(), *RANGE_ESTIMATORS.values()):
+                raise RecipeError(f"{method!r} is a method of your own: {path} could only name it, not hold it.")
+        Path(path).write_text(_to_toml(self.as_dict()), encoding="utf-8")
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
         """Read a recipe from a TOML file laid out as above.
 
         Raises:
-            RecipeError: the file is not TOML, or a name or value in it is unknown.
+            RecipeError: the file cannot be read, is not TOML, or a name or value in it is unknown.
         """
         try:
-            return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+            # Some editors begin UTF-8 files with a mark, which is no TOML.
+            return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8-sig")))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} is not a TOML file: {error}.") from error
+        except OSError as error:
+            raise RecipeError(f"cannot read the recipe {path}: {error.strerror}.") from error
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from error
 
 
-def _reject_unknown(settings: Mapping[str, Any], known: set[str], where: str) -> None:
-    for name in settings:
-        if name not in known:
-            raise RecipeError(f"{where}: '{name}' is not a setting. Known: {', '.join(sorted(known))}.")
+# ------------------------------------------------------------------------------------------- methods of the user's own
 
 
-def _method_to_dict(method: Any, table: Mapping[str, type], key: str) -> dict[str, Any]:
+@final
+@dataclass(frozen=True)
+class CustomRounding(RoundingSolver[Nothing]):
+    """In a recipe that was read: the place of a solver that is in no table. It tells what was used, and cannot run."""
+
+    text: str
+    needs: ClassVar[type] = Nothing
+
+    def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
+        _refuse_custom("rounding", self.text)
+
+
+@final
+@dataclass(frozen=True)
+class CustomRanges(RangeEstimator[Nothing]):
+    """As `CustomRounding`, for range estimation."""
+
+    text: str
+    needs: ClassVar[type] = Nothing
+
+    def estimate(
+        self, weight: torch.Tensor, codebook: Codebook, granularity: Granularity, statistics: Nothing, layer: str
+    ) -> Grid:
+        _refuse_custom("ranges", self.text)
+
+
+def _refuse_custom(where: str, text: str) -> NoReturn:
+    raise RecipeError(
+        f"{where}: the recipe came from a file, which tells that {text} was used but cannot hold a method of one's "
+        f"own. Put the method itself in its place, with dataclasses.replace(…, {where}=…)."
+    )
+
+
+# ------------------------------------------------------------------------------------------------ objects to plain data
+
+
+def _weights_to_dict(weights: Weights) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "bits": weights.bits,
+        "granularity": _method_to_dict(weights.granularity, GRANULARITIES, key="kind"),
+        "symmetric": weights.symmetric,
+        "ranges": _method_to_dict(weights.ranges, RANGE_ESTIMATORS),
+    }
+    if weights.rounding is not None:
+        data["rounding"] = _method_to_dict(weights.rounding, ROUNDING_SOLVERS)
+    return data
+
+
+def _method_to_dict(method: Any, table: Mapping[str, type], key: str = "method") -> dict[str, Any]:
+    if isinstance(method, CustomRounding | CustomRanges):
+        return {"custom": method.text}
     for name, kind in table.items():
         if type(method) is kind:
-            return {key: name, **{f.name: getattr(method, f.name) for f in dataclasses.fields(kind)}}
-    # A method of the user's own cannot be named in a file; its text still tells a reader what was used.
-    return {key: repr(method)}
+            settings = {f.name: getattr(method, f.name) for f in dataclasses.fields(kind)}
+            return {key: name, **{name: value for name, value in settings.items() if value is not None}}
+    return {"custom": repr(method)}
 
 
-def _method_from_dict(entry: Any, table: Mapping[str, type], key: str, where: str) -> Any:
+def _to_toml(data: Mapping[str, Any]) -> str:
+    """Settings of the recipe itself, then a table for each of its parts and for each override."""
+    tables = {name: value for name, value in data.items() if isinstance(value, dict) and name != "overrides"}
+    tables |= {f"overrides.{_toml_key(name)}": value for name, value in data["overrides"].items()}
+    lines = [f"{name} = {_toml_value(value)}" for name, value in data.items() if not isinstance(value, dict)]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{setting} = {_toml_value(value)}" for setting, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml_value(name)
+
+
+def _toml_value(value: Any) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case dict():
+            return "{ " + ", ".join(f"{name} = {_toml_value(item)}" for name, item in value.items()) + " }"
+        case _:
+            return repr(value)
+
+
+# ------------------------------------------------------------------------------------------------ plain data to objects
+
+
+def _override_from_dict(name: str, entry: Any, weights: Weights) -> Weights | None:
+    where = f"overrides '{name}'"
+    if isinstance(entry, Mapping) and "float" in entry:
+        if dict(entry) != {"float": True}:
+            raise RecipeError(f"{where}: 'float = true' stands alone; found {dict(entry)!r}.")
+        return None
+    if full_name := _split_by_dots(name, entry):
+        raise RecipeError(f'overrides: a layer\'s name that has dots needs quotes. Write [overrides."{full_name}"].')
+    try:
+        # A layer's own solver is an exception already, so it is not passed on.
+        return _weights_from_dict(entry, dataclasses.replace(weights, rounding=None))
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def _split_by_dots(name: str, entry: Any) -> str | None:
+    """The name that was meant where TOML made tables in tables of it, as of `[overrides.features.0]`."""
+    known = {"float", *(f.name for f in dataclasses.fields(Weights))}
+    inner = [key for key, value in entry.items() if isinstance(value, Mapping)] if isinstance(entry, Mapping) else []
+    if not inner or inner[0] in known:
+        return None
+    inner_name = f"{name}.{inner[0]}"
+    return _split_by_dots(inner_name, entry[inner[0]]) or inner_name
+
+
+def _weights_from_dict(data: Any, base: Weights) -> Weights:
+    settings = _settings(data, {f.name for f in dataclasses.fields(Weights)}, "weights")
+    if "granularity" in settings:
+        settings["granularity"] = _method_from_dict(settings["granularity"], GRANULARITIES, "granularity", key="kind")
+    if "ranges" in settings:
+        settings["ranges"] = _custom(settings["ranges"], CustomRanges) or _method_from_dict(
+            settings["ranges"], RANGE_ESTIMATORS, "ranges"
+        )
+    if "rounding" in settings:
+        settings["rounding"] = _rounding_from_dict(settings["rounding"])
+    return dataclasses.replace(base, **settings)
+
+
+def _rounding_from_dict(entry: Any) -> RoundingSolver[Any]:
+    solver: RoundingSolver[Any] = _custom(entry, CustomRounding) or _method_from_dict(
+        entry, ROUNDING_SOLVERS, "rounding"
+    )
+    return solver
+
+
+def _custom(entry: Any, kind: type) -> Any:
+    return kind(str(entry["custom"])) if isinstance(entry, Mapping) and set(entry) == {"custom"} else None
+
+
+def _method_from_dict(entry: Any, table: Mapping[str, type], where: str, key: str = "method") -> Any:
     if isinstance(entry, str):
         entry = {key: entry}
     if not isinstance(entry, Mapping) or key not in entry:
         raise RecipeError(f"{where}: expected a table with '{key}' as one of {', '.join(table)}; found {entry!r}.")
     settings = dict(entry)
     name = settings.pop(key)
-    if name not in table:
-        near = difflib.get_close_matches(str(name), table, n=1)
-        raise RecipeError(
-            f"{where}: '{name}' is not one of {', '.join(table)}." + (f" Did you mean '{near[0]}'?" if near else "")
-        )
-    kind = table[name]
-    _reject_unknown(settings, {f.name for f in dataclasses.fields(kind)}, f"{where} '{name}'")
-    return kind(**settings)
+    if not isinstance(name, str) or name not in table:
+        raise RecipeError(f"{where}: {name!r} is not one of {', '.join(table)}.{_did_you_mean(name, table)}")
+    fields = dataclasses.fields(table[name])
+    settings = _settings(settings, {f.name for f in fields}, f"{where} '{name}'")
+    for missing in (f.name for f in fields if _is_required(f) and f.name not in settings):
+        raise RecipeError(f"{where} '{name}': '{missing}' is missing.")
+    return table[name](**settings)
 
 
-def _weights_to_dict(weights: Weights) -> dict[str, Any]:
-    data: dict[str, Any] = {
-        "bits": weights.bits,
-        "granularity": _method_to_dict(weights.granularity, GRANULARITIES, "kind"),
-        "symmetric": weights.symmetric,
-        "ranges": _method_to_dict(weights.ranges, RANGE_ESTIMATORS, "method"),
-    }
-    if weights.rounding is not None:
-        data["rounding"] = _method_to_dict(weights.rounding, ROUNDING_SOLVERS, "method")
-    return data
-
-
-def _weights_from_dict(data: Any) -> Weights:
+def _settings(data: Any, known: set[str], where: str) -> dict[str, Any]:
     if not isinstance(data, Mapping):
-        raise RecipeError(f"weights: expected a table of settings; found {data!r}.")
-    settings = dict(data)
-    _reject_unknown(settings, {f.name for f in dataclasses.fields(Weights)}, "weights")
-    if "granularity" in settings:
-        settings["granularity"] = _method_from_dict(settings["granularity"], GRANULARITIES, "kind", "granularity")
-    if "ranges" in settings:
-        settings["ranges"] = _method_from_dict(settings["ranges"], RANGE_ESTIMATORS, "method", "ranges")
-    if "rounding" in settings:
-        settings["rounding"] = _method_from_dict(settings["rounding"], ROUNDING_SOLVERS, "method", "rounding")
-    return Weights(**settings)
+        raise RecipeError(f"{where}: expected a table of settings; found {data!r}.")
+    for name in data:
+        if name not in known:
+            names = f"Known: {', '.join(sorted(known))}." if known else "It has none."
+            raise RecipeError(f"{where}: {name!r} is not a setting. {names}{_did_you_mean(name, known)}")
+    return dict(data)
+
+
+def _required(kind: Any) -> str:
+    return ", ".join(f.name for f in dataclasses.fields(kind) if _is_required(f))
+
+
+def _is_required(setting: dataclasses.Field[Any]) -> bool:
+    return setting.default is dataclasses.MISSING and setting.default_factory is dataclasses.MISSING
+
+
+def _did_you_mean(name: object, known: Mapping[str, Any] | set[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def granularity_name(granularity: Granularity) -> str:

@@ -11,6 +11,7 @@ the layer inherits; `error_nearest` is the same with this layer's weights rounde
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -49,10 +50,7 @@ class LayerReport:
     @property
     def weights(self) -> int:
         """How many weights the layer has."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
 
 @final
@@ -93,15 +91,22 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data: dicts, lists, strings and numbers."""
-        return dataclasses.asdict(self)
+        """Plain data for JSON: dicts, lists, strings and numbers, and None for an error that is no finite number."""
+        data = dataclasses.asdict(self)
+        for record in (data, *data["layers"]):
+            record.update({name: None for name in _ERRORS if name in record and not math.isfinite(record[name])})
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
-        """The inverse of `as_dict`, also after a trip through JSON."""
-        layers = tuple(LayerReport(**{**layer, "shape": tuple(layer["shape"])}) for layer in data["layers"])
+        """The inverse of `as_dict`, also after a trip through JSON; an error that is None becomes NaN."""
+
+        def restored(record: dict[str, Any]) -> dict[str, Any]:
+            return {**record, **{name: math.nan for name in _ERRORS if record.get(name, 0.0) is None}}
+
+        layers = tuple(LayerReport(**{**restored(layer), "shape": tuple(layer["shape"])}) for layer in data["layers"])
         kept = tuple(KeptFloat(**item) for item in data["kept_float"])
-        return cls(**{**data, "layers": layers, "kept_float": kept, "notes": tuple(data["notes"])})
+        return cls(**{**restored(data), "layers": layers, "kept_float": kept, "notes": tuple(data["notes"])})
 
     def __str__(self) -> str:
         header = ("layer", "operation", "shape", "bits", "granularity", "nearest", "chosen", "flips", "seconds")
@@ -141,6 +146,10 @@ class Report:
         return "\n".join(lines)
 
 
+# They are not finite where a network in float16 overflows.
+_ERRORS = ("error", "error_nearest", "output_error")
+
+
 def human_bytes(count: float) -> str:
     """A number of bytes for people.
 
@@ -148,8 +157,10 @@ def human_bytes(count: float) -> str:
         >>> human_bytes(1536)
         '1.5 KiB'
     """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+    if count < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
         count /= 1024
-    return f"{count:.1f} TiB"
+        if round(count, 1) < 1024:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1024:.1f} TiB"

@@ -14,27 +14,27 @@ Before the first quantized layer the two streams are one and the same tensors; t
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from roundwise.errors import ModelError
+from roundwise.errors import ModelError, RecipeError
 from roundwise.events import LayerFinished, LayerStarted, Plan, Planned, Progress
-from roundwise.graph.capture import Graph
 from roundwise.graph.emit import QuantizedWeight
+from roundwise.graph.graph import Graph
 from roundwise.graph.patterns import Layer
 from roundwise.grid import Codebook, Granularity
-from roundwise.memory import ActivationStore
+from roundwise.memory import ActivationStore, held_bytes
 from roundwise.problem import Problem, RangeEstimator, RoundingSolver
 from roundwise.report import LayerReport
-from roundwise.statistics import Statistic
 
 
 @final
@@ -51,10 +51,14 @@ class LayerTask:
 
 
 class Pair(NamedTuple):
-    """One value in both streams; the same object where they agree."""
+    """One thing in both streams; the same object where they agree."""
 
     float: Any
     quantized: Any
+
+
+Values = dict[fx.Node, Pair]
+"""One batch: everything that operations gave and that is still needed."""
 
 
 @final
@@ -71,10 +75,10 @@ class StreamResult:
 @final
 @dataclass(frozen=True, eq=False)
 class _Segment:
-    """The operations between two layers that will be quantized, and the layer at their end (None at the graph's)."""
+    """A layer that will be quantized, and the operations between the one before and it."""
 
     nodes: list[fx.Node]
-    task: LayerTask | None
+    task: LayerTask
 
 
 @final
@@ -94,17 +98,15 @@ class Stream:
     ) -> None:
         self._graph, self._store, self._seed, self._samples = graph, store, seed, samples
         self._progress: Progress = progress or (lambda _: None)
-        self._by_node = {task.layer.node: task for task in tasks}
-        self._segments = _segments(graph, self._by_node)
+        self._segments, self._tail = _segments(graph, tasks)
         self._last_use = _last_uses(graph)
         self._tainted = _tainted(graph, [call for task in tasks for call in task.layer.calls])
-        self._weights: dict[tuple[fx.Node, str], Tensor] = {}  # (call, constant) → its dequantized weight
-        self._clock = dict.fromkeys(("forward", "ranges", "rounding"), 0.0)
+        self._weights: dict[fx.Node, Tensor] = {}  # what later calls of a quantized layer compute with
         placeholders = [node for node in graph.operations.nodes if node.op == "placeholder"]
-        self._batches: list[dict[fx.Node, Pair]] = [
+        self._batches: list[Values] = [
             {node: Pair(leaf, leaf) for node, leaf in zip(placeholders, batch, strict=True)} for batch in batches
         ]
-        self.plan, self._costs = self._rehearse(batches[0])
+        self.plan, self._costs = self._rehearse()
 
     # ---------------------------------------------------------------------------------------------- the pass
 
@@ -113,261 +115,238 @@ class Stream:
         """Quantize every layer.
 
         Raises:
-            ModelError: a weight or an activation of the float network is not finite.
+            ModelError: an activation is not finite.
+            MemoryBudgetError: the disk is full.
         """
         self._progress(Planned(self.plan))
         weights: list[QuantizedWeight] = []
         reports: list[LayerReport] = []
-        begin = time.perf_counter()
-        for segment in self._segments:
-            task = segment.task
-            if task is None:
-                for number, values in enumerate(self._batches):
-                    self._run_segment(segment, number, values)
-                continue
-            index = len(reports)
-            self._progress(LayerStarted(task.layer.name, index, len(self._by_node)))
-            weight, report = self._quantize(segment, task)
+        spent = {"ranges": 0.0, "rounding": 0.0}
+        begin, total = time.perf_counter(), len(self._segments)
+        for index, segment in enumerate(self._segments):
+            self._progress(LayerStarted(segment.task.layer.name, index, total))
+            weight, report = self._quantize(segment, spent)
             weights.append(weight)
             reports.append(report)
             elapsed, done = time.perf_counter() - begin, sum(self._costs[: index + 1])
             left = elapsed * (sum(self._costs) - done) / done if done else 0.0
-            self._progress(LayerFinished(report, index, len(self._by_node), left))
-        output_error = self._output_error()
-        return StreamResult(weights, reports, output_error, self._clock)
+            self._progress(LayerFinished(report, index, total, left))
+        output_error = self._finish()
+        forward = time.perf_counter() - begin - sum(spent.values())
+        return StreamResult(weights, reports, output_error, {"forward": forward, **spent})
 
-    def _quantize(self, segment: _Segment, task: LayerTask) -> tuple[QuantizedWeight, LayerReport]:
-        layer, name = task.layer, task.layer.name
+    def _quantize(self, segment: _Segment, spent: dict[str, float]) -> tuple[QuantizedWeight, LayerReport]:
+        task, layer = segment.task, segment.task.layer
+        statistics = {kind: kind.empty(layer.map, self._samples) for kind in (task.ranges.needs, task.rounding.needs)}
+        energy = 0.0
+        for number, values in enumerate(self._batches):
+            self._forward(segment.nodes, values)
+            energy += self._measure_target(layer, number, values)
+            self._hold((*segment.nodes, layer.node), values)
+            for statistic in statistics.values():
+                statistic.add(values[layer.input].quantized, values[layer.node].float)
+        for node in segment.nodes:
+            self._weights.pop(node, None)
+
         source = self._graph.constants[layer.weight]
         matrix = layer.map.to_matrix(source).float()
-        if not torch.isfinite(matrix).all():
-            count = int((~torch.isfinite(matrix)).sum())
-            raise ModelError(
-                f"layer '{name}' has {count} weights that are NaN or infinite, of {matrix.numel()}. Such a network "
-                "computes nothing to compare with; load sound weights."
-            )
-        statistics = {kind: kind.empty(layer.map, self._samples) for kind in (task.ranges.needs, task.rounding.needs)}
-        for number, values in enumerate(self._batches):
-            self._run_segment(segment, number, values, statistics.values())
-
-        before = self._clock["ranges"] + self._clock["rounding"]
-        with self._timed("ranges"):
-            grid = task.ranges.estimate(matrix, task.codebook, task.granularity, statistics[task.ranges.needs], name)
-        with self._timed("rounding"):
-            problem = Problem(name, matrix, grid, statistics[task.rounding.needs], layer.activation)
-            rounding = task.rounding.solve(problem, generator_for(self._seed, name))
-        spent = self._clock["ranges"] + self._clock["rounding"] - before
+        start = time.perf_counter()
+        grid = task.ranges.estimate(matrix, task.codebook, task.granularity, statistics[task.ranges.needs], layer.name)
+        middle = time.perf_counter()
+        problem = Problem(layer.name, matrix, grid, statistics[task.rounding.needs], layer.activation)
+        codes = task.rounding.solve(problem, generator_for(self._seed, layer.name)).codes
+        end = time.perf_counter()
+        spent["ranges"] += middle - start
+        spent["rounding"] += end - middle
+        _check_codes(codes, task, matrix)
         del problem, statistics
 
         nearest = grid.quantize(matrix)
-        quantized = QuantizedWeight(layer, rounding.codes, grid)
-        flips = float((rounding.codes != nearest).float().mean())
+        flips = (codes != nearest).float().mean().item()
+        quantized = QuantizedWeight(layer, codes.to(task.codebook.dtype), grid)
         weight = quantized.weight(source.dtype)
-        for call in layer.calls:
-            self._weights[call, layer.weight] = weight
         weight_nearest = QuantizedWeight(layer, nearest, grid).weight(source.dtype) if flips else weight
-        error, error_nearest = self._advance(layer, weight, weight_nearest)
-        granularity, ranges, solver = task.words
-        notes = [f"used by {len(layer.calls)} calls; rounded for the first"] if len(layer.calls) > 1 else []
-        others = [user for node in self._graph.operations.nodes if node.target == layer.weight for user in node.users]
-        if len(others) > len(layer.calls):
-            notes.append("its weight is also read by other operations, which keep the float one")
-        if not matrix.any():
-            notes.append("all weights are zero")
+        self._weights.update(dict.fromkeys(layer.calls[1:], weight))
+        difference, difference_nearest = self._cross(layer, weight, weight_nearest)
+        granularity, ranges, rounding = task.words
         report = LayerReport(
-            name=name,
+            name=layer.name,
             operation=layer.map.operation,
             shape=layer.map.weight_shape,
             bits=task.codebook.bits,
             granularity=granularity,
             symmetric=task.codebook.symmetric,
             ranges=ranges,
-            rounding=solver,
-            error_nearest=error_nearest,
-            error=error,
+            rounding=rounding,
+            error_nearest=_ratio(difference_nearest, energy),
+            error=_ratio(difference, energy),
             flips=flips,
-            seconds=spent,
-            note="; ".join(notes),
+            seconds=end - start,
+            note="; ".join(self._notes(layer, matrix)),
         )
         return quantized, report
 
-    def _run_segment(
-        self, segment: _Segment, number: int, values: dict[fx.Node, Pair], statistics: Iterable[Statistic] = ()
-    ) -> None:
-        """One batch from the layer before to the layer at the segment's end, whose float output is its target."""
-        with self._timed("forward"):
-            for node in segment.nodes:
-                inputs = self._fetch(node, values)
-                value = self._execute(node, inputs, quantized=False)
-                both = self._execute(node, inputs, quantized=True) if node in self._tainted else value
-                values[node] = Pair(value, both)
-                self._release(node, values)
-            if segment.task is not None:
-                layer = segment.task.layer
-                target = self._execute(layer.node, self._fetch(layer.node, values), quantized=False)
-                if not bool(target.float().sum().isfinite()):
-                    raise ModelError(
-                        f"the float network gives NaN or infinite values at layer '{layer.name}' for samples in batch "
-                        f"{number} (of {len(self._batches)}). Check these samples' preprocessing, or keep the layers "
-                        "before it out of float16."
-                    )
-                values[layer.node] = Pair(target, None)
-            for node, pair in values.items():
-                values[node] = self._hold(pair)
-        if segment.task is not None:
-            layer = segment.task.layer
-            for statistic in statistics:
-                statistic.add(values[layer.input].quantized, values[layer.node].float)
+    def _measure_target(self, layer: Layer, number: int, values: Values) -> float:
+        """The layer's output in the float stream becomes a value; returns its energy Σ‖y‖²."""
+        target = _execute(layer.node, self._fetch(layer.node, values).float)
+        energy = _squares(target)
+        if not math.isfinite(energy):
+            raise ModelError(
+                f"the float network gives NaN or infinite values at layer '{layer.name}' for samples in batch "
+                f"{number} (of {len(self._batches)}). Check these samples' preprocessing, or keep the layers before "
+                f"it out of {target.dtype}."
+            )
+        values[layer.node] = Pair(target, None)
+        return energy
 
-    def _advance(self, layer: Layer, weight: Tensor, weight_nearest: Tensor) -> tuple[float, float]:
-        """Let the quantized stream pass the layer, and measure: (error, error with nearest rounding)."""
-        chosen = nearest = energy = 0.0
-        with self._timed("forward"):
-            for values in self._batches:
-                target = self._store.fetch(values[layer.node].float)
-                inputs = self._fetch(layer.node, values)
-                output = self._execute(layer.node, inputs, quantized=True)
-                energy += _squares(target)
-                chosen += _squares(output.float() - target.float())
-                if weight_nearest is not weight:
-                    simple = self._execute(layer.node, inputs, quantized=True, weight=weight_nearest)
-                    nearest += _squares(simple.float() - target.float())
-                values[layer.node] = self._hold(Pair(values[layer.node].float, output))
-                self._release(layer.node, values)
-        return _ratio(chosen, energy), _ratio(nearest if weight_nearest is not weight else chosen, energy)
+    def _cross(self, layer: Layer, weight: Tensor, weight_nearest: Tensor) -> tuple[float, float]:
+        """Let the quantized stream pass the layer; returns Σ‖y − ŷ‖² with these weights, and with nearest ones."""
+        difference = difference_nearest = 0.0
+        weight_node = layer.node.args[1]
+        assert isinstance(weight_node, fx.Node)
+        for values in self._batches:
+            inputs = self._fetch(layer.node, values).quantized
+            target = self._store.fetch(values[layer.node].float)
+            output = _execute(layer.node, {**inputs, weight_node: weight})
+            difference += _distance(output, target)
+            if weight_nearest is not weight:
+                output_nearest = _execute(layer.node, {**inputs, weight_node: weight_nearest})
+                difference_nearest += _distance(output_nearest, target)
+            values[layer.node] = Pair(values[layer.node].float, self._store.hold(output))
+            self._release(layer.node, values)
+        if not math.isfinite(difference):
+            raise ModelError(
+                f"layer '{layer.name}' gives finite values in the float network, but NaN or infinite ones with its "
+                f"quantized weights: activations come too near to the end of {weight.dtype}. Use more bits, or keep "
+                "the model out of float16."
+            )
+        return difference, difference if weight_nearest is weight else difference_nearest
 
-    # ---------------------------------------------------------------------------------------- single operations
+    def _finish(self) -> float:
+        """The operations after the last layer; returns the relative error of everything that the network returns."""
+        output = next(node for node in self._graph.operations.nodes if node.op == "output")
+        difference = energy = 0.0
+        for number, values in enumerate(self._batches):
+            self._forward(self._tail, values)
+            outputs = self._fetch(output, values)
+            for node in output.all_input_nodes:
+                target = outputs.float[node]
+                if isinstance(target, Tensor) and target.is_floating_point():
+                    if target.isnan().any():
+                        raise ModelError(
+                            f"the float network's outputs contain NaN for samples in batch {number} (of "
+                            f"{len(self._batches)}). Check these samples' preprocessing, or the network itself."
+                        )
+                    finite = torch.isfinite(target)  # the −∞ of a mask has no error
+                    energy += _squares(target[finite])
+                    if node in self._tainted:
+                        difference += _distance(outputs.quantized[node][finite], target[finite])
+            values.clear()
+        if not math.isfinite(difference):
+            raise ModelError(
+                "the quantized network's outputs are NaN or infinite where the float network's are not. Use more bits, "
+                "or keep the model out of float16."
+            )
+        return _ratio(difference, energy)
 
-    def _execute(
-        self, node: fx.Node, inputs: dict[fx.Node, Pair], *, quantized: bool, weight: Tensor | None = None
-    ) -> Any:
-        """One operation in one stream."""
+    def _notes(self, layer: Layer, matrix: Tensor) -> list[str]:
+        """What a reader of the layer's report must know."""
+        notes = [f"used by {len(layer.calls)} calls; rounded for the first"] if len(layer.calls) > 1 else []
+        weight = layer.node.args[1]
+        if isinstance(weight, fx.Node) and len(weight.users) > len(layer.calls):
+            notes.append("its weight is also read by other operations, which keep the float one")
+        if not matrix.any():
+            notes.append("all weights are zero")
+        return notes
 
-        def value(argument: fx.Node) -> Any:
-            if argument.op == "get_attr":
-                name = str(argument.target)
-                replaced = self._weights.get((node, name)) if quantized else None
-                if replaced is not None:
-                    return replaced if weight is None else weight
-                return self._graph.constants[name]
-            pair = inputs[argument]
-            return pair.quantized if quantized else pair.float
+    # ---------------------------------------------------------------------------------- operations on one batch
 
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), value)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+    def _forward(self, nodes: Iterable[fx.Node], values: Values) -> None:
+        """Run operations in both streams, or once where they agree."""
+        for node in nodes:
+            inputs = self._fetch(node, values)
+            value = _execute(node, inputs.float)
+            values[node] = Pair(value, _execute(node, inputs.quantized) if node in self._tainted else value)
+            del inputs, value
+            self._release(node, values)
 
-    def _fetch(self, node: fx.Node, values: dict[fx.Node, Pair]) -> dict[fx.Node, Pair]:
-        """The operation's inputs, on the network's device."""
-        fetched = {}
+    def _fetch(self, node: fx.Node, values: Values) -> Pair:
+        """What an operation takes, by the nodes that gave it, on the network's device: a dict for each stream."""
+        fetched = Pair({}, {})
         for source in node.all_input_nodes:
-            if source.op != "get_attr":
-                pair = values[source]
-                value = self._on_device(pair.float)
-                both = value if pair.quantized is pair.float else self._on_device(pair.quantized)
-                fetched[source] = Pair(value, both)
+            if source.op == "get_attr":
+                constant = self._graph.constants[str(source.target)]
+                pair = Pair(constant, constant)
+            else:
+                pair = _each(values[source], self._store.fetch)
+            fetched.float[source], fetched.quantized[source] = pair
+        if node in self._weights:
+            fetched.quantized[node.args[1]] = self._weights[node]
         return fetched
 
-    def _on_device(self, value: Any) -> Any:
-        return self._store.fetch(value) if isinstance(value, Tensor) else value
-
-    def _release(self, node: fx.Node, values: dict[fx.Node, Pair]) -> None:
+    def _release(self, node: fx.Node, values: Values) -> None:
         """Drop what nobody needs after this operation."""
         for done in self._last_use.get(node, ()):
             values.pop(done, None)
 
-    def _hold(self, pair: Pair) -> Pair:
-        """Give both values of a pair into the store's custody (what is there already stays as it is)."""
-
-        def hold(value: Any) -> Any:
-            if isinstance(value, tuple | list):
-                return type(value)(map(hold, value))
-            return self._store.hold(value) if isinstance(value, Tensor) else value
-
-        value = hold(pair.float)
-        return Pair(value, value if pair.quantized is pair.float else hold(pair.quantized))
-
-    @contextlib.contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        """Add the wall time of a block to a stage."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._clock[stage] += time.perf_counter() - begin
+    def _hold(self, nodes: Iterable[fx.Node], values: Values) -> None:
+        """Give what these operations gave, and is still needed, into the store's custody."""
+        for node in nodes:
+            if node in values:
+                values[node] = _each(values[node], self._store.hold)
 
     # ------------------------------------------------------------------------------------------------- planning
 
     @torch.no_grad()
-    def _rehearse(self, batch: list[Any]) -> tuple[Plan, list[float]]:
-        """Run a few samples through the float network, to know sizes and times before the run starts.
+    def _rehearse(self) -> tuple[Plan, list[float]]:
+        """Run the first batch through the float network, to know sizes and times before the run starts.
 
-        Returns the plan and the estimated seconds of each layer.
+        Returns the plan, and the estimated seconds of each segment and of the operations after the last.
         """
-        few = self._graph.batch or min(4, _count(batch))
-        leaves = [
-            leaf[:few].to(self._store.device) if isinstance(leaf, Tensor) and leaf.dim() else leaf for leaf in batch
-        ]
-        placeholders = (node for node in self._graph.operations.nodes if node.op == "placeholder")
-        values = {node: Pair(leaf, leaf) for node, leaf in zip(placeholders, leaves, strict=True)}
-        sizes: dict[fx.Node, float] = {node: _bytes(pair.float) / few for node, pair in values.items()}
-        live = dict(sizes)
-        widest, widest_layer, working = 0.0, "the input", 0.0
+        values = dict(self._batches[0])
+        share = _count(values) / self._samples
+        widest, widest_layer, working = 0, "the input", self._live_bytes(values)
         costs: list[float] = []
-        for segment in self._segments:
-            begin = time.perf_counter()
-            most = sum(live.values())
-            for node in segment.nodes:
-                value = self._execute(node, self._fetch(node, values), quantized=False)
-                values[node] = Pair(value, value)
-                sizes[node] = live[node] = _bytes(value) / few * (2 if node in self._tainted else 1)
-                most = max(most, sum(live.values()))
-                for done in self._last_use.get(node, ()):
-                    values.pop(done, None)
-                    live.pop(done, None)
-            if segment.task is None:
-                costs.append((time.perf_counter() - begin) / few * 2 * self._samples)
-                working = max(working, most)
-                continue
-            layer, solver = segment.task.layer, segment.task.rounding
+        for segment in [*self._segments, None]:
             start = time.perf_counter()
-            output = self._execute(layer.node, self._fetch(layer.node, values), quantized=False)
-            end = time.perf_counter()
+            for node in self._tail if segment is None else segment.nodes:
+                value = _execute(node, self._fetch(node, values).float)
+                values[node] = Pair(value, value)
+                working = max(working, self._live_bytes(values))
+                self._release(node, values)
+            middle = time.perf_counter()
+            costs.append(2 * (middle - start) / share)
+            if segment is None:
+                break
+            layer, solver = segment.task.layer, segment.task.rounding
+            output = _execute(layer.node, self._fetch(layer.node, values).float)
+            seconds = time.perf_counter() - middle
             values[layer.node] = Pair(output, output)
-            live[layer.node] = 2 * _bytes(output) / few
-            if sum(live.values()) > widest:
-                widest, widest_layer = sum(live.values()), layer.name
-            working = max(working, most + 2 * _bytes(output) / few)
+            live = self._live_bytes(values)
+            if live > widest:
+                widest, widest_layer = live, layer.name
             rows = layer.map.as_rows(output).shape[0]
-            solving = solver.work(math.ceil(rows / few), self._samples) * (end - start) / rows
-            costs.append((end - begin) / few * 3 * self._samples + solving)
-            for done in self._last_use.get(layer.node, ()):
-                values.pop(done, None)
-                live.pop(done, None)
+            work = solver.work(math.ceil(rows / _count(values)), self._samples)
+            costs[-1] += 3 * seconds / share + work * seconds / rows
+            self._release(layer.node, values)
         plan = Plan(
-            layers=tuple(task.layer.name for task in self._by_node.values()),
+            layers=tuple(segment.task.layer.name for segment in self._segments),
             samples=self._samples,
-            widest_bytes=math.ceil(widest * self._samples),
+            widest_bytes=math.ceil(widest / share),
             widest_layer=widest_layer,
-            working_bytes=math.ceil(working * _count(batch)),
+            working_bytes=max(working, widest),
             memory_budget=self._store.budget,
             seconds=sum(costs),
         )
         self._store.check_disk(plan.spilled_bytes)
         return plan, costs
 
-    def _output_error(self) -> float:
-        """Relative error of everything that the network returns, over all samples."""
-        output = next(node for node in self._graph.operations.nodes if node.op == "output")
-        difference = energy = 0.0
-        for values in self._batches:
-            for node in output.all_input_nodes:
-                pair = values.get(node)
-                if pair is not None and isinstance(pair.float, Tensor) and pair.float.is_floating_point():
-                    energy += _squares(pair.float)
-                    if pair.quantized is not pair.float:
-                        difference += _squares(pair.quantized.float() - pair.float.float())
-        return _ratio(difference, energy)
+    def _live_bytes(self, values: Values) -> int:
+        """What one batch holds in both streams."""
+        leaves = {node: pytree.tree_leaves(pair.float) for node, pair in values.items()}
+        tensors = [leaf for node in leaves for leaf in leaves[node] if isinstance(leaf, Tensor)]
+        tainted = [leaf for node in leaves.keys() & self._tainted for leaf in leaves[node] if isinstance(leaf, Tensor)]
+        return held_bytes(tensors) + held_bytes(tainted)
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
@@ -376,16 +355,21 @@ def generator_for(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _segments(graph: Graph, tasks: dict[fx.Node, LayerTask]) -> list[_Segment]:
+# ------------------------------------------------------------------------------------------------ on the graph
+
+
+def _segments(graph: Graph, tasks: Iterable[LayerTask]) -> tuple[list[_Segment], list[fx.Node]]:
+    """The layers in order, each with the operations before it; and the operations after the last."""
+    by_node = {task.layer.node: task for task in tasks}
     segments: list[_Segment] = []
     nodes: list[fx.Node] = []
     for node in graph.operations.nodes:
-        if node in tasks:
-            segments.append(_Segment(nodes, tasks[node]))
+        if node in by_node:
+            segments.append(_Segment(nodes, by_node[node]))
             nodes = []
         elif node.op == "call_function":
             nodes.append(node)
-    return [*segments, _Segment(nodes, None)]
+    return segments, nodes
 
 
 def _last_uses(graph: Graph) -> dict[fx.Node, list[fx.Node]]:
@@ -410,20 +394,52 @@ def _tainted(graph: Graph, calls: Iterable[fx.Node]) -> set[fx.Node]:
     return tainted
 
 
-def _count(batch: list[Any]) -> int:
+# --------------------------------------------------------------------------------------------------- on values
+
+
+def _execute(node: fx.Node, inputs: dict[fx.Node, Any]) -> Any:
+    """One operation, on values by the nodes that gave them."""
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: inputs[source])
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def _each(pair: Pair, function: Callable[[Tensor], Tensor]) -> Pair:
+    """A function of tensors on all tensors of a pair; what was one object stays one."""
+    value = pytree.tree_map_only(Tensor, function, pair.float)
+    return Pair(
+        value, value if pair.quantized is pair.float else pytree.tree_map_only(Tensor, function, pair.quantized)
+    )
+
+
+def _count(values: Values) -> int:
     """How many samples a batch of inputs holds."""
-    return next(int(leaf.shape[0]) for leaf in batch if isinstance(leaf, Tensor) and leaf.dim())
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.nbytes
-    return sum(map(_bytes, value)) if isinstance(value, tuple | list) else 0
+    return next(int(p.float.shape[0]) for p in values.values() if isinstance(p.float, Tensor) and p.float.dim())
 
 
 def _squares(values: Tensor) -> float:
-    return float(values.float().square().sum(dtype=torch.float64))
+    """Σ‖v‖², in float32 or better."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return float(torch.linalg.vector_norm(values, dtype=dtype)) ** 2
+
+
+def _distance(values: Tensor, targets: Tensor) -> float:
+    """Σ‖v − t‖², in float32 or better."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return _squares(values.to(dtype) - targets.to(dtype))
 
 
 def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+    """A relative error: 1 where the network gives nothing but zeros; never infinite, since reports are kept as JSON."""
+    return min(part / whole, sys.float_info.max) if whole else float(part > 0)
+
+
+def _check_codes(codes: Tensor, task: LayerTask, matrix: Tensor) -> None:
+    """A solver's answer is on the grid."""
+    book = task.codebook
+    if codes.shape != matrix.shape or codes.is_floating_point() or codes.min() < book.qmin or codes.max() > book.qmax:
+        raise RecipeError(
+            f"{task.rounding!r} gave layer '{task.layer.name}' no valid codes: {codes.dtype} {list(codes.shape)} from "
+            f"{codes.min().item()} to {codes.max().item()}; a solver returns integers {list(matrix.shape)} from "
+            f"{book.qmin} to {book.qmax}."
+        )

@@ -1,143 +1,37 @@
 """Capture: any PyTorch module as one flat list of ATen operations, through `torch.export`.
 
 The model's Python runs once on fake tensors, so functional calls, reused modules and in-place operations need no
-rewriting; in-place operations come out as pure ones. The batch dimension stays symbolic. The model itself is left as it
-was: a training-mode model is put into evaluation mode for the capture and back afterwards.
+rewriting; in-place operations come out as pure ones. The batch dimension stays symbolic. What comes out is compared with
+the model on real samples, and the model is left as it was.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import io
+import logging
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx.graph import _PyTreeInfo
+from torch.nn.parameter import is_lazy
 
 from roundwise.errors import CalibrationError, CaptureError, ModelError
+from roundwise.graph.explain import explain, first_lines, locate, place_of, way_out
+from roundwise.graph.graph import ConstantInput, Graph, InputSpec, bind, is_random
+
+__all__ = ["ConstantInput", "Graph", "InputSpec", "bind", "capture"]
 
 
-@final
-@dataclass(frozen=True)
-class InputSpec:
-    """One tensor that the network takes: its shape with None for the batch dimension, and its dtype."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: torch.dtype
-
-    def example(self, batch: int) -> Tensor:
-        """Zeros of this shape."""
-        return torch.zeros([batch if size is None else size for size in self.shape], dtype=self.dtype)
-
-
-@final
-@dataclass(frozen=True)
-class ConstantInput:
-    """An input that is not a tensor: its value was fixed when the network was captured."""
-
-    value: bool | int | float | str | None
-
-
-@final
-@dataclass
-class Graph:
-    """A network: pure operations in order, and the tensors they read.
-
-    Attributes:
-        operations: nodes are `placeholder` (inputs, flattened), `get_attr` (constants, one node each, named as in the
-            model), `call_function` (ATen operations without side effects) and `output`.
-        constants: parameters and buffers by name.
-        inputs: what each placeholder takes, in order.
-        batch: None where any batch size will do; else the only one that works.
-    """
-
-    operations: fx.Graph
-    constants: dict[str, Tensor]
-    inputs: tuple[InputSpec | ConstantInput, ...]
-    batch: int | None = None
-
-    @classmethod
-    def of_module(
-        cls, module: fx.GraphModule, inputs: tuple[InputSpec | ConstantInput, ...] = (), batch: int | None = None
-    ) -> Graph:
-        """The graph that a module runs, and the tensors it holds now."""
-        constants: dict[str, Tensor] = {}
-        for node in module.graph.nodes:
-            if node.op == "get_attr":
-                owner: Any = module
-                for part in str(node.target).split("."):
-                    owner = getattr(owner, part)
-                constants[str(node.target)] = owner.detach() if isinstance(owner, Tensor) else owner
-        return cls(module.graph, constants, inputs, batch)
-
-    @property
-    def signature(self) -> _PyTreeInfo:
-        """How `(args, kwargs)` and outputs are put together from flat lists, and the names of the arguments."""
-        info: _PyTreeInfo = self.operations._codegen.pytree_info  # type: ignore[attr-defined]
-        return info
-
-    def copy(self) -> Graph:
-        """A graph that can be changed without changing this one; tensors are shared."""
-        return Graph(_copy_fx(self.operations), dict(self.constants), self.inputs, self.batch)
-
-    def module(self) -> fx.GraphModule:
-        """A module that runs the graph and is called as the model was."""
-        return fx.GraphModule(
-            {name: _frozen(value) for name, value in self.constants.items()}, _copy_fx(self.operations)
-        )
-
-    def constant(self, argument: Any) -> Tensor | None:
-        """The tensor behind a node's argument if it is a constant, else None."""
-        if isinstance(argument, fx.Node) and argument.op == "get_attr":
-            value = self.constants.get(str(argument.target))
-            return value if isinstance(value, Tensor) else None
-        return None
-
-    def add_constant(self, name: str, value: Tensor) -> fx.Node:
-        """A node that reads a new constant; the name is made unique and the node stands before all operations."""
-        unique, count = name, 0
-        while unique in self.constants:
-            count += 1
-            unique = f"{name}_{count}"
-        self.constants[unique] = value
-        first = next(node for node in self.operations.nodes if node.op not in ("placeholder", "get_attr"))
-        with self.operations.inserting_before(first):
-            node = self.operations.get_attr(unique)
-        node.meta["val"] = value
-        return node
-
-    def prune(self) -> None:
-        """Drop operations whose result nobody reads, and constants that no operation reads."""
-        for node in reversed(list(self.operations.nodes)):
-            if not node.users and node.op in ("call_function", "get_attr"):
-                self.operations.erase_node(node)
-        read = {str(node.target) for node in self.operations.nodes if node.op == "get_attr"}
-        for name in [name for name in self.constants if name not in read]:
-            del self.constants[name]
-
-
-def bind(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an operation by their names in its schema, defaults filled in."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return {}
-    bound = {}
-    for position, argument in enumerate(node.target._schema.arguments):
-        if position < len(node.args):
-            bound[argument.name] = node.args[position]
-        elif argument.name in node.kwargs:
-            bound[argument.name] = node.kwargs[argument.name]
-        else:
-            bound[argument.name] = argument.default_value
-    return bound
+_UNUSUAL = 23
+"""Samples in the example that is exported. PyTorch may take equal sizes for the same size; no layer is likely to be 23."""
 
 
 def capture(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs: dict[str, Any]) -> Graph:
@@ -150,105 +44,165 @@ def capture(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs: dic
     Raises:
         ModelError: parameters without data, or on several devices.
         CalibrationError: the model does not run on the example.
-        CaptureError: the model runs, but cannot be turned into a graph; says where and what to do.
+        CaptureError: the model runs, but cannot be turned into a graph that computes the same; says where and what to
+            do.
     """
-    program = model if isinstance(model, ExportedProgram) else _export(model, tuple(args), kwargs)
-    with _quiet():
-        flat = program.run_decompositions({}).module(check_guards=False)
+    batch = None
+    if isinstance(model, ExportedProgram):
+        model = model.module(check_guards=False)
+        batch = _inputs(Graph.of_module(model))[1]  # a program may have been made for one batch size
+    else:
+        _check_parameters(model)
+        if any(module.training for module in model.modules()):
+            warnings.warn(
+                "the model is in training mode; its evaluation behaviour is quantized (dropout off, batch-norm with its "
+                "running statistics). Call `model.eval()` first to say that this is what you mean.",
+                UserWarning,
+                stacklevel=3,
+            )
+    with _left_as_it_was(model), _quiet(), torch.inference_mode(False), torch.no_grad():
+        for module in model.modules():
+            module.training = False
+        graph = _to_graph(_export(model, tuple(args), kwargs, batch), model)
+        for samples in (2, 1) if batch is None else (batch,):
+            _check_equal(model, graph, *_take((tuple(args), kwargs), samples))
+    return graph
+
+
+def _take(inputs: tuple[tuple[Any, ...], dict[str, Any]], samples: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A copy with so many samples, again from the first where there are too few."""
+
+    def take(leaf: Tensor) -> Tensor:
+        return leaf[torch.arange(samples, device=leaf.device) % leaf.shape[0]] if leaf.dim() else leaf.clone()
+
+    taken: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(Tensor, take, inputs)
+    return taken
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None) -> ExportedProgram:
+    def attempt() -> ExportedProgram:
+        example_args, example_kwargs = _take((args, kwargs), batch or _UNUSUAL)
+        dynamic = Dim.DYNAMIC if isinstance(model, fx.GraphModule) else Dim("batch", min=1)
+        shapes = pytree.tree_map(
+            lambda leaf: {0: dynamic} if batch is None and isinstance(leaf, Tensor) and leaf.dim() else None,
+            _signature(model, kwargs).bind(*example_args, **example_kwargs).arguments,
+        )
+        # With gradients, as most people export: a model that switches them on itself cannot be exported without.
+        with torch.enable_grad():
+            program = torch.export.export(model, example_args, example_kwargs, dynamic_shapes=shapes)
+            pure: ExportedProgram = program.run_decompositions({})  # in-place operations go, nothing is taken apart
+        return pure
+
+    said = io.StringIO()  # on failure, PyTorch prints the graph that it has so far
+    try:
+        with contextlib.redirect_stderr(said):
+            program = attempt()
+    except Exception as error:
+        _run(model, *_take((args, kwargs), batch or 2))
+        with contextlib.redirect_stderr(said):
+            explanation = explain(model, error, attempt)
+        raise CaptureError(explanation) from error
+    sys.stderr.write(said.getvalue())
+    return program
+
+
+def _signature(model: nn.Module, kwargs: dict[str, Any]) -> inspect.Signature:
+    """The signature of forward, with a name for each of its `**kwargs`, which torch.export cannot take as they are."""
+    signature = inspect.signature(model.forward)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if len(parameters) == len(signature.parameters):
+        return signature
+    names = [name for name in kwargs if name not in signature.parameters]
+    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    forward = model.forward
+
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    signature = signature.replace(parameters=parameters)
+    vars(named)["__signature__"] = signature
+    vars(model)["forward"] = named  # taken back by `_left_as_it_was`
+    return signature
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The model's outputs; an error of the model's becomes one about the samples."""
+    try:
+        copied_args, copied_kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))  # it may write to them
+        return model(*copied_args, **copied_kwargs)
+    except Exception as error:
+        given = [
+            f"{leaf.dtype} {list(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
+            for leaf in pytree.tree_leaves((args, kwargs))
+        ]
+        place = locate(model, traceback.walk_tb(error.__traceback__))
+        at = f", at {place}" if place else ""
+        raise CalibrationError(
+            f"the model does not run on the calibration samples. It was called with {', '.join(given)} and raised "
+            f"{type(error).__name__}: {first_lines(error)}{at}.\nGive samples of the shape, dtype and structure that "
+            "the model's forward takes. The first dimension of every tensor counts samples, and the model must take "
+            "any number of them."
+        ) from error
+
+
+def _to_graph(program: ExportedProgram, model: nn.Module | None) -> Graph:
+    flat = program.module(check_guards=False)
     assert isinstance(flat, fx.GraphModule)
     graph = Graph.of_module(flat)
-    _drop_writes(graph)
+    _drop_writes(graph, model)
     _drop_checks(graph)
     _merge_constants(graph)
     graph.prune()
+    _check_deterministic(graph)
     graph.inputs, graph.batch = _inputs(graph)
     return graph
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    _check_parameters(model)
-    batch = next((t.shape[0] for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim()), None)
-    dynamic = Dim("batch", min=1)
-
-    def dynamic_of(leaf: Any) -> Any:
-        return {0: dynamic} if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == batch else None
-
-    with _evaluation_mode(model), _quiet(), torch.no_grad():
-        try:
-            model(*args, **kwargs)
-        except Exception as error:
-            shapes = [
-                f"{leaf.dtype} {list(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
-                for leaf in pytree.tree_leaves((args, kwargs))
-            ]
-            raise CalibrationError(
-                f"the model does not run on the calibration samples. It was called with {', '.join(shapes)} and raised "
-                f"{type(error).__name__}: {_first_lines(error)}\nGive samples of the shape, dtype and structure that "
-                "the model's forward takes; the first dimension of every tensor counts samples."
-            ) from error
-        try:
-            # torch.export wants them by parameter name, *args as one tuple.
-            named = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-            return torch.export.export(model, args, kwargs, dynamic_shapes=pytree.tree_map(dynamic_of, named))
-        except Exception as error:
-            raise CaptureError(_explain(model, error)) from error
-
-
-def _explain(model: nn.Module, error: Exception) -> str:
-    """Where in the user's code the capture stopped, and what can be quantized instead."""
-    place, module = _locate(model, error)
-    text = f"the model cannot be captured as one graph. {type(error).__name__}: {_first_lines(error)}"
-    if place:
-        text += f"\nIt stopped at {place}"
-        text += f", inside the module '{module}' ({type(model.get_submodule(module)).__name__})." if module else "."
-    sizes = {
-        name: sum(p.numel() for p in child.parameters())
-        for name, child in model.named_children()
-        if not (module and (module == name or module.startswith(name + ".")))
-    }
-    sizes = {name: size for name, size in sizes.items() if size}
-    text += (
-        "\nThe usual cause is Python control flow that depends on the values of tensors, or a batch size that the code "
-        "turns into a constant."
-    )
-    if sizes:
-        largest = max(sizes, key=lambda name: sizes[name])
-        share = sizes[largest] / max(1, sum(p.numel() for p in model.parameters()))
-        text += (
-            f"\nWay out: quantize the part that holds the weights, `rw.quantize(model.{largest}, …)` "
-            f"({share:.0%} of the parameters), with samples of that part's inputs, and put it back: "
-            f"`model.{largest} = quantized`."
+def _check_equal(model: nn.Module, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Compare with the model on a batch of another size than the one exported."""
+    samples = next(len(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim())
+    try:
+        expected = _run(model, args, kwargs)
+    except CalibrationError:
+        if samples > 1:
+            raise
+        return  # it needs several samples: batch-norm with the batch's own statistics, for example
+    try:
+        difference = _difference(pytree.tree_leaves(expected), pytree.tree_leaves(graph.module()(*args, **kwargs)))
+    except Exception as error:
+        difference = f"it raises {type(error).__name__}: {first_lines(error)}"
+    if difference:
+        raise CaptureError(
+            f"the captured graph does not compute what the model computes; with {samples} of the samples, {difference}. The "
+            "model's code decides by something that is not in the values of its inputs: the number of samples "
+            "(`if x.shape[0] > 1`), state of its own, the clock. Take that out of its forward.\n"
+            f"{way_out(model, '')}"
         )
-    else:
-        text += "\nWay out: quantize the submodule that holds the weights, `rw.quantize(model.backbone, …)`."
-    return text
 
 
-def _locate(model: nn.Module, error: BaseException) -> tuple[str, str]:
-    """The last place outside PyTorch and this library in the error's traceback, and the submodule it belongs to."""
-    names = {id(module): name for name, module in model.named_modules()}
-    ours, torchs = Path(__file__).parents[1], Path(torch.__file__).parent
-    place, module = "", ""
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        path = Path(frame.f_code.co_filename)
-        owner = frame.f_locals.get("self")
-        if id(owner) in names and names[id(owner)]:
-            module = names[id(owner)]
-        if ours in path.parents or torchs in path.parents or path.name.startswith("<"):
-            continue
-        if isinstance(owner, nn.Module) or place:
-            place = f"{path}:{line}, in {frame.f_code.co_name}"
-    return place, module
-
-
-def _first_lines(error: BaseException, lines: int = 4, width: int = 600) -> str:
-    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:lines] if line.strip())
-    return text[:width] + ("…" if len(text) > width else "")
+def _difference(expected: list[Any], found: list[Any]) -> str:
+    """In words, or empty."""
+    if len(expected) != len(found):
+        return f"it gives {len(found)} values instead of {len(expected)}"
+    for number, (one, other) in enumerate(zip(expected, found, strict=True)):
+        if isinstance(one, Tensor) and isinstance(other, Tensor):
+            if (one.shape, one.dtype) != (other.shape, other.dtype):
+                return f"output {number} is {other.dtype} {list(other.shape)} instead of {one.dtype} {list(one.shape)}"
+            if one.is_floating_point() and one.numel():
+                tolerance = torch.finfo(one.dtype).eps ** 0.5  # 3e-4 in float32, 0.03 in float16
+                difference, size = (one - other).float().nan_to_num().abs().max(), one.float().nan_to_num().abs().max()
+                if difference > tolerance * size:
+                    return f"output {number} differs by up to {difference:.2g}, where its values reach {size:.2g}"
+        elif isinstance(one, Tensor) or isinstance(other, Tensor) or one != other:
+            return f"output {number} is {other!r} instead of {one!r}"
+    return ""
 
 
 def _check_parameters(model: nn.Module) -> None:
     devices: dict[torch.device, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise ModelError(f"'{name}' has no shape yet: its module is lazy. Call the model once on a sample first.")
         if tensor.is_meta:
             raise ModelError(
                 f"'{name}' is on the 'meta' device: it has a shape but no values. Load the model's weights first."
@@ -260,54 +214,91 @@ def _check_parameters(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for every submodule, and afterwards the mode that each had before."""
-    modes = {module: module.training for module in model.modules()}
-    if any(modes.values()):
-        warnings.warn(
-            "the model is in training mode; its evaluation behaviour is quantized (dropout off, batch-norm with its "
-            "running statistics). Call `model.eval()` first to say that this is what you mean.",
-            UserWarning,
-            stacklevel=2,
-        )
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, every module has afterwards the attributes that it had before: mode, buffers, hooks.
+
+    Buffers are lent as copies, since running a model may write to them. Attributes that are lists, dicts or sets get
+    their content back; what deeper Python objects hold is out of reach.
+    """
+    copies: dict[Tensor, Tensor] = {}
+    before: list[tuple[Any, Any]] = []
+    for module in model.modules():
+        attributes = vars(module)
+        before.append((attributes, dict(attributes)))
+        before += [(value, dict(value)) for value in attributes.values() if isinstance(value, dict)]
+        before += [(value, list(value)) for value in attributes.values() if isinstance(value, list | set)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = copies.setdefault(buffer, buffer.detach().clone())
     try:
-        model.eval()
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for container, content in before:
+            container.clear()
+            container.extend(content) if isinstance(container, list) else container.update(content)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No fused attention kernel that hides its linear layers, and no warnings about PyTorch's own insides."""
+    """No fused attention kernel that hides its linear layers, and no word about PyTorch's own insides."""
     fast = torch.backends.mha.get_fastpath_enabled()
+    loggers = [log for name, log in logging.root.manager.loggerDict.items() if name.partition(".")[0] == "torch"]
+    handlers = {handler for log in loggers if isinstance(log, logging.Logger) for handler in log.handlers}
+
+    def below_warning(record: logging.LogRecord) -> bool:  # more is only said if TORCH_LOGS asks for it
+        return record.levelno < logging.WARNING
+
     torch.backends.mha.set_fastpath_enabled(False)
+    for handler in handlers:
+        handler.addFilter(below_warning)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"torch\..*|copyreg", category=FutureWarning)
             warnings.filterwarnings("ignore", module=r"torch\..*", category=DeprecationWarning)
+            # What it assigns is taken back, see `_left_as_it_was`.
+            warnings.filterwarnings("ignore", message=r"The tensor attributes? .* assigned during export")
+            # Of every tensor that enters `torch.cond`.
+            warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
             yield
     finally:
+        for handler in handlers:
+            handler.removeFilter(below_warning)
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _drop_writes(graph: Graph) -> None:
+def _drop_writes(graph: Graph, model: nn.Module | None) -> None:
     """A model that writes to its input is captured without that; one that writes to its own state cannot be."""
     for node in list(graph.operations.nodes):
         if node.op == "call_function" and node.target is torch.ops.aten.copy_.default:
-            destination = node.args[0]
+            destination, source = node.args[:2]
             assert isinstance(destination, fx.Node)
-            if destination.op == "get_attr":
-                raise CaptureError(
-                    f"the model changes its own state while it runs: it writes to '{destination.target}'. A quantized "
-                    "network is a pure function of its inputs. Make that buffer an input and an output, or quantize a "
-                    "submodule that does not write to it."
-                )
-            source = node.args[1]
             assert isinstance(source, fx.Node)
+            if destination.op == "get_attr":
+                name = str(destination.target)
+                out = "" if model is None else "\n" + way_out(model, name.rpartition(".")[0])
+                raise CaptureError(
+                    f"the model changes its own state while it runs: it writes to '{name}'{_at(source)}. A quantized "
+                    "network is a pure function of its inputs. Make that buffer an input and an output of forward, or "
+                    f"leave it alone in evaluation mode (`if self.training: …`).{out}"
+                )
             node.replace_all_uses_with(source)
             graph.operations.erase_node(node)
+
+
+def _check_deterministic(graph: Graph) -> None:
+    """Noise would make the float and the quantized network incomparable, and every run another network."""
+    for node in graph.operations.nodes:
+        if is_random(node):
+            raise CaptureError(
+                f"the model draws random numbers in evaluation mode: {node.target}{_at(node)}. No two runs agree, so "
+                "there is no output to reproduce. Dropout must know the mode (`nn.Dropout`, or `F.dropout(x, p, "
+                "training=self.training)`); noise that belongs to the model can become an input of forward."
+            )
+
+
+def _at(node: fx.Node) -> str:
+    place = place_of(node)
+    return f" at {place}" if place else ""
 
 
 def _drop_checks(graph: Graph) -> None:
@@ -338,33 +329,24 @@ def _inputs(graph: Graph) -> tuple[tuple[InputSpec | ConstantInput, ...], int | 
     specs: list[InputSpec | ConstantInput] = []
     batch: int | None = None
     for node in graph.operations.nodes:
-        if node.op == "placeholder":
-            value = node.meta.get("val")
-            if not isinstance(value, Tensor):
-                specs.append(ConstantInput(value))
-                continue
-            shape: list[int | None] = [int(size) if type(size) is int else None for size in value.shape]
-            if shape and shape[0] is not None:
-                batch = shape[0]
-            if None in shape[1:]:
-                raise CaptureError(
-                    f"input '{node.name}' of the program has further dynamic dimensions besides the batch: "
-                    f"{list(value.shape)}. Export it with the first dimension dynamic and the others fixed."
-                )
-            specs.append(InputSpec(node.name, tuple(shape), value.dtype))
+        if node.op != "placeholder":
+            continue
+        value = node.meta.get("val")
+        if value is None or isinstance(value, bool | int | float | str):
+            specs.append(ConstantInput(value))
+            continue
+        if not isinstance(value, Tensor):
+            raise CaptureError(
+                f"input '{node.name}' of the program is neither a tensor nor a fixed value, but {type(value).__name__} "
+                f"{value}. Export the program with that value fixed, or as a tensor."
+            )
+        shape = tuple(size if type(size) is int else None for size in value.shape)
+        if None in shape[1:]:
+            raise CaptureError(
+                f"input '{node.name}' of the program has further dynamic dimensions besides the batch: "
+                f"{list(value.shape)}. Export it with the first dimension dynamic and the others fixed."
+            )
+        if shape and shape[0] is not None:
+            batch = shape[0]
+        specs.append(InputSpec(node.name, shape, value.dtype))
     return tuple(specs), batch
-
-
-def _copy_fx(graph: fx.Graph) -> fx.Graph:
-    copy = fx.Graph()
-    values: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        values[node] = copy.node_copy(node, lambda n: values[n])
-    copy._codegen = graph._codegen  # how arguments are flattened and outputs put together again
-    return copy
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return nn.Parameter(value, requires_grad=False)
-    return value

@@ -3,9 +3,10 @@
     codes ──▶ quantized_decomposed.dequantize_per_{tensor, channel, channel_group} ──▶ the layer's weight
 
 This is the dialect of PyTorch's export quantization (PT2E), which `torch.compile`, ExecuTorch and the ONNX exporter
-know. Per tensor and per channel the codes have the weight's own shape, so that the operation stands directly before the
-layer; where the granularity has no axis in that shape (per group on a convolution, per channel on a grouped transposed one) the
-codes are the matrix `[groups · rows, cols]`, and the weight is a view of what the operation gives.
+know. Per tensor and per channel the codes have the weight's own shape, and the operation gives the weight itself; where
+the granularity has no axis in that shape (per group on a convolution, per channel on a grouped transposed one) the
+codes are the matrix `[groups · rows, cols]`, and the weight is a view of what the operation gives. It stands directly
+before the layer, so that no more than one layer's float weights exist at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch.ao.quantization.fx._decomposed  # registers the operations
 from jaxtyping import Int
 from torch import Tensor, fx
 
-from roundwise.graph.capture import Graph
+from roundwise.graph.graph import Graph, bind
 from roundwise.graph.patterns import Layer
 from roundwise.grid import Grid
 
@@ -29,7 +30,7 @@ aten = torch.ops.aten
 @final
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """A layer's codes, int32 `[groups, rows, cols]`, and the grid that gives them meaning."""
+    """A layer's codes `[groups, rows, cols]`, of any integer dtype that holds them, and the grid they are on."""
 
     layer: Layer
     codes: Int[Tensor, "groups rows cols"]
@@ -41,20 +42,27 @@ class QuantizedWeight:
 
 
 def emit(graph: Graph, weights: list[QuantizedWeight]) -> Graph:
-    """Return the graph with each of the weights given by codes. Other uses of a shared tensor keep the float one."""
-    graph = graph.copy()
-    nodes = {node.name: node for node in graph.operations.nodes}
+    """Return the graph with each of the weights given by codes. Other uses of a shared tensor keep the float one.
+
+    The result shares no memory with the graph, and so none with the model that it was captured from.
+    """
+    emitted = graph.copy()
+    nodes = {node.name: node for node in emitted.operations.nodes}
     for weight in weights:
-        source = _dequantize(graph, weight)
-        for call in weight.layer.calls:
-            call = nodes[call.name]
+        calls = [nodes[call.name] for call in weight.layer.calls]
+        source = _dequantize(emitted, weight, before=calls[0])
+        for call in calls:
             call.args = (call.args[0], source, *call.args[2:])
-    graph.prune()
-    return graph
+    emitted.prune()
+    for name in emitted.constants.keys() & graph.constants.keys():
+        value = emitted.constants[name]
+        if isinstance(value, Tensor):  # and not a piece of control flow
+            emitted.constants[name] = value.clone()
+    return emitted
 
 
-def _dequantize(graph: Graph, weight: QuantizedWeight) -> fx.Node:
-    """Add the constants and operations that give the weight, before all other operations."""
+def _dequantize(graph: Graph, weight: QuantizedWeight, before: fx.Node) -> fx.Node:
+    """Add the constants, and directly before the layer the operations, that give its weight."""
     name, layer, grid, book = weight.layer.weight, weight.layer.map, weight.grid, weight.grid.codebook
     groups, rows, blocks = grid.granularity_shape
     _, matrix_rows, cols = layer.matrix_shape
@@ -64,7 +72,6 @@ def _dequantize(graph: Graph, weight: QuantizedWeight) -> fx.Node:
     own_shape = per_tensor or (per_channel and not (layer.transposed and layer.groups > 1))
     codes = (layer.to_weight(codes) if own_shape else codes.reshape(-1, cols)).contiguous()
 
-    before = next(node for node in graph.operations.nodes if node.op == "call_function")
     stored = graph.add_constant(f"{name}_codes", codes)
 
     def call(target: Any, *args: Any) -> fx.Node:
@@ -98,12 +105,17 @@ def _dequantize(graph: Graph, weight: QuantizedWeight) -> fx.Node:
     return node if dtype == torch.float32 else call(aten.to.dtype, node, dtype)
 
 
-def code_bits(graph: Graph) -> dict[str, int]:
-    """The constants that are codes, and how many bits each code needs."""
-    bits = {}
+def packed_bits(graph: Graph) -> dict[str, int]:
+    """The codes and zero points of the graph, and how many bits each number needs: none where all zero points are 0."""
+    packed = {}
     for node in graph.operations.nodes:
         if node.op == "call_function" and str(node.target).startswith("quantized_decomposed.dequantize"):
-            names = [argument.name for argument in node.target._schema.arguments]
-            qmin, qmax = (node.args[names.index(name)] for name in ("quant_min", "quant_max"))
-            bits[str(node.args[0].target)] = (qmax - qmin).bit_length()
-    return bits
+            arguments = bind(node)
+            bits = (arguments["quant_max"] - arguments["quant_min"]).bit_length()
+            codes, zero_points = arguments["input"], arguments.get("zero_points")
+            if graph.constant(codes) is not None and bits <= 16:
+                packed[str(codes.target)] = bits
+            value = graph.constant(zero_points)
+            if value is not None and 0 <= int(value.min()) <= int(value.max()) < 1 << bits <= 1 << 16:
+                packed[str(zero_points.target)] = bits if value.any() else 0
+    return packed

@@ -106,6 +106,11 @@ class LinearMap:
             return self.groups, second, first // self.groups * taps
         return self.groups, first // self.groups, second * taps
 
+    @property
+    def pads(self) -> bool:
+        """Whether a convolution puts zeros around its input."""
+        return not self.transposed and any(self._padding())
+
     def to_matrix(self, weight: Tensor) -> Float[Tensor, "groups rows cols"]:
         """The weight tensor as a matrix per group."""
         if not self.transposed:
@@ -195,7 +200,8 @@ class LinearMap:
         inner = (slice(None), slice(None), *(slice(None, None, s) for s in self.stride))
         spread[inner] = rows
         sides: list[int] = []
+        assert not isinstance(self.padding, str)  # the string forms are ordinary convolutions' alone
         for k, d, p, extra in zip(self.kernel, self.dilation, self.padding, self.output_padding, strict=True):
-            before = d * (k - 1) - int(p)
+            before = d * (k - 1) - p
             sides = [before, before + extra, *sides]
         return F.pad(spread, sides)

@@ -1,175 +1,226 @@
 """The same computation in fewer kinds of operations, so that every later step has one form to look for.
 
 - operations that do nothing in evaluation (dropout, detach, copies) disappear
-- `x @ W`, `addmm` and `mm` with a constant right operand become `linear`
-- every form of batch-norm in evaluation becomes `batch_norm`
-- a weight that is computed from constants alone (a slice of a packed projection, weight-norm, a transpose) becomes a
-  constant
+- `x @ W`, `mm` and `addmm` with a constant right operand become `linear`
+- batch-norm in evaluation becomes `batch_norm`, whatever form the capture gave it
+- a weight or bias that is computed from constants alone (a slice of a packed projection, weight-norm, a transpose, a
+  cast) becomes a constant; so does a whole layer whose input is constant
+
+A constant that is computed takes the name of what it is computed from: `attn.in_proj_weight`, and where that gives
+several, `attn.in_proj_weight_0` and so on in the order in which they are used.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+import re
+from typing import Any, final
 
 import torch
 from torch import Tensor, fx
 
-from roundwise.graph.capture import Graph, bind
+from roundwise.graph.graph import Graph, bind, is_random
 
 aten = torch.ops.aten
 
-_IDENTITIES = {aten.alias.default, aten.clone.default, aten.detach.default, aten.lift_fresh_copy.default}
-_PRODUCTS = {aten.matmul.default, aten.mm.default, aten.addmm.default}
-# (operation, position of its weight)
-WEIGHTED = {
-    aten.linear.default: 1,
-    aten.conv1d.default: 1,
-    aten.conv1d.padding: 1,
-    aten.conv2d.default: 1,
-    aten.conv2d.padding: 1,
-    aten.conv3d.default: 1,
-    aten.conv3d.padding: 1,
-    aten.conv_transpose1d.default: 1,
-    aten.conv_transpose2d.input: 1,
-    aten.conv_transpose3d.input: 1,
-    aten.convolution.default: 1,
-}
+WEIGHTED = frozenset(
+    {
+        aten.linear.default,
+        aten.conv1d.default,
+        aten.conv1d.padding,
+        aten.conv2d.default,
+        aten.conv2d.padding,
+        aten.conv3d.default,
+        aten.conv3d.padding,
+        aten.conv_transpose1d.default,
+        aten.conv_transpose2d.input,
+        aten.conv_transpose3d.input,
+        aten.convolution.default,
+    }
+)
+"""The operations that are layers, if their weight is constant. All take `(input, weight, bias, …)`."""
+
+_IDENTITIES = frozenset({aten.alias.default, aten.clone.default, aten.detach.default, aten.lift_fresh_copy.default})
+_PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.addmm.default})
 
 
 def normalize(graph: Graph) -> Graph:
     """Return an equal graph in normal form."""
     graph = graph.copy()
+    constants = _Constants(graph)
     for node in list(graph.operations.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target in _IDENTITIES or (node.target is aten.dropout.default and not bind(node)["train"]):
+        if node.target in _IDENTITIES or node.target is aten.dropout.default:
             _drop_identity(graph, node)
-        elif node.target in _PRODUCTS:
-            _product_to_linear(graph, node)
         elif node.target is aten._native_batch_norm_legit_no_training.default:
             _rename_batch_norm(graph, node)
-    for node in list(graph.operations.nodes):
-        if node.target in WEIGHTED:
-            for name in ("weight", "bias"):
-                _fold_constant(graph, node, name)
+        elif node.target in _PRODUCTS:
+            _product_to_linear(graph, constants, node)
+        elif node.target in WEIGHTED:
+            _make_constant(constants, node)
     graph.prune()
+    constants.rename()
     return graph
 
 
+@final
+class _Constants:
+    """What depends on nothing but constants, and the constants that were made of it so far."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._fixed: dict[
+            fx.Node, bool
+        ] = {}  # what is the same in every run → whether it comes from the model's tensors
+        for node in graph.operations.nodes:
+            inputs = node.all_input_nodes
+            if node.op == "get_attr" and graph.constant(node) is not None:
+                self._fixed[node] = True
+            elif node.op == "call_function" and all(source in self._fixed for source in inputs) and not is_random(node):
+                self._fixed[node] = any(self._fixed[source] for source in inputs)
+        self._values: dict[fx.Node, Any] = {}
+        self._made: dict[str, list[fx.Node]] = {}  # name → nodes
+
+    def __contains__(self, node: object) -> bool:
+        return isinstance(node, fx.Node) and self._fixed.get(node, False)
+
+    @torch.no_grad()
+    def value(self, node: fx.Node) -> Any:
+        """What a node gives that depends on constants only."""
+        stack = [node]
+        while stack:
+            last = stack[-1]
+            missing = [source for source in last.all_input_nodes if source not in self._values]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            if last.op == "get_attr":
+                self._values[last] = self._graph.constants[str(last.target)]
+            elif last not in self._values:
+                assert callable(last.target)
+                args, kwargs = fx.map_arg((last.args, dict(last.kwargs)), self._values.__getitem__)
+                self._values[last] = last.target(*args, **kwargs)
+        return self._values[node]
+
+    def replacement(self, source: fx.Node, suffix: str = "") -> fx.Node:
+        """A constant with the value of `source`: one that is there, else a new one, named after its origin."""
+        return self.store(self.value(source), source, suffix)
+
+    def store(self, value: Tensor, source: fx.Node, suffix: str = "") -> fx.Node:
+        """A constant with a value that was computed from `source`."""
+        value = value.contiguous()
+        origin = self._origin(source)
+        name = _plain_name(str(origin.target))
+        name = f"{name.removesuffix('.weight')}{suffix}" if suffix else name
+        made = self._made.setdefault(name, [])
+        for known in made if name != origin.target else (origin, *made):
+            other = self._graph.constants[str(known.target)]
+            if value.dtype == other.dtype and value.shape == other.shape and torch.equal(value, other):
+                return known
+        made.append(self._graph.add_constant(f"{origin.target}_derived", value))
+        self._fixed[made[-1]] = True
+        return made[-1]
+
+    def _origin(self, source: fx.Node) -> fx.Node:
+        """The largest constant that a node depends on."""
+        found: list[fx.Node] = []
+        stack, seen = [source], {source}
+        while stack:
+            node = stack.pop()
+            if node.op == "get_attr":
+                found.append(node)
+            stack += [other for other in node.all_input_nodes if other not in seen]
+            seen.update(node.all_input_nodes)
+        return max(found, key=lambda node: self._graph.constants[str(node.target)].numel())
+
+    def rename(self) -> None:
+        """Give what was made the names of what it was made from, now that these are free if nobody else reads them."""
+        for name, made in self._made.items():
+            used = [node for node in made if node.users]
+            values = [self._graph.constants.pop(str(node.target)) for node in used]
+            alone = len(used) == 1 and name not in self._graph.constants
+            for number, (node, value) in enumerate(zip(used, values, strict=True)):
+                renamed = self._graph.add_constant(name if alone else f"{name}_{number}", value)
+                node.replace_all_uses_with(renamed)
+                self._graph.operations.erase_node(node)
+
+
+def _plain_name(name: str) -> str:
+    """`conv.parametrizations.weight.original1`, `conv.weight_v` and `conv.weight_orig` are all `conv.weight`."""
+    name = re.sub(r"parametrizations\.(\w+)\.original\d*$", r"\1", name)
+    return re.sub(r"(^|\.)weight_(v|orig)$", r"\1weight", name)
+
+
 def _drop_identity(graph: Graph, node: fx.Node) -> None:
-    if node.kwargs.get("memory_format") in (None, torch.preserve_format):
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        # A constant or an input that is an output stays a copy of its own.
-        if source.op == "call_function" or all(user.op != "output" for user in node.users):
-            node.replace_all_uses_with(source)
-            graph.operations.erase_node(node)
-
-
-def _product_to_linear(graph: Graph, node: fx.Node) -> None:
-    bias = None
-    if node.target is aten.addmm.default:
-        a = bind(node)
-        if a["beta"] != 1 or a["alpha"] != 1:
-            return
-        bias, inputs, right = a["self"], a["mat1"], a["mat2"]
-        vector = evaluate_constant(graph, bias)
-        if vector is None or vector.dim() != 1:
-            return
-    else:
-        inputs, right = node.args[0], node.args[1]
-    weight = evaluate_constant(graph, right)
-    value = inputs.meta.get("val") if isinstance(inputs, fx.Node) else None
-    if weight is None or weight.dim() != 2 or not isinstance(value, Tensor) or value.dim() < 2:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    if node.target is aten.dropout.default and bind(node)["train"]:
         return
-    name = constant_name(graph, right, node)
-    transposed = graph.add_constant(name, weight.T.contiguous())
-    with graph.operations.inserting_before(node):
-        linear = graph.operations.call_function(
-            aten.linear.default, (inputs, transposed, *([] if bias is None else [bias]))
-        )
-    linear.meta = dict(node.meta)
-    node.replace_all_uses_with(linear)
+    if node.target is aten.clone.default and not _same_strides(source, node):
+        return  # what follows may rely on the new layout
+    if _is_output(node) and (source.op != "call_function" or _is_output(source)):
+        return  # so that no output is the same tensor as another, an input or a constant
+    node.replace_all_uses_with(source)
     graph.operations.erase_node(node)
 
 
+def _is_output(node: fx.Node) -> bool:
+    return any(user.op == "output" for user in node.users)
+
+
+def _same_strides(one: fx.Node, other: fx.Node) -> bool:
+    values = one.meta.get("val"), other.meta.get("val")
+    first, second = (value.stride() if isinstance(value, Tensor) else None for value in values)
+    return first is not None and str(first) == str(second)  # as text: comparing symbolic sizes would fix them
+
+
+def _product_to_linear(graph: Graph, constants: _Constants, node: fx.Node) -> None:
+    arguments = bind(node)
+    bias = arguments.get("self") if node.target is aten.addmm.default else None
+    inputs, right = node.args[-2:] if bias is None else node.args[1:3]
+    assert isinstance(inputs, fx.Node)
+    assert isinstance(right, fx.Node)
+    if node in constants or right not in constants or (arguments.get("alpha", 1), arguments.get("beta", 1)) != (1, 1):
+        return
+    weight, value = constants.value(right), inputs.meta.get("val")
+    if weight.dim() != 2 or not isinstance(value, Tensor):
+        return
+    # Only a bias for each output is one in `linear`; anything else is added afterwards.
+    vector = isinstance(bias, fx.Node) and bias in constants and constants.value(bias).dim() == 1
+    with graph.operations.inserting_before(node):
+        operands = (inputs, constants.store(weight.T, right), *([bias] if vector else []))
+        linear = graph.operations.call_function(aten.linear.default, operands)
+        linear.meta = dict(node.meta)
+        result = linear
+        if bias is not None and not vector:
+            result = graph.operations.call_function(aten.add.Tensor, (linear, bias))
+            result.meta = dict(node.meta)
+    node.replace_all_uses_with(result)
+    graph.operations.erase_node(node)
+    _make_constant(constants, linear)
+
+
 def _rename_batch_norm(graph: Graph, node: fx.Node) -> None:
-    users = list(node.users)
-    if any(user.target is not operator.getitem or user.args[1] != 0 for user in users if user.users):
+    users = [user for user in node.users if user.users]
+    if any(user.target is not operator.getitem or user.args[1] != 0 for user in users):
         return
     a = bind(node)
     arguments = (a["input"], a["weight"], a["bias"], a["running_mean"], a["running_var"])
     with graph.operations.inserting_before(node):
         norm = graph.operations.call_function(
-            aten.batch_norm.default, (*arguments, False, a["momentum"], a["eps"], False), name=node.name + "_bn"
+            aten.batch_norm.default, (*arguments, False, a["momentum"], a["eps"], False), name=f"{node.name}_bn"
         )
     for user in users:
-        if user.users:
-            norm.meta = dict(user.meta)
-            user.replace_all_uses_with(norm)
-        graph.operations.erase_node(user)
-    graph.operations.erase_node(node)
+        norm.meta = dict(user.meta)
+        user.replace_all_uses_with(norm)
 
 
-def _fold_constant(graph: Graph, node: fx.Node, argument: str) -> None:
-    source = bind(node).get(argument)
-    if not isinstance(source, fx.Node) or source.op == "get_attr":
+def _make_constant(constants: _Constants, node: fx.Node) -> None:
+    """Make a layer's computed weight and bias constants; or the layer, if all that it depends on is constant."""
+    if node in constants:
+        node.replace_all_uses_with(constants.replacement(node, ".output"))
         return
-    value = evaluate_constant(graph, source)
-    if value is not None:
-        name = constant_name(graph, source, node)
-        node.replace_input_with(source, graph.add_constant(name, value.contiguous()))
-
-
-def evaluate_constant(graph: Graph, source: object) -> Tensor | None:
-    """The value of a node that depends on nothing but constants, else None."""
-    if not isinstance(source, fx.Node):
-        return None
-    order: list[fx.Node] = []
-    seen: set[fx.Node] = set()
-
-    def visit(node: fx.Node) -> bool:
-        if node in seen:
-            return True
-        seen.add(node)
-        if node.op == "get_attr":
-            if graph.constant(node) is None:
-                return False
-        elif node.op != "call_function" or not _is_deterministic(node) or not all(map(visit, node.all_input_nodes)):
-            return False
-        order.append(node)
-        return True
-
-    if not visit(source) or not any(node.op == "get_attr" for node in order):
-        return None
-    values: dict[fx.Node, Any] = {}
-    with torch.no_grad():
-        for node in order:
-            if node.op == "get_attr":
-                values[node] = graph.constants[str(node.target)]
-            else:
-                assert callable(node.target)
-                args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
-                values[node] = node.target(*args, **kwargs)
-    value = values[source]
-    return value if isinstance(value, Tensor) else None
-
-
-def _is_deterministic(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
-
-
-def constant_name(graph: Graph, source: object, node: fx.Node) -> str:
-    """A name for a derived weight: that of the largest constant it comes from, and the operation that reads it."""
-    names: list[str] = []
-    stack, seen = [source], set()
-    while stack:
-        current = stack.pop()
-        if isinstance(current, fx.Node) and current not in seen:
-            seen.add(current)
-            if current.op == "get_attr" and graph.constant(current) is not None:
-                names.append(str(current.target))
-            stack.extend(current.all_input_nodes)
-    largest = max(names, key=lambda name: graph.constants[name].numel(), default=node.name)
-    return f"{largest}_{node.name}"
+    for name in ("weight", "bias"):
+        source = bind(node)[name]
+        if isinstance(source, fx.Node) and source.op != "get_attr" and source in constants:
+            node.replace_input_with(source, constants.replacement(source))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
@@ -9,32 +10,34 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx
 
-from roundwise.graph.capture import Graph, bind
+from roundwise.graph.graph import Graph, bind
 from roundwise.graph.matrix import LinearMap
 from roundwise.graph.normalize import WEIGHTED
 
 aten = torch.ops.aten
 
-ACTIVATIONS = {
-    aten.relu.default,
-    aten.relu6.default,
-    aten.hardtanh.default,
-    aten.clamp.default,
-    aten.clamp_min.default,
-    aten.leaky_relu.default,
-    aten.prelu.default,
-    aten.elu.default,
-    aten.celu.default,
-    aten.selu.default,
-    aten.gelu.default,
-    aten.silu.default,
-    aten.mish.default,
-    aten.softplus.default,
-    aten.hardswish.default,
-    aten.hardsigmoid.default,
-    aten.sigmoid.default,
-    aten.tanh.default,
-}
+ACTIVATIONS = frozenset(
+    {
+        aten.relu.default,
+        aten.relu6.default,
+        aten.hardtanh.default,
+        aten.clamp.default,
+        aten.clamp_min.default,
+        aten.leaky_relu.default,
+        aten.prelu.default,
+        aten.elu.default,
+        aten.celu.default,
+        aten.selu.default,
+        aten.gelu.default,
+        aten.silu.default,
+        aten.mish.default,
+        aten.softplus.default,
+        aten.hardswish.default,
+        aten.hardsigmoid.default,
+        aten.sigmoid.default,
+        aten.tanh.default,
+    }
+)
 """Element-wise functions that may stand for f_a in Eq. 25."""
 
 
@@ -72,26 +75,26 @@ class Layer:
 
 def find_layers(graph: Graph) -> list[Layer]:
     """All layers of a normalized graph, in the order of their first calls."""
-    calls: dict[str, list[fx.Node]] = {}
+    calls: dict[str, list[tuple[fx.Node, LinearMap]]] = {}
     for node in graph.operations.nodes:
-        if node.target in WEIGHTED and linear_map(graph, node) is not None:
-            calls.setdefault(str(node.args[1].target), []).append(node)
+        found = linear_map(graph, node)
+        if found is not None:
+            calls.setdefault(str(node.args[1].target), []).append((node, found))
     names = _layer_names(list(calls))
     layers = []
-    for weight, nodes in calls.items():
-        first = linear_map(graph, nodes[0])
-        assert first is not None
+    for weight, ((first, layer), *others) in calls.items():
         # A weight that is used as two different kinds of matrix is quantized as the first; the layout must agree.
-        alike = [node for node in nodes if _matrix_shape(graph, node) == (first.matrix_shape, first.transposed)]
-        layers.append(Layer(names[weight], weight, tuple(alike), first, _activation(graph, nodes[0])))
+        alike = [node for node, other in others if _layout(other) == _layout(layer)]
+        layers.append(Layer(names[weight], weight, (first, *alike), layer, _activation(graph, first, layer)))
     return layers
 
 
 def linear_map(graph: Graph, node: fx.Node) -> LinearMap | None:
-    """The linear map of an operation, or None if its weight or bias is not a constant."""
+    """The linear map of an operation; None if it is not one, or its weight or bias is not a constant."""
+    if node.target not in WEIGHTED:
+        return None
     arguments = bind(node)
-    weight = graph.constant(arguments["weight"])
-    bias = graph.constant(arguments["bias"])
+    weight, bias = graph.constant(arguments["weight"]), graph.constant(arguments["bias"])
     if weight is None or (arguments["bias"] is not None and bias is None) or not weight.is_floating_point():
         return None
     if weight.dim() < 2 or weight.numel() == 0:
@@ -100,19 +103,27 @@ def linear_map(graph: Graph, node: fx.Node) -> LinearMap | None:
     return LinearMap.from_arguments(weight, bias, arguments)
 
 
-def _matrix_shape(graph: Graph, node: fx.Node) -> tuple[tuple[int, int, int], bool] | None:
-    found = linear_map(graph, node)
-    return None if found is None else (found.matrix_shape, found.transposed)
+def has_channels_second(node: fx.Node, layer: LinearMap) -> bool:
+    """Whether dimension 1 of a layer's input or output is its features, as batch-norm and `prelu` take it to be.
+
+    It is not where positions stand before a linear layer's features, or a convolution's batch dimension is missing.
+    """
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dim() == layer.dims + 2
+
+
+def _layout(layer: LinearMap) -> tuple[tuple[int, int, int], bool]:
+    return layer.matrix_shape, layer.transposed
 
 
 def _layer_names(weights: list[str]) -> dict[str, str]:
-    """`block.conv.weight` is the layer `block.conv`, unless that would make two layers one."""
+    """`block.conv.weight` is the layer `block.conv`, unless another layer has that name."""
     short = {weight: weight.removesuffix(".weight") for weight in weights}
-    unique = len(set(short.values())) == len(short)
-    return short if unique else {weight: weight for weight in weights}
+    count = Counter(short.values())
+    return {weight: name if count[name] == 1 else weight for weight, name in short.items()}
 
 
-def _activation(graph: Graph, node: fx.Node) -> Callable[[Tensor], Tensor] | None:
+def _activation(graph: Graph, node: fx.Node, layer: LinearMap) -> Callable[[Tensor], Tensor] | None:
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))
@@ -122,7 +133,8 @@ def _activation(graph: Graph, node: fx.Node) -> Callable[[Tensor], Tensor] | Non
     for argument in user.args[1:]:
         if isinstance(argument, fx.Node):
             constant = graph.constant(argument)
-            if constant is None:
+            # The slopes of a `prelu`: one, or one for each channel.
+            if constant is None or (constant.numel() > 1 and not has_channels_second(node, layer)):
                 return None
             argument = constant.float()
         rest.append(argument)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from roundwise.graph.capture import Graph
+from roundwise.graph.graph import Graph
 from roundwise.rewrites.fold_batchnorm import fold_batchnorm
 
 REWRITES: dict[str, Callable[[Graph], Graph]] = {

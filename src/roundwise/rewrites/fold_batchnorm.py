@@ -12,12 +12,13 @@ In evaluation a batch-norm is an affine map of each channel, with a = γ / √(�
 
     W bn(x) + b = (W a) x + (b + W (β − a μ))
 
-which is exact as long as every output sees every tap: where a convolution pads, the padded zeros would have been zeros
-*after* the batch-norm, so only a batch-norm without shift folds forward into a padded convolution. The fold is computed
-in float64 and stored in the weight's own dtype.
+which is exact if every tap of every output sees a value: where a convolution pads, the padded zeros would have been
+zeros *after* the batch-norm, and a transposed convolution leaves taps out at its borders and between its strides. There
+only a batch-norm without shift folds. The fold is computed in float64 and stored in the weight's own dtype.
 
 A batch-norm stays, and goes on working, where its layer's output is used by others too, where the layer's weight is
-shared with a call that is not followed by the same batch-norm, and where its statistics come from the batch.
+shared with a call that is not followed by the same batch-norm, where its channels are not the layer's (a linear layer
+on sequences), where its statistics come from the batch, and where the folded weights would overflow their dtype.
 
 References:
     Krishnamoorthi 2018, arXiv:1806.08342, Section 3.2; Nagel et al., ICCV 2019, arXiv:1906.04721, Section 5.
@@ -30,9 +31,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from roundwise.graph.capture import Graph, bind
-from roundwise.graph.normalize import WEIGHTED
-from roundwise.graph.patterns import Layer, find_layers, linear_map
+from roundwise.graph.graph import Graph, bind
+from roundwise.graph.patterns import find_layers, has_channels_second, linear_map
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 
@@ -47,79 +47,77 @@ class _Affine(NamedTuple):
 def fold_batchnorm(graph: Graph) -> Graph:
     """Return an equal graph with every batch-norm folded that can be folded exactly."""
     graph = graph.copy()
-    for layer in find_layers(graph):
-        _fold_after(graph, layer)
-    for layer in find_layers(graph):
-        _fold_before(graph, layer)
+    weights = [layer.node.args[1] for layer in find_layers(graph)]
+    for fold in (_fold_after, _fold_before):
+        for weight in weights:
+            assert isinstance(weight, fx.Node)
+            while fold(graph, weight):  # batch-norms may follow each other
+                pass
     graph.prune()
     return graph
 
 
-def _fold_after(graph: Graph, layer: Layer) -> None:
-    norms: list[fx.Node] = []
-    for call in _all_calls(graph, layer):
-        users = list(call.users)
+def _fold_after(graph: Graph, weight: fx.Node) -> bool:
+    """Fold the batch-norm after every call of a weight, if it is the same one; say whether it was."""
+    calls, norms = list(weight.users), []
+    for call in calls:
+        layer, users = linear_map(graph, call), list(call.users)
+        if layer is None or call.args[1] is not weight or not has_channels_second(call, layer):
+            return False
         if len(users) != 1 or users[0].target is not _BATCH_NORM or users[0].args[0] is not call:
-            return
-        if linear_map(graph, call).dims == 0 and call.meta["val"].dim() != 2:  # type: ignore[union-attr]
-            return  # batch-norm's channels are dimension 1, a linear layer's are the last
+            return False
         norms.append(users[0])
-    if any(norm.args[1:] != norms[0].args[1:] for norm in norms):
-        return
-    if any(bind(call)["bias"] is not bind(layer.node)["bias"] for call in layer.calls):
-        return
-    affine = _affine(graph, norms[0])
-    if affine is None:
-        return
-    weight = graph.constants[layer.weight]
-    matrix = layer.map.to_matrix(weight).double()
-    matrix = matrix * affine.scale.reshape(matrix.shape[0], matrix.shape[1], 1)
-    bias = affine.shift if layer.map.bias is None else layer.map.bias.double() * affine.scale + affine.shift
-    _replace(graph, layer, matrix, bias)
-    for norm in norms:
-        norm.replace_all_uses_with(norm.args[0])  # type: ignore[arg-type]
-        graph.operations.erase_node(norm)
+    if any(norm.args[1:] != norms[0].args[1:] for norm in norms) or any(
+        _form(call) != _form(calls[0]) for call in calls
+    ):
+        return False
+    layer, affine = linear_map(graph, calls[0]), _affine(graph, norms[0])
+    if layer is None or affine is None:
+        return False
+    groups, rows, _ = layer.matrix_shape
+    matrix = layer.to_matrix(_double(graph, weight)) * affine.scale.reshape(groups, rows, 1)
+    bias = affine.shift if layer.bias is None else layer.bias.double() * affine.scale + affine.shift
+    return _replace(graph, calls, layer.to_weight(matrix), bias) and _bypass(graph, norms)
 
 
-def _fold_before(graph: Graph, layer: Layer) -> None:
-    norm = layer.input
-    if norm.target is not _BATCH_NORM or set(norm.users) != {layer.node} or len(_all_calls(graph, layer)) != 1:
-        return
+def _fold_before(graph: Graph, weight: fx.Node) -> bool:
+    """Fold the batch-norm before a weight's only call; say whether it was."""
+    call, *others = weight.users
+    layer, norm = linear_map(graph, call), call.args[0]
+    if others or layer is None or not isinstance(norm, fx.Node) or norm.target is not _BATCH_NORM:
+        return False
     affine = _affine(graph, norm)
-    if affine is None or (layer.map.dims == 0 and norm.meta["val"].dim() != 2):
-        return
-    sees_every_tap = not layer.map.transposed and (
-        layer.map.padding == "valid" or not any(layer.map.padding) or layer.map.kernel == (1,) * layer.map.dims
-    )
-    padded = not isinstance(layer.map.padding, str) and any(layer.map.padding)
-    if affine.shift.any() and (not sees_every_tap or padded):
-        return
-    groups, rows, cols = layer.map.matrix_shape
-    matrix = layer.map.to_matrix(graph.constants[layer.weight]).double()
-    taps = cols // (affine.scale.numel() // groups)
-
-    def per_column(channel: Tensor) -> Tensor:
-        return channel.reshape(groups, 1, -1).repeat_interleave(taps, dim=2)
-
-    bias = (matrix * per_column(affine.shift)).sum(-1).reshape(groups * rows)
-    if layer.map.bias is not None:
-        bias = bias + layer.map.bias.double()
-    _replace(graph, layer, matrix * per_column(affine.scale), bias)
-    norm.replace_all_uses_with(norm.args[0])  # type: ignore[arg-type]
-    graph.operations.erase_node(norm)
+    if affine is None or set(norm.users) != {call} or not has_channels_second(norm, layer):
+        return False
+    if affine.shift.any() and (layer.pads or layer.transposed):
+        return False
+    groups, rows, cols = layer.matrix_shape
+    taps = cols * groups // affine.scale.numel()
+    scale, shift = (values.reshape(groups, 1, -1).repeat_interleave(taps, dim=2) for values in affine)
+    matrix = layer.to_matrix(_double(graph, weight))
+    bias = (matrix * shift).sum(-1).reshape(groups * rows)
+    if layer.bias is not None:
+        bias = bias + layer.bias.double()
+    return _replace(graph, [call], layer.to_weight(matrix * scale), bias) and _bypass(graph, [norm])
 
 
-def _all_calls(graph: Graph, layer: Layer) -> list[fx.Node]:
-    """Every node that reads the weight, also those that do not use it as this layer does."""
-    return [user for node in graph.operations.nodes if node.target == layer.weight for user in node.users]
+def _form(call: fx.Node) -> tuple[object, ...]:
+    """What must agree between the calls of one weight to give them one new bias and the same matrix."""
+    return call.target, bind(call)["bias"], bind(call).get("groups"), bind(call).get("transposed")
 
 
 def _affine(graph: Graph, norm: fx.Node) -> _Affine | None:
+    """None where the batch-norm takes its statistics from the batch, or where one of its tensors is no constant."""
     a = bind(norm)
-    mean, variance = graph.constant(a["running_mean"]), graph.constant(a["running_var"])
-    if a["training"] or mean is None or variance is None:
+    constants = {name: graph.constant(a[name]) for name in ("weight", "bias", "running_mean", "running_var")}
+    gamma, beta, mean, variance = constants.values()
+    if (
+        a["training"]
+        or mean is None
+        or variance is None
+        or any(value is None and a[name] is not None for name, value in constants.items())
+    ):
         return None
-    gamma, beta = graph.constant(a["weight"]), graph.constant(a["bias"])
     scale = (variance.double() + a["eps"]).rsqrt()
     if gamma is not None:
         scale = scale * gamma.double()
@@ -127,11 +125,32 @@ def _affine(graph: Graph, norm: fx.Node) -> _Affine | None:
     return _Affine(scale, shift if beta is None else shift + beta.double())
 
 
-def _replace(graph: Graph, layer: Layer, matrix: Tensor, bias: Tensor) -> None:
-    """Give the layer a new weight and a bias, under the names that it had."""
-    old = graph.constants[layer.weight]
-    graph.constants[layer.weight] = layer.map.to_weight(matrix).to(old.dtype)
-    node = graph.add_constant(layer.weight.removesuffix("weight") + "bias", bias.to(old.dtype))
-    for call in layer.calls:
-        assert call.target in WEIGHTED
-        call.args = (call.args[0], call.args[1], node, *call.args[3:])
+def _double(graph: Graph, weight: fx.Node) -> Tensor:
+    return graph.constants[str(weight.target)].double()
+
+
+def _replace(graph: Graph, calls: list[fx.Node], weight: Tensor, bias: Tensor) -> bool:
+    """Give a layer a new weight and bias, under the names that it had; refuse where they would overflow."""
+    source, old_bias = calls[0].args[1], bind(calls[0])["bias"]
+    assert isinstance(source, fx.Node)
+    name = str(source.target)
+    dtype = graph.constants[name].dtype
+    weight, bias = weight.to(dtype), bias.to(dtype)
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        return False
+    graph.constants[name] = weight
+    if old_bias is not None and set(old_bias.users) == set(calls):
+        graph.constants[str(old_bias.target)] = bias
+        return True
+    new_name = f"{name.removesuffix('weight')}bias" if name.endswith("weight") else f"{name}_bias"
+    node = graph.add_constant(new_name, bias)
+    for call in calls:
+        call.args = (*call.args[:2], node, *call.args[3:])
+    return True
+
+
+def _bypass(graph: Graph, norms: list[fx.Node]) -> bool:
+    for norm in norms:
+        norm.replace_all_uses_with(norm.all_input_nodes[0])
+        graph.operations.erase_node(norm)
+    return True

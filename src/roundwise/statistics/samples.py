@@ -3,13 +3,12 @@
 A *row* is what the layer's batch dimension counts: an image for a convolution, a position for a linear layer (whatever
 dimensions stand before its features are flattened, so that windowed attention or time-first sequences work alike).
 One calibration sample gives `rows / samples` rows, and a minibatch of n samples takes n times as many rows, drawn from
-all of them without replacement.
+all of them without replacement. Which rows depends on the generator alone, not on the batches in which they came.
 """
 
 from __future__ import annotations
 
-import bisect
-import itertools
+from collections.abc import Sequence
 from typing import Self, final
 
 import torch
@@ -31,7 +30,8 @@ class Samples(Statistic):
     def __init__(self, layer: LinearMap, samples: int) -> None:
         self.layer = layer
         self.samples = samples
-        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._inputs: list[Tensor] = []
+        self._targets: list[Tensor] = []
         self._starts: list[int] = [0]
 
     @classmethod
@@ -39,9 +39,9 @@ class Samples(Statistic):
         return cls(layer, samples)
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
-        inputs, targets = self.layer.as_rows(inputs), self.layer.as_rows(targets)
-        self._batches.append((inputs, targets))
-        self._starts.append(self._starts[-1] + inputs.shape[0])
+        self._inputs.append(self.layer.as_rows(inputs))
+        self._targets.append(self.layer.as_rows(targets))
+        self._starts.append(self._starts[-1] + self._inputs[-1].shape[0])
 
     @property
     def rows(self) -> int:
@@ -49,22 +49,54 @@ class Samples(Statistic):
         return self._starts[-1]
 
     def draw(self, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random minibatch of about `samples` calibration samples: `(inputs, targets)` in float32.
+        """A random minibatch of about `samples` calibration samples.
 
         Args:
             samples: how many samples' worth of rows; more than there are gives all of them.
             generator: on the CPU, so that the draw is the same on every device.
+
+        Returns:
+            Inputs and targets on the layer's device, float32 whatever the model's dtype; the caller's to change.
         """
         count = min(self.rows, max(1, round(samples * self.rows / self.samples)))
-        chosen = torch.randperm(self.rows, generator=generator)[:count].sort().values.tolist()
-        inputs, targets = [], []
-        for start, (batch_inputs, batch_targets) in zip(self._starts, self._batches, strict=False):
-            first = bisect.bisect_left(chosen, start)
-            last = bisect.bisect_left(chosen, start + batch_inputs.shape[0])
-            if first < last:
-                local = torch.tensor([i - start for i in itertools.islice(chosen, first, last)])
-                local = local.to(batch_inputs.device)
-                inputs.append(batch_inputs.index_select(0, local))
-                targets.append(batch_targets.index_select(0, local))
-        device = self.layer.device
-        return torch.cat(inputs).to(device).float(), torch.cat(targets).to(device).float()
+        rows = _choose(self.rows, count, generator)
+        starts = torch.tensor(self._starts)
+        batch = torch.searchsorted(starts, rows, right=True) - 1
+        counts = torch.bincount(batch, minlength=len(self._inputs)).tolist()
+        per_batch = (rows - starts[batch]).split(counts)
+        return self._gather(self._inputs, per_batch, count), self._gather(self._targets, per_batch, count)
+
+    def _gather(self, batches: Sequence[Tensor], per_batch: Sequence[Tensor], count: int) -> Tensor:
+        """The chosen rows of every batch in one tensor."""
+        device, shape = self.layer.device, (count, *batches[0].shape[1:])
+        gathered = torch.empty(shape, device=device, memory_format=_fast_layout(shape, device))
+        places = gathered.split([len(rows) for rows in per_batch])
+        for batch, rows, place in zip(batches, per_batch, places, strict=True):
+            if not len(rows):
+                continue
+            if (batch.dtype, batch.device) == (place.dtype, place.device):
+                torch.index_select(batch, 0, rows.to(device), out=place)
+            else:
+                place.copy_(batch.index_select(0, rows.to(batch.device)))
+        return gathered
+
+
+def _choose(rows: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` different numbers below `rows`, every set of them equally likely, in ascending order."""
+    if 2 * count > rows:
+        return torch.randperm(rows, generator=generator)[:count].sort().values
+    # Without shuffling all rows, of which a linear layer can have millions: draw as many as are missing until none is.
+    chosen = torch.empty(0, dtype=torch.int64)
+    while len(chosen) < count:
+        more = torch.randint(rows, (count - len(chosen),), generator=generator)
+        chosen = torch.cat([chosen, more]).unique()
+    return chosen
+
+
+def _fast_layout(shape: Sequence[int], device: torch.device) -> torch.memory_format:
+    """How a minibatch lies in memory: on a CPU, convolutions and their gradients are up to 4 times faster this way."""
+    if device.type == "cpu" and len(shape) == 4:
+        return torch.channels_last
+    if device.type == "cpu" and len(shape) == 5:
+        return torch.channels_last_3d
+    return torch.contiguous_format

@@ -1,0 +1,149 @@
+"""A network as one flat list of pure operations, and the tensors they read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.graph import _PyTreeInfo
+
+
+@final
+@dataclass(frozen=True)
+class InputSpec:
+    """One tensor that the network takes: its shape with None for the batch dimension, and its dtype."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+    def example(self, batch: int) -> Tensor:
+        """Zeros of this shape."""
+        return torch.zeros([batch if size is None else size for size in self.shape], dtype=self.dtype)
+
+
+@final
+@dataclass(frozen=True)
+class ConstantInput:
+    """An input that is not a tensor: its value was fixed when the network was captured."""
+
+    value: bool | int | float | str | None
+
+
+@final
+@dataclass
+class Graph:
+    """A network: pure operations in order, and the tensors they read.
+
+    Attributes:
+        operations: nodes are `placeholder` (inputs, flattened), `get_attr` (constants, one node each, named as in the
+            model), `call_function` (ATen operations without side effects) and `output`.
+        constants: parameters and buffers by name.
+        inputs: what each placeholder takes, in order.
+        batch: None where any batch size will do; else the only one that works.
+    """
+
+    operations: fx.Graph
+    constants: dict[str, Tensor]
+    inputs: tuple[InputSpec | ConstantInput, ...]
+    batch: int | None = None
+
+    @classmethod
+    def of_module(
+        cls, module: fx.GraphModule, inputs: tuple[InputSpec | ConstantInput, ...] = (), batch: int | None = None
+    ) -> Graph:
+        """The graph that a module runs, and the tensors it holds now."""
+        constants: dict[str, Tensor] = {}
+        for node in module.graph.nodes:
+            if node.op == "get_attr":
+                owner: Any = module
+                for part in str(node.target).split("."):
+                    owner = getattr(owner, part)
+                constants[str(node.target)] = owner.detach() if isinstance(owner, Tensor) else owner
+        return cls(module.graph, constants, inputs, batch)
+
+    @property
+    def signature(self) -> _PyTreeInfo:
+        """How `(args, kwargs)` and outputs are put together from flat lists, and the names of the arguments."""
+        info: _PyTreeInfo = self.operations._codegen.pytree_info  # type: ignore[attr-defined]
+        return info
+
+    def copy(self) -> Graph:
+        """A graph that can be changed without changing this one; tensors are shared."""
+        return Graph(_copy_fx(self.operations), dict(self.constants), self.inputs, self.batch)
+
+    def module(self) -> fx.GraphModule:
+        """A module that runs the graph and is called as the model was."""
+        return fx.GraphModule(
+            {name: _frozen(value) for name, value in self.constants.items()}, _copy_fx(self.operations)
+        )
+
+    def constant(self, argument: Any) -> Tensor | None:
+        """The tensor behind a node's argument if it is a constant, else None."""
+        if isinstance(argument, fx.Node) and argument.op == "get_attr":
+            value = self.constants.get(str(argument.target))
+            return value if isinstance(value, Tensor) else None
+        return None
+
+    def add_constant(self, name: str, value: Tensor) -> fx.Node:
+        """A node that reads a new constant; the name is made unique and the node stands before all operations."""
+        unique, count = name, 0
+        while unique in self.constants:
+            count += 1
+            unique = f"{name}_{count}"
+        self.constants[unique] = value
+        first = next(node for node in self.operations.nodes if node.op not in ("placeholder", "get_attr"))
+        with self.operations.inserting_before(first):
+            node = self.operations.get_attr(unique)
+        node.meta["val"] = value
+        return node
+
+    def prune(self) -> None:
+        """Drop operations whose result nobody reads, and constants that no operation reads."""
+        for node in reversed(list(self.operations.nodes)):
+            if not node.users and node.op in ("call_function", "get_attr"):
+                self.operations.erase_node(node)
+        read = {str(node.target) for node in self.operations.nodes if node.op == "get_attr"}
+        for name in [name for name in self.constants if name not in read]:
+            del self.constants[name]
+
+
+def bind(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an operation by their names in its schema, defaults filled in."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {}
+    bound = {}
+    for position, argument in enumerate(node.target._schema.arguments):
+        if position < len(node.args):
+            bound[argument.name] = node.args[position]
+        elif argument.name in node.kwargs:
+            bound[argument.name] = node.kwargs[argument.name]
+        else:
+            bound[argument.name] = argument.default_value
+    return bound
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether an operation draws random numbers with these arguments."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    arguments = bind(node)
+    trains = all(arguments.get(name, True) for name in ("train", "training"))
+    return trains and all(arguments.get(name) != 0 for name in ("p", "dropout_p", "dropout"))
+
+
+def _copy_fx(graph: fx.Graph) -> fx.Graph:
+    copy = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        values[node] = copy.node_copy(node, lambda n: values[n])
+    copy._codegen = graph._codegen  # how arguments are flattened and outputs put together again
+    return copy
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return nn.Parameter(value, requires_grad=False)
+    return value

@@ -1,0 +1,275 @@
+"""A graph as plain data, which is what JSON can hold, and back: the part of a `.rw` file that is not numbers.
+
+Plain data may come from anywhere, so the way back takes nothing that could do more than compute on tensors:
+
+- operations are looked up by name among PyTorch's own (`aten`, `quantized_decomposed`, arithmetic on sizes), and only
+  those that return something new and change nothing are taken;
+- PyTorch turns a graph into Python text, so every name that stands in it as it is must be an identifier;
+- of containers, tuples, lists and dicts are known here. Any other type must have been registered with PyTorch's pytree
+  by the reader's own program; nothing is imported. (PyTorch's own form of such descriptions names modules to import.)
+"""
+
+from __future__ import annotations
+
+import keyword
+import math
+import operator
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+
+from roundwise.errors import FileFormatError
+from roundwise.graph.graph import ConstantInput, Graph, InputSpec
+
+_ARITHMETIC = {
+    operator: (
+        *("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "and_", "or_"),
+        *("eq", "ne", "lt", "le", "gt", "ge"),
+    ),
+    math: ("ceil", "floor", "trunc"),
+    torch: ("sym_max", "sym_min", "sym_int", "sym_float", "sym_not"),
+}
+_ON_SIZES: dict[str, Callable[..., Any]] = {
+    f"{module.__name__}.{name}": getattr(module, name) for module, names in _ARITHMETIC.items() for name in names
+}
+_NAMESPACES = ("aten", "quantized_decomposed")
+_CONTAINERS: dict[str, Callable[..., Any]] = {"tuple": tuple, "list": list, "dict": dict, "ordered": OrderedDict}
+_MODULE_NAME = re.compile(r"[\w \-+:/,@=]+")  # what a ModuleDict may be keyed with and cannot end a string
+_WAY_OUT = "Use `torch.export.save(quantized.program, …)` instead."
+
+
+# ------------------------------------------------------------------------------------------------ to plain data
+
+
+def graph_to_plain(graph: Graph) -> dict[str, Any]:
+    """A description of everything but the tensors.
+
+    Raises:
+        FileFormatError: the graph holds something that has no plain form.
+    """
+    info = graph.signature
+    return {
+        "nodes": [_node_to_plain(node) for node in graph.operations.nodes],
+        "inputs": [_input_to_plain(spec) for spec in graph.inputs],
+        "batch": graph.batch,
+        "arguments": info.orig_args,
+        "in_spec": _spec_to_plain(info.in_spec),
+        "out_spec": None if info.out_spec is None else _spec_to_plain(info.out_spec),
+    }
+
+
+def _node_to_plain(node: fx.Node) -> dict[str, Any]:
+    target = node.target if isinstance(node.target, str) else _target_to_name(node)
+    args, kwargs = _value_to_plain(list(node.args)), {name: _value_to_plain(v) for name, v in node.kwargs.items()}
+    return {"op": node.op, "name": node.name, "target": target, "args": args, "kwargs": kwargs}
+
+
+def _target_to_name(node: fx.Node) -> str:
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target)
+    for name, function in _ON_SIZES.items():
+        if node.target is function:
+            return name
+    raise FileFormatError(f"operation '{node.name}' calls {node.target}, which a .rw file cannot hold. {_WAY_OUT}")
+
+
+def _value_to_plain(value: Any) -> Any:
+    match value:
+        case fx.Node():
+            return {"node": value.name}
+        case list() | tuple():
+            kind = "tuple" if isinstance(value, tuple) else "list"
+            return {kind: [_value_to_plain(item) for item in value]}
+        case float() if not math.isfinite(value):
+            return {"float": str(value)}
+        case None | bool() | int() | float() | str():
+            return value
+        case torch.dtype():
+            return {"dtype": dtype_name(value)}
+        case torch.device():
+            return {"device": "cpu"}  # where a model is after loading
+        case torch.layout() | torch.memory_format():
+            return {"torch": str(value).removeprefix("torch.")}
+    raise FileFormatError(f"a value of type {type(value).__name__} in the graph has no form in a .rw file: {value!r}.")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype, such as `int8`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _input_to_plain(spec: InputSpec | ConstantInput) -> dict[str, Any]:
+    if isinstance(spec, ConstantInput):
+        return {"constant": spec.value}
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": dtype_name(spec.dtype)}
+
+
+def _spec_to_plain(spec: pytree.TreeSpec) -> Any:
+    """How a structure is nested: "*" for a leaf, else a container by name, its children, and keys if it has any."""
+    if spec.is_leaf():
+        return "*"
+    assert spec.type is not None
+    children, keys = [_spec_to_plain(child) for child in spec.children()], spec.context
+    name = next((name for name, kind in _CONTAINERS.items() if spec.type is kind), None)
+    if name is None:
+        registered = pytree.SUPPORTED_SERIALIZED_TYPES.get(spec.type)
+        if registered is None or registered.to_dumpable_context is not None or not _are_strings(keys):
+            raise FileFormatError(
+                f"the model takes or returns a {spec.type.__name__}, which a .rw file cannot describe. Wrap the model "
+                "so that it takes and returns tensors in tuples, lists and dicts."
+            )
+        name = registered.serialized_type_name
+    entry = {"type": name, "children": children}
+    return entry if keys is None else {**entry, "keys": list(keys)}
+
+
+def _are_strings(keys: Any) -> bool:
+    return isinstance(keys, list | tuple) and all(isinstance(key, str) for key in keys)
+
+
+# ---------------------------------------------------------------------------------------------- from plain data
+
+
+def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
+    """The graph that `graph_to_plain` described, with the tensors that it reads.
+
+    Raises:
+        FileFormatError: it names an operation, a type or a name that is not taken from a file. A description that is
+            wrong in other ways raises what its use raises.
+    """
+    for name in tensors:
+        _check_tensor_name(name)
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for entry in description["nodes"]:
+        op, name, target = entry["op"], _identifier(entry["name"]), entry["target"]
+        if op == "get_attr":
+            if target not in tensors:
+                raise FileFormatError(f"node '{name}' reads the tensor {target!r}, which the file does not hold.")
+        elif op == "call_function":
+            target = _function(target)
+        elif op == "placeholder":
+            _identifier(target)
+        elif op != "output":
+            raise FileFormatError(f"node '{name}' of kind {op!r} is not an operation of a network.")
+        args = tuple(_value_from_plain(value, nodes) for value in entry["args"]["list"])
+        kwargs = {_identifier(key): _value_from_plain(value, nodes) for key, value in entry["kwargs"].items()}
+        nodes[name] = graph.create_node(op, target, args, kwargs, name=name)
+    inputs = tuple(_input_from_plain(entry) for entry in description["inputs"])
+    in_spec = pytree.tree_structure(_skeleton(description["in_spec"]))
+    out_spec = None if description["out_spec"] is None else pytree.tree_structure(_skeleton(description["out_spec"]))
+    arguments = [_identifier(name) for name in description["arguments"]]
+    positional, named = in_spec.children()
+    for name in named.context:
+        _identifier(name)
+    kinds = [node.op for node in graph.nodes]
+    if kinds.count("output") != 1 or kinds[-1] != "output" or kinds.count("placeholder") != in_spec.num_leaves:
+        raise FileFormatError("the network's inputs and outputs do not fit its operations.")
+    if len(inputs) != in_spec.num_leaves or len(arguments) != positional.num_children + named.num_children:
+        raise FileFormatError("the network's inputs do not fit the arguments it is called with.")
+    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(arguments, in_spec, out_spec)))
+    graph.lint()
+    batch = description["batch"]
+    return Graph(graph, tensors, inputs, None if batch is None else int(batch))
+
+
+def _identifier(name: Any) -> str:
+    """A name that may stand in Python text as it is."""
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise FileFormatError(f"{name!r} is not a name that the network's code can use.")
+    return name
+
+
+def _check_tensor_name(name: str) -> None:
+    """`part.part.…`: each an attribute of a module, or what may stand between quotation marks."""
+    for part in name.split("."):
+        if part.isidentifier():
+            sound = not keyword.iskeyword(part) and not part.startswith("__") and not hasattr(fx.GraphModule, part)
+        else:
+            sound = _MODULE_NAME.fullmatch(part) is not None
+        if not sound:
+            raise FileFormatError(f"a tensor cannot have the name {name!r}: '{part}' is not a module's or parameter's.")
+
+
+def _function(name: str) -> Callable[..., Any]:
+    if name in _ON_SIZES:
+        return _ON_SIZES[name]
+    namespace, operation, overload = name.split(".") if name.count(".") == 2 else ("", "", "")
+    if namespace in _NAMESPACES:
+        packet = getattr(getattr(torch.ops, namespace), operation, None)
+        function = getattr(packet, overload, None)
+        if isinstance(function, torch._ops.OpOverload) and _only_computes(function):
+            return function
+    raise FileFormatError(
+        f"the file asks for the operation '{name}', which this release does not run from a file: it is neither one of "
+        f"PyTorch's that only compute ({', '.join(_NAMESPACES)}) nor arithmetic on sizes."
+    )
+
+
+def _only_computes(function: torch._ops.OpOverload) -> bool:
+    """Whether an operation returns new tensors or numbers and does nothing else."""
+    schema = function._schema
+    return bool(schema.returns) and not schema.is_mutable and schema.name != "aten::from_file"
+
+
+def _value_from_plain(value: Any, nodes: dict[str, fx.Node]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    match kind:
+        case "node":
+            return nodes[content]
+        case "list":
+            return [_value_from_plain(item, nodes) for item in content]
+        case "tuple":
+            return tuple(_value_from_plain(item, nodes) for item in content)
+        case "float":
+            return float(content)
+        case "dtype":
+            return dtype_named(content)
+        case "device":
+            return torch.device("cpu")
+        case "torch" if isinstance(getattr(torch, content, None), torch.layout | torch.memory_format):
+            return getattr(torch, content)
+    raise FileFormatError(f"a value of unknown kind {kind!r} in the graph.")
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype of a name.
+
+    Raises:
+        FileFormatError: there is none.
+    """
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise FileFormatError(f"'{name}' is not a dtype.")
+    return dtype
+
+
+def _input_from_plain(entry: dict[str, Any]) -> InputSpec | ConstantInput:
+    if "constant" in entry:
+        return ConstantInput(entry["constant"])
+    return InputSpec(entry["name"], tuple(entry["shape"]), dtype_named(entry["dtype"]))
+
+
+def _skeleton(entry: Any) -> Any:
+    """An object of the structure that `_spec_to_plain` described."""
+    if entry == "*":
+        return 0
+    name, children, keys = entry["type"], [_skeleton(child) for child in entry["children"]], entry.get("keys")
+    if name in _CONTAINERS:
+        return _CONTAINERS[name](children if keys is None else zip(keys, children, strict=True))
+    kind = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.get(name)
+    known = None if kind is None else pytree.SUPPORTED_SERIALIZED_TYPES.get(kind)
+    if kind is None or known is None or known.to_dumpable_context is not None or not _are_strings(keys):
+        raise FileFormatError(
+            f"the model takes or returns a {name}, which is not registered with PyTorch's pytree here. Import the "
+            "package that defines it before loading the file."
+        )
+    return pytree.SUPPORTED_NODES[kind].unflatten_fn(children, keys)

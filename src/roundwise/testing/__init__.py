@@ -1,0 +1,30 @@
+"""For those who write a rounding solver or a range estimator: tiny problems, checks, and the true optimum.
+
+A method in the tables of `roundwise.rounding` or `roundwise.ranges` is put through every check by
+`tests/conformance`. One outside of them can be tested alike:
+
+    @pytest.mark.parametrize("case", cases(), ids=str)
+    @pytest.mark.parametrize("check", SOLVER_CHECKS)
+    def test_my_solver(check, case):
+        check(MySolver(), case)
+
+A check returns None or raises `AssertionError` with a sentence about what was found.
+"""
+
+from roundwise.testing.brute_force import best_rounding
+from roundwise.testing.cases import Case, cases, tiny_cases
+from roundwise.testing.range_checks import RANGE_CHECKS
+from roundwise.testing.settings_checks import SETTINGS_CHECKS, quick
+from roundwise.testing.solver_checks import SOLVER_CHECKS, check_learns_from_the_statistic
+
+__all__ = [
+    "RANGE_CHECKS",
+    "SETTINGS_CHECKS",
+    "SOLVER_CHECKS",
+    "Case",
+    "best_rounding",
+    "cases",
+    "check_learns_from_the_statistic",
+    "quick",
+    "tiny_cases",
+]

@@ -1,0 +1,53 @@
+"""Every rounding of a tiny layer, tried: the optimum that a solver is held against.
+
+An output channel depends on its own row of weights only, so with an element-wise activation function the rows are
+independent problems (Eq. 18): 2^cols roundings each, not 2^(rows · cols).
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from roundwise.grid import Grid, expand_blocks
+from roundwise.problem import Rounding
+from roundwise.testing.cases import Case
+
+MOST_COLUMNS = 12
+
+
+def best_rounding(case: Case, grid: Grid) -> tuple[Rounding, float]:
+    """The codes, each the floor or the ceiling of its weight, with the smallest objective; and that.
+
+    Args:
+        case: with at most 12 columns and an element-wise activation function, or none.
+        grid: on which the codes are.
+
+    Raises:
+        ValueError: the layer has too many columns.
+    """
+    groups, rows, cols = case.weight.shape
+    if cols > MOST_COLUMNS:
+        raise ValueError(f"{case}: {cols} columns have 2^{cols} roundings; at most {MOST_COLUMNS} columns are tried.")
+    shape = case.weight.shape
+    floor = grid.position(case.weight).floor()
+    scale = grid.steps(cols).expand(shape)
+    zero_point = expand_blocks(grid.zero_point, cols).expand(shape)
+    bias = torch.zeros(groups, rows) if case.layer.bias is None else case.layer.bias.reshape(groups, rows)
+    inputs = case.layer.unfold(case.inputs.double())  # [groups, cols, positions]
+    targets = case.layer.fold_outputs(case.targets.double())  # [groups, rows, positions]
+
+    ups = torch.tensor(list(itertools.product((0, 1), repeat=cols)))  # [2^cols, cols]
+    best = torch.empty(shape, dtype=torch.int32)
+    total = 0.0
+    for row in itertools.product(range(groups), range(rows)):
+        codes = grid.clip(floor[row] + ups)
+        weights = (codes - zero_point[row]) * scale[row]
+        outputs, wanted = weights.double() @ inputs[row[0]] + bias[row], targets[row]
+        if case.activation is not None:
+            outputs, wanted = case.activation(outputs), case.activation(wanted)
+        errors = (outputs - wanted).square().mean(1)
+        best[row] = codes[errors.argmin()].to(torch.int32)
+        total += float(errors.min())
+    return Rounding(best), total

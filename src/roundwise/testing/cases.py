@@ -1,0 +1,235 @@
+"""Tiny layers with samples: one case for every kind of layer, grid and content that a method must cope with.
+
+Inputs are correlated, as real ones are: that is where rounding to nearest loses. The quantized network's inputs x̂ are
+the float network's x with some noise, and the targets come from x, so every case is asymmetric (Eq. 25).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from roundwise.graph.matrix import LinearMap
+from roundwise.grid import BITS, Codebook, Granularity, Grid, PerChannel, PerGroup, PerTensor
+from roundwise.problem import Problem, RangeEstimator
+from roundwise.ranges import MinMax
+from roundwise.statistics import Nothing, Statistic
+
+S = TypeVar("S", bound=Statistic)
+
+SAMPLES = 48
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One layer, its samples, and how its weights are to be quantized.
+
+    Attributes:
+        name: says what is special about it.
+        layer: the linear map, with its bias.
+        weight: float32 matrix `[groups, rows, cols]`.
+        inputs: x̂, of the quantized network before this layer, `[samples, …]`.
+        targets: y = W x + b, of the float network.
+        codebook, granularity: the grid that is asked for.
+        activation: the function that follows the layer, or None.
+    """
+
+    name: str
+    layer: LinearMap
+    weight: Tensor
+    inputs: Tensor
+    targets: Tensor
+    codebook: Codebook = Codebook(4)
+    granularity: Granularity = PerChannel()
+    activation: Callable[[Tensor], Tensor] | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return self.inputs.shape[0]
+
+    def statistic(self, kind: type[S], batches: Sequence[int] = (20, 20, 8)) -> S:
+        """A statistic of the samples, shown to it in batches of the given sizes."""
+        statistic = kind.empty(self.layer, self.samples)
+        for inputs, targets in zip(self.inputs.split(list(batches)), self.targets.split(list(batches)), strict=True):
+            statistic.add(inputs, targets)
+        return statistic
+
+    def grid(self, estimator: RangeEstimator[Nothing] = MinMax()) -> Grid:
+        """A grid of the kind that is asked for."""
+        return estimator.estimate(self.weight, self.codebook, self.granularity, Nothing(), self.name)
+
+    def problem(self, needs: type[S], grid: Grid | None = None) -> Problem[S]:
+        """The rounding problem, on the min-max grid unless another is given."""
+        return Problem(self.name, self.weight, grid or self.grid(), self.statistic(needs), self.activation)
+
+    def objective(self, grid: Grid, codes: Tensor) -> float:
+        """‖f_a(y) − f_a(ŵ x̂ + b)‖² (Eq. 25): summed over channels, mean over samples and positions; in float64."""
+        weight = grid.dequantize(codes).double()
+        outputs, targets = self.layer.apply_matrix(weight, self.inputs.double()), self.targets.double()
+        if self.activation is not None:
+            outputs, targets = self.activation(outputs), self.activation(targets)
+        return float((outputs - targets).square().sum(1).mean())
+
+
+def cases() -> tuple[Case, ...]:
+    """Cases that differ in layer, codebook, granularity, activation and content; the same every time."""
+    linear, conv = _linear(10, 4), _conv2d(3, 4)
+    layers = [
+        linear,
+        _conv("conv1d", (4, 3, 3), (SAMPLES, 3, 7), padding=(1,)),
+        conv,
+        _conv("strided and dilated conv2d", (4, 3, 2, 2), (SAMPLES, 3, 6, 6), stride=(2, 1), dilation=(1, 2)),
+        _conv("grouped conv2d", (6, 2, 2, 2), (SAMPLES, 4, 5, 5), groups=2),
+        _conv("depthwise conv2d", (5, 1, 3, 3), (SAMPLES, 5, 4, 4), padding=(1, 1), groups=5),
+        _conv("conv3d", (2, 2, 2, 2, 2), (SAMPLES, 2, 3, 3, 3)),
+        _conv("conv_transpose2d", (4, 2, 2, 2), (SAMPLES, 4, 3, 3), stride=(2, 2), groups=2, transposed=True),
+    ]
+    grids = [
+        _with(base, f"{bits} bits, {'symmetric' if symmetric else 'asymmetric'}", codebook=Codebook(bits, symmetric))
+        for bits in BITS
+        for symmetric, base in ((True, linear), (False, conv))
+    ]
+    granularities = [
+        _with(base, word, codebook=Codebook(4, symmetric), granularity=granularity)
+        for base, size in ((linear, 5), (layers[4], 4))
+        for symmetric in (True, False)
+        for word, granularity in (("per tensor", PerTensor()), (f"groups of {size}", PerGroup(size)))
+    ]
+    activations = [
+        _with(linear, "relu", activation=torch.relu),
+        _with(conv, "relu6", activation=F.relu6, codebook=Codebook(3)),
+        _with(linear, "gelu", activation=F.gelu, granularity=PerTensor()),
+    ]
+    return (*layers, *grids, *granularities, *activations, *_contents(linear, conv))
+
+
+def tiny_cases() -> tuple[Case, ...]:
+    """Cases of at most 10 columns, so that every rounding of a row can be tried, at 3 bits where much is at stake."""
+    three = Codebook(3)
+    return (
+        _with(_linear(8, 4), "3 bits", codebook=three),
+        _with(_linear(10, 3), "3 bits, asymmetric, per tensor", codebook=Codebook(3, False), granularity=PerTensor()),
+        _with(_linear(9, 4), "3 bits, relu", codebook=three, activation=torch.relu),
+        _with(_conv2d(2, 3), "3 bits, relu", codebook=three, activation=torch.relu),
+        _with(
+            _conv("depthwise conv2d", (4, 1, 3, 3), (SAMPLES, 4, 5, 5), padding=(1, 1), groups=4),
+            "3 bits",
+            codebook=three,
+        ),
+        _with(_conv("grouped conv1d", (4, 2, 3), (SAMPLES, 4, 6), groups=2), "groups of 3", granularity=PerGroup(3)),
+    )
+
+
+def _contents(linear: Case, conv: Case) -> list[Case]:
+    """Weights and inputs with something odd about them."""
+    sparse = linear.weight.clone()
+    sparse[..., ::3] = 0
+    empty_row = linear.weight.clone()
+    empty_row[:, 1] = 0
+    on_grid = linear.grid().fake_quantize(linear.weight)
+    dead = linear.inputs.clone()
+    dead[:, 2:5] = 0
+    channel = conv.inputs.clone()
+    channel[:, 1] = 0
+    return [
+        _with(linear, "some zero weights", weight=sparse),
+        _with(linear, "one zero row", weight=empty_row),
+        _with(linear, "one zero row, asymmetric", weight=empty_row, codebook=Codebook(4, False)),
+        _with(linear, "all weights zero", weight=torch.zeros_like(linear.weight)),
+        _with(conv, "all weights zero, asymmetric", weight=torch.zeros_like(conv.weight), codebook=Codebook(4, False)),
+        _with(linear, "all weights equal", weight=torch.full_like(linear.weight, 0.3)),
+        _with(linear, "all weights positive, asymmetric", weight=linear.weight.abs() + 1, codebook=Codebook(4, False)),
+        _with(linear, "weights on the grid", weight=on_grid),
+        _with(linear, "weights of 1e-12", weight=linear.weight * 1e-12, targets=linear.targets * 1e-12),
+        _with(linear, "dead inputs", inputs=dead),
+        _with(conv, "a dead channel, relu", inputs=channel, activation=torch.relu),
+        _with(linear, "all inputs zero", inputs=torch.zeros_like(linear.inputs)),
+        _with(conv, "samples in float16", inputs=conv.inputs.half(), targets=conv.targets.half()),
+    ]
+
+
+def _with(
+    base: Case,
+    name: str,
+    *,
+    weight: Tensor | None = None,
+    inputs: Tensor | None = None,
+    targets: Tensor | None = None,
+    codebook: Codebook | None = None,
+    granularity: Granularity | None = None,
+    activation: Callable[[Tensor], Tensor] | None = None,
+) -> Case:
+    """A case like another; where the weights differ, the targets follow."""
+    if weight is not None and targets is None:
+        targets = base.layer.apply_matrix(weight, base.inputs)
+    changes = {
+        "weight": weight,
+        "inputs": inputs,
+        "targets": targets,
+        "codebook": codebook,
+        "granularity": granularity,
+        "activation": activation,
+    }
+    given = {key: value for key, value in changes.items() if value is not None}
+    return dataclasses.replace(base, name=f"{base.name}, {name}", **given)  # type: ignore[arg-type]
+
+
+def _linear(inputs: int, outputs: int) -> Case:
+    generator = torch.Generator().manual_seed(inputs)
+    weight = torch.randn(outputs, inputs, generator=generator) * 0.4
+    bias = torch.randn(outputs, generator=generator) * 0.1
+    layer = LinearMap((outputs, inputs), bias, torch.device("cpu"))
+    return _case(f"linear {inputs}→{outputs}", layer, weight, (4 * SAMPLES, inputs), generator)
+
+
+def _conv2d(channels: int, outputs: int) -> Case:
+    return _conv(f"conv2d {channels}→{outputs}", (outputs, channels, 2, 2), (SAMPLES, channels, 5, 5))
+
+
+def _conv(
+    name: str,
+    weight_shape: tuple[int, ...],
+    input_shape: tuple[int, ...],
+    *,
+    stride: tuple[int, ...] = (),
+    padding: tuple[int, ...] = (),
+    dilation: tuple[int, ...] = (),
+    groups: int = 1,
+    transposed: bool = False,
+) -> Case:
+    generator = torch.Generator().manual_seed(len(name))
+    dims = len(weight_shape) - 2
+    weight = torch.randn(weight_shape, generator=generator) * 0.4
+    outputs = weight_shape[1] * groups if transposed else weight_shape[0]
+    layer = LinearMap(
+        weight_shape,
+        torch.randn(outputs, generator=generator) * 0.1,
+        torch.device("cpu"),
+        stride or (1,) * dims,
+        padding or (0,) * dims,
+        dilation or (1,) * dims,
+        (0,) * dims,
+        groups,
+        transposed,
+    )
+    return _case(name, layer, weight, input_shape, generator)
+
+
+def _case(name: str, layer: LinearMap, weight: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Case:
+    """Inputs that share a part among all their features, not centred on zero; x̂ is x with an error of about 5 %."""
+    own = torch.randn(shape, generator=generator)
+    shared = torch.randn(shape[0], *(1,) * (len(shape) - 1), generator=generator)
+    inputs = 0.5 * own + shared + 0.3
+    noisy = inputs + 0.05 * torch.randn(shape, generator=generator)
+    return Case(name, layer, layer.to_matrix(weight), noisy, layer.apply(weight, inputs))

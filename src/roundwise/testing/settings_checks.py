@@ -1,0 +1,105 @@
+"""What every method must hold to as a set of settings, so that recipes, files and the command line can handle it.
+
+A check takes the method's class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from roundwise.errors import RecipeError
+from roundwise.problem import RoundingSolver
+from roundwise.ranges import RANGE_ESTIMATORS
+from roundwise.recipe import Recipe, Weights
+from roundwise.rounding import ROUNDING_SOLVERS
+from roundwise.statistics import Statistic
+from roundwise.testing.requirement import require
+
+M = TypeVar("M")
+
+
+def quick(kind: type[M], iterations: int = 30) -> M:
+    """A method with its defaults, except that a field named `iterations`, where it has one, is at most what is given.
+
+    This is how slow methods are tested in little time; a new one needs no line anywhere, only that name.
+    """
+    method = kind()
+    slow = getattr(method, "iterations", 0) > iterations
+    return dataclasses.replace(method, iterations=iterations) if slow else method  # type: ignore[type-var]
+
+
+def check_is_a_frozen_dataclass(kind: type) -> None:
+    """Its settings cannot be changed, it is equal to another with the same settings, and nobody inherits from it."""
+    parameters = getattr(kind, "__dataclass_params__", None)
+    require(parameters is not None and parameters.frozen, f"{kind.__name__} is not a frozen dataclass")
+    require(getattr(kind, "__final__", False), f"{kind.__name__} is not marked final")
+    require(kind() == kind() and hash(kind()) == hash(kind()), f"two {kind.__name__}() are not equal")
+
+
+def check_says_what_it_needs(kind: type) -> None:
+    """`needs` is a statistic, and the documentation is a sentence with a source."""
+    needs = getattr(kind, "needs", None)
+    require(isinstance(needs, type) and issubclass(needs, Statistic), f"{kind.__name__}.needs is {needs!r}")
+    text = (kind.__doc__ or "").strip()
+    require(text.partition("\n")[0].endswith("."), f"{kind.__name__}'s documentation does not begin with a sentence")
+    require("References:" in text, f"{kind.__name__} has no 'References:'")
+
+
+def check_survives_a_recipe_file(kind: type) -> None:
+    """If it is in a table: with any one setting changed it comes back from plain data, also through JSON."""
+    if kind not in (*ROUNDING_SOLVERS.values(), *RANGE_ESTIMATORS.values()):
+        return
+    for method in (kind(), *_changed(kind)):
+        recipe = _recipe(method)
+        back = Recipe.from_dict(json.loads(json.dumps(recipe.as_dict(), allow_nan=False)))
+        require(back == recipe, f"{method} came back as {back}")
+
+
+def check_refuses_values_of_a_wrong_type(kind: type) -> None:
+    """Text, lists and NaN where a number belongs are a `RecipeError` that names the setting."""
+    for field in dataclasses.fields(kind):
+        wrong: list[Any] = [["4"], object()]
+        if type(field.default) in (int, float, bool):
+            wrong += ["4", float("nan"), float("inf"), None]
+        for value in wrong:
+            try:
+                kind(**{field.name: value})
+            except RecipeError as error:
+                require(field.name in str(error), f"{kind.__name__}({field.name}={value!r}) says only: {error}")
+            else:
+                require(False, f"{kind.__name__}({field.name}={value!r}) was accepted; see `problem.check_types`")
+
+
+SETTINGS_CHECKS: tuple[Callable[[type], None], ...] = (
+    check_is_a_frozen_dataclass,
+    check_says_what_it_needs,
+    check_survives_a_recipe_file,
+    check_refuses_values_of_a_wrong_type,
+)
+
+
+def _changed(kind: type) -> Iterator[Any]:
+    """The method with one setting changed, for each setting where the change is allowed."""
+    for field in dataclasses.fields(kind):
+        other: Any = None
+        match field.default:
+            case bool(default):
+                other = not default
+            case int(default):
+                other = default + 1
+            case float(default):
+                other = default * 0.99 + 1e-9
+        if other is not None:
+            try:
+                yield kind(**{field.name: other})
+            except RecipeError:
+                continue
+
+
+def _recipe(method: Any) -> Recipe:
+    if isinstance(method, RoundingSolver):
+        return Recipe(rounding=method)
+    return Recipe(weights=Weights(ranges=method))

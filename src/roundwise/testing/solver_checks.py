@@ -1,0 +1,105 @@
+"""What every rounding solver must hold to, on every case. A check takes (solver, case)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from roundwise.problem import Problem, Rounding, RoundingSolver
+from roundwise.rounding import Nearest
+from roundwise.statistics import Nothing, Samples
+from roundwise.testing.cases import Case
+from roundwise.testing.requirement import require
+
+
+def solve(solver: RoundingSolver[Any], problem: Problem[Any], seed: int = 0) -> Rounding:
+    """Solve as the stream does: without gradients, with a generator of the layer's own."""
+    with torch.no_grad():
+        return solver.solve(problem, torch.Generator().manual_seed(seed))
+
+
+def check_codes_are_integers_of_the_codebook(solver: RoundingSolver[Any], case: Case) -> None:
+    """Codes are int32, shaped like the weights, from `qmin` to `qmax`."""
+    codes = solve(solver, case.problem(solver.needs)).codes
+    require(codes.dtype == torch.int32, f"codes are {codes.dtype}, not int32")
+    require(codes.shape == case.weight.shape, f"codes are {codes.shape}, weights {case.weight.shape}")
+    low, high = int(codes.min()), int(codes.max())
+    within = case.codebook.qmin <= low and high <= case.codebook.qmax
+    require(within, f"codes from {low} to {high} leave {case.codebook.qmin} … {case.codebook.qmax}")
+
+
+def check_codes_are_next_to_their_weights(solver: RoundingSolver[Any], case: Case) -> None:
+    """Where the solver says `floor_or_ceil`, each code is ⌊W/s⌋ or ⌊W/s⌋ + 1, clipped (Eq. 22)."""
+    grid = case.grid()
+    codes = solve(solver, case.problem(solver.needs, grid)).codes
+    floor = grid.position(case.weight).floor()
+    other = (codes != grid.clip(floor)) & (codes != grid.clip(floor + 1))
+    allowed = not solver.floor_or_ceil or not bool(other.any())
+    require(allowed, f"{int(other.sum())} codes are not next to their weights; is `floor_or_ceil` meant to be False?")
+
+
+def check_the_generator_decides(solver: RoundingSolver[Any], case: Case) -> None:
+    """The same seed gives the same codes, and PyTorch's own random state is left alone."""
+    state = torch.get_rng_state()
+    first, second = (solve(solver, case.problem(solver.needs), seed=3).codes for _ in range(2))
+    require(torch.equal(first, second), f"{int((first != second).sum())} codes differ for the same seed")
+    require(torch.equal(state, torch.get_rng_state()), "random numbers were drawn from PyTorch's global state")
+
+
+def check_batches_make_no_difference(solver: RoundingSolver[Any], case: Case) -> None:
+    """A solver that draws from the samples gives the same codes in whatever batches they came."""
+    if solver.needs is not Samples:
+        return  # sums differ in the last digit with the order of their terms
+    problem, grid = case.problem(solver.needs), case.grid()
+    statistic = case.statistic(solver.needs, batches=(1, case.samples - 1))
+    other = Problem(case.name, case.weight, grid, statistic, case.activation)
+    same = torch.equal(solve(solver, problem).codes, solve(solver, other).codes)
+    require(same, "codes depend on the batches in which the samples came")
+
+
+def check_arguments_are_left_alone(solver: RoundingSolver[Any], case: Case) -> None:
+    """Weights, grid, bias and samples are what they were, and have no gradients."""
+    problem = case.problem(solver.needs)
+    tensors = {
+        "the weights": problem.weight,
+        "the scales": problem.grid.scale,
+        "the zero points": problem.grid.zero_point,
+        "the inputs": case.inputs,
+        "the targets": case.targets,
+        **({} if case.layer.bias is None else {"the bias": case.layer.bias}),
+    }
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    solve(solver, problem)
+    for name, tensor in tensors.items():
+        require(torch.equal(tensor, before[name]), f"{name} were changed")
+        require(not tensor.requires_grad and tensor.grad is None, f"{name} got a gradient")
+
+
+SOLVER_CHECKS: tuple[Callable[[RoundingSolver[Any], Case], None], ...] = (
+    check_codes_are_integers_of_the_codebook,
+    check_codes_are_next_to_their_weights,
+    check_the_generator_decides,
+    check_batches_make_no_difference,
+    check_arguments_are_left_alone,
+)
+
+
+def check_learns_from_the_statistic(solver: RoundingSolver[Any], cases: Sequence[Case]) -> float:
+    """A solver that asks for a statistic makes a smaller error than nearest rounding, on average over the cases.
+
+    Returns:
+        The mean ratio of the two objectives (Eq. 25): below 1 is better. 1 for solvers that ask for nothing.
+    """
+    if solver.needs is Nothing:
+        return 1.0
+    ratios = []
+    for case in cases:
+        grid = case.grid()
+        nearest = case.objective(grid, solve(Nearest(), case.problem(Nothing, grid)).codes)
+        if nearest > 0:
+            ratios.append(case.objective(grid, solve(solver, case.problem(solver.needs, grid)).codes) / nearest)
+    mean = sum(ratios) / len(ratios)
+    require(mean < 1, f"the error is {mean:.3f} of that of nearest rounding, on average over {len(ratios)} cases")
+    return mean

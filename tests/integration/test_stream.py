@@ -1,0 +1,420 @@
+"""The one pass: what layers see, how often operations run, what is held meanwhile, and what is told about it."""
+
+import functools
+import gc
+import tempfile
+import weakref
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import roundwise as rw
+from roundwise.events import LayerFinished, LayerStarted, Planned
+from roundwise.graph.capture import capture
+from roundwise.graph.emit import emit
+from roundwise.memory import ActivationStore
+from roundwise.pipeline import plan_layers, rewrite
+from roundwise.problem import Rounding, RoundingSolver
+from roundwise.statistics import Nothing, Statistic
+from roundwise.stream import Stream, generator_for
+
+
+class Chain(nn.Module):
+    """`depth` layers of one width, with one operation before the first."""
+
+    def __init__(self, depth=3):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(depth))
+
+    def forward(self, x):
+        x = x.sigmoid()
+        for layer in self.layers:
+            x = layer(x).relu()
+        return x
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+
+    def forward(self, x):
+        y = self.b(self.a(x).relu()) + x
+        return self.c(y.relu()) + y
+
+
+class Branches(nn.Module):
+    """Three branches of one input, joined; a layer that is used twice; two outputs, one of them early."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(4, 6, 1)
+        self.left, self.right = nn.Conv2d(6, 3, 3, padding=1), nn.Conv2d(6, 5, 1)
+        self.twice = nn.Conv2d(14, 14, 1)
+        self.head = nn.Linear(14, 7)
+
+    def forward(self, x):
+        stem = self.stem(x)
+        joined = torch.cat([self.left(stem), F.max_pool2d(stem, 3, 1, 1), self.right(stem)], 1)
+        twice = self.twice(self.twice(joined).relu())
+        first, second = twice.chunk(2, 1)
+        return {"head": self.head(twice.mean((2, 3))), "early": stem.flatten(1), "parts": (first, second)}
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)
+        return self.out(x + self.attention(x, x, x, need_weights=False)[0])
+
+
+NETWORKS = {"chain": Chain, "residual": Residual, "branches": Branches, "attention": Attention}
+SAMPLES = torch.randn(11, 4, 5, 5, generator=torch.Generator().manual_seed(1))
+COARSE = rw.Weights(bits=3)
+
+
+@functools.cache
+def captured(name):
+    torch.manual_seed(0)
+    return rewrite(capture(NETWORKS[name]().eval(), (SAMPLES[:2],), {}))
+
+
+def stream(graph, recipe, store, *, batch=4, progress=None):
+    """A stream over samples that the store holds, as those of a loader are."""
+    batches = [[store.hold(part.clone())] for part in SAMPLES.split(batch)]
+    return Stream(
+        graph, batches, len(SAMPLES), plan_layers(graph, recipe), seed=recipe.seed, store=store, progress=progress
+    )
+
+
+class Batches(Statistic):
+    """Everything that a statistic is shown."""
+
+    def __init__(self):
+        self.shown = []
+
+    @classmethod
+    def empty(cls, layer, samples):
+        return cls()
+
+    def add(self, inputs, targets):
+        self.shown.append((inputs, targets))
+
+
+@dataclass(frozen=True)
+class Recorder(RoundingSolver[Batches]):
+    """Rounds up, which is far from nearest, and keeps copies of what it was given."""
+
+    seen: dict = field(default_factory=dict, compare=False)
+    needs: ClassVar[type] = Batches
+
+    def solve(self, problem, generator):
+        self.seen[problem.name] = [(inputs.clone(), targets.clone()) for inputs, targets in problem.statistics.shown]
+        return Rounding(problem.grid.clip(problem.grid.position(problem.weight).ceil()).int())
+
+
+@dataclass(frozen=True)
+class Failing(RoundingSolver[Nothing]):
+    """Does what it is told to, at the layer that it is told to."""
+
+    layer: str
+    act: object
+    needs: ClassVar[type] = Nothing
+
+    def solve(self, problem, generator):
+        codes = problem.grid.quantize(problem.weight)
+        return Rounding(self.act(codes) if problem.name == self.layer else codes)
+
+
+class Values(fx.Interpreter):
+    """Every value of a graph's run, by the name of its node."""
+
+    def __init__(self, graph):
+        super().__init__(graph.module())
+        self.seen = {}
+
+    def run_node(self, n):
+        self.seen[n.name] = value = super().run_node(n)
+        return value
+
+
+def values_of(graph, inputs):
+    interpreter = Values(graph)
+    interpreter.run(inputs)
+    return interpreter.seen
+
+
+# ------------------------------------------------------------------------------------------------ what layers see
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_each_layer_sees_the_inputs_of_the_finished_model_and_the_float_networks_targets(name):
+    graph, recorder = captured(name), Recorder()
+    recipe = rw.Recipe(COARSE, recorder)
+    with ActivationStore(1 << 30, torch.device("cpu")) as store:
+        result = stream(graph, recipe, store).run()
+    quantized = emit(graph, result.weights)
+    nodes = {node.name: node for node in quantized.operations.nodes}
+    assert list(recorder.seen) == [weight.layer.name for weight in result.weights]
+    for number, part in enumerate(SAMPLES.split(4)):
+        floats, finals = values_of(graph, part), values_of(quantized, part)
+        for weight in result.weights:
+            layer = weight.layer
+            inputs, targets = recorder.seen[layer.name][number]
+            expected = finals[nodes[layer.node.name].args[0].name]
+            assert torch.equal(inputs, expected), layer.name
+            assert torch.equal(targets, floats[layer.node.name]), layer.name
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_reported_errors_are_those_of_the_finished_model(name):
+    graph = captured(name)
+    with ActivationStore(1 << 30, torch.device("cpu")) as store:
+        result = stream(graph, rw.Recipe(COARSE, Recorder()), store).run()
+    quantized = emit(graph, result.weights)
+    floats, finals = values_of(graph, SAMPLES), values_of(quantized, SAMPLES)
+
+    def relative(name):
+        return float((floats[name] - finals[name]).square().sum() / floats[name].square().sum())
+
+    for weight, report in zip(result.weights, result.reports, strict=True):
+        assert report.error == pytest.approx(relative(weight.layer.node.name), rel=1e-3)
+        assert report.flips > 0.1
+    assert result.reports[0].error > 2 * result.reports[0].error_nearest
+    outputs = next(node for node in graph.operations.nodes if node.op == "output").all_input_nodes
+    energy = sum(float(floats[node.name].square().sum()) for node in outputs)
+    difference = sum(float((floats[node.name] - finals[node.name]).square().sum()) for node in outputs)
+    assert result.output_error == pytest.approx(difference / energy, rel=1e-3)
+
+
+def test_with_nearest_rounding_both_errors_are_one_and_nothing_flips():
+    with ActivationStore(1 << 30, torch.device("cpu")) as store:
+        for layer in stream(captured("residual"), rw.Recipe(COARSE, rw.Nearest()), store).run().reports:
+            assert layer.error == layer.error_nearest > 0
+            assert layer.flips == 0
+
+
+def test_a_layer_that_stays_in_float_computes_on_what_the_quantized_layers_before_it_give():
+    graph = captured("chain")
+    recipe = rw.Recipe(COARSE, rw.Ceil(), overrides={"layers.1": None})
+    with ActivationStore(1 << 30, torch.device("cpu")) as store:
+        result = stream(graph, recipe, store).run()
+    assert [layer.name for layer in result.reports] == ["layers.0", "layers.2"]
+    expected = emit(graph, result.weights).module()(SAMPLES)
+    error = float((expected - graph.module()(SAMPLES)).square().sum() / graph.module()(SAMPLES).square().sum())
+    assert result.output_error == pytest.approx(error, rel=1e-3)
+
+
+def test_infinite_outputs_that_both_networks_agree_on_are_no_error():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 6)
+
+        def forward(self, x):
+            return self.linear(x).masked_fill(torch.arange(6) > 3, float("-inf"))
+
+    model = rw.quantize(Masked().eval(), SAMPLES[:, :, 0, 0], rw.Recipe(rounding=rw.Nearest()))
+    assert 0 < model.report.output_error < 0.1
+
+
+# ------------------------------------------------------------------------------------------------ what runs how often
+
+
+class Calls(TorchDispatchMode):
+    """Counts operations as they reach the kernels."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("depth", [2, 5])
+@pytest.mark.parametrize(("rounding", "measurements"), [(rw.Nearest(), 0), (rw.Ceil(), 1)])
+def test_each_operation_runs_once_per_stream_and_batch_however_deep_the_network(depth, rounding, measurements):
+    graph = rewrite(capture(Chain(depth).eval(), (SAMPLES[:2],), {}))
+    batches, rehearsal = 3, 1
+    with ActivationStore(1 << 30, torch.device("cpu")) as store, Calls() as calls:
+        stream(graph, rw.Recipe(COARSE, rounding), store).run()
+    # Before the first layer the streams are one; nearest rounding is measured where it is not the answer.
+    assert calls.counts["sigmoid"] == batches + rehearsal
+    assert calls.counts["convolution"] == depth * ((2 + measurements) * batches + rehearsal)
+    assert calls.counts["relu"] == depth * (2 * batches + rehearsal)
+
+
+# ------------------------------------------------------------------------------------------------------ what is held
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("batch", [4, 11])
+def test_the_plan_is_the_most_that_is_ever_held(name, batch):
+    with ActivationStore(1 << 30, torch.device("cpu")) as store:
+        run = stream(captured(name), rw.Recipe(COARSE, Recorder()), store, batch=batch)
+        plan = run.plan
+        run.run()
+        assert plan.widest_layer in plan.layers
+        # Per batch nothing is held that was not planned; the last batch is smaller than the one that was rehearsed.
+        assert 0.5 * plan.widest_bytes < store.peak <= plan.widest_bytes
+
+
+def test_everything_is_dropped_after_its_last_use():
+    with ActivationStore(1 << 30, torch.device("cpu")) as store:
+        run = stream(captured("branches"), rw.Recipe(COARSE, rw.Ceil()), store)
+        inputs = [weakref.ref(pair.float) for values in run._batches for pair in values.values()]
+        result = run.run()
+        gc.collect()
+        assert [ref() for ref in inputs] == [None] * len(inputs)
+        assert (store.in_memory, store.on_disk) == (0, 0)
+        assert result.weights
+
+
+def test_what_is_held_does_not_grow_with_depth():
+    peaks = []
+    for depth in (2, 6):
+        graph = rewrite(capture(Chain(depth).eval(), (SAMPLES[:2],), {}))
+        with ActivationStore(1 << 30, torch.device("cpu")) as store:
+            stream(graph, rw.Recipe(COARSE, rw.Nearest()), store).run()
+            peaks.append(store.peak)
+    assert peaks[0] == peaks[1]
+
+
+def test_weights_of_a_layer_that_is_called_again_are_dropped_after_its_last_call():
+    with ActivationStore(1 << 30, torch.device("cpu")) as store:
+        run = stream(captured("branches"), rw.Recipe(COARSE, rw.Nearest()), store)
+        (twice,) = [layer for layer in run.run().reports if layer.name == "twice"]
+        assert twice.note == "used by 2 calls; rounded for the first"
+        assert run._weights == {}
+
+
+# --------------------------------------------------------------------------------------------------- what is told
+
+
+def test_the_plan_stands_before_the_run_and_says_what_comes():
+    recipe = rw.Recipe(COARSE, rw.AdaRoundSGD(iterations=5), memory_budget=1000)
+    with ActivationStore(1000, torch.device("cpu")) as store:
+        plan = stream(captured("residual"), recipe, store).plan
+    assert plan.layers == ("a", "b", "c")
+    assert plan.samples == 11
+    sample = SAMPLES[0].nbytes
+    # At b, and again at c: its input and output, and what the shortcut needs, each in both streams.
+    assert plan.widest_bytes == 11 * 6 * sample
+    assert plan.spilled_bytes == plan.widest_bytes - 1000
+    assert 0 < plan.seconds < 60
+    text = str(plan)
+    assert "3 layers, 11 samples" in text
+    assert "in temporary files" in text
+
+
+def test_the_plan_counts_the_solvers_work():
+    seconds = []
+    for iterations in (1, 10_000):
+        with ActivationStore(1 << 30, torch.device("cpu")) as store:
+            recipe = rw.Recipe(COARSE, rw.AdaRoundSGD(iterations=iterations))
+            seconds.append(stream(captured("chain"), recipe, store).plan.seconds)
+    assert seconds[1] > 20 * seconds[0]
+
+
+def test_events_come_in_order_with_the_time_left():
+    events = []
+    with ActivationStore(1 << 30, torch.device("cpu")) as store:
+        run = stream(captured("residual"), rw.Recipe(COARSE, rw.Nearest()), store, progress=events.append)
+        assert events == []
+        result = run.run()
+    assert isinstance(events[0], Planned)
+    assert events[0].plan is run.plan
+    assert [type(event) for event in events[1:]] == [LayerStarted, LayerFinished] * 3
+    assert [(event.name, event.index, event.total) for event in events[1::2]] == [("a", 0, 3), ("b", 1, 3), ("c", 2, 3)]
+    assert [event.report for event in events[2::2]] == result.reports
+    assert all(event.seconds_left >= 0 for event in events[2::2])
+    assert set(result.seconds) == {"forward", "ranges", "rounding"}
+    assert all(seconds > 0 for seconds in result.seconds.values())
+
+
+def test_print_will_do_as_progress(capsys):
+    with ActivationStore(1 << 30, torch.device("cpu")) as store:
+        stream(captured("residual"), rw.Recipe(COARSE, rw.Ceil()), store, progress=print).run()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("plan: 3 layers, 11 samples; at most ")
+    assert lines[1] == "[1/3] a …"
+    assert lines[2].startswith("[1/3] a: error ")
+    assert "flipped" in lines[2]
+    assert lines[2].endswith(" left")
+
+
+# -------------------------------------------------------------------------------------------- when something goes wrong
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()], ids=["an error", "ctrl-c"])
+def test_an_error_in_a_solver_comes_through_and_leaves_no_files(error, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def fail(codes):
+        assert list(tmp_path.iterdir())
+        raise error
+
+    model, loader = Chain(2).eval(), list(SAMPLES.split(4))
+    recipe = rw.Recipe(COARSE, Failing("layers.1", fail), memory_budget=0)
+    with pytest.raises(type(error)) as caught:
+        rw.quantize(model, loader, recipe)
+    assert caught.value is error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("act", "found"),
+    [
+        (lambda codes: codes + 8, r"torch.int32 \[1, 4, 36\] from .* to 1[0-9]"),
+        (lambda codes: codes[:, :2], r"torch.int32 \[1, 2, 36\]"),
+    ],
+    ids=["beyond the grid", "of another shape"],
+)
+def test_a_solver_that_answers_with_no_codes_of_the_grid_is_named(act, found):
+    with (
+        ActivationStore(1 << 30, torch.device("cpu")) as store,
+        pytest.raises(rw.RecipeError, match=rf"Failing\(.*gave layer 'a' no valid codes: {found}.*from -4 to 3"),
+    ):
+        stream(captured("residual"), rw.Recipe(COARSE, Failing("a", act)), store).run()
+
+
+def test_a_layers_randomness_depends_on_its_name_and_the_seed_alone():
+    def draw(seed, name):
+        return torch.rand(4, generator=generator_for(seed, name)).tolist()
+
+    assert draw(0, "a") == draw(0, "a")
+    assert len({tuple(draw(seed, name)) for seed in (0, 1) for name in ("a", "b")}) == 4
+    state = torch.get_rng_state()
+    draw(3, "c")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["chain", "branches"])
+def test_with_no_budget_at_all_everything_between_layers_is_on_disk(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    on_disk = []
+
+    def watch(event):
+        assert store.in_memory == 0
+        on_disk.append(store.on_disk)
+
+    with ActivationStore(0, torch.device("cpu")) as store:
+        result = stream(captured(name), rw.Recipe(COARSE, rw.Ceil()), store, progress=watch).run()
+    assert max(on_disk) > 0
+    assert list(tmp_path.iterdir()) == []
+    with ActivationStore(1 << 30, torch.device("cpu")) as store:
+        expected = stream(captured(name), rw.Recipe(COARSE, rw.Ceil()), store).run()
+    assert result.output_error == expected.output_error
+    assert [layer.error for layer in result.reports] == [layer.error for layer in expected.reports]
