@@ -4,8 +4,8 @@
         --solver adaround-sgd:iterations=10000 --seeds 3
 
 Every row shows the float network, nearest rounding and the chosen solver (mean and standard deviation over seeds),
-and the paired difference to nearest rounding in points: on how many evaluation images more the solver is right, with the
-standard error of that count (McNemar), since both see the same images. `--json FILE` appends each finished run as a
+and the paired difference to nearest rounding in points: on how many more evaluation images the solver is right, and the
+standard error of that count (McNemar), as both see the same images. `--json FILE` appends each finished run as a
 line, so that a long benchmark that was interrupted has lost nothing; `--summary FILE` prints the table of such a file.
 """
 

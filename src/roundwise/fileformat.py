@@ -20,9 +20,9 @@ import json
 import math
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -30,17 +30,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from roundwise.errors import FileFormatError, RecipeError
+from roundwise.errors import FileFormatError
 from roundwise.graph.emit import packed_bits
 from roundwise.graph.graph import Graph
 from roundwise.graph.plain import dtype_name, dtype_named, graph_from_plain, graph_to_plain
-from roundwise.grid import Codebook, Granularity, Grid
-from roundwise.problem import Problem, RangeEstimator, Rounding, RoundingSolver
-from roundwise.ranges import RANGE_ESTIMATORS
-from roundwise.recipe import Recipe, Weights
+from roundwise.recipe import Recipe
 from roundwise.report import Report
-from roundwise.rounding import ROUNDING_SOLVERS
-from roundwise.statistics import Nothing
 
 VERSION = "1"
 _CHUNK = 1 << 20  # codes packed at a time; a multiple of 8, so that chunks end on whole bytes
@@ -209,67 +204,6 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, Tensor]) -> Content
     return Contents(
         graph_from_plain(description["graph"], tensors),
         Report.from_dict(description["report"]),
-        _recipe(description["recipe"]),
+        Recipe.from_dict(description["recipe"]),
         {str(name): str(version) for name, version in description["versions"].items()},
-    )
-
-
-# ------------------------------------------------------------------------------------------- methods of others
-
-
-@final
-@dataclass(frozen=True, repr=False)
-class ForeignSolver(RoundingSolver[Nothing]):
-    """Stands in a recipe that was read for a solver that this installation does not have; its text says which."""
-
-    text: str
-    needs: ClassVar[type] = Nothing
-
-    def __repr__(self) -> str:
-        return self.text
-
-    def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
-        raise RecipeError(f"the rounding method '{self.text}' of the recipe that was read is not installed here.")
-
-
-@final
-@dataclass(frozen=True, repr=False)
-class ForeignRanges(RangeEstimator[Nothing]):
-    """Stands in a recipe that was read for a range estimator that this installation does not have."""
-
-    text: str
-    needs: ClassVar[type] = Nothing
-
-    def __repr__(self) -> str:
-        return self.text
-
-    def estimate(
-        self, weight: Tensor, codebook: Codebook, granularity: Granularity, statistics: Nothing, layer: str
-    ) -> Grid:
-        raise RecipeError(f"the range method '{self.text}' of the recipe that was read is not installed here.")
-
-
-def _recipe(data: dict[str, Any]) -> Recipe:
-    """A recipe from its plain form. It is a record: methods that are not known here are kept by their text."""
-
-    def method(entry: dict[str, Any], key: str) -> Any:
-        """Take the entry out if its method is not known; returns what stands for it."""
-        table, kind = (ROUNDING_SOLVERS, ForeignSolver) if key == "rounding" else (RANGE_ESTIMATORS, ForeignRanges)
-        if key in entry and entry[key]["method"] not in table:
-            return {key: kind(entry.pop(key)["method"])}
-        return {}
-
-    def weights(entry: dict[str, Any]) -> Weights:
-        entry = dict(entry)
-        foreign = {**method(entry, "ranges"), **method(entry, "rounding")}
-        return replace(Recipe.from_dict({"weights": entry}).weights, **foreign)
-
-    data = dict(data)
-    foreign = method(data, "rounding")
-    default, overrides = weights(data.pop("weights")), data.pop("overrides")
-    return replace(
-        Recipe.from_dict(data),
-        weights=default,
-        overrides={name: None if entry == {"float": True} else weights(entry) for name, entry in overrides.items()},
-        **foreign,
     )

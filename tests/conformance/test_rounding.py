@@ -9,6 +9,7 @@ from roundwise.testing import (
     cases,
     check_learns_from_the_statistic,
     quick,
+    tiny_cases,
 )
 
 SOLVERS = pytest.mark.parametrize("kind", ROUNDING_SOLVERS.values(), ids=ROUNDING_SOLVERS)
@@ -30,8 +31,7 @@ def test_its_settings_hold_to(check, kind):
 
 @SOLVERS
 def test_a_solver_that_sees_samples_beats_nearest_rounding_on_average(kind):
-    few_bits = [case for case in cases() if case.codebook.bits <= 4]
-    check_learns_from_the_statistic(quick(kind, iterations=400), few_bits)
+    check_learns_from_the_statistic(quick(kind, iterations=200), tiny_cases())
 
 
 @SOLVERS

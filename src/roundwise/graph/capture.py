@@ -1,8 +1,8 @@
 """Capture: any PyTorch module as one flat list of ATen operations, through `torch.export`.
 
 The model's Python runs once on fake tensors, so functional calls, reused modules and in-place operations need no
-rewriting; in-place operations come out as pure ones. The batch dimension stays symbolic. What comes out is compared with
-the model on real samples, and the model is left as it was.
+rewriting; in-place operations come out as pure ones. The batch dimension stays symbolic. What comes out is compared
+with the model on real samples, and the model is left as it was.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from roundwise.graph.graph import ConstantInput, Graph, InputSpec, bind, is_rand
 __all__ = ["ConstantInput", "Graph", "InputSpec", "bind", "capture"]
 
 
-_UNUSUAL = 23
-"""Samples in the example that is exported. PyTorch may take equal sizes for the same size; no layer is likely to be 23."""
+_EXAMPLE = 23
+"""Samples in the batch that is exported: PyTorch may take equal sizes for the same size, and 23 is hardly a layer's."""
 
 
 def capture(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs: dict[str, Any]) -> Graph:
@@ -47,25 +47,27 @@ def capture(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs: dic
         CaptureError: the model runs, but cannot be turned into a graph that computes the same; says where and what to
             do.
     """
-    batch = None
+    dynamic, batch = Dim("batch", min=1), None
     if isinstance(model, ExportedProgram):
         model = model.module(check_guards=False)
-        batch = _inputs(Graph.of_module(model))[1]  # a program may have been made for one batch size
+        dynamic = Dim.DYNAMIC  # a program may have limits of its own,
+        batch = _inputs(Graph.of_module(model))[1]  # or be made for one batch size
     else:
         _check_parameters(model)
         if any(module.training for module in model.modules()):
             warnings.warn(
-                "the model is in training mode; its evaluation behaviour is quantized (dropout off, batch-norm with its "
-                "running statistics). Call `model.eval()` first to say that this is what you mean.",
+                "the model is in training mode; its evaluation behaviour is quantized (dropout off, batch-norm with "
+                "its running statistics). Call `model.eval()` first to say that this is what you mean.",
                 UserWarning,
                 stacklevel=3,
             )
     with _left_as_it_was(model), _quiet(), torch.inference_mode(False), torch.no_grad():
         for module in model.modules():
             module.training = False
-        graph = _to_graph(_export(model, tuple(args), kwargs, batch), model)
-        for samples in (2, 1) if batch is None else (batch,):
-            _check_equal(model, graph, *_take((tuple(args), kwargs), samples))
+        inputs = tuple(args), kwargs
+        graph = _to_graph(_export(model, *_take(inputs, batch or _EXAMPLE), None if batch else dynamic), model)
+        for samples in (batch,) if batch else (2, 1):
+            _check_equal(model, graph, *_take(inputs, samples))
     return graph
 
 
@@ -79,17 +81,15 @@ def _take(inputs: tuple[tuple[Any, ...], dict[str, Any]], samples: int) -> tuple
     return taken
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None) -> ExportedProgram:
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any) -> ExportedProgram:
     def attempt() -> ExportedProgram:
-        example_args, example_kwargs = _take((args, kwargs), batch or _UNUSUAL)
-        dynamic = Dim.DYNAMIC if isinstance(model, fx.GraphModule) else Dim("batch", min=1)
         shapes = pytree.tree_map(
-            lambda leaf: {0: dynamic} if batch is None and isinstance(leaf, Tensor) and leaf.dim() else None,
-            _signature(model, kwargs).bind(*example_args, **example_kwargs).arguments,
+            lambda leaf: {0: dynamic} if dynamic is not None and isinstance(leaf, Tensor) and leaf.dim() else None,
+            _signature(model, kwargs).bind(*args, **kwargs).arguments,
         )
         # With gradients, as most people export: a model that switches them on itself cannot be exported without.
         with torch.enable_grad():
-            program = torch.export.export(model, example_args, example_kwargs, dynamic_shapes=shapes)
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
             pure: ExportedProgram = program.run_decompositions({})  # in-place operations go, nothing is taken apart
         return pure
 
@@ -98,7 +98,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], bat
         with contextlib.redirect_stderr(said):
             program = attempt()
     except Exception as error:
-        _run(model, *_take((args, kwargs), batch or 2))
+        _run(model, args, kwargs)
         with contextlib.redirect_stderr(said):
             explanation = explain(model, error, attempt)
         raise CaptureError(explanation) from error
@@ -173,10 +173,10 @@ def _check_equal(model: nn.Module, graph: Graph, args: tuple[Any, ...], kwargs: 
         difference = f"it raises {type(error).__name__}: {first_lines(error)}"
     if difference:
         raise CaptureError(
-            f"the captured graph does not compute what the model computes; with {samples} of the samples, {difference}. The "
-            "model's code decides by something that is not in the values of its inputs: the number of samples "
-            "(`if x.shape[0] > 1`), state of its own, the clock. Take that out of its forward.\n"
-            f"{way_out(model, '')}"
+            "the captured graph does not compute what the model computes; on a batch of "
+            f"{samples} sample{'s' if samples > 1 else ''}, {difference}. The model's code decides by something that "
+            "is not in the values of its inputs: the number of samples (`if x.shape[0] > 1`), state of its own, the "
+            f"clock. Take that out of its forward.\n{way_out(model, '')}"
         )
 
 

@@ -112,10 +112,13 @@ def packed_bits(graph: Graph) -> dict[str, int]:
         if node.op == "call_function" and str(node.target).startswith("quantized_decomposed.dequantize"):
             arguments = bind(node)
             bits = (arguments["quant_max"] - arguments["quant_min"]).bit_length()
-            codes, zero_points = arguments["input"], arguments.get("zero_points")
-            if graph.constant(codes) is not None and bits <= 16:
-                packed[str(codes.target)] = bits
-            value = graph.constant(zero_points)
-            if value is not None and 0 <= int(value.min()) <= int(value.max()) < 1 << bits <= 1 << 16:
-                packed[str(zero_points.target)] = bits if value.any() else 0
+            for name in ("input", "zero_points"):
+                source = arguments.get(name)
+                value = graph.constant(source)
+                if not isinstance(source, fx.Node) or value is None or bits > 16:
+                    continue
+                if name == "input":
+                    packed[str(source.target)] = bits
+                elif 0 <= int(value.min()) <= int(value.max()) < 1 << bits:
+                    packed[str(source.target)] = bits if value.any() else 0
     return packed

@@ -1,7 +1,7 @@
 """The same computation in fewer kinds of operations, so that every later step has one form to look for.
 
 - operations that do nothing in evaluation (dropout, detach, copies) disappear
-- `x @ W`, `mm` and `addmm` with a constant right operand become `linear`
+- products with a constant matrix on the right (`x @ W`, `mm`, `addmm`, `bmm`, `einsum`) become `linear`
 - batch-norm in evaluation becomes `batch_norm`, whatever form the capture gave it
 - a weight or bias that is computed from constants alone (a slice of a packed projection, weight-norm, a transpose, a
   cast) becomes a constant; so does a whole layer whose input is constant
@@ -41,7 +41,14 @@ WEIGHTED = frozenset(
 """The operations that are layers, if their weight is constant. All take `(input, weight, bias, …)`."""
 
 _IDENTITIES = frozenset({aten.alias.default, aten.clone.default, aten.detach.default, aten.lift_fresh_copy.default})
-_PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.addmm.default})
+_COPIES = frozenset({aten.expand.default, aten.view.default, aten.reshape.default, aten.clone.default})
+# With the positions of the operands.
+_PRODUCTS: dict[Any, tuple[int, int]] = {
+    aten.matmul.default: (0, 1),
+    aten.mm.default: (0, 1),
+    aten.bmm.default: (0, 1),
+    aten.addmm.default: (1, 2),
+}
 
 
 def normalize(graph: Graph) -> Graph:
@@ -55,6 +62,8 @@ def normalize(graph: Graph) -> Graph:
             _rename_batch_norm(graph, node)
         elif node.target in _PRODUCTS:
             _product_to_linear(graph, constants, node)
+        elif node.target is aten.einsum.default:
+            _einsum_to_linear(graph, constants, node)
         elif node.target in WEIGHTED:
             _make_constant(constants, node)
     graph.prune()
@@ -176,28 +185,68 @@ def _same_strides(one: fx.Node, other: fx.Node) -> bool:
 
 def _product_to_linear(graph: Graph, constants: _Constants, node: fx.Node) -> None:
     arguments = bind(node)
-    bias = arguments.get("self") if node.target is aten.addmm.default else None
-    inputs, right = node.args[-2:] if bias is None else node.args[1:3]
-    assert isinstance(inputs, fx.Node)
-    assert isinstance(right, fx.Node)
-    if node in constants or right not in constants or (arguments.get("alpha", 1), arguments.get("beta", 1)) != (1, 1):
+    bias = arguments["self"] if node.target is aten.addmm.default else None
+    left, right = (node.args[position] for position in _PRODUCTS[node.target])
+    if bias is not None and (arguments["beta"], arguments["alpha"]) != (1, 1):
         return
-    weight, value = constants.value(right), inputs.meta.get("val")
-    if weight.dim() != 2 or not isinstance(value, Tensor):
+    _to_linear(graph, constants, node, left, right, bias)
+
+
+def _einsum_to_linear(graph: Graph, constants: _Constants, node: fx.Node) -> None:
+    """`btc,cd->btd` and `btc,dc->btd`, with a constant second operand, are linear layers; others are left alone."""
+    equation, operands = node.args[:2]
+    assert isinstance(equation, str)
+    assert isinstance(operands, list | tuple)
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    left, _, right = inputs.partition(",")
+    for order in (right, right[::-1]):
+        if len(order) == len(operands) == 2 and left.endswith(order[0]) and output == left[:-1] + order[1]:
+            if left.count(order[0]) == 1 and order[1] not in left:
+                _to_linear(graph, constants, node, *operands, outputs_first=order != right)
+            return
+
+
+def _to_linear(
+    graph: Graph,
+    constants: _Constants,
+    node: fx.Node,
+    left: Any,
+    right: Any,
+    bias: fx.Node | None = None,
+    *,
+    outputs_first: bool = False,
+) -> None:
+    """Replace a product by a linear layer, if its right operand is a constant matrix."""
+    value, source = left.meta.get("val"), _without_copies(right)
+    if node in constants or source not in constants or not isinstance(value, Tensor):
         return
+    weight = constants.value(source)
+    if weight.dim() > value.dim() or weight.numel() != weight.shape[-2:].numel():
+        return  # several matrices
+    weight = weight.reshape(weight.shape[-2:])
     # Only a bias for each output is one in `linear`; anything else is added afterwards.
-    vector = isinstance(bias, fx.Node) and bias in constants and constants.value(bias).dim() == 1
+    vector = bias is not None and bias in constants and constants.value(bias).dim() == 1
     with graph.operations.inserting_before(node):
-        operands = (inputs, constants.store(weight.T, right), *([bias] if vector else []))
-        linear = graph.operations.call_function(aten.linear.default, operands)
-        linear.meta = dict(node.meta)
-        result = linear
+        operands = (left, constants.store(weight if outputs_first else weight.T, source), *([bias] if vector else []))
+        linear = result = graph.operations.call_function(aten.linear.default, operands)
         if bias is not None and not vector:
             result = graph.operations.call_function(aten.add.Tensor, (linear, bias))
-            result.meta = dict(node.meta)
+    linear.meta, result.meta = dict(node.meta), dict(node.meta)
     node.replace_all_uses_with(result)
     graph.operations.erase_node(node)
     _make_constant(constants, linear)
+
+
+def _without_copies(node: fx.Node) -> fx.Node:
+    """The matrix of which an operand of `bmm` holds a copy for each sample, if that is what it is."""
+    matrix = _matrix_shape(node)
+    while node.target in _COPIES and _matrix_shape(node.all_input_nodes[0]) == matrix:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _matrix_shape(node: fx.Node) -> list[str]:
+    return [str(size) for size in node.meta["val"].shape[-2:]]
 
 
 def _rename_batch_norm(graph: Graph, node: fx.Node) -> None:

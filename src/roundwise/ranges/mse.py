@@ -22,6 +22,7 @@ weights for every candidate (120 of them, 600 on an asymmetric grid), in pieces 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -124,29 +125,31 @@ def _best(rows: Tensor, low: Tensor, high: Tensor, codebook: Codebook) -> tuple[
 def _squared_errors(rows: Tensor, grids: Grid) -> Tensor:
     """‖row − nearest rounding of row‖² for every row on every one of its grids, `[candidates, rows, 1]`."""
     errors = torch.zeros_like(grids.scale)
-    for piece in rows.split(PIECE, dim=1):
-        work = torch.empty_like(piece)
-        for error, scale, zero_point in zip(errors, grids.scale, grids.zero_point, strict=True):
-            codes = _codes(piece, scale, zero_point, grids.codebook, out=work)
-            residual = torch.addcmul(piece, codes, scale, value=-1, out=work)
-            error += torch.linalg.vecdot(residual, residual).unsqueeze(-1)
+    for candidate, piece, codes in _nearest_codes(rows, grids):
+        residual = torch.addcmul(piece, codes, grids.scale[candidate], value=-1, out=codes)
+        errors[candidate] += torch.linalg.vecdot(residual, residual).unsqueeze(-1)
     return errors
 
 
-def _least_squares_scale(rows: Tensor, grid: Grid) -> Tensor:
+def _least_squares_scale(rows: Tensor, grids: Grid) -> Tensor:
     """The best scale of every row for the codes that it has on a grid; 0 where all of them stand for 0.0."""
-    scale, zero_point = grid.scale[0], grid.zero_point[0]
-    product, energy = torch.zeros_like(scale), torch.zeros_like(scale)
+    product, energy = torch.zeros_like(grids.scale), torch.zeros_like(grids.scale)
+    for candidate, piece, codes in _nearest_codes(rows, grids):
+        product[candidate] += torch.linalg.vecdot(piece, codes).unsqueeze(-1)
+        energy[candidate] += torch.linalg.vecdot(codes, codes).unsqueeze(-1)
+    return product / energy.clamp(min=1)
+
+
+def _nearest_codes(rows: Tensor, grids: Grid) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """q − z for the nearest codes q, as floats, by piece and grid: `Grid.quantize` without its temporaries."""
+    codebook, factors, zero_points = grids.codebook, 1 / grids.scale, grids.zero_point.float()
     for piece in rows.split(PIECE, dim=1):
-        codes = _codes(piece, scale, zero_point, grid.codebook, out=torch.empty_like(piece))
-        product += torch.linalg.vecdot(piece, codes).unsqueeze(-1)
-        energy += torch.linalg.vecdot(codes, codes).unsqueeze(-1)
-    return (product / energy.clamp(min=1)).unsqueeze(0)
-
-
-def _codes(rows: Tensor, scale: Tensor, zero_point: Tensor, codebook: Codebook, *, out: Tensor) -> Tensor:
-    """q − z for the nearest codes q, as floats: `Grid.quantize` without its temporaries."""
-    torch.mul(rows, 1 / scale, out=out)
-    if codebook.symmetric:
-        return out.round_().clamp_(codebook.qmin, codebook.qmax)
-    return out.add_(zero_point).round_().clamp_(codebook.qmin, codebook.qmax).sub_(zero_point)
+        codes = torch.empty_like(piece)
+        for candidate in range(len(factors)):
+            torch.mul(piece, factors[candidate], out=codes)
+            if codebook.symmetric:
+                codes.round_().clamp_(codebook.qmin, codebook.qmax)
+            else:
+                zero_point = zero_points[candidate]
+                codes.add_(zero_point).round_().clamp_(codebook.qmin, codebook.qmax).sub_(zero_point)
+            yield candidate, piece, codes

@@ -79,7 +79,7 @@ class Case:
         outputs, targets = self.layer.apply_matrix(weight, self.inputs.double()), self.targets.double()
         if self.activation is not None:
             outputs, targets = self.activation(outputs), self.activation(targets)
-        return float((outputs - targets).square().sum(1).mean())
+        return float(self.layer.fold_outputs(outputs - targets).square().sum((0, 1)).mean())
 
 
 def cases() -> tuple[Case, ...]:
@@ -190,11 +190,11 @@ def _linear(inputs: int, outputs: int) -> Case:
     weight = torch.randn(outputs, inputs, generator=generator) * 0.4
     bias = torch.randn(outputs, generator=generator) * 0.1
     layer = LinearMap((outputs, inputs), bias, torch.device("cpu"))
-    return _case(f"linear {inputs}→{outputs}", layer, weight, (4 * SAMPLES, inputs), generator)
+    return _case(f"linear {inputs} to {outputs}", layer, weight, (SAMPLES, 4, inputs), generator)
 
 
 def _conv2d(channels: int, outputs: int) -> Case:
-    return _conv(f"conv2d {channels}→{outputs}", (outputs, channels, 2, 2), (SAMPLES, channels, 5, 5))
+    return _conv(f"conv2d {channels} to {outputs}", (outputs, channels, 2, 2), (SAMPLES, channels, 5, 5))
 
 
 def _conv(

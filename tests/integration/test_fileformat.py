@@ -1,0 +1,523 @@
+"""A `.rw` file holds what was saved, in the bits that were promised, and nothing can be made of it but a network."""
+
+import collections
+import functools
+import json
+import struct
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+import torch.utils._pytree as pytree
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import roundwise as rw
+from roundwise import fileformat
+from roundwise.fileformat import pack, unpack
+from roundwise.grid import BITS, Codebook
+from roundwise.problem import Rounding, RoundingSolver
+from roundwise.recipe import CustomRounding
+from roundwise.statistics import Nothing
+
+SAMPLES = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+NEAREST = rw.Recipe(rounding=rw.Nearest())
+
+
+class Net(nn.Module):
+    """Modules whose names are no identifiers, a float layer, arithmetic on sizes, and a structure of outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleDict({"3x3": nn.Conv2d(3, 4, 3), "1-by-1 +ß": nn.Conv2d(4, 4, 1)})
+        self.kept = nn.ModuleList([nn.Linear(4, 4)])
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        for layer in self.layers.values():
+            x = layer(x).relu()
+        x = x.flatten(2).transpose(1, 2)
+        positions = torch.arange(x.shape[1], device=x.device).view(1, -1, 1).expand(x.shape[0], -1, 1)
+        x = self.head(self.kept[0](x) + positions)
+        return {"scores": x.view(x.shape[0] * x.shape[1], -1), "parts": (x[:, 0], [x.amax(1), None]), 3: "three"}
+
+
+def outputs_equal(one, other):
+    left, right = pytree.tree_flatten(one), pytree.tree_flatten(other)
+    assert left[1] == right[1]
+    return all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(left[0], right[0], strict=True)
+    )
+
+
+@functools.cache
+def quantized():
+    torch.manual_seed(0)
+    weights = rw.Weights(bits=3, symmetric=False)
+    overrides = {"kept.0": None, "head": rw.Weights(bits=5, granularity=rw.PerTensor(), rounding=rw.Floor())}
+    recipe = rw.Recipe(weights, rw.Stochastic(), overrides, seed=7, memory_budget=1 << 20)
+    return rw.quantize(Net().eval(), SAMPLES, recipe)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "model.rw"
+    quantized().save(path)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- what comes back
+
+
+def test_what_was_saved_comes_back_bit_by_bit(saved):
+    loaded = rw.load(saved)
+    assert outputs_equal(loaded(SAMPLES), quantized()(SAMPLES))
+    assert loaded.report == quantized().report
+    assert loaded.recipe == quantized().recipe
+    assert loaded.versions == quantized().versions
+    assert set(loaded.versions) == {"roundwise", "torch", "numpy", "python"}
+    for name, value in quantized().state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+        assert loaded.state_dict()[name].dtype == value.dtype
+    assert outputs_equal(loaded.program.module()(SAMPLES[:3]), quantized()(SAMPLES[:3]))
+
+
+def test_a_loaded_model_saves_to_the_same_content(saved, tmp_path):
+    again = tmp_path / "again.rw"
+    rw.load(str(saved)).save(str(again))
+    assert metadata(again) == metadata(saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_other_precisions_come_back(dtype, tmp_path):
+    model = rw.quantize(nn.Sequential(nn.Conv2d(3, 4, 3)).eval().to(dtype), SAMPLES.to(dtype), NEAREST)
+    model.save(tmp_path / "model.rw")
+    assert torch.equal(rw.load(tmp_path / "model.rw")(SAMPLES.to(dtype)), model(SAMPLES.to(dtype)))
+
+
+def test_a_model_of_named_inputs_is_called_by_name_after_loading(tmp_path):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 2)
+
+        def forward(self, left, right, scale=2.0):
+            return self.linear(left - right) * scale
+
+    model = rw.quantize(Two().eval(), {"right": SAMPLES, "left": SAMPLES + 1}, NEAREST)
+    model.save(tmp_path / "model.rw")
+    loaded = rw.load(tmp_path / "model.rw")
+    expected = model(left=SAMPLES, right=0 * SAMPLES)
+    assert torch.equal(loaded(right=0 * SAMPLES, left=SAMPLES), expected)
+    assert torch.equal(loaded(SAMPLES, 0 * SAMPLES), expected)
+
+
+@dataclass(frozen=True)
+class Mine(RoundingSolver[Nothing]):
+    """A solver that no table knows."""
+
+    strength: float = 0.5
+    needs: ClassVar[type] = Nothing
+
+    def solve(self, problem, generator):
+        return Rounding(problem.grid.quantize(problem.weight))
+
+
+def test_the_recipe_keeps_methods_that_are_not_known_here_by_their_text(tmp_path):
+    weights = rw.Weights(bits=8, rounding=Mine(2.0))
+    recipe = rw.Recipe(rounding=Mine(), overrides={"0": weights, "1": rw.Weights(rounding=rw.Ceil()), "2": None})
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+    rw.quantize(model.eval(), SAMPLES, recipe).save(tmp_path / "model.rw")
+    loaded = rw.load(tmp_path / "model.rw").recipe
+    assert loaded.rounding == CustomRounding("Mine(strength=0.5)")
+    assert loaded.overrides["0"].rounding == CustomRounding("Mine(strength=2.0)")
+    assert loaded.overrides["0"].bits == 8
+    assert loaded.overrides["1"] == recipe.overrides["1"]
+    assert loaded.overrides["2"] is None
+    assert loaded.as_dict() == recipe.as_dict()
+    with pytest.raises(rw.RecipeError, match=r"Mine\(strength=0.5\)"):
+        rw.quantize(model, SAMPLES, loaded)
+
+
+# --------------------------------------------------------------------------------------------------------- bits
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["signed", "unsigned"])
+@pytest.mark.parametrize("bits", BITS)
+def test_a_code_takes_the_bits_that_it_has(bits, symmetric, tmp_path):
+    model = nn.Sequential(nn.Linear(64, 32, bias=False))
+    recipe = rw.Recipe(rw.Weights(bits=bits, symmetric=symmetric), rw.Nearest())
+    result = rw.quantize(model.eval(), torch.randn(4, 64), recipe)
+    result.save(tmp_path / "model.rw")
+    stored = load_file(tmp_path / "model.rw")
+    assert stored["0.weight_codes"].dtype == torch.uint8
+    assert stored["0.weight_codes"].numel() == 64 * 32 * bits // 8
+    assert stored["0.weight_zero_point"].numel() == (0 if symmetric else 32 * bits // 8)
+    assert sum(value.nbytes for value in stored.values()) == result.report.quantized_bytes
+    assert torch.equal(rw.load(tmp_path / "model.rw")(torch.eye(64)), result(torch.eye(64)))
+
+
+def test_a_file_is_as_small_as_its_codes(tmp_path):
+    model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512))
+    rw.quantize(model.eval(), torch.randn(4, 512), NEAREST).save(tmp_path / "model.rw")
+    weights, outputs = 2 * 512 * 512, 2 * 512
+    assert (tmp_path / "model.rw").stat().st_size < weights / 2 + 8 * outputs + 12_000
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    bits=st.sampled_from(BITS),
+    symmetric=st.booleans(),
+    shape=st.lists(st.integers(0, 7), max_size=3),
+    seed=st.integers(0, 1000),
+)
+def test_packing_is_undone_by_unpacking(bits, symmetric, shape, seed):
+    book = Codebook(bits, symmetric)
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(book.qmin, book.qmax + 1, shape, generator=generator).to(book.dtype)
+    packed = pack(codes, bits)
+    assert packed.dtype == torch.uint8
+    assert packed.numel() == -(-codes.numel() * bits // 8)
+    assert torch.equal(unpack(packed, bits, shape, book.dtype), codes)
+
+
+def test_packing_in_pieces_is_packing_at_once(monkeypatch):
+    codes = torch.randint(-4, 4, (100,)).to(torch.int8)
+    at_once = pack(codes, 3)
+    monkeypatch.setattr(fileformat, "_CHUNK", 8)
+    assert torch.equal(pack(codes, 3), at_once)
+    assert torch.equal(unpack(at_once, 3, [100], torch.int8), codes)
+
+
+# --------------------------------------------------------------------------------------------------- how it is written
+
+
+def test_a_file_is_plain_safetensors_and_holds_no_pickle(saved):
+    content = saved.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    assert set(header["__metadata__"]) == {"format", "version", "model", "sha256"}
+    assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} <= {"F32", "U8", "I64"}
+    for opcode in (b"\x80\x02", b"\x80\x04\x95", b"PK\x03\x04", b"cposix", b"cbuiltins", b"c__builtin__"):
+        assert opcode not in content[: 8 + length]
+
+
+def test_a_file_can_be_read_by_whom_the_folder_allows(saved, tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    assert saved.stat().st_mode == plain.stat().st_mode
+
+
+def test_saving_over_a_file_replaces_it(saved):
+    before = saved.read_bytes()
+    rw.quantize(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), SAMPLES, NEAREST).save(saved)
+    assert saved.read_bytes() != before
+    assert len(rw.load(saved).report.layers) == 1
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("a bug")]
+)
+def test_a_save_that_fails_leaves_the_old_file_and_no_other(saved, monkeypatch, failure):
+    before = saved.read_bytes()
+
+    def half_written(tensors, path, metadata):
+        Path(path).write_bytes(before[:100])
+        raise failure
+
+    monkeypatch.setattr(fileformat, "save_file", half_written)
+    expected = rw.FileFormatError if isinstance(failure, OSError) else type(failure)
+    with pytest.raises(expected):
+        quantized().save(saved)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_places_that_cannot_be_written_are_errors_that_say_so(tmp_path, monkeypatch):
+    with pytest.raises(rw.FileFormatError, match=r"there is no folder '.*missing'. Create it first"):
+        quantized().save(tmp_path / "missing" / "model.rw")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(rw.FileFormatError, match=r"cannot write .*folder: .*[Dd]irectory"):
+        quantized().save(tmp_path / "folder")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(rw.FileFormatError, match=r"cannot write .*model.rw: .*Permission denied"):
+        quantized().save(tmp_path / "model.rw")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+class Answer(nn.Module):
+    def __init__(self, structure):
+        super().__init__()
+        self.linear, self.structure = nn.Linear(6, 2), structure
+
+    def forward(self, x):
+        return self.structure(self.linear(x))
+
+
+Named = collections.namedtuple("Named", "first")
+
+
+@pytest.mark.parametrize("structure", [Named, lambda x: collections.defaultdict(list, a=x)], ids=["named", "default"])
+def test_an_output_of_a_type_that_no_file_can_describe_is_refused_on_saving(structure, tmp_path):
+    model = rw.quantize(Answer(structure).eval(), SAMPLES, NEAREST)
+    assert type(model(SAMPLES)) is type(structure(SAMPLES))
+    with pytest.raises(rw.FileFormatError, match=r"which a .rw file cannot describe. Wrap the model"):
+        model.save(tmp_path / "model.rw")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Registered:
+    """As a library's own kind of output: known to PyTorch by name, with its keys."""
+
+    def __init__(self, **entries):
+        self.entries = entries
+
+
+@pytest.fixture
+def registered():
+    name = "test_fileformat.Registered"
+    pytree.register_pytree_node(
+        Registered,
+        lambda value: (list(value.entries.values()), list(value.entries)),
+        lambda values, keys: Registered(**dict(zip(keys, values, strict=True))),
+        serialized_type_name=name,
+    )
+    yield name
+    pytree._deregister_pytree_node(Registered)
+
+
+def test_an_output_of_a_registered_type_comes_back_where_it_is_registered(registered, tmp_path):
+    path = tmp_path / "model.rw"
+    rw.quantize(Answer(lambda x: Registered(a=x, b=x + 1)).eval(), SAMPLES, NEAREST).save(path)
+    loaded = rw.load(path)(SAMPLES)
+    assert isinstance(loaded, Registered)
+    assert list(loaded.entries) == ["a", "b"]
+
+
+# ------------------------------------------------------------------------------------------------- damaged files
+
+
+def metadata(path):
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
+def test_a_file_that_was_cut_short_is_refused(saved):
+    content = saved.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    for size in (0, 1, 7, 8, 9, length, 8 + length, 9 + length, len(content) // 2, len(content) - 1):
+        saved.write_bytes(content[:size])
+        with pytest.raises(rw.FileFormatError, match="is not a complete Roundwise file"):
+            rw.load(saved)
+    saved.write_bytes(content + b"\0")
+    with pytest.raises(rw.FileFormatError, match="is not a complete Roundwise file"):
+        rw.load(saved)
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    path = tmp_path_factory.mktemp("content") / "model.rw"
+    quantized().save(path)
+    return path.read_bytes()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(where=st.integers(0, 1 << 62), mask=st.integers(1, 255))
+def test_a_byte_that_was_changed_is_noticed(content, tmp_path, where, mask):
+    changed = bytearray(content)
+    changed[where % len(changed)] ^= mask
+    path = tmp_path / "changed.rw"
+    path.write_bytes(changed)
+    try:
+        loaded = rw.load(path)
+    except rw.FileFormatError:
+        return
+    # Some bytes may be written in two ways: white space, or the case of a digit in an escaped letter.
+    assert outputs_equal(loaded(SAMPLES), quantized()(SAMPLES))
+    assert loaded.report == quantized().report
+    assert loaded.recipe == quantized().recipe
+
+
+@pytest.mark.parametrize("share", [0.999, 0.99, 0.9])
+def test_a_byte_that_was_changed_among_the_weights_is_always_refused(share, saved):
+    changed = bytearray(saved.read_bytes())
+    changed[int(share * len(changed))] ^= 1
+    saved.write_bytes(changed)
+    with pytest.raises(rw.FileFormatError, match="was changed after it was written: its checksum does not fit"):
+        rw.load(saved)
+
+
+def test_other_files_are_refused_with_the_reason(tmp_path, saved):
+    with pytest.raises(rw.FileFormatError, match=r"cannot read .*missing.rw: .*No such file"):
+        rw.load(tmp_path / "missing.rw")
+    with pytest.raises(rw.FileFormatError, match=r"cannot read|is not a complete"):
+        rw.load(tmp_path)
+    torch.save({"a": torch.zeros(3)}, tmp_path / "pickle.pt")
+    with pytest.raises(rw.FileFormatError, match="is not a complete Roundwise file"):
+        rw.load(tmp_path / "pickle.pt")
+    save_file({"a": torch.zeros(3)}, tmp_path / "weights.safetensors")
+    with pytest.raises(rw.FileFormatError, match="holds tensors but no quantized model"):
+        rw.load(tmp_path / "weights.safetensors")
+    save_file(load_file(saved), saved, metadata(saved) | {"version": "2"})
+    with pytest.raises(
+        rw.FileFormatError, match=r"layout version '2'; this release reads version '1'. Install a newer"
+    ):
+        rw.load(saved)
+
+
+# ----------------------------------------------------------------------------------------- files made with intent
+
+
+def forge(path, change):
+    """Change the description (and tensors) of a file and put a right checksum on it."""
+    tensors, data = load_file(path), metadata(path)
+    description = json.loads(data["model"])
+    change(description, tensors)
+    text = json.dumps(description)
+    save_file(tensors, path, data | {"model": text, "sha256": fileformat._digest(text, tensors)})
+
+
+def node(description, op):
+    return next(node for node in description["graph"]["nodes"] if node["op"] == op)
+
+
+def operation(name):
+    def change(description, tensors):
+        node(description, "call_function")["target"] = name
+
+    return change
+
+
+def rename_tensor(new):
+    """Gives the bias of the first layer, which is a plain tensor, another name."""
+
+    def change(description, tensors):
+        (attribute,) = [n for n in description["graph"]["nodes"] if n["target"] == "layers.3x3.bias"]
+        tensors[new] = tensors.pop(attribute["target"])
+        attribute["target"] = new
+
+    return change
+
+
+def set_in(op, key, value):
+    def change(description, tensors):
+        node(description, op)[key] = value
+
+    return change
+
+
+def in_graph(key, value):
+    def change(description, tensors):
+        description["graph"][key] = value
+
+    return change
+
+
+def repacked(**entries):
+    def change(description, tensors):
+        name = next(name for name, how in description["packed"].items() if how["bits"] == 3)
+        description["packed"][name].update(entries)
+
+    return change
+
+
+CODE = "__import__('os').system('touch hacked')"
+IMPORT = {"default_factory_module": "this", "default_factory_name": "s", "dict_context": ["a"]}
+
+
+def container(kind, keys, children=("*",)):
+    return {"type": kind, "children": list(children), "keys": keys}
+
+
+KWARGS = {"type": "tuple", "children": [{"type": "tuple", "children": []}, container("dict", [f"x':{CODE},'y"])]}
+REFUSED_OPERATION = "which this release does not run from a file"
+REFUSED_NAME = "is not a name that the network's code can use"
+REFUSED_TENSOR = "a tensor cannot have the name"
+REFUSED_TYPE = "not registered with PyTorch's pytree here"
+FORGED = {
+    "an operation of Python": (operation("builtins.eval"), REFUSED_OPERATION),
+    "an operation of the operating system": (operation("os.system"), REFUSED_OPERATION),
+    "a method by its dotted name": (operation("operator.attrgetter"), REFUSED_OPERATION),
+    "an operation of another library": (operation("prims.add.default"), REFUSED_OPERATION),
+    "an operation that reads files": (operation("aten.from_file.default"), REFUSED_OPERATION),
+    "an operation that writes into its input": (operation("aten.add_.Tensor"), REFUSED_OPERATION),
+    "an operation that prints": (operation("aten._print.default"), REFUSED_OPERATION),
+    "an attribute of a namespace": (operation("aten.__class__.__init__"), REFUSED_OPERATION),
+    "an operation that does not exist": (operation("aten.nothing.default"), REFUSED_OPERATION),
+    "another kind of node": (set_in("call_function", "op", "call_method"), "of kind 'call_method' is not an operation"),
+    "a call of a module": (set_in("call_function", "op", "call_module"), "of kind 'call_module' is not an operation"),
+    "a node's name with code": (set_in("call_function", "name", f"x = {CODE}"), REFUSED_NAME),
+    "an input's name with code": (set_in("placeholder", "target", f"x={CODE}"), REFUSED_NAME),
+    "an input named like a keyword": (set_in("placeholder", "target", "lambda"), REFUSED_NAME),
+    "an argument's name with code": (in_graph("arguments", [f"x={CODE}"]), REFUSED_NAME),
+    "a keyword's name with code": (in_graph("in_spec", KWARGS), REFUSED_NAME),
+    "a keyword argument with code": (set_in("call_function", "kwargs", {f"x={CODE}, y": 1}), REFUSED_NAME),
+    "too many arguments": (in_graph("arguments", ["x", "y"]), "do not fit the arguments"),
+    "a tensor that ends a string": (rename_tensor(f'a").{CODE}#'), REFUSED_TENSOR),
+    "a tensor that escapes its module": (rename_tensor("__class__.x"), REFUSED_TENSOR),
+    "a tensor in the place of a method": (rename_tensor("forward"), REFUSED_TENSOR),
+    "a tensor in the place of all tensors": (rename_tensor("_parameters.x"), "describes no valid network"),
+    "a tensor without a name": (rename_tensor("a..b"), REFUSED_TENSOR),
+    "a type that was not registered": (in_graph("out_spec", container("os.system", ["a"])), REFUSED_TYPE),
+    "a type that would import a module": (
+        in_graph("out_spec", container("collections.defaultdict", IMPORT)),
+        REFUSED_TYPE,
+    ),
+    "keys that would import a module": (
+        in_graph("out_spec", container("collections.defaultdict", ["this", "s"])),
+        REFUSED_TYPE,
+    ),
+    "PyTorch's own description of a type": (
+        in_graph("in_spec", [1, {"type": "collections.defaultdict", "context": "{}", "children_spec": []}]),
+        "describes no valid network",
+    ),
+    "inputs that do not fit": (in_graph("inputs", []), "do not fit"),
+    "a value that comes later": (set_in("placeholder", "args", {"list": [{"node": "output"}]}), "no valid network"),
+    "no nodes": (in_graph("nodes", []), "do not fit its operations"),
+    "two results": (lambda d, _: d["graph"]["nodes"].append(dict(d["graph"]["nodes"][-1], name="more")), "do not fit"),
+    "a dtype that is a function": (set_in("call_function", "args", {"list": [{"dtype": "load"}]}), "is not a dtype"),
+    "a constant that is a function": (set_in("call_function", "args", {"list": [{"torch": "load"}]}), "unknown kind"),
+    "codes of too many bits": (repacked(bits=64), "are not 108 codes of 64 bits"),
+    "more codes than bytes": (repacked(shape=[1 << 40]), "bytes of torch.uint8 are not"),
+    "codes of a negative number": (repacked(shape=[-1, -108]), "describes no valid network"),
+    "codes of no dtype": (repacked(dtype="os"), "'os' is not a dtype"),
+    "no graph": (lambda description, _: description.pop("graph"), "KeyError: 'graph'"),
+    "a report of other fields": (lambda description, _: description["report"].update(hacked=1), "'hacked'"),
+    "a recipe of other fields": (lambda description, _: description["recipe"].update(hacked=1), "'hacked'"),
+    "a list instead of a graph": (lambda description, _: description.update(graph=[]), "describes no valid network"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), FORGED.values(), ids=FORGED)
+def test_a_forged_file_is_refused_and_runs_nothing(change, message, saved, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    forge(saved, change)
+    with pytest.raises(rw.FileFormatError, match=message):
+        rw.load(saved)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.rw"]
+    assert "this" not in sys.modules
+
+
+def test_forging_nothing_gives_a_good_file(saved):
+    forge(saved, lambda description, tensors: None)
+    assert outputs_equal(rw.load(saved)(SAMPLES), quantized()(SAMPLES))
+
+
+def test_nodes_nested_without_end_are_refused(saved):
+    tensors, data = load_file(saved), metadata(saved)
+    text = data["model"].replace('"args": {"list": []}', f'"args": {{"list": {"[" * 100_000}{"]" * 100_000}}}', 1)
+    assert text != data["model"]
+    save_file(tensors, saved, data | {"model": text, "sha256": fileformat._digest(text, tensors)})
+    with pytest.raises(rw.FileFormatError, match="describes no valid network: RecursionError"):
+        rw.load(saved)
