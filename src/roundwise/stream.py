@@ -31,10 +31,11 @@ from roundwise.events import LayerFinished, LayerStarted, Plan, Planned, Progres
 from roundwise.graph.emit import QuantizedWeight
 from roundwise.graph.graph import Graph
 from roundwise.graph.patterns import Layer
-from roundwise.grid import Codebook, Granularity
+from roundwise.grid import Codebook, Granularity, Grid
 from roundwise.memory import ActivationStore, held_bytes
 from roundwise.problem import Problem, RangeEstimator, RoundingSolver
 from roundwise.report import LayerReport
+from roundwise.statistics import Statistic
 
 
 @final
@@ -102,6 +103,7 @@ class Stream:
         self._last_use = _last_uses(graph)
         self._tainted = _tainted(graph, [call for task in tasks for call in task.layer.calls])
         self._weights: dict[fx.Node, Tensor] = {}  # what later calls of a quantized layer compute with
+        self._seconds = {"forward": 0.0, "ranges": 0.0, "rounding": 0.0}
         placeholders = [node for node in graph.operations.nodes if node.op == "placeholder"]
         self._batches: list[Values] = [
             {node: Pair(leaf, leaf) for node, leaf in zip(placeholders, batch, strict=True)} for batch in batches
@@ -121,21 +123,21 @@ class Stream:
         self._progress(Planned(self.plan))
         weights: list[QuantizedWeight] = []
         reports: list[LayerReport] = []
-        spent = {"ranges": 0.0, "rounding": 0.0}
         begin, total = time.perf_counter(), len(self._segments)
         for index, segment in enumerate(self._segments):
             self._progress(LayerStarted(segment.task.layer.name, index, total))
-            weight, report = self._quantize(segment, spent)
+            weight, report = self._quantize(segment)
             weights.append(weight)
             reports.append(report)
             elapsed, done = time.perf_counter() - begin, sum(self._costs[: index + 1])
             left = elapsed * (sum(self._costs) - done) / done if done else 0.0
             self._progress(LayerFinished(report, index, total, left))
         output_error = self._finish()
-        forward = time.perf_counter() - begin - sum(spent.values())
-        return StreamResult(weights, reports, output_error, {"forward": forward, **spent})
+        self._seconds["forward"] = time.perf_counter() - begin - sum(self._seconds.values())
+        return StreamResult(weights, reports, output_error, self._seconds)
 
-    def _quantize(self, segment: _Segment, spent: dict[str, float]) -> tuple[QuantizedWeight, LayerReport]:
+    def _quantize(self, segment: _Segment) -> tuple[QuantizedWeight, LayerReport]:
+        """Collect the layer's statistics, choose its codes, and let the quantized stream pass it."""
         task, layer = segment.task, segment.task.layer
         statistics = {kind: kind.empty(layer.map, self._samples) for kind in (task.ranges.needs, task.rounding.needs)}
         energy = 0.0
@@ -150,16 +152,10 @@ class Stream:
 
         source = self._graph.constants[layer.weight]
         matrix = layer.map.to_matrix(source).float()
-        start = time.perf_counter()
-        grid = task.ranges.estimate(matrix, task.codebook, task.granularity, statistics[task.ranges.needs], layer.name)
-        middle = time.perf_counter()
-        problem = Problem(layer.name, matrix, grid, statistics[task.rounding.needs], layer.activation)
-        codes = task.rounding.solve(problem, generator_for(self._seed, layer.name)).codes
-        end = time.perf_counter()
-        spent["ranges"] += middle - start
-        spent["rounding"] += end - middle
-        _check_codes(codes, task, matrix)
-        del problem, statistics
+        before = sum(self._seconds.values())
+        grid, codes = self._solve(task, matrix, statistics)
+        seconds = sum(self._seconds.values()) - before
+        del statistics
 
         nearest = grid.quantize(matrix)
         flips = (codes != nearest).float().mean().item()
@@ -181,10 +177,24 @@ class Stream:
             error_nearest=_ratio(difference_nearest, energy),
             error=_ratio(difference, energy),
             flips=flips,
-            seconds=end - start,
-            note="; ".join(self._notes(layer, matrix)),
+            seconds=seconds,
+            note="; ".join(_notes(layer, matrix)),
         )
         return quantized, report
+
+    def _solve(
+        self, task: LayerTask, matrix: Tensor, statistics: dict[type[Statistic], Statistic]
+    ) -> tuple[Grid, Tensor]:
+        """The layer's grid, and its codes `[groups, rows, cols]`."""
+        name, start = task.layer.name, time.perf_counter()
+        grid = task.ranges.estimate(matrix, task.codebook, task.granularity, statistics[task.ranges.needs], name)
+        middle = time.perf_counter()
+        problem = Problem(name, matrix, grid, statistics[task.rounding.needs], task.layer.activation)
+        codes = task.rounding.solve(problem, generator_for(self._seed, name)).codes
+        _check_codes(codes, task, matrix)
+        self._seconds["ranges"] += middle - start
+        self._seconds["rounding"] += time.perf_counter() - middle
+        return grid, codes
 
     def _measure_target(self, layer: Layer, number: int, values: Values) -> float:
         """The layer's output in the float stream becomes a value; returns its energy Σ‖y‖²."""
@@ -192,9 +202,9 @@ class Stream:
         energy = _squares(target)
         if not math.isfinite(energy):
             raise ModelError(
-                f"the float network gives NaN or infinite values at layer '{layer.name}' for samples in batch "
-                f"{number} (of {len(self._batches)}). Check these samples' preprocessing, or keep the layers before "
-                f"it out of {target.dtype}."
+                f"the float network gives NaN or infinite values at layer '{layer.name}' for samples in batch {number} "
+                f"(of {len(self._batches)}), in {target.dtype}. Check these samples' preprocessing and the biases and "
+                "batch-norms before the layer; where float16 is too narrow, quantize the model in float32 or bfloat16."
             )
         values[layer.node] = Pair(target, None)
         return energy
@@ -217,8 +227,8 @@ class Stream:
         if not math.isfinite(difference):
             raise ModelError(
                 f"layer '{layer.name}' gives finite values in the float network, but NaN or infinite ones with its "
-                f"quantized weights: activations come too near to the end of {weight.dtype}. Use more bits, or keep "
-                "the model out of float16."
+                f"quantized weights: activations come too near to the end of {weight.dtype}. Use more bits, or "
+                "quantize the model in float32 or bfloat16."
             )
         return difference, difference if weight_nearest is weight else difference_nearest
 
@@ -245,19 +255,9 @@ class Stream:
         if not math.isfinite(difference):
             raise ModelError(
                 "the quantized network's outputs are NaN or infinite where the float network's are not. Use more bits, "
-                "or keep the model out of float16."
+                "or quantize the model in float32 or bfloat16."
             )
         return _ratio(difference, energy)
-
-    def _notes(self, layer: Layer, matrix: Tensor) -> list[str]:
-        """What a reader of the layer's report must know."""
-        notes = [f"used by {len(layer.calls)} calls; rounded for the first"] if len(layer.calls) > 1 else []
-        weight = layer.node.args[1]
-        if isinstance(weight, fx.Node) and len(weight.users) > len(layer.calls):
-            notes.append("its weight is also read by other operations, which keep the float one")
-        if not matrix.any():
-            notes.append("all weights are zero")
-        return notes
 
     # ---------------------------------------------------------------------------------- operations on one batch
 
@@ -392,6 +392,17 @@ def _tainted(graph: Graph, calls: Iterable[fx.Node]) -> set[fx.Node]:
         if node.op == "call_function" and any(source in tainted for source in node.all_input_nodes):
             tainted.add(node)
     return tainted
+
+
+def _notes(layer: Layer, matrix: Tensor) -> list[str]:
+    """What a reader of the layer's report must know."""
+    notes = [f"used by {len(layer.calls)} calls; rounded for the first"] if len(layer.calls) > 1 else []
+    weight = layer.node.args[1]
+    if isinstance(weight, fx.Node) and len(weight.users) > len(layer.calls):
+        notes.append("its weight is also read by other operations, which keep the float one")
+    if not matrix.any():
+        notes.append("all weights are zero")
+    return notes
 
 
 # --------------------------------------------------------------------------------------------------- on values

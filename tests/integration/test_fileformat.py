@@ -141,7 +141,7 @@ def test_the_recipe_keeps_methods_that_are_not_known_here_by_their_text(tmp_path
     assert loaded.overrides["1"] == recipe.overrides["1"]
     assert loaded.overrides["2"] is None
     assert loaded.as_dict() == recipe.as_dict()
-    with pytest.raises(rw.RecipeError, match=r"Mine\(strength=0.5\)"):
+    with pytest.raises(rw.RecipeError, match=r"Mine\(strength=2.0\) was used but cannot hold"):
         rw.quantize(model, SAMPLES, loaded)
 
 

@@ -107,8 +107,7 @@ class AdaRoundSGD(RoundingSolver[Samples]):
             if beta is not None:
                 ends.append(up)
                 slopes.append(self.regularization * regularizer_slope(up.detach(), beta))
-            optimizer.zero_grad()
-            torch.autograd.backward(ends, slopes, inputs=[soft])
+            (soft.grad,) = torch.autograd.grad(ends, soft, slopes)
             optimizer.step()
         up = self.rectified_sigmoid(soft.detach())
         return Rounding(grid.clip(floor + (up >= 0.5)).to(torch.int32))

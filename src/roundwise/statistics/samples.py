@@ -64,19 +64,16 @@ class Samples(Statistic):
         batch = torch.searchsorted(starts, rows, right=True) - 1
         counts = torch.bincount(batch, minlength=len(self._inputs)).tolist()
         per_batch = (rows - starts[batch]).split(counts)
-        return self._gather(self._inputs, per_batch, count), self._gather(self._targets, per_batch, count)
+        return self._gather(self._inputs, per_batch, counts), self._gather(self._targets, per_batch, counts)
 
-    def _gather(self, batches: Sequence[Tensor], per_batch: Sequence[Tensor], count: int) -> Tensor:
+    def _gather(self, batches: Sequence[Tensor], per_batch: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         """The chosen rows of every batch in one tensor."""
-        device, shape = self.layer.device, (count, *batches[0].shape[1:])
+        device, shape = self.layer.device, (sum(counts), *batches[0].shape[1:])
         gathered = torch.empty(shape, device=device, memory_format=_fast_layout(shape, device))
-        places = gathered.split([len(rows) for rows in per_batch])
-        for batch, rows, place in zip(batches, per_batch, places, strict=True):
-            if not len(rows):
-                continue
-            if (batch.dtype, batch.device) == (place.dtype, place.device):
+        for batch, rows, count, place in zip(batches, per_batch, counts, gathered.split(counts), strict=True):
+            if count and (batch.dtype, batch.device) == (gathered.dtype, gathered.device):
                 torch.index_select(batch, 0, rows.to(device), out=place)
-            else:
+            elif count:
                 place.copy_(batch.index_select(0, rows.to(batch.device)))
         return gathered
 
@@ -85,12 +82,12 @@ def _choose(rows: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` different numbers below `rows`, every set of them equally likely, in ascending order."""
     if 2 * count > rows:
         return torch.randperm(rows, generator=generator)[:count].sort().values
-    # Without shuffling all rows, of which a linear layer can have millions: draw as many as are missing until none is.
-    chosen = torch.empty(0, dtype=torch.int64)
-    while len(chosen) < count:
-        more = torch.randint(rows, (count - len(chosen),), generator=generator)
-        chosen = torch.cat([chosen, more]).unique()
-    return chosen
+    # Shuffling is slow where there are many, and a linear layer can have millions. Draw as many as are missing, until
+    # none is.
+    chosen = torch.zeros(rows, dtype=torch.bool)
+    while missing := count - int(chosen.count_nonzero()):
+        chosen[torch.randint(rows, (missing,), generator=generator)] = True
+    return chosen.nonzero().squeeze(1)
 
 
 def _fast_layout(shape: Sequence[int], device: torch.device) -> torch.memory_format:

@@ -21,7 +21,7 @@ from roundwise.testing.requirement import require
 M = TypeVar("M")
 
 
-def quick(kind: type[M], iterations: int = 10) -> M:
+def quick(kind: type[M], iterations: int = 5) -> M:
     """A method with its defaults, except that a field named `iterations`, where it has one, is at most what is given.
 
     This is how slow methods are tested in little time; a new one needs no line anywhere, only that name.

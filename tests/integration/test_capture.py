@@ -1,0 +1,128 @@
+"""Every architecture of the zoo is captured, brought into normal form, folded and quantized without being rewritten."""
+
+import inspect
+
+import pytest
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from zoo import CASES
+
+import roundwise as rw
+from roundwise.graph.capture import capture
+from roundwise.graph.patterns import find_layers
+from roundwise.pipeline import rewrite
+
+NAMES = sorted(CASES)
+
+
+@pytest.fixture(scope="module")
+def captured():
+    """Each model of the zoo and its rewritten graph, captured once."""
+    done = {}
+
+    def get(name):
+        if name not in done:
+            case = CASES[name]
+            model = case.build()
+            torch.manual_seed(1)
+            args, kwargs = case.inputs(2)
+            done[name] = (model, rewrite(capture(model, args, kwargs)))
+        return done[name]
+
+    return get
+
+
+def tensors(outputs):
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_graph_gives_the_models_outputs_at_any_batch_size(name, captured):
+    model, graph = captured(name)
+    run = graph.module()
+    # A batch-norm that takes its statistics from the batch refuses a single sample, in the model as well.
+    for batch in (3, 5) if name == "BatchNorms" else (1, 3):
+        torch.manual_seed(batch)
+        args, kwargs = CASES[name].inputs(batch)
+        with torch.no_grad():
+            expected, actual = model(*args, **kwargs), run(*args, **kwargs)
+        assert pytree.tree_structure(expected) == pytree.tree_structure(actual)
+        for one, other in zip(tensors(expected), tensors(actual), strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_layers_are_found_under_their_names(name, captured):
+    _, graph = captured(name)
+    assert tuple(layer.name for layer in find_layers(graph)) == CASES[name].layers
+
+
+# Samples are positional inputs or named ones: *args together with names have no form as a calibration batch.
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "VariadicInputs"])
+def test_more_bits_bring_the_outputs_nearer(name):
+    case = CASES[name]
+    model = case.build()
+    torch.manual_seed(2)
+    args, kwargs = case.inputs(8)
+    samples = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments) if kwargs else args
+    errors = []
+    for bits in (3, 8):
+        recipe = rw.Recipe(weights=rw.Weights(bits=bits), rounding=rw.Nearest())
+        errors.append(rw.quantize(model, samples, recipe).report.output_error)
+    assert errors[1] < max(errors[0], 1e-9)
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = nn.Linear(4, 4), Decision()
+
+    def forward(self, x):
+        return self.head(self.backbone(x))
+
+
+class Decision(nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+def test_control_flow_on_values_is_an_error_with_the_place_and_the_way_out():
+    model = Branching()
+    model.head.train()
+    model.backbone.eval()
+    with pytest.warns(UserWarning, match="training mode"), pytest.raises(rw.CaptureError) as caught:
+        rw.quantize(model, torch.randn(8, 4))
+    text = str(caught.value)
+    assert "test_capture.py" in text
+    assert "'head'" in text
+    assert "rw.quantize(model.backbone" in text
+    assert model.head.training
+    assert not model.backbone.training
+
+
+def test_a_model_that_writes_to_its_own_buffer_is_an_error():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.fc(x)
+
+    with pytest.raises(rw.CaptureError, match="calls"):
+        rw.quantize(Counting().eval(), torch.randn(8, 4))
+
+
+def test_an_exported_program_is_quantized_like_its_model():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    samples = torch.randn(8, 3, 6, 6)
+    program = torch.export.export(model, (samples[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    recipe = rw.Recipe(rounding=rw.Nearest())
+    torch.testing.assert_close(
+        rw.quantize(program, samples, recipe)(samples), rw.quantize(model, samples, recipe)(samples)
+    )

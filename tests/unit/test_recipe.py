@@ -1,0 +1,72 @@
+"""Recipes: what may be asked for, and the way to files and back."""
+
+import pytest
+
+import roundwise as rw
+
+NAMES = ["features.0.conv", "features.1.conv", "classifier"]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        rw.Recipe(),
+        rw.Recipe(weights=rw.Weights(bits=3, granularity=rw.PerGroup(32), symmetric=False, ranges=rw.MinMax())),
+        rw.Recipe(
+            rounding=rw.Stochastic(),
+            overrides={"classifier": rw.Weights(bits=8, rounding=rw.Nearest()), "features.0.*": None},
+            seed=7,
+            memory_budget=10_000,
+        ),
+    ],
+)
+def test_a_recipe_survives_a_trip_through_a_dict_and_through_toml(recipe, tmp_path):
+    assert rw.Recipe.from_dict(recipe.as_dict()) == recipe
+    path = tmp_path / "recipe.toml"
+    recipe.to_toml(path)
+    assert rw.Recipe.from_toml(path) == recipe
+
+
+def test_overrides_take_names_and_globs_and_the_last_one_counts():
+    eight = rw.Weights(bits=8)
+    recipe = rw.Recipe(overrides={"features.*": None, "features.1.conv": eight})
+    resolved = recipe.resolve(NAMES)
+    assert resolved == {"features.0.conv": None, "features.1.conv": eight, "classifier": recipe.weights}
+
+
+def test_an_override_that_matches_nothing_names_the_nearest_layers():
+    with pytest.raises(rw.RecipeError, match=r"'clasifier' matches none of the 3 layers.*'classifier'"):
+        rw.Recipe(overrides={"clasifier": None}).resolve(NAMES)
+
+
+def test_an_override_that_names_a_block_says_how_to_name_what_is_inside():
+    with pytest.raises(rw.RecipeError, match=r"write 'features\.\*'"):
+        rw.Recipe(overrides={"features": None}).resolve(NAMES)
+
+
+@pytest.mark.parametrize("bits", [1, 9, 12, 17, 0, -4, True, 4.5, "4"])
+def test_bits_that_no_grid_has_are_an_error(bits):
+    with pytest.raises(rw.RecipeError, match="bits"):
+        rw.Weights(bits=bits)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"wieghts": {}}, "'wieghts'"),
+        ({"weights": {"bit": 4}}, "'bit'"),
+        ({"rounding": "adaround-sdg"}, "Did you mean 'adaround-sgd'"),
+        ({"rounding": {"method": "adaround-sgd", "steps": 5}}, "'steps'"),
+        ({"weights": {"granularity": "per-chanel"}}, "per-channel"),
+    ],
+)
+def test_an_unknown_word_in_a_recipe_file_is_named(data, message):
+    with pytest.raises(rw.RecipeError, match=message):
+        rw.Recipe.from_dict(data)
+
+
+def test_objects_of_the_wrong_kind_are_refused_with_an_example():
+    with pytest.raises(rw.RecipeError, match="PerTensor"):
+        rw.Weights(granularity="per-tensor")
+    with pytest.raises(rw.RecipeError, match="Nearest"):
+        rw.Recipe(rounding="nearest")
