@@ -64,7 +64,7 @@ def quantize(
 
     Example:
         >>> import roundwise as rw
-        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
         >>> quantized = rw.quantize(model, torch.randn(16, 3, 8, 8), rw.Recipe(rounding=rw.Nearest()))
         >>> quantized(torch.randn(5, 3, 8, 8)).shape
         torch.Size([5, 8, 6, 6])
@@ -95,7 +95,7 @@ def quantize(
         kept_float=tuple(kept_float(graph, result.weights)),
         samples=count,
         output_error=result.output_error,
-        float_bytes=_size(graph),
+        float_bytes=_model_size(model),
         quantized_bytes=_size(quantized),
         seconds={"read": read - begin, "capture": captured - read, "rewrite": rewritten - captured, **result.seconds},
         peak_activation_bytes=store.peak,
@@ -176,6 +176,11 @@ def _check_arguments(model: object, recipe: object) -> None:
             f"the model is a {type(model).__name__}; it must be an nn.Module or an ExportedProgram. (A dict of weights "
             "needs its module: build it and call `load_state_dict`.)"
         )
+    if isinstance(model, QuantizedModel):
+        raise ModelError(
+            "the model is quantized already. Quantize the float model it was made from; a second time would add the "
+            "errors of both, and measure only those of the second."
+        )
     if not isinstance(recipe, Recipe):
         raise RecipeError(
             f"the recipe is a {type(recipe).__name__}; it must be a Recipe. (A dict becomes one by Recipe.from_dict.)"
@@ -195,6 +200,12 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
 def _device(model: nn.Module | ExportedProgram) -> torch.device:
     tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
+
+
+def _model_size(model: nn.Module | ExportedProgram) -> int:
+    """Bytes of the parameters and floating-point buffers, shared ones counted once."""
+    tensors = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+    return sum({(t.data_ptr(), t.nbytes): t.nbytes for t in tensors}.values())
 
 
 def _size(graph: Graph) -> int:

@@ -73,7 +73,7 @@ class Report:
         kept_float: float parameters with more than one dimension that remain, each with the reason.
         samples: how many calibration samples there were.
         output_error: relative error of the network's outputs, Σ‖y − ŷ‖²/Σ‖y‖², on the calibration samples.
-        float_bytes: size of the model's parameters before.
+        float_bytes: size of the model's parameters and statistics before.
         quantized_bytes: size of codes (packed to their bits), scales, zero points and float parameters after.
         seconds: wall time by stage: `capture`, `rewrite`, `forward`, `ranges`, `rounding`.
         peak_activation_bytes: the most that the stream held between layers at any time, memory and disk together.
@@ -139,7 +139,10 @@ class Report:
             f"weights {human_bytes(self.float_bytes)} → {human_bytes(self.quantized_bytes)}; "
             f"relative error of the network's output {self.output_error:.5f}."
         )
-        lines.append("nearest, chosen: relative error of the layer's output, Σ‖y − ŷ‖²/Σ‖y‖².")
+        lines.append(
+            "nearest, chosen: relative error of the layer's output before its activation function, Σ‖y − ŷ‖²/Σ‖y‖², "
+            "with the layers before it quantized as chosen."
+        )
         lines += [f"{layer.name}: {layer.note}" for layer in self.layers if layer.note]
         lines += [f"kept in float: {kept.name} ({kept.weights:,} weights): {kept.reason}" for kept in self.kept_float]
         lines += [f"note: {note}" for note in self.notes]

@@ -98,7 +98,9 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
         with contextlib.redirect_stderr(said):
             program = attempt()
     except Exception as error:
-        _run(model, args, kwargs)
+        few = (args, kwargs) if dynamic is None else _take((args, kwargs), 2)
+        for inputs in (few, (args, kwargs)):  # few samples first: the error shows their shapes
+            _run(model, *inputs)
         with contextlib.redirect_stderr(said):
             explanation = explain(model, error, attempt)
         raise CaptureError(explanation) from error
