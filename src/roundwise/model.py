@@ -24,6 +24,9 @@ from roundwise.graph.plain import graph_from_plain, graph_to_plain
 from roundwise.recipe import Recipe
 from roundwise.report import Report
 
+_EXAMPLE = 23
+"""Samples in the batch that is exported: PyTorch may take equal sizes for the same size, and 23 is hardly a layer's."""
+
 
 def versions() -> dict[str, str]:
     """What a result depends on besides the recipe."""
@@ -80,12 +83,19 @@ class QuantizedModel(nn.Module):
         Raises:
             ExportError: PyTorch cannot export the graph.
         """
-        args, kwargs = self.example(2)
-        batch = Dim("batch", min=1) if self._batch is None else None
+        if self._batch is not None:
+            return self._export(None)
+        try:
+            return self._export(Dim("batch", min=1))
+        except ExportError:  # some operations exclude a batch size or two, which a program may only find by itself
+            return self._export(Dim.DYNAMIC)
+
+    def _export(self, batch: Any) -> ExportedProgram:
+        args, kwargs = self.example(_EXAMPLE)
+        signature = self.graph.signature
         flat = [{0: batch} if isinstance(spec, InputSpec) and batch and spec.shape else None for spec in self._inputs]
-        dynamic_args, dynamic_kwargs = pytree.tree_unflatten(flat, self.graph.signature.in_spec)
-        names = self.graph.signature.orig_args
-        dynamic = dict(zip(names, [*dynamic_args, *dynamic_kwargs.values()], strict=True))
+        dynamic_args, dynamic_kwargs = pytree.tree_unflatten(flat, signature.in_spec)
+        dynamic = dict(zip(signature.orig_args, [*dynamic_args, *dynamic_kwargs.values()], strict=True))
         try:
             with torch.no_grad():
                 return torch.export.export(self.graph_module, args, kwargs, dynamic_shapes=dynamic)

@@ -119,7 +119,7 @@ def _spec_to_plain(spec: pytree.TreeSpec) -> Any:
     name = next((name for name, kind in _CONTAINERS.items() if spec.type is kind), None)
     if name is None:
         registered = pytree.SUPPORTED_SERIALIZED_TYPES.get(spec.type)
-        if registered is None or registered.to_dumpable_context is not None or not _are_strings(keys):
+        if registered is None or registered.to_dumpable_context is not None or not _are_names(keys):
             raise FileFormatError(
                 f"the model takes or returns a {spec.type.__name__}, which a .rw file cannot describe. Wrap the model "
                 "so that it takes and returns tensors in tuples, lists and dicts."
@@ -129,8 +129,9 @@ def _spec_to_plain(spec: pytree.TreeSpec) -> Any:
     return entry if keys is None else {**entry, "keys": list(keys)}
 
 
-def _are_strings(keys: Any) -> bool:
-    return isinstance(keys, list | tuple) and all(isinstance(key, str) for key in keys)
+def _are_names(keys: Any) -> bool:
+    """What a registered type may need to know besides its parts: names, or lists of names."""
+    return isinstance(keys, list | tuple) and all(isinstance(key, str) or _are_names(key) for key in keys)
 
 
 # ---------------------------------------------------------------------------------------------- from plain data
@@ -267,7 +268,7 @@ def _skeleton(entry: Any) -> Any:
         return _CONTAINERS[name](children if keys is None else zip(keys, children, strict=True))
     kind = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.get(name)
     known = None if kind is None else pytree.SUPPORTED_SERIALIZED_TYPES.get(kind)
-    if kind is None or known is None or known.to_dumpable_context is not None or not _are_strings(keys):
+    if kind is None or known is None or known.to_dumpable_context is not None or not _are_names(keys):
         raise FileFormatError(
             f"the model takes or returns a {name}, which is not registered with PyTorch's pytree here. Import the "
             "package that defines it before loading the file."
