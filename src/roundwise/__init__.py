@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     from roundwise.ranges import MinMax, WeightMSE
     from roundwise.recipe import Recipe, Weights
     from roundwise.report import Report
-    from roundwise.rounding import AdaRoundSGD, Ceil, Floor, Nearest, Stochastic
+    from roundwise.rounding import AdaRound, AdaRoundSGD, Ceil, Floor, Nearest, Stochastic
 
 __version__ = _version("roundwise")
 
 __all__ = [
+    "AdaRound",
     "AdaRoundSGD",
     "CalibrationError",
     "CaptureError",

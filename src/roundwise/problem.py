@@ -15,7 +15,6 @@ import math
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, final
 
@@ -24,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from roundwise.errors import RecipeError
+from roundwise.graph.activation import Activation
 from roundwise.grid import Codebook, Granularity, Grid
 from roundwise.statistics import Statistic
 
@@ -38,24 +38,36 @@ class Problem(Generic[S]):
     Attributes:
         name: the layer's name in the model.
         weight: float32 matrix `[groups, rows, cols]`; rows are output channels, groups are independent.
-        grid: the codes' meaning; its scales were chosen before and stay as they are.
+        grid: the codes' meaning, chosen before by a `RangeEstimator`.
         statistics: what the solver's `needs` asked for.
         activation: the function between this layer and its only consumer, or None.
+        bias_is_free: whether the layer has a bias that nothing else uses, so that a solver may shift it.
     """
 
     name: str
     weight: Float[Tensor, "groups rows cols"]
     grid: Grid
     statistics: S
-    activation: Callable[[Tensor], Tensor] | None = None
+    activation: Activation | None = None
+    bias_is_free: bool = False
 
 
 @final
 @dataclass(frozen=True)
 class Rounding:
-    """A solver's answer: the codes, int32 `[groups, rows, cols]`, each within the grid's codebook."""
+    """A solver's answer.
+
+    Attributes:
+        codes: int32, each within the grid's codebook.
+        grid: what the codes mean, if it is not the problem's grid; with the same codebook and granularity.
+        bias_shift: to be added to the layer's bias, float32; only where the problem says that the bias is free.
+        note: what a reader of the report must know, or empty.
+    """
 
     codes: Int[Tensor, "groups rows cols"]
+    grid: Grid | None = None
+    bias_shift: Float[Tensor, "groups rows"] | None = None
+    note: str = ""
 
 
 class RoundingSolver(ABC, Generic[S]):

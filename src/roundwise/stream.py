@@ -29,13 +29,17 @@ from torch import Tensor, fx
 from roundwise.errors import ModelError, RecipeError
 from roundwise.events import LayerFinished, LayerStarted, Plan, Planned, Progress
 from roundwise.graph.emit import QuantizedWeight
-from roundwise.graph.graph import Graph
+from roundwise.graph.graph import Graph, bind
+from roundwise.graph.normalize import WEIGHTED
 from roundwise.graph.patterns import Layer
 from roundwise.grid import Codebook, Granularity, Grid
 from roundwise.memory import ActivationStore, held_bytes
 from roundwise.problem import Problem, RangeEstimator, RoundingSolver
 from roundwise.report import LayerReport
 from roundwise.statistics import Statistic
+
+
+aten = torch.ops.aten
 
 
 @final
@@ -108,6 +112,7 @@ class Stream:
         self._batches: list[Values] = [
             {node: Pair(leaf, leaf) for node, leaf in zip(placeholders, batch, strict=True)} for batch in batches
         ]
+        self._counts = [_count(values) for values in self._batches]
         self.plan, self._costs = self._rehearse()
 
     # ---------------------------------------------------------------------------------------------- the pass
@@ -139,31 +144,30 @@ class Stream:
     def _quantize(self, segment: _Segment) -> tuple[QuantizedWeight, LayerReport]:
         """Collect the layer's statistics, choose its codes, and let the quantized stream pass it."""
         task, layer = segment.task, segment.task.layer
-        statistics = {kind: kind.empty(layer.map, self._samples) for kind in (task.ranges.needs, task.rounding.needs)}
+        statistics = {
+            kind: kind.empty(layer.map, self._samples, generator_for(self._seed, f"{layer.name}: samples"))
+            for kind in (task.ranges.needs, task.rounding.needs)
+        }
         energy = 0.0
         for number, values in enumerate(self._batches):
             self._forward(segment.nodes, values)
             energy += self._measure_target(layer, number, values)
             self._hold((*segment.nodes, layer.node), values)
             for statistic in statistics.values():
-                statistic.add(values[layer.input].quantized, values[layer.node].float)
+                statistic.add(values[layer.input].quantized, values[layer.node].float, self._counts[number])
         for node in segment.nodes:
             self._weights.pop(node, None)
 
         source = self._graph.constants[layer.weight]
         matrix = layer.map.to_matrix(source).float()
         before = sum(self._seconds.values())
-        grid, codes = self._solve(task, matrix, statistics)
+        nearest, quantized, note = self._solve(task, matrix, statistics)
         seconds = sum(self._seconds.values()) - before
         del statistics
 
-        nearest = grid.quantize(matrix)
-        flips = (codes != nearest).float().mean().item()
-        quantized = QuantizedWeight(layer, codes.to(task.codebook.dtype), grid)
-        weight = quantized.weight(source.dtype)
-        weight_nearest = QuantizedWeight(layer, nearest, grid).weight(source.dtype) if flips else weight
-        self._weights.update(dict.fromkeys(layer.calls[1:], weight))
-        difference, difference_nearest = self._cross(layer, weight, weight_nearest)
+        flips = (quantized.codes != quantized.grid.quantize(matrix)).float().mean().item()
+        self._weights.update(dict.fromkeys(layer.calls[1:], quantized.weight(source.dtype)))
+        difference, difference_nearest = self._cross(layer, quantized, nearest)
         granularity, ranges, rounding = task.words
         report = LayerReport(
             name=layer.name,
@@ -178,23 +182,27 @@ class Stream:
             error=_ratio(difference, energy),
             flips=flips,
             seconds=seconds,
-            note="; ".join(_notes(layer, matrix)),
+            note="; ".join([*_notes(layer, matrix), *([note] if note else [])]),
         )
         return quantized, report
 
     def _solve(
         self, task: LayerTask, matrix: Tensor, statistics: dict[type[Statistic], Statistic]
-    ) -> tuple[Grid, Tensor]:
-        """The layer's grid, and its codes `[groups, rows, cols]`."""
+    ) -> tuple[QuantizedWeight, QuantizedWeight, str]:
+        """The layer rounded to nearest and as the solver chooses, and the solver's note."""
         name, start = task.layer.name, time.perf_counter()
         grid = task.ranges.estimate(matrix, task.codebook, task.granularity, statistics[task.ranges.needs], name)
         middle = time.perf_counter()
-        problem = Problem(name, matrix, grid, statistics[task.rounding.needs], task.layer.activation)
-        codes = task.rounding.solve(problem, generator_for(self._seed, name)).codes
-        _check_codes(codes, task, matrix)
+        layer, bias_is_free = task.layer, task.layer.own_bias is not None
+        problem = Problem(name, matrix, grid, statistics[task.rounding.needs], layer.activation, bias_is_free)
+        answer = task.rounding.solve(problem, generator_for(self._seed, name))
+        _check_codes(answer.codes, task, matrix)
         self._seconds["ranges"] += middle - start
         self._seconds["rounding"] += time.perf_counter() - middle
-        return grid, codes
+        dtype = task.codebook.dtype
+        nearest = QuantizedWeight(layer, grid.quantize(matrix).to(dtype), grid)
+        chosen = QuantizedWeight(layer, answer.codes.to(dtype), answer.grid or grid, answer.bias_shift)
+        return nearest, chosen, answer.note
 
     def _measure_target(self, layer: Layer, number: int, values: Values) -> float:
         """The layer's output in the float stream becomes a value; returns its energy Σ‖y‖²."""
@@ -209,18 +217,19 @@ class Stream:
         values[layer.node] = Pair(target, None)
         return energy
 
-    def _cross(self, layer: Layer, weight: Tensor, weight_nearest: Tensor) -> tuple[float, float]:
+    def _cross(self, layer: Layer, chosen: QuantizedWeight, nearest: QuantizedWeight) -> tuple[float, float]:
         """Let the quantized stream pass the layer; returns Σ‖y − ŷ‖² with these weights, and with nearest ones."""
         difference = difference_nearest = 0.0
-        weight_node = layer.node.args[1]
-        assert isinstance(weight_node, fx.Node)
+        constants, constants_nearest = self._constants(chosen), self._constants(nearest)
+        same = all(torch.equal(constants[node], constants_nearest[node]) for node in constants)
+        weight = next(iter(constants.values()))
         for values in self._batches:
             inputs = self._fetch(layer.node, values).quantized
             target = self._store.fetch(values[layer.node].float)
-            output = _execute(layer.node, {**inputs, weight_node: weight})
+            output = _execute(layer.node, {**inputs, **constants})
             difference += _distance(output, target)
-            if weight_nearest is not weight:
-                output_nearest = _execute(layer.node, {**inputs, weight_node: weight_nearest})
+            if not same:
+                output_nearest = _execute(layer.node, {**inputs, **constants_nearest})
                 difference_nearest += _distance(output_nearest, target)
             values[layer.node] = Pair(values[layer.node].float, self._store.hold(output))
             self._release(layer.node, values)
@@ -230,7 +239,17 @@ class Stream:
                 f"quantized weights: activations come too near to the end of {weight.dtype}. Use more bits, or "
                 "quantize the model in float32 or bfloat16."
             )
-        return difference, difference if weight_nearest is weight else difference_nearest
+        return difference, difference if same else difference_nearest
+
+    def _constants(self, quantized: QuantizedWeight) -> dict[fx.Node, Tensor]:
+        """The layer's weight and bias as it is quantized, by the nodes that give them."""
+        layer = quantized.layer
+        weight, bias = layer.node.args[1], bind(layer.node)["bias"]
+        assert isinstance(weight, fx.Node)
+        constants = {weight: _fast_layout(quantized.weight(self._graph.constants[layer.weight].dtype))}
+        if isinstance(bias, fx.Node) and quantized.bias is not None:
+            constants[bias] = quantized.bias
+        return constants
 
     def _finish(self) -> float:
         """The operations after the last layer; returns the relative error of everything that the network returns."""
@@ -276,6 +295,8 @@ class Stream:
         for source in node.all_input_nodes:
             if source.op == "get_attr":
                 constant = self._graph.constants[str(source.target)]
+                if source in node.args[1:2] and node.target in WEIGHTED:
+                    constant = _fast_layout(constant)
                 pair = Pair(constant, constant)
             else:
                 pair = _each(values[source], self._store.fetch)
@@ -411,8 +432,16 @@ def _notes(layer: Layer, matrix: Tensor) -> list[str]:
 def _execute(node: fx.Node, inputs: dict[fx.Node, Any]) -> Any:
     """One operation, on values by the nodes that gave them."""
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: inputs[source])
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
+    target = aten.reshape.default if node.target is aten.view.default else node.target  # layouts differ from capture's
+    assert callable(target)
+    return target(*args, **kwargs)
+
+
+def _fast_layout(weight: Tensor) -> Tensor:
+    """A convolution's weight with channels last, which makes its output so, and what follows: faster on every device."""
+    if weight.dim() in (4, 5):
+        return weight.contiguous(memory_format=torch.channels_last if weight.dim() == 4 else torch.channels_last_3d)
+    return weight
 
 
 def _each(pair: Pair, function: Callable[[Tensor], Tensor]) -> Pair:

@@ -16,7 +16,7 @@ from typing import Any, final
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the operations
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, fx
 
 from roundwise.graph.graph import Graph, bind
@@ -30,11 +30,24 @@ aten = torch.ops.aten
 @final
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """A layer's codes `[groups, rows, cols]`, of any integer dtype that holds them, and the grid they are on."""
+    """A layer's codes `[groups, rows, cols]`, of any integer dtype that holds them, and the grid they are on.
+
+    Attributes:
+        bias_shift: what the layer's own bias takes up, `[groups, rows]`; None where it stays as it is.
+    """
 
     layer: Layer
     codes: Int[Tensor, "groups rows cols"]
     grid: Grid
+    bias_shift: Float[Tensor, "groups rows"] | None = None
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's bias, shifted."""
+        bias = self.layer.map.bias
+        if self.bias_shift is None or bias is None:
+            return bias
+        return (bias.float() + self.bias_shift.flatten()).to(bias.dtype)
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """The weight tensor that the codes stand for."""
@@ -53,6 +66,8 @@ def emit(graph: Graph, weights: list[QuantizedWeight]) -> Graph:
         source = _dequantize(emitted, weight, before=calls[0])
         for call in calls:
             call.args = (call.args[0], source, *call.args[2:])
+        if weight.bias_shift is not None and weight.layer.own_bias is not None:
+            emitted.constants[weight.layer.own_bias] = weight.bias
     emitted.prune()
     for name in emitted.constants.keys() & graph.constants.keys():
         value = emitted.constants[name]

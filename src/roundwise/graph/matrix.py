@@ -23,7 +23,7 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -183,6 +183,51 @@ class LinearMap:
         """y as the matrix that `matrix @ unfold(inputs) + bias` gives."""
         rows = self.as_rows(outputs).transpose(0, 1)
         return rows.reshape(self.groups, self.matrix_shape[1], -1)
+
+    def pairs_at(
+        self, inputs: Tensor, outputs: Tensor, rows: Int[Tensor, "pairs"], positions: Int[Tensor, "pairs"]
+    ) -> tuple[Float[Tensor, "groups pairs cols"], Float[Tensor, "groups pairs rows"]]:
+        """u(x) and y at chosen places alone, without unfolding the rest.
+
+        Args:
+            inputs, outputs: of the layer, with their batch dimension.
+            rows: along the batch dimension of `as_rows`.
+            positions: along the flattened spatial dimensions of the output; all 0 for a linear layer.
+        """
+        x, y = self.as_rows(inputs), self.as_rows(outputs)
+        groups, matrix_rows, cols = self.matrix_shape
+        if self.dims == 0:
+            return x.index_select(0, rows).unsqueeze(0), y.index_select(0, rows).unsqueeze(0)
+        space = y.shape[2:]
+        y_flat = y.movedim(1, -1).reshape(-1, y.shape[1])
+        wanted = y_flat.index_select(0, rows * math.prod(space) + positions)
+        if self.transposed:
+            x, stride, before = self._spread(x), (1,) * self.dims, [0] * self.dims
+        else:
+            stride, before = self.stride, self._padding()[::2][::-1]
+
+        # Index of every tap in the inputs, channels last; those that fall on the padding read anything and become 0.
+        place, index = positions.unsqueeze(1), rows.unsqueeze(1).expand(-1, math.prod(self.kernel))
+        inside = torch.ones_like(index, dtype=torch.bool)
+        taps = torch.cartesian_prod(*(torch.arange(k, device=x.device) for k in self.kernel)).reshape(-1, self.dims)
+        for d, size in enumerate(x.shape[2:]):
+            after = math.prod(space[d + 1 :])
+            start = place // after % space[d] * stride[d] - before[d]
+            coordinate = start + taps[:, d] * self.dilation[d]
+            inside &= (coordinate >= 0) & (coordinate < size)
+            index = index * size + coordinate.clamp(0, size - 1)
+        x_flat = x.movedim(1, -1).reshape(-1, x.shape[1])
+        columns = x_flat.index_select(0, index.flatten()).view(*index.shape, groups, -1)
+        if not bool(inside.all()):
+            columns *= inside.to(columns.dtype)[..., None, None]
+        return (
+            columns.permute(2, 0, 3, 1).reshape(groups, -1, cols),
+            wanted.view(-1, groups, matrix_rows).transpose(0, 1),
+        )
+
+    def positions(self, outputs: Tensor) -> int:
+        """How many output positions each row of `as_rows` has."""
+        return math.prod(self.as_rows(outputs).shape[2:])
 
     def _padding(self) -> list[int]:
         """Zeros before and after each spatial dimension, last dimension first, as `F.pad` wants them."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx
 
+from roundwise.graph.activation import Activation
 from roundwise.graph.graph import Graph, bind
 from roundwise.graph.matrix import LinearMap
 from roundwise.graph.normalize import WEIGHTED
@@ -52,13 +53,15 @@ class Layer:
         calls: the operations, in order; several where a module is reused or weights are tied.
         map: the first call's linear map, with its bias.
         activation: the function between the first call and its only consumer, or None.
+        own_bias: name of the constant that is this layer's bias and nothing else; None if there is no such one.
     """
 
     name: str
     weight: str
     calls: tuple[fx.Node, ...]
     map: LinearMap
-    activation: Callable[[Tensor], Tensor] | None
+    activation: Activation | None
+    own_bias: str | None
 
     @property
     def node(self) -> fx.Node:
@@ -85,7 +88,9 @@ def find_layers(graph: Graph) -> list[Layer]:
     for weight, ((first, layer), *others) in calls.items():
         # A weight that is used as two different kinds of matrix is quantized as the first; the layout must agree.
         alike = [node for node, other in others if _layout(other) == _layout(layer)]
-        layers.append(Layer(names[weight], weight, (first, *alike), layer, _activation(graph, first, layer)))
+        calls_alike = (first, *alike)
+        activation, own_bias = _activation(graph, first, layer), _own_bias(graph, calls_alike)
+        layers.append(Layer(names[weight], weight, calls_alike, layer, activation, own_bias))
     return layers
 
 
@@ -123,7 +128,15 @@ def _layer_names(weights: list[str]) -> dict[str, str]:
     return {weight: name if count[name] == 1 else weight for weight, name in short.items()}
 
 
-def _activation(graph: Graph, node: fx.Node, layer: LinearMap) -> Callable[[Tensor], Tensor] | None:
+def _own_bias(graph: Graph, calls: tuple[fx.Node, ...]) -> str | None:
+    bias = bind(calls[0])["bias"]
+    if len(calls) > 1 or not isinstance(bias, fx.Node):
+        return None
+    readers = [user for node in graph.operations.nodes if node.target == bias.target for user in node.users]
+    return str(bias.target) if readers == [calls[0]] else None
+
+
+def _activation(graph: Graph, node: fx.Node, layer: LinearMap) -> Activation | None:
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))
@@ -143,4 +156,20 @@ def _activation(graph: Graph, node: fx.Node, layer: LinearMap) -> Callable[[Tens
     def activation(values: Tensor) -> Tensor:
         return function(values, *rest, **named)  # type: ignore[no-any-return]
 
-    return activation
+    return Activation(activation, _limits(user))
+
+
+def _limits(node: fx.Node) -> tuple[float, float] | None:
+    """The ends of the range if the operation is a clamp."""
+    if node.target is aten.relu.default:
+        return 0.0, math.inf
+    if node.target is aten.relu6.default:
+        return 0.0, 6.0
+    if node.target not in (aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default):
+        return None
+    arguments = bind(node)
+    hardtanh = node.target is aten.hardtanh.default
+    low, high = (arguments.get(name) for name in (("min_val", "max_val") if hardtanh else ("min", "max")))
+    if not all(end is None or isinstance(end, int | float) for end in (low, high)):
+        return None
+    return -math.inf if low is None else float(low), math.inf if high is None else float(high)

@@ -6,12 +6,14 @@ The command line, the recipe files, the documentation, the conformance tests and
 from typing import Any
 
 from roundwise.problem import RoundingSolver
+from roundwise.rounding.adaround import AdaRound
 from roundwise.rounding.adaround_sgd import AdaRoundSGD
 from roundwise.rounding.directed import Ceil, Floor
 from roundwise.rounding.nearest import Nearest
 from roundwise.rounding.stochastic import Stochastic
 
 ROUNDING_SOLVERS: dict[str, type[RoundingSolver[Any]]] = {
+    "adaround": AdaRound,
     "adaround-sgd": AdaRoundSGD,
     "ceil": Ceil,
     "floor": Floor,
@@ -19,4 +21,4 @@ ROUNDING_SOLVERS: dict[str, type[RoundingSolver[Any]]] = {
     "stochastic": Stochastic,
 }
 
-__all__ = ["ROUNDING_SOLVERS", "AdaRoundSGD", "Ceil", "Floor", "Nearest", "Stochastic"]
+__all__ = ["ROUNDING_SOLVERS", "AdaRound", "AdaRoundSGD", "Ceil", "Floor", "Nearest", "Stochastic"]

@@ -5,6 +5,7 @@ through `add`, and hands it over. `Nothing` needs no pass over the samples at al
 """
 
 from roundwise.statistics.base import Nothing, Statistic
+from roundwise.statistics.gram import Gram, Moments, Pairs
 from roundwise.statistics.samples import Samples
 
-__all__ = ["Nothing", "Samples", "Statistic"]
+__all__ = ["Gram", "Moments", "Nothing", "Pairs", "Samples", "Statistic"]

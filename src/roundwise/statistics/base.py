@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Self, final
 
+import torch
 from torch import Tensor
 
 from roundwise.graph.matrix import LinearMap
@@ -15,16 +16,23 @@ class Statistic(ABC):
 
     @classmethod
     @abstractmethod
-    def empty(cls, layer: LinearMap, samples: int) -> Self:
-        """A statistic of nothing yet, for a layer that will see `samples` calibration samples."""
+    def empty(cls, layer: LinearMap, samples: int, generator: torch.Generator) -> Self:
+        """A statistic of nothing yet.
+
+        Args:
+            layer: the linear map between the inputs and the targets that it will see.
+            samples: how many calibration samples there will be.
+            generator: source of any randomness; on the CPU.
+        """
 
     @abstractmethod
-    def add(self, inputs: Tensor, targets: Tensor) -> None:
+    def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
         """Take in one batch.
 
         Args:
             inputs: the layer's input in the network whose earlier layers are already quantized.
             targets: the layer's output (before any activation function) in the float network.
+            samples: how many calibration samples the batch holds.
         """
 
 
@@ -33,8 +41,8 @@ class Nothing(Statistic):
     """For methods that look at the weights alone."""
 
     @classmethod
-    def empty(cls, layer: LinearMap, samples: int) -> Self:
+    def empty(cls, layer: LinearMap, samples: int, generator: torch.Generator) -> Self:
         return cls()
 
-    def add(self, inputs: Tensor, targets: Tensor) -> None:
+    def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
         pass

@@ -35,10 +35,10 @@ class Samples(Statistic):
         self._starts: list[int] = [0]
 
     @classmethod
-    def empty(cls, layer: LinearMap, samples: int) -> Self:
+    def empty(cls, layer: LinearMap, samples: int, generator: torch.Generator) -> Self:
         return cls(layer, samples)
 
-    def add(self, inputs: Tensor, targets: Tensor) -> None:
+    def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
         self._inputs.append(self.layer.as_rows(inputs))
         self._targets.append(self.layer.as_rows(targets))
         self._starts.append(self._starts[-1] + self._inputs[-1].shape[0])

@@ -7,7 +7,8 @@ the float network's x with some noise, and the targets come from x, so every cas
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar, final
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from roundwise.graph.activation import Activation
 from roundwise.graph.matrix import LinearMap
 from roundwise.grid import BITS, Codebook, Granularity, Grid, PerChannel, PerGroup, PerTensor
 from roundwise.problem import Problem, RangeEstimator
@@ -24,6 +26,8 @@ from roundwise.statistics import Nothing, Statistic
 S = TypeVar("S", bound=Statistic)
 
 SAMPLES = 48
+
+RELU, RELU6 = Activation(torch.relu, (0.0, math.inf)), Activation(F.relu6, (0.0, 6.0))
 
 
 @final
@@ -48,7 +52,7 @@ class Case:
     targets: Tensor
     codebook: Codebook = Codebook(4)
     granularity: Granularity = PerChannel()
-    activation: Callable[[Tensor], Tensor] | None = None
+    activation: Activation | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -60,9 +64,9 @@ class Case:
 
     def statistic(self, kind: type[S], batches: Sequence[int] = (20, 20, 8)) -> S:
         """A statistic of the samples, shown to it in batches of the given sizes."""
-        statistic = kind.empty(self.layer, self.samples)
+        statistic = kind.empty(self.layer, self.samples, torch.Generator().manual_seed(0))
         for inputs, targets in zip(self.inputs.split(list(batches)), self.targets.split(list(batches)), strict=True):
-            statistic.add(inputs, targets)
+            statistic.add(inputs, targets, len(inputs))
         return statistic
 
     def grid(self, estimator: RangeEstimator[Nothing] = MinMax()) -> Grid:
@@ -71,7 +75,7 @@ class Case:
 
     def problem(self, needs: type[S], grid: Grid | None = None) -> Problem[S]:
         """The rounding problem, on the min-max grid unless another is given."""
-        return Problem(self.name, self.weight, grid or self.grid(), self.statistic(needs), self.activation)
+        return Problem(self.name, self.weight, grid or self.grid(), self.statistic(needs), self.activation, True)
 
     def objective(self, grid: Grid, codes: Tensor) -> float:
         """‖f_a(y) − f_a(ŵ x̂ + b)‖² (Eq. 25): summed over channels, mean over samples and positions; in float64."""
@@ -107,9 +111,9 @@ def cases() -> tuple[Case, ...]:
         for word, granularity in (("per tensor", PerTensor()), (f"groups of {size}", PerGroup(size)))
     ]
     activations = [
-        _with(linear, "relu", activation=torch.relu),
-        _with(conv, "relu6", activation=F.relu6, codebook=Codebook(3)),
-        _with(linear, "gelu", activation=F.gelu, granularity=PerTensor()),
+        _with(linear, "relu", activation=RELU),
+        _with(conv, "relu6", activation=RELU6, codebook=Codebook(3)),
+        _with(linear, "gelu", activation=Activation(F.gelu), granularity=PerTensor()),
     ]
     return (*layers, *grids, *granularities, *activations, *_contents(linear, conv))
 
@@ -120,8 +124,8 @@ def tiny_cases() -> tuple[Case, ...]:
     return (
         _with(_linear(8, 4), "3 bits", codebook=three),
         _with(_linear(10, 3), "3 bits, asymmetric, per tensor", codebook=Codebook(3, False), granularity=PerTensor()),
-        _with(_linear(9, 4), "3 bits, relu", codebook=three, activation=torch.relu),
-        _with(_conv2d(2, 3), "3 bits, relu", codebook=three, activation=torch.relu),
+        _with(_linear(9, 4), "3 bits, relu", codebook=three, activation=RELU),
+        _with(_conv2d(2, 3), "3 bits, relu", codebook=three, activation=RELU),
         _with(
             _conv("depthwise conv2d", (4, 1, 3, 3), (SAMPLES, 4, 5, 5), padding=(1, 1), groups=4),
             "3 bits",
@@ -153,7 +157,7 @@ def _contents(linear: Case, conv: Case) -> list[Case]:
         _with(linear, "weights on the grid", weight=on_grid),
         _with(linear, "weights of 1e-12", weight=linear.weight * 1e-12, targets=linear.targets * 1e-12),
         _with(linear, "dead inputs", inputs=dead),
-        _with(conv, "a dead channel, relu", inputs=channel, activation=torch.relu),
+        _with(conv, "a dead channel, relu", inputs=channel, activation=RELU),
         _with(linear, "all inputs zero", inputs=torch.zeros_like(linear.inputs)),
         _with(conv, "samples in float16", inputs=conv.inputs.half(), targets=conv.targets.half()),
     ]
@@ -168,7 +172,7 @@ def _with(
     targets: Tensor | None = None,
     codebook: Codebook | None = None,
     granularity: Granularity | None = None,
-    activation: Callable[[Tensor], Tensor] | None = None,
+    activation: Activation | None = None,
 ) -> Case:
     """A case like another; where the weights differ, the targets follow."""
     if weight is not None and targets is None:

@@ -1,0 +1,7 @@
+"""Solving a layer's rounding problem from second moments, without its samples."""
+
+from roundwise.gramspace.descent import Choices, descend
+from roundwise.gramspace.quadratic import Quadratic
+from roundwise.gramspace.solution import Freedom, Search, solve
+
+__all__ = ["Choices", "Freedom", "Quadratic", "Search", "descend", "solve"]
