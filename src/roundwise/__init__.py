@@ -34,16 +34,28 @@ if TYPE_CHECKING:
     from roundwise.ranges import MinMax, WeightMSE
     from roundwise.recipe import Recipe, Weights
     from roundwise.report import Report
-    from roundwise.rounding import AdaRound, AdaRoundSGD, Ceil, Floor, Nearest, Stochastic
+    from roundwise.rounding import (
+        GPTQ,
+        AdaRound,
+        AdaRoundSGD,
+        Ceil,
+        CoordinateDescent,
+        Floor,
+        Nearest,
+        Stochastic,
+        TabuSearch,
+    )
 
 __version__ = _version("roundwise")
 
 __all__ = [
+    "GPTQ",
     "AdaRound",
     "AdaRoundSGD",
     "CalibrationError",
     "CaptureError",
     "Ceil",
+    "CoordinateDescent",
     "ExportError",
     "FileFormatError",
     "Floor",
@@ -65,6 +77,7 @@ __all__ = [
     "RoundingSolver",
     "RoundwiseError",
     "Stochastic",
+    "TabuSearch",
     "WeightMSE",
     "Weights",
     "export_onnx",

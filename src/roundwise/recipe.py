@@ -37,7 +37,7 @@ from roundwise.errors import RecipeError
 from roundwise.grid import Codebook, Granularity, Grid, PerChannel, PerGroup, PerTensor
 from roundwise.problem import Problem, RangeEstimator, Rounding, RoundingSolver
 from roundwise.ranges import RANGE_ESTIMATORS, WeightMSE
-from roundwise.rounding import ROUNDING_SOLVERS, AdaRoundSGD
+from roundwise.rounding import ROUNDING_SOLVERS, AdaRound
 from roundwise.statistics import Nothing
 
 GRANULARITIES: dict[str, type[Granularity]] = {
@@ -45,8 +45,6 @@ GRANULARITIES: dict[str, type[Granularity]] = {
     "per-group": PerGroup,
     "per-tensor": PerTensor,
 }
-
-DEFAULT_ROUNDING = AdaRoundSGD(iterations=1_000)
 
 
 def _check_choice(what: str, value: object, kind: Any, table: Mapping[str, type]) -> None:
@@ -154,7 +152,7 @@ class Recipe:
     """
 
     weights: Weights = Weights()
-    rounding: RoundingSolver[Any] = DEFAULT_ROUNDING
+    rounding: RoundingSolver[Any] = AdaRound()
     overrides: Mapping[str, Weights | None] = field(default_factory=dict)
     seed: int = 0
     batch_size: int = 32

@@ -75,7 +75,9 @@ def descend(
         for block in ones:
             before = code[:, block].clone()
             near, own = slope[:, block], hessian[:, block, block]
-            for j in range(before.shape[1]):
+            # Most sweeps change few columns: look for those that have something to gain, and visit them alone.
+            wanted = torch.addcmul(before, near, step[:, block]).round_().clamp_(low[:, block], high[:, block])
+            for j in (wanted != before).any(2).any(0).nonzero().flatten().tolist():
                 column = block.start + j
                 old = code[:, column]
                 new = torch.addcmul(old, slope[:, column], step[:, column]).round_()

@@ -10,35 +10,38 @@
         min(ẑ, l)     where y ≤ l
         max(ẑ, u)     where y ≥ u
 
-Then (f_a(y) − f_a(z))² ≤ (t − z)² for every z, and where y is inside its limits only if ẑ is too, the two are equal at
-z = ẑ: so lowering the quadratic on the right lowers the objective with its activation function (Eq. 25). Where y is
-inside and ẑ is not, the bound is not tight, so progress is not certain; the objective is therefore measured at
-every turn, and each row keeps the best it had. Other activation functions are left out of the objective.
+Then (f_a(y) − f_a(z))² ≤ (t − z)² for every z, with equality at z = ẑ wherever ẑ is inside its limits or y is not. So
+lowering the quadratic on the right lowers the objective with its activation function (Eq. 25). Where y is inside its
+limits and ẑ is not, the bound is not tight and progress is not certain; therefore the objective itself is measured at
+every turn, and the best is kept. Other activation functions are left out of the objective: their curvature would
+give each output channel a matrix H of its own.
 
-*Never worse than nearest.* On the samples it was made from each row is no worse than its nearest rounding, because
-that is one of the candidates. On the samples that were held out the whole layer is compared, and keeps nearest
-rounding if that is better there.
+*Never worse than nearest.* Nearest rounding is among the candidates, so on the samples that a rounding was chosen by,
+it is not worse. On those that were held out the two are compared again, and if nearest rounding is better there, the
+layer keeps it and the report says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from roundwise.gramspace.descent import Choices, descend
 from roundwise.gramspace.quadratic import Quadratic
 from roundwise.grid import Grid
 from roundwise.problem import Problem, Rounding
-from roundwise.statistics import Gram, Moments, Pairs
+from roundwise.statistics import Gram, Moments
 
 Search = Callable[[Quadratic, Grid, Choices], Tensor]
 """Codes `[groups, rows, cols]` for an objective; each within its choices."""
+
+Limits = tuple[float, float]
 
 
 @final
@@ -46,131 +49,125 @@ Search = Callable[[Quadratic, Grid, Choices], Tensor]
 class Freedom:
     """What may change beside the rounding.
 
-    Args:
+    Attributes:
         any_code: each weight may get any code of the grid, not just the two next to it.
         free_bias: the layer's bias takes up the mean error.
-        fit_scale: the scale follows the codes.
+        fit_scale: the scales follow the codes.
         turns: how often scale and targets are set anew.
     """
 
-    any_code: bool
-    free_bias: bool
-    fit_scale: bool
-    turns: int
-    damping: float = 0.0
+    any_code: bool = False
+    free_bias: bool = False
+    fit_scale: bool = False
+    turns: int = 0
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class _Candidate:
-    """Codes on a grid, with a bias `[groups, rows]`."""
+    """Codes on a grid, with the layer's bias."""
 
+    codes: Int[Tensor, "groups rows cols"]
     grid: Grid
-    codes: Tensor
-    bias: Tensor
+    bias: Float[Tensor, "groups rows"]
 
-    @property
-    def matrix(self) -> Tensor:
-        return self.grid.dequantize(self.codes)
+    def outputs(self, columns: Float[Tensor, "groups pairs cols"]) -> Float[Tensor, "groups pairs rows"]:
+        """What the layer gives for unfolded inputs."""
+        return torch.baddbmm(self.bias.unsqueeze(1), columns, self.grid.dequantize(self.codes).mT)
 
 
 def solve(problem: Problem[Gram], search: Search, freedom: Freedom) -> Rounding:
     """Choose codes by `search`, and whatever else is free."""
-    statistics, weight = problem.statistics, problem.weight
-    own_bias = statistics.layer.bias
-    bias = torch.zeros(weight.shape[:2], device=weight.device)
-    if own_bias is not None:
-        bias = own_bias.float().reshape(bias.shape)
-    free_bias = freedom.free_bias and problem.bias_is_free
-    limits = None if problem.activation is None else problem.activation.limits
-    nearest = _Candidate(problem.grid, problem.grid.quantize(weight), bias)
-
-    def choices(grid: Grid) -> Choices:
-        return Choices.all(grid, weight) if freedom.any_code else Choices.floor_or_ceil(problem.grid, weight)
-
-    def objective(moments: Moments) -> Quadratic:
-        quadratic = Quadratic.of(moments, weight, bias, free_bias=free_bias)
-        return quadratic.damped(freedom.damping) if freedom.damping else quadratic
-
-    def candidate(quadratic: Quadratic, grid: Grid, codes: Tensor) -> _Candidate:
-        return _Candidate(grid, codes, bias + quadratic.shift(grid.dequantize(codes)))
-
-    quadratic = objective(statistics.fit)
-    grid = problem.grid
-    codes = search(quadratic, grid, choices(grid))
-    if freedom.fit_scale:
-        grid, codes = _fit_scale(quadratic, grid, codes, choices, freedom.turns)
-    best = candidate(quadratic, grid, codes)
-    if limits is not None and freedom.turns:
-        best = _follow_activation(statistics, best, limits, objective, candidate, choices, freedom)
-    if statistics.held_out.count:
-        chosen, other = (_loss(statistics.again(held_out=True), it, limits) for it in (best, nearest))
-        if chosen.sum() > other.sum():
-            return Rounding(nearest.codes, note=f"kept nearest rounding: on held-out samples its error is "
-                            f"{float(other.sum() / chosen.sum()):.3f} of the chosen one's")
-    return Rounding(
-        best.codes,
-        grid=best.grid if freedom.fit_scale else None,
-        bias_shift=best.bias - bias if free_bias else None,
-    )
+    turns = _Turns(problem, search, freedom)
+    nearest, chosen = turns.nearest, turns.best()
+    if problem.statistics.held_out.count:
+        error, error_nearest = turns.held_out_losses(chosen, nearest)
+        if error > error_nearest:
+            note = f"keeps nearest rounding, whose error on held-out samples is {error_nearest / error:.3f} of the other's"
+            return Rounding(nearest.codes, note=note)
+    grid = chosen.grid if freedom.fit_scale else None
+    return Rounding(chosen.codes, grid, chosen.bias - nearest.bias if turns.free_bias else None)
 
 
-def _fit_scale(
-    quadratic: Quadratic, grid: Grid, codes: Tensor, choices: Callable[[Grid], Choices], turns: int
-) -> tuple[Grid, Tensor]:
-    """Scale and codes in turn, each the best for the other."""
-    for _ in range(turns):
-        fitted = quadratic.best_scale(grid, codes)
-        new = descend(quadratic, fitted, codes, choices(fitted))
-        same = torch.equal(new, codes)
-        grid, codes = fitted, new
-        if same:
-            break
-    return grid, codes
+@final
+class _Turns:
+    """One problem on its way to a solution."""
 
+    def __init__(self, problem: Problem[Gram], search: Search, freedom: Freedom) -> None:
+        self._weight, self._grid, self._statistics = problem.weight, problem.grid, problem.statistics
+        self._search, self._freedom = search, freedom
+        self._limits = None if problem.activation is None else problem.activation.limits
+        bias = torch.zeros(self._weight.shape[:2], device=self._weight.device)
+        if self._statistics.layer.bias is not None:
+            bias = self._statistics.layer.bias.float().reshape(bias.shape)
+        self.free_bias = freedom.free_bias and problem.bias_is_free
+        self.nearest = _Candidate(self._grid.quantize(self._weight), self._grid, bias)
 
-def _follow_activation(statistics, start, limits, objective, candidate, choices, freedom) -> _Candidate:
-    best, current = start, start
-    best_loss = None
-    for turn in range(freedom.turns + 1):
-        moments, loss = _retarget(statistics, current, limits)
-        if best_loss is None or loss.sum() < best_loss.sum():
-            best, best_loss = current, loss
-        if turn == freedom.turns:
-            break
-        quadratic = objective(moments)
-        grid, codes = current.grid, current.codes
-        codes = descend(quadratic, grid, codes, choices(grid))
-        if freedom.fit_scale:
-            grid, codes = _fit_scale(quadratic, grid, codes, choices, 3)
-        current = candidate(quadratic, grid, codes)
-    return best
+    def best(self) -> _Candidate:
+        """The best candidate on the samples to choose by."""
+        quadratic = self._objective(self._statistics.fit)
+        codes = self._search(quadratic, self._grid, self._choices(self._grid)).to(torch.int32)
+        # Row by row no worse than nearest rounding, in the objective without activation function.
+        loss, loss_nearest = (quadratic.loss(self._grid.dequantize(it)) for it in (codes, self.nearest.codes))
+        codes = torch.where((loss_nearest < loss).unsqueeze(-1), self.nearest.codes, codes)
+        current = self._with_scale(quadratic, self._grid, codes, self._freedom.turns)
+        if self._limits is None or not self._freedom.turns:
+            return current
 
+        best, least = self.nearest, float("inf")
+        for turn in range(self._freedom.turns + 1):
+            # The nearest rounding is measured once, beside the first candidate.
+            moments, losses = self._retarget(self._limits, current, *([self.nearest] if turn == 0 else []))
+            for candidate, loss_now in zip((current, self.nearest), losses, strict=False):
+                if loss_now < least:
+                    best, least = candidate, loss_now
+            if turn < self._freedom.turns:
+                quadratic = self._objective(moments)
+                codes = descend(quadratic, current.grid, current.codes, self._choices(current.grid))
+                current = self._with_scale(quadratic, current.grid, codes, 1)
+        return best
 
-def _retarget(
-    statistics: Gram, current: _Candidate, limits: tuple[float, float]
-) -> tuple[Moments, Float[Tensor, "groups rows"]]:
-    """The moments with targets for the activation function, and the objective with it at the current candidate."""
-    low, high = limits
-    matrix, bias = current.matrix, current.bias.unsqueeze(1)
-    shape = matrix.shape
-    moments = Moments.zeros(shape, matrix.device)
-    total = torch.zeros_like(current.bias)
-    for columns, y in statistics.again():
-        z = torch.baddbmm(bias, columns, matrix.mT)
-        total += (y.clamp(low, high) - z.clamp(low, high)).square_().sum(1)
-        t = torch.where(y <= low, z.clamp(max=low), torch.where(y >= high, z.clamp(min=high), y))
-        moments.add_targets(columns, t)
-    fit = statistics.fit
-    return dataclasses.replace(moments, count=fit.count, second=fit.second, inputs=fit.inputs), total / fit.count
+    def held_out_losses(self, *candidates: _Candidate) -> list[float]:
+        """The objective, with its activation function, on the samples that were held out."""
+        totals = [0.0] * len(candidates)
+        low, high = self._limits or (-torch.inf, torch.inf)
+        for columns, y in self._statistics.again(held_out=True):
+            for index, candidate in enumerate(candidates):
+                z = candidate.outputs(columns)
+                totals[index] += float((y.clamp(low, high) - z.clamp_(low, high)).square_().sum())
+        return totals
 
+    def _objective(self, moments: Moments) -> Quadratic:
+        return Quadratic.of(moments, self._weight, self.nearest.bias, free_bias=self.free_bias)
 
-def _loss(pairs: Iterable[Pairs], candidate: _Candidate, limits: tuple[float, float] | None) -> Tensor:
-    matrix, bias = candidate.matrix, candidate.bias.unsqueeze(1)
-    total = torch.zeros_like(candidate.bias)
-    for columns, y in pairs:
-        z = torch.baddbmm(bias, columns, matrix.mT)
-        if limits is not None:
-            y, z = y.clamp(*limits), z.clamp(*limits)
-        total += (y - z).square_().sum(1)
-    return total
+    def _choices(self, grid: Grid) -> Choices:
+        if self._freedom.any_code:
+            return Choices.all(grid, self._weight)
+        return Choices.floor_or_ceil(self._grid, self._weight)
+
+    def _with_scale(self, quadratic: Quadratic, grid: Grid, codes: Tensor, times: int) -> _Candidate:
+        """Scale and codes in turn, each the best for the other; then the bias."""
+        for _ in range(times if self._freedom.fit_scale else 0):
+            grid = quadratic.best_scale(grid, codes)
+            before, codes = codes, descend(quadratic, grid, codes, self._choices(grid))
+            if torch.equal(before, codes):
+                break
+        return _Candidate(codes, grid, self.nearest.bias + quadratic.shift(grid.dequantize(codes)))
+
+    def _retarget(
+        self, limits: Limits, current: _Candidate, *others: _Candidate
+    ) -> tuple[Moments, list[float]]:
+        """The moments with targets for the activation function at `current`, and the objective of each candidate."""
+        low, high = limits
+        moments = Moments.zeros(self._weight.shape, self._weight.device)
+        totals = [0.0] * (1 + len(others))
+        for columns, y in self._statistics.again():
+            wanted = y.clamp(low, high)
+            for index, candidate in enumerate((current, *others)):
+                z = candidate.outputs(columns)
+                if index == 0:
+                    t = torch.where(y <= low, z.clamp(max=low), torch.where(y >= high, z.clamp(min=high), y))
+                    moments.add_targets(columns, t)
+                totals[index] += float(z.clamp_(low, high).sub_(wanted).square_().sum())
+        fit = self._statistics.fit
+        return dataclasses.replace(moments, count=fit.count, second=fit.second, inputs=fit.inputs), totals

@@ -217,12 +217,16 @@ class LinearMap:
             inside &= (coordinate >= 0) & (coordinate < size)
             index = index * size + coordinate.clamp(0, size - 1)
         x_flat = x.movedim(1, -1).reshape(-1, x.shape[1])
-        columns = x_flat.index_select(0, index.flatten()).view(*index.shape, groups, -1)
+        columns = x_flat.index_select(0, index.flatten()).view(*index.shape, -1)
         if not bool(inside.all()):
-            columns *= inside.to(columns.dtype)[..., None, None]
+            columns *= inside.to(columns.dtype).unsqueeze(-1)
+        pairs, taps_count, channels = columns.shape
+        if channels == groups:  # depthwise: transposing a plain matrix is three times faster than permuting
+            by_channel = columns.view(pairs, -1).T.contiguous().view(taps_count, channels, pairs)
+            return by_channel.permute(1, 2, 0), wanted.T.contiguous().view(groups, matrix_rows, pairs).mT
         return (
-            columns.permute(2, 0, 3, 1).reshape(groups, -1, cols),
-            wanted.view(-1, groups, matrix_rows).transpose(0, 1),
+            columns.view(pairs, taps_count, groups, -1).permute(2, 0, 3, 1).reshape(groups, pairs, cols),
+            wanted.view(pairs, groups, matrix_rows).transpose(0, 1),
         )
 
     def positions(self, outputs: Tensor) -> int:

@@ -8,17 +8,34 @@ from typing import Any
 from roundwise.problem import RoundingSolver
 from roundwise.rounding.adaround import AdaRound
 from roundwise.rounding.adaround_sgd import AdaRoundSGD
+from roundwise.rounding.coordinate_descent import CoordinateDescent
 from roundwise.rounding.directed import Ceil, Floor
+from roundwise.rounding.gptq import GPTQ
 from roundwise.rounding.nearest import Nearest
 from roundwise.rounding.stochastic import Stochastic
+from roundwise.rounding.tabu import TabuSearch
 
 ROUNDING_SOLVERS: dict[str, type[RoundingSolver[Any]]] = {
     "adaround": AdaRound,
     "adaround-sgd": AdaRoundSGD,
     "ceil": Ceil,
+    "coordinate-descent": CoordinateDescent,
     "floor": Floor,
+    "gptq": GPTQ,
     "nearest": Nearest,
     "stochastic": Stochastic,
+    "tabu-search": TabuSearch,
 }
 
-__all__ = ["ROUNDING_SOLVERS", "AdaRound", "AdaRoundSGD", "Ceil", "Floor", "Nearest", "Stochastic"]
+__all__ = [
+    "GPTQ",
+    "ROUNDING_SOLVERS",
+    "AdaRound",
+    "AdaRoundSGD",
+    "Ceil",
+    "CoordinateDescent",
+    "Floor",
+    "Nearest",
+    "Stochastic",
+    "TabuSearch",
+]

@@ -1,4 +1,32 @@
-"""AdaRound in Gram space."""
+"""AdaRound in Gram space: the paper's relaxation, solved from second moments instead of minibatches.
+
+The paper relaxes the choice between rounding down and up to a continuous variable for each weight,
+
+    W̃ = s · clip(⌊W/s⌋ + h(V), n, p)                                                          (Eq. 22)
+    h(V) = clip(σ(V) (ζ − γ) + γ, 0, 1)                     the rectified sigmoid             (Eq. 23)
+    f_reg(V) = Σ 1 − |2 h(V) − 1|^β                         pushes h to 0 or 1                (Eq. 24)
+
+and minimises ‖W x − W̃ x̂‖² + λ f_reg(V) by Adam on minibatches. But the first term is a quadratic function of W̃ that
+H = E[x̂ x̂ᵀ] and C = E[e x̂ᵀ] determine (`gramspace/quadratic.py`). So here every step has the exact gradient over all
+samples, 2 s (D H − C) by h, for the price of one small matrix product, and a step size a hundred times larger than
+with minibatches does no harm. Further:
+
+- *λ is one number for all layers*, since each row's objective is divided by the mean of s² H_jj, its curvature in
+  units of codes.
+- *It stops when every variable is decided*: where h is 0 or 1 for all, nothing moves any more.
+- *Coordinate descent* then takes what is left (`gramspace/descent.py`).
+- *Few columns* (a 3×3 depthwise convolution has 9) need no relaxation: all 2^cols roundings of a row are tried.
+
+Three things go beyond the paper, each a field, because each was measured to pay (benchmarks/RESULTS.md):
+
+- `any_code`: not only floor and ceiling of each weight, but any code. The relaxation is then centred on the minimum of
+  the quadratic over real numbers instead of on the weights, since that is where good codes are.
+- `free_bias`: the bias takes up the mean error, so that the weights need only match what varies.
+- `fit_scale`: the scale follows the codes, in closed form.
+
+ReLU and ReLU6 after the layer enter the objective by majorisation; other activation functions do not
+(`gramspace/solution.py`, which also holds the layer to never being worse than nearest rounding).
+"""
 
 from __future__ import annotations
 
@@ -9,64 +37,145 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from roundwise.errors import RecipeError
 from roundwise.gramspace import Choices, Freedom, Quadratic, descend, solve
 from roundwise.grid import Grid, expand_blocks
 from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
 from roundwise.statistics import Gram
 
+ZETA, GAMMA = 1.1, -0.1
+"""The stretch of the rectified sigmoid (below Eq. 23)."""
+
+BETA_START, BETA_END, WARM_UP = 20.0, 2.0, 0.2
+"""The annealing of β along a cosine, and the share of steps without regulariser, as in the authors' own code."""
+
+EXHAUSTIBLE = 10
+"""With so many columns or fewer, every rounding is tried."""
+
+CENTRE_DAMPING = 0.01
+"""How much the centre of the search for any code is pulled to the weights: a share of the mean curvature."""
+
+LOOK = 20
+"""Steps between two looks at whether all is decided."""
+
 
 @final
 @dataclass(frozen=True)
 class AdaRound(RoundingSolver[Gram]):
-    iterations: int = 500
+    """Choose for every weight how to round it, so that the layer's output changes least. The default.
+
+    Args:
+        iterations: steps of the relaxation, at most.
+        learning_rate: of Adam, in units of V.
+        regularization: λ of Eq. 25, for an objective in units of one row's mean curvature.
+        any_code: True lets each weight have any code; False only the two next to it, as in the paper (Eq. 9).
+        free_bias: let the layer's bias take up the mean error, where it has one of its own.
+        fit_scale: re-fit the scales to the codes. (Per group they stay.)
+        turns: how often scale, activation function and codes take their turns.
+
+    Raises:
+        RecipeError: a setting is out of range or of the wrong type.
+
+    References:
+        Nagel et al., ICML 2020, arXiv:2004.10568, Sections 3.3 and 3.4; the objective from second moments: its Eq. 20.
+    """
+
+    iterations: int = 200
     learning_rate: float = 0.1
     regularization: float = 1.0
     any_code: bool = True
     free_bias: bool = True
     fit_scale: bool = True
-    turns: int = 3
-    damping: float = 0.0
+    turns: int = 2
     needs: ClassVar[type] = Gram
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        checks = {
+            "iterations must be at least 1": self.iterations >= 1,
+            "learning_rate must be positive": self.learning_rate > 0,
+            "regularization must not be negative": self.regularization >= 0,
+            "turns must not be negative": self.turns >= 0,
+        }
+        for rule, holds in checks.items():
+            if not holds:
+                raise RecipeError(f"{self}: {rule}.")
 
     @property
     def floor_or_ceil(self) -> bool:
-        return not self.any_code
+        return not (self.any_code or self.fit_scale)
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
-        return solve(problem, self._search, Freedom(self.any_code, self.free_bias, self.fit_scale, self.turns, self.damping))
+        return solve(problem, self._search, Freedom(self.any_code, self.free_bias, self.fit_scale, self.turns))
 
     def _search(self, quadratic: Quadratic, grid: Grid, choices: Choices) -> Tensor:
-        W = quadratic.minimum(0.01) if self.any_code else quadratic.weight
-        H, C = quadratic.hessian, quadratic.pull
-        g, r, c = W.shape
-        s = grid.steps(c).expand(W.shape)
-        z = expand_blocks(grid.zero_point, c).expand(W.shape).float()
-        pos = grid.position(W)
-        fl = pos.floor()
-        lo, hi = grid.clip(fl), grid.clip(fl + 1)
-        ze, ga = 1.1, -0.1
-        V = -torch.log((ze - ga) / (pos - fl - ga) - 1)
-        diag = H.diagonal(dim1=1, dim2=2)
-        norm = (s * s * diag[:, None, :]).mean().clamp(min=1e-30)
-        m = torch.zeros_like(V)
-        v = torch.zeros_like(V)
-        base = (lo - z) * s - quadratic.weight
-        sc = s * (hi - lo)
-        G0 = torch.bmm(base, H) - C
-        steps = self.iterations
-        for it in range(steps):
-            sg = V.sigmoid()
-            h = (sg * (ze - ga) + ga).clamp(0, 1)
-            gr = (G0 + torch.bmm(sc * h, H)).mul_(2 * sc / norm)
-            t = it / steps
-            if t >= 0.2:
-                p = (t - 0.2) / 0.8
-                beta = 2 + 18 * 0.5 * (1 + math.cos(math.pi * p))
-                a = 2 * h - 1
-                gr = gr - self.regularization * 2 * beta * a.abs().pow(beta - 1) * a.sign()
-            gr = gr * sg * (1 - sg) * (ze - ga) * ((h > 0) & (h < 1))
-            m.mul_(0.9).add_(gr, alpha=0.1)
-            v.mul_(0.999).addcmul_(gr, gr, value=0.001)
-            V -= self.learning_rate * (m / (1 - 0.9 ** (it + 1))) / ((v / (1 - 0.999 ** (it + 1))).sqrt() + 1e-8)
-        h = (V.sigmoid() * (ze - ga) + ga).clamp(0, 1)
-        return descend(quadratic, grid, torch.where(h >= 0.5, hi, lo), choices)
+        centre = quadratic.minimum(CENTRE_DAMPING) if self.any_code else quadratic.weight
+        if centre.shape[-1] <= EXHAUSTIBLE:
+            codes = exhaust(quadratic, grid, centre)
+        else:
+            codes = self.relax(quadratic, grid, centre)
+        return descend(quadratic, grid, codes, choices)
+
+    def relax(self, quadratic: Quadratic, grid: Grid, centre: Tensor) -> Tensor:
+        """Codes next to the `centre` by the relaxation, `[groups, rows, cols]` as floats."""
+        hessian, cols = quadratic.hessian, centre.shape[-1]
+        position = grid.position(centre)
+        floor = position.floor()
+        low = grid.clip(floor)
+        step = grid.steps(cols) * (grid.clip(floor + 1) - low)  # 0 where the grid ends
+        down = (low - expand_blocks(grid.zero_point, cols)) * grid.steps(cols) - quadratic.weight
+        slope_down = down @ hessian - quadratic.pull
+
+        curvature = (step.square() * hessian.diagonal(dim1=1, dim2=2).unsqueeze(1)).mean(-1, keepdim=True)
+        gradient_unit = 2 * step / torch.where(curvature > 0, curvature, 1.0)
+        soft = inverse_rectified_sigmoid(position - floor)
+        optimizer = torch.optim.Adam([soft], lr=self.learning_rate, fused=True)
+        for iteration in range(self.iterations):
+            sigmoid = soft.sigmoid()
+            up = rectified(sigmoid)
+            slope = torch.baddbmm(slope_down, up * step, hessian).mul_(gradient_unit)  # of the objective by h
+            beta = annealed_beta(iteration / self.iterations)
+            if beta is not None:
+                away = 2 * up - 1
+                slope.addcmul_(away.abs().pow_(beta - 1), away.sign_(), value=-2 * beta * self.regularization)
+            inside = (up > 0) & (up < 1)
+            if iteration % LOOK == 0 and not inside.any():
+                break
+            soft.grad = slope.mul_(inside).mul_(sigmoid).mul_(sigmoid.neg_().add_(1)).mul_(ZETA - GAMMA)
+            optimizer.step()
+        return low + (rectified(soft.sigmoid()) >= 0.5) * (grid.clip(floor + 1) - low)
+
+
+def rectified(sigmoid: Tensor) -> Tensor:
+    """h of Eq. 23, for σ(V)."""
+    return (sigmoid * (ZETA - GAMMA)).add_(GAMMA).clamp_(0, 1)
+
+
+def inverse_rectified_sigmoid(fraction: Tensor) -> Tensor:
+    """The V with h(V) = `fraction`."""
+    return -torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1)
+
+
+def annealed_beta(progress: float) -> float | None:
+    """β for the share of the steps that is done; None during the warm-up."""
+    if progress < WARM_UP:
+        return None
+    angle = math.pi * (progress - WARM_UP) / (1 - WARM_UP)
+    return BETA_END + (BETA_START - BETA_END) * 0.5 * (1 + math.cos(angle))
+
+
+def exhaust(quadratic: Quadratic, grid: Grid, centre: Tensor) -> Tensor:
+    """The best codes next to the `centre`, by trying all 2^cols of each row."""
+    groups, rows, cols = centre.shape
+    floor = grid.position(centre).floor()
+    scale = grid.steps(cols)
+    offset = expand_blocks(grid.zero_point, cols) * scale + quadratic.weight
+    best, least = grid.clip(floor), torch.full((groups, rows, 1), math.inf, device=centre.device)
+    bits = torch.arange(cols, device=centre.device)
+    for number in range(1 << cols):
+        codes = grid.clip(floor + (number >> bits & 1))
+        move = codes * scale - offset
+        loss = ((move @ quadratic.hessian - 2 * quadratic.pull) * move).sum(-1, keepdim=True)
+        better = loss < least
+        best, least = torch.where(better, codes, best), torch.where(better, loss, least)
+    return best

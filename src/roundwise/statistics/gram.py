@@ -32,10 +32,11 @@ from torch import Tensor
 from roundwise.graph.matrix import LinearMap
 from roundwise.statistics.base import Statistic
 
-POSITIONS = 64
+import os
+POSITIONS = int(os.environ.get("POS","64"))
 """Positions of each sample that are always taken, if it has as many."""
 
-POSITIONS_PER_COLUMN = 16
+POSITIONS_PER_COLUMN = int(os.environ.get("PPC","16"))
 """Positions in all, per column of the matrix, that are taken if the samples have as many."""
 
 HOLD_OUT = 8

@@ -19,7 +19,7 @@ from torch import Tensor
 from roundwise.graph.activation import Activation
 from roundwise.graph.matrix import LinearMap
 from roundwise.grid import BITS, Codebook, Granularity, Grid, PerChannel, PerGroup, PerTensor
-from roundwise.problem import Problem, RangeEstimator
+from roundwise.problem import Problem, RangeEstimator, Rounding
 from roundwise.ranges import MinMax
 from roundwise.statistics import Nothing, Statistic
 
@@ -77,11 +77,20 @@ class Case:
         """The rounding problem, on the min-max grid unless another is given."""
         return Problem(self.name, self.weight, grid or self.grid(), self.statistic(needs), self.activation, True)
 
-    def objective(self, grid: Grid, codes: Tensor) -> float:
-        """‖f_a(y) − f_a(ŵ x̂ + b)‖² (Eq. 25): summed over channels, mean over samples and positions; in float64."""
-        weight = grid.dequantize(codes).double()
-        outputs, targets = self.layer.apply_matrix(weight, self.inputs.double()), self.targets.double()
-        if self.activation is not None:
+    def objective(self, grid: Grid, rounding: Rounding, *, activation: bool = True) -> float:
+        """‖f_a(y) − f_a(ŵ x̂ + b)‖² (Eq. 25): summed over channels, mean over samples and positions; in float64.
+
+        Args:
+            grid: what the codes mean if the rounding brings no grid of its own.
+            rounding: codes, and what else a solver may have chosen.
+            activation: False leaves f_a out.
+        """
+        weight = (rounding.grid or grid).dequantize(rounding.codes).double()
+        layer = self.layer
+        if rounding.bias_shift is not None and layer.bias is not None:
+            layer = dataclasses.replace(layer, bias=layer.bias.double() + rounding.bias_shift.double().flatten())
+        outputs, targets = layer.apply_matrix(weight, self.inputs.double()), self.targets.double()
+        if activation and self.activation is not None:
             outputs, targets = self.activation(outputs), self.activation(targets)
         return float(self.layer.fold_outputs(outputs - targets).square().sum((0, 1)).mean())
 

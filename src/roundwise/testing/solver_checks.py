@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from roundwise.problem import Problem, Rounding, RoundingSolver
 from roundwise.rounding import Nearest
-from roundwise.statistics import Nothing, Samples
+from roundwise.statistics import Gram, Nothing, Samples
 from roundwise.testing.cases import Case
 from roundwise.testing.requirement import require
 
@@ -28,6 +29,40 @@ def check_codes_are_integers_of_the_codebook(solver: RoundingSolver[Any], case: 
     low, high = int(codes.min()), int(codes.max())
     within = case.codebook.qmin <= low and high <= case.codebook.qmax
     require(within, f"codes from {low} to {high} leave {case.codebook.qmin} … {case.codebook.qmax}")
+
+
+def check_what_else_it_chooses_fits_the_layer(solver: RoundingSolver[Any], case: Case) -> None:
+    """A grid of its own is of the kind that was asked for, and a bias is only shifted where it is free."""
+    problem = case.problem(solver.needs)
+    rounding = solve(solver, problem)
+    if rounding.grid is not None:
+        shapes = rounding.grid.granularity_shape, problem.grid.granularity_shape
+        require(shapes[0] == shapes[1], f"the grid has {shapes[0]} scales, not {shapes[1]}")
+        require(rounding.grid.codebook == problem.grid.codebook, f"the codebook became {rounding.grid.codebook}")
+        sound = bool((rounding.grid.scale > 0).all() and rounding.grid.scale.isfinite().all())
+        require(sound, f"scales from {float(rounding.grid.scale.min())} to {float(rounding.grid.scale.max())}")
+    if rounding.bias_shift is not None:
+        require(rounding.bias_shift.shape == case.weight.shape[:2], f"the shift is {rounding.bias_shift.shape}")
+        require(bool(rounding.bias_shift.isfinite().all()), "the bias is shifted by what is not finite")
+    fixed = solve(solver, dataclasses.replace(problem, bias_is_free=False))
+    require(fixed.bias_shift is None, "a bias is shifted that is not free")
+
+
+def check_it_is_not_worse_than_nearest(solver: RoundingSolver[Any], case: Case) -> None:
+    """A solver that minimises over second moments is never worse than nearest rounding, on all samples together.
+
+    It is held to this on the samples it learns from and on those it holds out, so it holds for both together. What
+    the activation function is worth is in its objective only if that is a clamp.
+    """
+    if solver.needs is not Gram:
+        return
+    grid = case.grid()
+    clamped = case.activation is not None and case.activation.limits is not None
+    roundings = solve(solver, case.problem(solver.needs, grid)), solve(Nearest(), case.problem(Nothing, grid))
+    follows = clamped and getattr(solver, "turns", 0) > 0
+    error, nearest = (case.objective(grid, rounding, activation=follows) for rounding in roundings)
+    scale = float(case.targets.double().square().mean())
+    require(error <= nearest * (1 + 1e-3) + 1e-9 * scale, f"the error is {error}, of nearest rounding {nearest}")
 
 
 def check_codes_are_next_to_their_weights(solver: RoundingSolver[Any], case: Case) -> None:
@@ -54,7 +89,7 @@ def check_batches_make_no_difference(solver: RoundingSolver[Any], case: Case) ->
         return  # sums differ in the last digit with the order of their terms
     problem, grid = case.problem(solver.needs), case.grid()
     statistic = case.statistic(solver.needs, batches=(1, case.samples - 1))
-    other = Problem(case.name, case.weight, grid, statistic, case.activation)
+    other = dataclasses.replace(problem, statistics=statistic)
     same = torch.equal(solve(solver, problem).codes, solve(solver, other).codes)
     require(same, "codes depend on the batches in which the samples came")
 
@@ -79,6 +114,8 @@ def check_arguments_are_left_alone(solver: RoundingSolver[Any], case: Case) -> N
 
 SOLVER_CHECKS: tuple[Callable[[RoundingSolver[Any], Case], None], ...] = (
     check_codes_are_integers_of_the_codebook,
+    check_what_else_it_chooses_fits_the_layer,
+    check_it_is_not_worse_than_nearest,
     check_codes_are_next_to_their_weights,
     check_the_generator_decides,
     check_batches_make_no_difference,
@@ -97,9 +134,9 @@ def check_learns_from_the_statistic(solver: RoundingSolver[Any], cases: Sequence
     ratios = []
     for case in cases:
         grid = case.grid()
-        nearest = case.objective(grid, solve(Nearest(), case.problem(Nothing, grid)).codes)
+        nearest = case.objective(grid, solve(Nearest(), case.problem(Nothing, grid)))
         if nearest > 0:
-            ratios.append(case.objective(grid, solve(solver, case.problem(solver.needs, grid)).codes) / nearest)
+            ratios.append(case.objective(grid, solve(solver, case.problem(solver.needs, grid))) / nearest)
     mean = sum(ratios) / len(ratios)
     require(mean < 1, f"the error is {mean:.3f} of that of nearest rounding, on average over {len(ratios)} cases")
     return mean

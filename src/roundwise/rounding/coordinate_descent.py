@@ -1,0 +1,61 @@
+"""Coordinate descent alone: from nearest rounding, set each code to the best of its choices, until none changes.
+
+The cheapest method that looks at the inputs, and what a relaxation must beat to be worth its time. The sweeps are in
+`gramspace/descent.py`; where they stop, no change of a single code lowers the objective, but changes of two may.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from roundwise.errors import RecipeError
+from roundwise.gramspace import Choices, Freedom, Quadratic, descend, solve
+from roundwise.grid import Grid
+from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
+from roundwise.statistics import Gram
+
+
+@final
+@dataclass(frozen=True)
+class CoordinateDescent(RoundingSolver[Gram]):
+    """Change one code at a time, while that lowers the error of the layer's output.
+
+    Args:
+        sweeps: over all columns, at most.
+        any_code: True lets each weight have any code; False only the two next to it.
+        free_bias: let the layer's bias take up the mean error, where it has one of its own.
+        fit_scale: re-fit the scales to the codes. (Per group they stay.)
+        turns: how often scale, activation function and codes take their turns.
+
+    Raises:
+        RecipeError: a setting is out of range or of the wrong type.
+
+    References:
+        Behdin et al., QuantEase, 2023, arXiv:2309.01885; with the target of Nagel et al., arXiv:2004.10568, Eq. 25.
+    """
+
+    sweeps: int = 50
+    any_code: bool = True
+    free_bias: bool = False
+    fit_scale: bool = False
+    turns: int = 0
+    needs: ClassVar[type] = Gram
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.sweeps < 1 or self.turns < 0:
+            raise RecipeError(f"{self}: sweeps must be at least 1, and turns must not be negative.")
+
+    @property
+    def floor_or_ceil(self) -> bool:
+        return not (self.any_code or self.fit_scale)
+
+    def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
+        return solve(problem, self._search, Freedom(self.any_code, self.free_bias, self.fit_scale, self.turns))
+
+    def _search(self, quadratic: Quadratic, grid: Grid, choices: Choices) -> Tensor:
+        return descend(quadratic, grid, grid.quantize(quadratic.weight), choices, self.sweeps)
