@@ -32,12 +32,11 @@ from roundwise.graph.emit import QuantizedWeight
 from roundwise.graph.graph import Graph, bind
 from roundwise.graph.normalize import WEIGHTED
 from roundwise.graph.patterns import Layer
-from roundwise.grid import Codebook, Granularity, Grid
+from roundwise.grid import Codebook, Granularity
 from roundwise.memory import ActivationStore, held_bytes
 from roundwise.problem import Problem, RangeEstimator, RoundingSolver
 from roundwise.report import LayerReport
 from roundwise.statistics import Statistic
-
 
 aten = torch.ops.aten
 
@@ -438,7 +437,7 @@ def _execute(node: fx.Node, inputs: dict[fx.Node, Any]) -> Any:
 
 
 def _fast_layout(weight: Tensor) -> Tensor:
-    """A convolution's weight with channels last, which makes its output so, and what follows: faster on every device."""
+    """A convolution's weight with channels last, which makes its output so, and what follows: faster everywhere."""
     if weight.dim() in (4, 5):
         return weight.contiguous(memory_format=torch.channels_last if weight.dim() == 4 else torch.channels_last_3d)
     return weight

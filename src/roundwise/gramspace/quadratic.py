@@ -5,8 +5,8 @@ e = y − (w x̂ + b) be the error that the layer inherits. Then the asymmetric 
 
     E (y − ŵ x̂ − b)²  =  d H dᵀ − 2 d cᵀ + E e²,        H = E[x̂ x̂ᵀ],    c = E[e x̂ᵀ]
 
-so H, one matrix for all rows of a group, and C, one vector for each row, are all that must be known of the samples. Each
-row is a problem of its own. The gradient by d is 2 (d H − c), exact, over all samples.
+so H, one matrix for all rows of a group, and C, one vector for each row, are all that must be known of the samples.
+Each row is a problem of its own. The gradient by d is 2 (d H − c), exact, over all samples.
 
 *Free bias.* If the layer's bias may change, the best one for given weights is b + E e − d μ with μ = E x̂, and what is
 left is the same function of the *centred* moments, H − μ μᵀ and C − (E e) μᵀ: the weights need not explain a mean.

@@ -83,7 +83,9 @@ def solve(problem: Problem[Gram], search: Search, freedom: Freedom) -> Rounding:
     if problem.statistics.held_out.count:
         error, error_nearest = turns.held_out_losses(chosen, nearest)
         if error > error_nearest:
-            note = f"keeps nearest rounding, whose error on held-out samples is {error_nearest / error:.3f} of the other's"
+            note = (
+                f"keeps nearest rounding, whose error on held-out samples is {error_nearest / error:.3f} of the other's"
+            )
             return Rounding(nearest.codes, note=note)
     grid = chosen.grid if freedom.fit_scale else None
     return Rounding(chosen.codes, grid, chosen.bias - nearest.bias if turns.free_bias else None)
@@ -118,9 +120,9 @@ class _Turns:
         for turn in range(self._freedom.turns + 1):
             # The nearest rounding is measured once, beside the first candidate.
             moments, losses = self._retarget(self._limits, current, *([self.nearest] if turn == 0 else []))
-            for candidate, loss_now in zip((current, self.nearest), losses, strict=False):
-                if loss_now < least:
-                    best, least = candidate, loss_now
+            for candidate, error in zip((current, self.nearest), losses, strict=False):
+                if error < least:
+                    best, least = candidate, error
             if turn < self._freedom.turns:
                 quadratic = self._objective(moments)
                 codes = descend(quadratic, current.grid, current.codes, self._choices(current.grid))
@@ -138,7 +140,21 @@ class _Turns:
         return totals
 
     def _objective(self, moments: Moments) -> Quadratic:
-        return Quadratic.of(moments, self._weight, self.nearest.bias, free_bias=self.free_bias)
+        import os
+
+        q = Quadratic.of(moments, self._weight, self.nearest.bias, free_bias=self.free_bias)
+        d = float(os.environ.get("DAMP", "0"))
+        if os.environ.get("OAS"):
+            H = q.hessian
+            p = H.shape[-1]
+            n = self._statistics.samples * float(os.environ["OAS"])
+            t1 = H.diagonal(dim1=1, dim2=2).sum(-1)
+            t2 = H.square().sum((1, 2))
+            rho = (((1 - 2 / p) * t2 + t1 * t1) / ((n + 1 - 2 / p) * (t2 - t1 * t1 / p)).clamp(min=1e-30)).clamp(0, 1)
+            print(self._weight.shape, round(float(rho.mean()), 4), end=" ")
+            d = rho[:, None]
+            return q.damped(d)
+        return q.damped(d) if d else q
 
     def _choices(self, grid: Grid) -> Choices:
         if self._freedom.any_code:
@@ -154,12 +170,11 @@ class _Turns:
                 break
         return _Candidate(codes, grid, self.nearest.bias + quadratic.shift(grid.dequantize(codes)))
 
-    def _retarget(
-        self, limits: Limits, current: _Candidate, *others: _Candidate
-    ) -> tuple[Moments, list[float]]:
+    def _retarget(self, limits: Limits, current: _Candidate, *others: _Candidate) -> tuple[Moments, list[float]]:
         """The moments with targets for the activation function at `current`, and the objective of each candidate."""
         low, high = limits
-        moments = Moments.zeros(self._weight.shape, self._weight.device)
+        groups, rows, cols = self._weight.shape
+        moments = Moments.zeros((groups, rows, cols), self._weight.device)
         totals = [0.0] * (1 + len(others))
         for columns, y in self._statistics.again():
             wanted = y.clamp(low, high)
@@ -170,4 +185,4 @@ class _Turns:
                     moments.add_targets(columns, t)
                 totals[index] += float(z.clamp_(low, high).sub_(wanted).square_().sum())
         fit = self._statistics.fit
-        return dataclasses.replace(moments, count=fit.count, second=fit.second, inputs=fit.inputs), totals
+        return dataclasses.replace(moments, count=fit.count, lower=fit.lower, inputs=fit.inputs), totals

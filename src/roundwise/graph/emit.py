@@ -66,7 +66,7 @@ def emit(graph: Graph, weights: list[QuantizedWeight]) -> Graph:
         source = _dequantize(emitted, weight, before=calls[0])
         for call in calls:
             call.args = (call.args[0], source, *call.args[2:])
-        if weight.bias_shift is not None and weight.layer.own_bias is not None:
+        if weight.layer.own_bias is not None and weight.bias is not None:
             emitted.constants[weight.layer.own_bias] = weight.bias
     emitted.prune()
     for name in emitted.constants.keys() & graph.constants.keys():

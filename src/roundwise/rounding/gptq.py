@@ -99,4 +99,5 @@ class GPTQ(RoundingSolver[Gram]):
         ridge = torch.where(mean > 0, self.damping * mean, 1.0)[:, None, None]
         eye = torch.eye(hessian.shape[-1], dtype=torch.float64, device=hessian.device)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(double + ridge * eye))
-        return torch.linalg.cholesky(inverse, upper=True).float()
+        factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+        return factor.float()

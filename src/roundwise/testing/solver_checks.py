@@ -87,7 +87,7 @@ def check_batches_make_no_difference(solver: RoundingSolver[Any], case: Case) ->
     """A solver that draws from the samples gives the same codes in whatever batches they came."""
     if solver.needs is not Samples:
         return  # sums differ in the last digit with the order of their terms
-    problem, grid = case.problem(solver.needs), case.grid()
+    problem = case.problem(solver.needs)
     statistic = case.statistic(solver.needs, batches=(1, case.samples - 1))
     other = dataclasses.replace(problem, statistics=statistic)
     same = torch.equal(solve(solver, problem).codes, solve(solver, other).codes)

@@ -1,0 +1,183 @@
+"""Layer by layer: AdaRound in Gram space against AdaRound on minibatches, on the very same problems.
+
+    python benchmarks/layers.py --network resnet20 --bits 4 3 2 --layers "layer*.conv2" --iterations 10000
+
+The network is quantized in order (with the default AdaRound, so each layer's inputs are those of a well-quantized
+prefix). At each of the chosen layers every contender solves the same problem: the same grid, the same samples.
+The objective is the paper's (Eq. 25): Σ over channels ‖f_a(y) − f_a(ŷ)‖², mean over samples and positions, measured on
+all samples and all positions, with the activation function. "paper's choices" is AdaRound held to what the paper lets
+it choose (floor or ceiling, bias and scale as they were); "default" may also use other codes, the bias and the scale.
+
+Seconds of the Gram-space rows contain the collecting of the moments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import itertools
+import json
+import math
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self, final
+
+import networks
+import torch
+from torch import Tensor
+
+import roundwise as rw
+from roundwise.graph.matrix import LinearMap
+from roundwise.problem import Problem, Rounding, RoundingSolver
+from roundwise.recipe import GRANULARITIES
+from roundwise.statistics import Gram, Samples, Statistic
+
+PAPER = {"any_code": False, "free_bias": False, "fit_scale": False}
+
+
+@final
+class Both(Statistic):
+    """Samples and moments of the same batches, and the time that the moments took."""
+
+    def __init__(self, samples: Samples, gram: Gram) -> None:
+        self.samples, self.gram, self.seconds = samples, gram, 0.0
+        self.batches: list[tuple[Tensor, Tensor]] = []
+
+    @classmethod
+    def empty(cls, layer: LinearMap, samples: int, generator: torch.Generator) -> Self:
+        return cls(Samples.empty(layer, samples, generator), Gram.empty(layer, samples, generator))
+
+    def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
+        self.samples.add(inputs, targets, samples)
+        self.batches.append((inputs, targets))
+        begin = time.perf_counter()
+        self.gram.add(inputs, targets, samples)
+        self.seconds += time.perf_counter() - begin
+
+    def objective(self, problem: Problem[Any], rounding: Rounding) -> float:
+        """Eq. 25 on all samples."""
+        layer, total, positions = self.gram.layer, 0.0, 0
+        weight = layer.to_weight((rounding.grid or problem.grid).dequantize(rounding.codes))
+        for inputs, targets in self.batches:
+            outputs = layer.apply(weight, inputs)
+            if rounding.bias_shift is not None:
+                shift = rounding.bias_shift.flatten()
+                outputs += shift.reshape(-1, *[1] * layer.dims)
+            if problem.activation is not None:
+                outputs, targets = problem.activation(outputs), problem.activation(targets)
+            total += float((outputs - targets).square().sum(dtype=torch.float64))
+            positions += targets.numel() // targets.shape[1 if layer.dims else -1]
+        return total / positions
+
+
+@final
+@dataclass(frozen=True)
+class Compare(RoundingSolver[Both]):
+    """Solves each chosen layer with every contender; the stream goes on with the first one's answer."""
+
+    pattern: str
+    contenders: dict[str, RoundingSolver[Any]]
+    setting: dict[str, Any]
+    journal: Path | None
+    records: list[dict[str, Any]] = field(default_factory=list)
+    needs: ClassVar[type] = Both
+
+    def solve(self, problem: Problem[Both], generator: torch.Generator) -> Rounding:
+        both, answer = problem.statistics, None
+        chosen = fnmatch.fnmatchcase(problem.name, self.pattern)
+        for name, solver in self.contenders.items():
+            if answer is not None and not chosen:
+                break
+            own: Statistic = both.gram if solver.needs is Gram else both.samples
+            seeded = torch.Generator().manual_seed(0)
+            begin = time.perf_counter()
+            same = Problem(problem.name, problem.weight, problem.grid, own, problem.activation, problem.bias_is_free)
+            rounding = solver.solve(same, seeded)
+            seconds = time.perf_counter() - begin + (both.seconds if solver.needs is Gram else 0.0)
+            answer = answer or rounding
+            if chosen:
+                record = {
+                    **self.setting,
+                    "layer": problem.name,
+                    "shape": list(problem.weight.shape),
+                    "contender": name,
+                    "objective": both.objective(problem, rounding),
+                    "seconds": seconds,
+                }
+                self.records.append(record)
+                print(json.dumps(record), flush=True)
+                if self.journal:
+                    with self.journal.open("a") as file:
+                        file.write(json.dumps(record) + "\n")
+        assert answer is not None
+        return answer
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """One row per layer and setting; then geometric means of ratios to the minibatch solver."""
+    problems: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for record in records:
+        key = record["network"], record["bits"], record["granularity"], record["layer"]
+        problems.setdefault(key, {})[record["contender"]] = record
+    names = list(dict.fromkeys(record["contender"] for record in records))
+    reference = names[-1]
+    lines = [
+        "| network | bits | granularity | layer | "
+        + " | ".join(f"{name}, objective | s" for name in names)
+        + " | "
+        + " | ".join(f"{name} / {reference}" for name in names[:-1])
+        + " |",
+        "|---|---|---|---|" + "---|---|" * len(names) + "---|" * (len(names) - 1),
+    ]
+    complete = {key: runs for key, runs in problems.items() if len(runs) == len(names)}
+    for key, runs in complete.items():
+        cells = [f"{runs[name]['objective']:.5g} | {runs[name]['seconds']:.2f}" for name in names]
+        ratios = [f"{runs[name]['objective'] / runs[reference]['objective']:.3f}" for name in names[:-1]]
+        lines.append(f"| {' | '.join(map(str, key))} | {' | '.join(cells + ratios)} |")
+    for name in names[:-1]:
+        ratios_of = [runs[name]["objective"] / runs[reference]["objective"] for runs in complete.values()]
+        speed = statistics.median(runs[reference]["seconds"] / runs[name]["seconds"] for runs in complete.values())
+        mean = math.exp(statistics.fmean(map(math.log, ratios_of)))
+        lines.append(
+            f"\n{name} against {reference}, {len(ratios_of)} problems: geometric mean of the objective's ratios "
+            f"{mean:.3f}, largest {max(ratios_of):.3f}; {speed:.0f} times faster (median)."
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line, run, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--bits", nargs="+", type=int, default=[4, 3, 2])
+    parser.add_argument("--granularity", nargs="+", choices=("per-tensor", "per-channel"), default=["per-tensor"])
+    parser.add_argument("--layers", default="*", help="glob of layer names")
+    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--iterations", type=int, default=10_000, help="of the minibatch solver")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--summary", type=Path, help="print the table of an earlier --json file and stop")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.summary:
+        print(table([json.loads(line) for line in arguments.summary.read_text().splitlines()]))
+        return
+    contenders: dict[str, RoundingSolver[Any]] = {
+        "default": rw.AdaRound(),
+        "paper's choices": rw.AdaRound(**PAPER),
+        f"minibatches, {arguments.iterations} steps": rw.AdaRoundSGD(iterations=arguments.iterations),
+    }
+    task = networks.load(arguments.network, arguments.samples)
+    records: list[dict[str, Any]] = []
+    for bits, granularity in itertools.product(arguments.bits, arguments.granularity):
+        setting = {"network": arguments.network, "bits": bits, "granularity": granularity}
+        solver = Compare(arguments.layers, contenders, setting, arguments.json, records)
+        weights = rw.Weights(bits=bits, granularity=GRANULARITIES[granularity]())
+        rw.quantize(task.model, task.calibration, rw.Recipe(weights=weights, rounding=solver))
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The quadratic objective, its closed forms, coordinate descent, and what stands around a search."""
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+
+from roundwise.gramspace import Choices, Freedom, Quadratic, descend, solve
+from roundwise.grid import Codebook, Grid, PerGroup, PerTensor
+from roundwise.ranges import MinMax
+from roundwise.statistics import Gram, Nothing
+from roundwise.testing import cases, tiny_cases
+
+CASES = pytest.mark.parametrize("case", cases(), ids=str)
+SOME = pytest.mark.parametrize("case", tiny_cases(), ids=str)
+
+
+def moments(case):
+    gram = case.statistic(Gram)
+    return gram.fit.merge(gram.held_out)
+
+
+def bias(case):
+    return case.layer.bias.reshape(case.weight.shape[:2])
+
+
+def errors(case, matrix, shift=0.0):
+    """Mean squared error of every row's output, from the samples, in float64."""
+    columns = case.layer.unfold(case.inputs.double())
+    targets = case.layer.fold_outputs(case.targets.double())
+    outputs = matrix.double() @ columns + (bias(case).double() + shift).unsqueeze(-1)
+    return (outputs - targets).square().mean(-1)
+
+
+def some_matrix(case, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    step = case.weight.abs().mean() + 1e-20
+    return case.weight + step * torch.randn(case.weight.shape, generator=generator)
+
+
+def scale_of(case):
+    """A size that squared errors can be compared with; products of squares near 1e-38 lose digits."""
+    return 1e-20 + case.targets.float().square().mean().item() + case.weight.square().sum().item()
+
+
+@CASES
+def test_the_quadratic_is_the_mean_squared_error_of_the_outputs(case):
+    quadratic = Quadratic.of(moments(case), case.weight, bias(case), free_bias=False)
+    matrix = some_matrix(case)
+    torch.testing.assert_close(
+        quadratic.loss(matrix).double(), errors(case, matrix), rtol=1e-3, atol=1e-5 * scale_of(case)
+    )
+
+
+@CASES
+def test_with_a_free_bias_it_is_the_error_at_the_best_bias(case):
+    quadratic = Quadratic.of(moments(case), case.weight, bias(case), free_bias=True)
+    matrix = some_matrix(case)
+    shift = quadratic.shift(matrix).double()
+    at_best = errors(case, matrix, shift)
+    torch.testing.assert_close(quadratic.loss(matrix).double(), at_best, rtol=1e-3, atol=1e-5 * scale_of(case))
+    step = 0.01 * math.sqrt(scale_of(case)) + 1e-12
+    for other in (shift + step, shift - step):
+        assert (errors(case, matrix, other) >= at_best).all()
+
+
+@CASES
+@pytest.mark.parametrize("free_bias", [False, True])
+def test_the_pull_is_minus_half_the_gradient_at_the_weights(case, free_bias):
+    quadratic = Quadratic.of(moments(case), case.weight, bias(case), free_bias=free_bias)
+    weight = case.weight.clone().requires_grad_()
+    quadratic.loss(weight).sum().backward()
+    torch.testing.assert_close(weight.grad, -2 * quadratic.pull)
+
+
+@SOME
+def test_the_real_valued_minimum_is_below_everything_else(case):
+    quadratic = Quadratic.of(moments(case), case.weight, bias(case), free_bias=True)
+    least = quadratic.loss(quadratic.minimum(1e-6))
+    for seed in range(5):
+        assert (quadratic.loss(some_matrix(case, seed)) >= least).all()
+    assert (quadratic.loss(case.weight) >= least * (1 - 1e-3)).all()
+
+
+@SOME
+def test_the_best_scale_is_better_than_others(case):
+    quadratic = Quadratic.of(moments(case), case.weight, bias(case), free_bias=False)
+    grid = case.grid()
+    codes = grid.quantize(case.weight)
+    fitted = quadratic.best_scale(grid, codes)
+    if isinstance(case.granularity, PerGroup):
+        assert fitted is grid
+        return
+    sums = (0, 1) if isinstance(case.granularity, PerTensor) else ()
+
+    def loss(factor):
+        rows = quadratic.loss(dataclasses.replace(fitted, scale=fitted.scale * factor).dequantize(codes))
+        return rows.sum(sums) if sums else rows
+
+    assert (loss(1.0) <= quadratic.loss(grid.dequantize(codes)).sum(sums) * (1 + 1e-5) if sums else loss(1.0) >= 0).all()
+    for factor in (0.9, 0.99, 1.01, 1.1):
+        assert (loss(factor) >= loss(1.0) * (1 - 1e-5)).all()
+
+
+@CASES
+@pytest.mark.parametrize("any_code", [False, True])
+def test_no_sweep_of_coordinate_descent_raises_the_objective_of_any_row(case, any_code):
+    quadratic = Quadratic.of(moments(case), case.weight, bias(case), free_bias=True)
+    grid = case.grid()
+    choices = Choices.all(grid, case.weight) if any_code else Choices.floor_or_ceil(grid, case.weight)
+    codes = grid.quantize(case.weight)
+    loss = quadratic.loss(grid.dequantize(codes))
+    for _ in range(4):
+        codes = descend(quadratic, grid, codes, choices, sweeps=1)
+        assert (codes >= choices.low).all()
+        assert (codes <= choices.high).all()
+        now = quadratic.loss(grid.dequantize(codes))
+        assert (now <= loss + 1e-5 * scale_of(case)).all()
+        loss = now
+
+
+@SOME
+def test_where_coordinate_descent_ends_no_single_change_helps(case):
+    quadratic = Quadratic.of(moments(case), case.weight, bias(case), free_bias=False)
+    grid = case.grid()
+    codes = descend(quadratic, grid, grid.quantize(case.weight), Choices.all(grid, case.weight))
+    loss = quadratic.loss(grid.dequantize(codes))
+    for column, step in itertools.product(range(codes.shape[-1]), (-1, 1)):
+        other = codes.clone()
+        other[..., column] = grid.clip(other[..., column] + step)
+        assert (quadratic.loss(grid.dequantize(other)) >= loss * (1 - 1e-4) - 1e-7).all()
+
+
+@pytest.mark.parametrize("block", [7, 64])
+def test_coordinate_descent_over_several_blocks_keeps_count_of_its_slopes(block, monkeypatch):
+    monkeypatch.setattr("roundwise.gramspace.descent.BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(2, 200, 90, generator=generator) + torch.randn(2, 200, 1, generator=generator)
+    weight = torch.randn(2, 6, 90, generator=generator)
+    pull = 0.1 * torch.randn(2, 6, 90, generator=generator)
+    quadratic = Quadratic(weight, root.mT @ root / 200, pull, torch.zeros(2, 6))
+    grid = Grid.symmetric(torch.full((1, 1, 1), 0.4), bits=3)
+    codes = descend(quadratic, grid, grid.quantize(weight), Choices.all(grid, weight))
+    loss = quadratic.loss(grid.dequantize(codes))
+    assert (loss < quadratic.loss(grid.fake_quantize(weight))).all()
+    for column, step in itertools.product(range(90), (-1, 1)):
+        other = codes.clone()
+        other[..., column] = grid.clip(other[..., column] + step)
+        assert (quadratic.loss(grid.dequantize(other)) >= loss - 1e-4).all()
+
+
+@pytest.mark.parametrize("case", [case for case in cases() if case.activation], ids=str)
+def test_following_the_activation_function_lowers_the_objective_that_contains_it(case):
+    if case.activation.limits is None:
+        pytest.skip("only clamps enter the objective")
+    grid = MinMax().estimate(case.weight, Codebook(2), case.granularity, Nothing(), case.name)
+
+    def search(quadratic, grid, choices):
+        return descend(quadratic, grid, grid.quantize(quadratic.weight), choices)
+
+    # All samples to learn from, none held out: then the turns may only help.
+    gram = case.statistic(Gram)
+    whole = dataclasses.replace(case.problem(Gram, grid))
+    whole.statistics.fit = gram.fit
+    whole.statistics.held_out = type(gram.fit).zeros(case.layer.matrix_shape, gram.layer.device)
+    fit = torch.arange(case.samples) % 8 != 7
+    seen = dataclasses.replace(case, inputs=case.inputs[fit], targets=case.targets[fit])
+    losses = [
+        seen.objective(grid, solve(whole, search, Freedom(any_code=True, free_bias=True, turns=turns)))
+        for turns in (0, 1, 3)
+    ]
+    assert losses[2] <= losses[0] * (1 + 1e-5)
+    assert losses[1] <= losses[0] * (1 + 1e-5)
+
+
+def test_where_held_out_samples_disagree_nearest_rounding_is_kept_and_said_so():
+    case = cases()[0]
+    problem = case.problem(Gram)
+    grid = problem.grid
+
+    def worst(quadratic, grid, choices):
+        return descend(quadratic, grid, grid.quantize(quadratic.weight), choices)
+
+    held_out = slice(7, None, 8)
+    fitted = solve(problem, worst, Freedom(any_code=True))
+    assert not torch.equal(fitted.codes, grid.quantize(case.weight))
+    # Held-out samples on which the float weights themselves are right, and large: only nearest is near them.
+    odd = dataclasses.replace(case, inputs=case.inputs.clone(), targets=case.targets.clone())
+    generator = torch.Generator().manual_seed(1)
+    odd.inputs[held_out] = torch.randn(odd.inputs[held_out].shape, generator=generator) * 100
+    odd.targets[held_out] = odd.layer.apply_matrix(odd.weight, odd.inputs[held_out])
+    kept = solve(odd.problem(Gram), worst, Freedom(any_code=True))
+    assert torch.equal(kept.codes, grid.quantize(case.weight))
+    assert "keeps nearest rounding" in kept.note
+    assert kept.grid is None
+    assert kept.bias_shift is None
