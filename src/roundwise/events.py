@@ -24,7 +24,8 @@ class Plan:
         samples: number of calibration samples.
         widest_bytes: activations held between layers at the widest point, both streams, all samples.
         widest_layer: the layer at which that is.
-        working_bytes: what one batch needs on top while it runs through the operations between two layers.
+        working_bytes: what is needed on top: by one batch while it runs through the operations between two layers, or
+            by one layer's statistics and solver.
         memory_budget: bytes of activations that stay in memory.
         seconds: an estimate from a few samples and the solvers' own counts of work; good to a factor of two or three.
     """
@@ -48,8 +49,8 @@ class Plan:
             where = f"{human_bytes(self.spilled_bytes)} of it in temporary files"
         return (
             f"plan: {len(self.layers)} layers, {self.samples} samples; at most {human_bytes(self.widest_bytes)} of "
-            f"activations (at {self.widest_layer}; {where}) and {human_bytes(self.working_bytes)} for the batch at "
-            f"work; about {human_seconds(self.seconds)}"
+            f"activations (at {self.widest_layer}; {where}) and {human_bytes(self.working_bytes)} for the work on "
+            f"them; about {human_seconds(self.seconds)}"
         )
 
 

@@ -99,7 +99,9 @@ def test_the_best_scale_is_better_than_others(case):
         rows = quadratic.loss(dataclasses.replace(fitted, scale=fitted.scale * factor).dequantize(codes))
         return rows.sum(sums) if sums else rows
 
-    assert (loss(1.0) <= quadratic.loss(grid.dequantize(codes)).sum(sums) * (1 + 1e-5) if sums else loss(1.0) >= 0).all()
+    assert (
+        loss(1.0) <= quadratic.loss(grid.dequantize(codes)).sum(sums) * (1 + 1e-5) if sums else loss(1.0) >= 0
+    ).all()
     for factor in (0.9, 0.99, 1.01, 1.1):
         assert (loss(factor) >= loss(1.0) * (1 - 1e-5)).all()
 

@@ -35,7 +35,6 @@ from roundwise.report import human_bytes
 BITS = (4, 3, 2)
 DEPLOYED_BITS = 4
 EPOCHS = 15
-ITERATIONS = 400
 CALIBRATION_IMAGES = 256
 TEST_IMAGES = 500
 
@@ -191,7 +190,7 @@ def quantize_all(model: nn.Module, digits: Digits, console: Console) -> tuple[li
     for bits in BITS:
         nearest = quantize(model, digits, bits, rw.Nearest(), console)
         started = perf_counter()
-        adaround = quantize(model, digits, bits, rw.AdaRoundSGD(iterations=ITERATIONS), console)
+        adaround = quantize(model, digits, bits, rw.AdaRound(), console)
         seconds = perf_counter() - started
         accuracies = [digits.accuracy(classify(network, digits.test_images)) for network in (nearest, adaround)]
         rows.append(Row(bits, accuracies[0], accuracies[1], seconds))
@@ -202,7 +201,7 @@ def quantize_all(model: nn.Module, digits: Digits, console: Console) -> tuple[li
 
 
 def quantize(
-    model: nn.Module, digits: Digits, bits: int, rounding: rw.Nearest | rw.AdaRoundSGD, console: Console
+    model: nn.Module, digits: Digits, bits: int, rounding: rw.Nearest | rw.AdaRound, console: Console
 ) -> rw.QuantizedModel:
     """One call of `rw.quantize`, with a bar that its events move."""
     recipe = rw.Recipe(

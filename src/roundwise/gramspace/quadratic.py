@@ -90,7 +90,9 @@ class Quadratic:
         return self.mean_error - ((matrix - self.weight) @ self.input_mean.unsqueeze(-1)).squeeze(-1)
 
     def damped(self, share: float) -> Self:
-        """With `share` of the mean diagonal of H added to its diagonal: a pull back to the float weights."""
+        """With `share` of the mean diagonal of H added to its diagonal: a charge for leaving the float weights."""
+        if not share:
+            return self
         hessian = self.hessian.clone()
         diagonal = hessian.diagonal(dim1=1, dim2=2)
         diagonal += share * diagonal.mean(-1, keepdim=True)

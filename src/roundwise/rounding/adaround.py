@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from roundwise.errors import RecipeError
-from roundwise.gramspace import Choices, Freedom, Quadratic, descend, solve
+from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, descend, solve
 from roundwise.grid import Grid, expand_blocks
 from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
 from roundwise.statistics import Gram
@@ -72,6 +72,8 @@ class AdaRound(RoundingSolver[Gram]):
         free_bias: let the layer's bias take up the mean error, where it has one of its own.
         fit_scale: re-fit the scales to the codes. (Per group they stay.)
         turns: how often scale, activation function and codes take their turns.
+        damping: how strongly weights are held to the float ones, as a share of the inputs' mean square; against
+            fitting the calibration samples too closely.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
@@ -87,6 +89,7 @@ class AdaRound(RoundingSolver[Gram]):
     free_bias: bool = True
     fit_scale: bool = True
     turns: int = 2
+    damping: float = 0.03
     needs: ClassVar[type] = Gram
 
     def __post_init__(self) -> None:
@@ -95,7 +98,7 @@ class AdaRound(RoundingSolver[Gram]):
             "iterations must be at least 1": self.iterations >= 1,
             "learning_rate must be positive": self.learning_rate > 0,
             "regularization must not be negative": self.regularization >= 0,
-            "turns must not be negative": self.turns >= 0,
+            "turns and damping must not be negative": self.turns >= 0 and self.damping >= 0,
         }
         for rule, holds in checks.items():
             if not holds:
@@ -105,8 +108,12 @@ class AdaRound(RoundingSolver[Gram]):
     def floor_or_ceil(self) -> bool:
         return not (self.any_code or self.fit_scale)
 
+    def work(self, rows_per_sample: int, samples: int) -> float:
+        return WORK * rows_per_sample * samples
+
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
-        return solve(problem, self._search, Freedom(self.any_code, self.free_bias, self.fit_scale, self.turns))
+        freedom = Freedom(self.any_code, self.free_bias, self.fit_scale, self.turns, self.damping)
+        return solve(problem, self._search, freedom)
 
     def _search(self, quadratic: Quadratic, grid: Grid, choices: Choices) -> Tensor:
         centre = quadratic.minimum(CENTRE_DAMPING) if self.any_code else quadratic.weight

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from roundwise.errors import RecipeError
-from roundwise.gramspace import Choices, Freedom, Quadratic, descend, solve
+from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, descend, solve
 from roundwise.grid import Grid
 from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
 from roundwise.statistics import Gram
@@ -53,6 +53,9 @@ class CoordinateDescent(RoundingSolver[Gram]):
     @property
     def floor_or_ceil(self) -> bool:
         return not (self.any_code or self.fit_scale)
+
+    def work(self, rows_per_sample: int, samples: int) -> float:
+        return WORK * rows_per_sample * samples
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
         return solve(problem, self._search, Freedom(self.any_code, self.free_bias, self.fit_scale, self.turns))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from roundwise.errors import RecipeError
-from roundwise.gramspace import Choices, Freedom, Quadratic, solve
+from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, solve
 from roundwise.grid import Grid, expand_blocks
 from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
 from roundwise.statistics import Gram
@@ -59,6 +59,9 @@ class GPTQ(RoundingSolver[Gram]):
     @property
     def floor_or_ceil(self) -> bool:
         return False
+
+    def work(self, rows_per_sample: int, samples: int) -> float:
+        return WORK * rows_per_sample * samples
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
         return solve(problem, self._search, Freedom(any_code=True, free_bias=self.free_bias))

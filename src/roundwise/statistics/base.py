@@ -35,6 +35,11 @@ class Statistic(ABC):
             samples: how many calibration samples the batch holds.
         """
 
+    @classmethod
+    def bytes_needed(cls, layer: LinearMap) -> int:
+        """What it and a solver's work on it occupy at most, beside the activations; for the plan."""
+        return 0
+
 
 @final
 class Nothing(Statistic):

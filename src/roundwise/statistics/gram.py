@@ -32,7 +32,6 @@ from torch import Tensor
 from roundwise.graph.matrix import LinearMap
 from roundwise.statistics.base import Statistic
 
-
 POSITIONS = 64
 """Positions of each sample that are always taken, if it has as many."""
 
@@ -144,6 +143,13 @@ class Gram(Statistic):
     @classmethod
     def empty(cls, layer: LinearMap, samples: int, generator: torch.Generator) -> Self:
         return cls(layer, samples, generator)
+
+    @classmethod
+    def bytes_needed(cls, layer: LinearMap) -> int:
+        # Two sets of moments; a solver has H in a few versions, and about a dozen matrices like the weights. Beside
+        # them the unfolded inputs at work, with their indices.
+        groups, rows, cols = layer.matrix_shape
+        return 4 * groups * cols * (6 * cols + 14 * rows) + 16 * CHUNK
 
     def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
         held_out = (torch.arange(self._seen, self._seen + samples) + 1) % min(HOLD_OUT, max(2, self.samples)) == 0
