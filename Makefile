@@ -22,7 +22,7 @@ CREATED := $(VENV)/.created
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo test slow lint format types imports check accuracy clean
+.PHONY: help demo test slow lint format types imports check accuracy bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -55,6 +55,9 @@ check: lint types test slow  ## all of the above that can fail
 
 accuracy: $(DEV)  ## accuracies of real networks, as in the README; options as in ARGS="--help"
 	@$(BIN)/python benchmarks/accuracy.py $(ARGS)
+
+bench: $(DEV)  ## Roundwise and its peers side by side; hours without ARGS="--quick"; other options as in ARGS="--help"
+	@$(BIN)/python benchmarks/side_by_side.py $(ARGS)
 
 clean:  ## remove the environment and everything that tools and runs have written
 	rm -rf $(VENV) build dist roundwise-demo .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,175 @@
+"""AdaRound in Gram space: its parts, its settings, and how near the optimum it comes."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+import roundwise as rw
+from roundwise.errors import RecipeError
+from roundwise.gramspace import Quadratic
+from roundwise.rounding import adaround
+from roundwise.statistics import Gram, Samples
+from roundwise.testing import best_rounding, cases, tiny_cases
+
+PAPER = rw.AdaRound(any_code=False, free_bias=False, fit_scale=False)
+LINEAR = cases()[0]
+
+
+def solve(solver, problem, seed=0):
+    with torch.no_grad():
+        return solver.solve(problem, torch.Generator().manual_seed(seed))
+
+
+def quadratic_of(case):
+    moments = case.statistic(Gram).fit
+    return Quadratic.of(moments, case.weight, case.layer.bias.reshape(case.weight.shape[:2]), free_bias=False)
+
+
+def wide(rows=6, cols=60, seed=0):
+    """A problem with correlated inputs, too wide to be exhausted."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(1, 300, cols, generator=generator) + 2 * torch.randn(1, 300, 1, generator=generator)
+    weight = torch.randn(1, rows, cols, generator=generator)
+    return Quadratic(weight, root.mT @ root / 300, torch.zeros(1, rows, cols), torch.zeros(1, rows))
+
+
+def test_with_few_columns_the_roundings_are_the_best_there_are():
+    for case in tiny_cases():
+        quadratic, grid = quadratic_of(case), case.grid()
+        codes = adaround.exhaust(quadratic, grid, case.weight)
+        fit = torch.arange(case.samples) % 8 != 7
+        seen = dataclasses.replace(case, inputs=case.inputs[fit], targets=case.targets[fit], activation=None)
+        _, optimum = best_rounding(seen, grid)
+        assert math.isclose(quadratic.loss(grid.dequantize(codes)).sum().item(), optimum, rel_tol=1e-3, abs_tol=1e-6)
+
+
+def test_held_to_the_papers_choices_it_comes_within_a_few_percent_of_the_optimum():
+    excess = []
+    for case in tiny_cases():
+        problem = case.problem(Gram)
+        _, optimum = best_rounding(case, problem.grid)
+        excess.append(case.objective(problem.grid, solve(PAPER, problem)) / optimum - 1)
+    assert min(excess) >= -1e-4
+    assert sum(excess) / len(excess) < 0.1  # an eighth of the samples is held out, and it never sees them
+
+
+def test_it_does_as_well_as_minibatches_do():
+    ratios = []
+    for case in tiny_cases():
+        ours = case.objective(case.grid(), solve(PAPER, case.problem(Gram)))
+        theirs = case.objective(case.grid(), solve(rw.AdaRoundSGD(iterations=1500), case.problem(Samples)))
+        ratios.append(math.log(ours / theirs))
+    assert math.exp(sum(ratios) / len(ratios)) < 1.05
+
+
+def test_the_relaxation_beats_coordinate_descent_alone():
+    gains = []
+    for seed in range(4):
+        quadratic = wide(seed=seed)
+        grid = rw.Grid.symmetric(quadratic.weight.abs().amax(-1, keepdim=True) / 3, bits=3)
+        choices = adaround.Choices.floor_or_ceil(grid, quadratic.weight)
+        relaxed = adaround.descend(quadratic, grid, rw.AdaRound().relax(quadratic, grid, quadratic.weight), choices)
+        descended = adaround.descend(quadratic, grid, grid.quantize(quadratic.weight), choices)
+        losses = [quadratic.loss(grid.dequantize(codes)).sum().item() for codes in (relaxed, descended)]
+        gains.append(losses[0] / losses[1])
+    assert sum(gains) / len(gains) < 0.97
+
+
+def test_the_same_regularization_serves_layers_of_any_size():
+    """Weights a thousand times smaller, inputs a thousand times larger: the same decisions."""
+    quadratic = wide()
+    grid = rw.Grid.symmetric(torch.full((1, 1, 1), 0.7), bits=3)
+    codes = rw.AdaRound().relax(quadratic, grid, quadratic.weight)
+    scaled = Quadratic(quadratic.weight / 1024, quadratic.hessian * 1024.0**2, quadratic.pull, quadratic.constant)
+    small = rw.Grid.symmetric(grid.scale / 1024, bits=3)
+    assert torch.equal(rw.AdaRound().relax(scaled, small, scaled.weight), codes)
+
+
+def test_it_stops_when_every_variable_is_decided(monkeypatch):
+    steps = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: steps.append(step(self)))
+    quadratic = wide()
+    grid = rw.Grid.symmetric(torch.full((1, 1, 1), 0.7), bits=3)
+    rw.AdaRound(iterations=5000, regularization=100.0).relax(quadratic, grid, quadratic.weight)
+    assert 1000 <= len(steps) < 5000  # the first fifth has no regulariser
+
+
+@pytest.mark.parametrize("name", ["any_code", "free_bias", "fit_scale"])
+def test_each_freedom_lowers_the_error_on_the_samples_seen(name):
+    """On average over layers; held-out samples may still object to a single one."""
+    tied, free = 0.0, 0.0
+    for case in tiny_cases():
+        tied += math.log(case.objective(case.grid(), solve(PAPER, case.problem(Gram))))
+        freer = dataclasses.replace(PAPER, **{name: True})
+        free += math.log(case.objective(case.grid(), solve(freer, case.problem(Gram))))
+    slack = 0.3 if name == "fit_scale" else 1e-9  # the tiny layers' scales are min-max ones, and good ones already
+    assert free <= tied + slack
+
+
+def test_what_is_not_free_stays():
+    rounding = solve(PAPER, LINEAR.problem(Gram))
+    assert rounding.grid is None
+    assert rounding.bias_shift is None
+    shifted = solve(dataclasses.replace(PAPER, free_bias=True), LINEAR.problem(Gram))
+    assert shifted.bias_shift.abs().max() > 0
+
+
+def test_more_damping_keeps_the_codes_nearer_to_the_weights():
+    case = next(case for case in cases() if str(case).endswith("2 bits, symmetric"))
+    grid = case.grid()
+    distances = []
+    for damping in (0.0, 1.0, 1000.0):
+        solver = rw.AdaRound(fit_scale=False, damping=damping)
+        matrix = grid.dequantize(solve(solver, case.problem(Gram, grid)).codes)
+        distances.append((matrix - case.weight).square().sum().item())
+    nearest = (grid.fake_quantize(case.weight) - case.weight).square().sum().item()
+    assert distances[0] >= distances[1] >= distances[2] >= nearest * (1 - 1e-6)
+    assert math.isclose(distances[2], nearest, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"iterations": 0}, "iterations must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"regularization": -1.0}, "regularization must not be negative"),
+        ({"turns": -1}, "turns and damping must not be negative"),
+        ({"damping": -0.1}, "turns and damping must not be negative"),
+        ({"any_code": 1}, "it must be True or False"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, words):
+    with pytest.raises(RecipeError, match=words):
+        rw.AdaRound(**settings)
+
+
+def test_gptq_without_inputs_that_depend_on_each_other_is_nearest_rounding():
+    case = LINEAR
+    independent = torch.eye(10).repeat(48, 1, 1)[:, :, :] * 3.0
+    clean = dataclasses.replace(case, inputs=independent, targets=case.layer.apply_matrix(case.weight, independent))
+    codes = solve(rw.GPTQ(), clean.problem(Gram)).codes
+    assert torch.equal(codes, case.grid().quantize(case.weight))
+
+
+def test_gptq_is_better_than_nearest_and_tabu_search_than_coordinate_descent():
+    means = {}
+    for solver in (rw.Nearest(), rw.GPTQ(), rw.CoordinateDescent(), rw.TabuSearch(iterations=300)):
+        needs = solver.needs
+        logs = [math.log(case.objective(case.grid(), solve(solver, case.problem(needs)))) for case in tiny_cases()]
+        means[type(solver).__name__] = sum(logs) / len(logs)
+    assert means["GPTQ"] < means["Nearest"]
+    assert means["CoordinateDescent"] < means["Nearest"]
+    assert means["TabuSearch"] <= means["CoordinateDescent"] + 1e-6
+
+
+def test_tabu_search_finds_the_best_rounding_of_a_tiny_layer():
+    for case in tiny_cases():
+        quadratic, grid = quadratic_of(case), case.grid()
+        choices = adaround.Choices.floor_or_ceil(grid, case.weight)
+        start = adaround.descend(quadratic, grid, grid.quantize(case.weight), choices)
+        walked = rw.TabuSearch().walk(quadratic, grid, start, choices, torch.Generator().manual_seed(0))
+        best = quadratic.loss(grid.dequantize(adaround.exhaust(quadratic, grid, case.weight))).sum()
+        assert quadratic.loss(grid.dequantize(walked)).sum() <= best * 1.02 + 1e-6

@@ -1,0 +1,144 @@
+"""Second moments: what is summed, which positions, which samples are held out."""
+
+import pytest
+import torch
+
+from roundwise.graph.matrix import LinearMap
+from roundwise.statistics import Gram, Moments
+from roundwise.statistics import gram as module
+from roundwise.testing import cases
+
+CASES = pytest.mark.parametrize("case", cases(), ids=str)
+CONV = next(case for case in cases() if case.layer.dims == 2)
+
+
+def whole(gram):
+    return gram.fit.merge(gram.held_out)
+
+
+def gram_of(layer, inputs, targets, batches=(1,), seed=0):
+    samples = len(inputs)
+    gram = Gram.empty(layer, samples, torch.Generator().manual_seed(seed))
+    size = samples // len(batches)
+    for part in range(len(batches)):
+        some = slice(part * size, (part + 1) * size)
+        gram.add(inputs[some], targets[some], size)
+    return gram
+
+
+@CASES
+def test_they_are_the_sums_over_all_positions_where_there_are_few(case):
+    moments = whole(case.statistic(Gram))
+    columns = case.layer.unfold(case.inputs.float())
+    targets = case.layer.fold_outputs(case.targets.float())
+    assert moments.count == columns.shape[-1]
+    close = torch.testing.assert_close
+    close(moments.second, columns @ columns.mT, rtol=1e-4, atol=1e-3)
+    close(moments.cross, targets @ columns.mT, rtol=1e-4, atol=1e-3)
+    close(moments.inputs, columns.sum(-1), rtol=1e-4, atol=1e-3)
+    close(moments.targets, targets.sum(-1), rtol=1e-4, atol=1e-3)
+    close(moments.energy, targets.square().sum(-1), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("strip", [5, 192])
+def test_wide_matrices_are_summed_in_strips(strip, monkeypatch):
+    monkeypatch.setattr(module, "STRIP", strip)
+    columns, targets = torch.randn(3, 50, 13), torch.randn(3, 50, 2)
+    moments = Moments.zeros((3, 2, 13), torch.device("cpu"))
+    moments.add(module.Pairs(columns, targets))
+    torch.testing.assert_close(moments.second, columns.mT @ columns)
+
+
+@CASES
+def test_every_eighth_sample_is_held_out(case):
+    gram = case.statistic(Gram)
+    per_sample = whole(gram).count // case.samples
+    assert gram.held_out.count == case.samples // 8 * per_sample
+    held_out = case.layer.fold_outputs(case.targets[7::8].float()).sum(-1)
+    torch.testing.assert_close(gram.held_out.targets, held_out, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("samples", "held_out"), [(1, 0), (2, 1), (3, 1), (7, 1), (8, 1), (17, 2)])
+def test_of_few_samples_one_is_held_out_and_of_one_none(samples, held_out):
+    layer = LinearMap((2, 3), None, torch.device("cpu"))
+    gram = gram_of(layer, torch.randn(samples, 3), torch.randn(samples, 2))
+    assert (gram.fit.count, gram.held_out.count) == (samples - held_out, held_out)
+
+
+@CASES
+def test_the_same_positions_can_be_seen_again(case):
+    gram = case.statistic(Gram)
+    for held_out, moments in ((False, gram.fit), (True, gram.held_out)):
+        again = Moments.zeros(case.layer.matrix_shape, case.layer.device)
+        for pairs in gram.again(held_out=held_out):
+            again.add(pairs)
+        assert again.count == moments.count
+        assert torch.equal(again.second, moments.second)
+        assert torch.equal(again.cross, moments.cross)
+
+
+def large():
+    """A layer with 400 positions a sample, of which 64 are taken."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, 3, 3, generator=generator)
+    layer = LinearMap((4, 3, 3, 3), None, torch.device("cpu"), (1, 1), (1, 1), (1, 1), (0, 0))
+    inputs = torch.randn(64, 3, 20, 20, generator=generator)
+    return layer, inputs, layer.apply(weight, inputs)
+
+
+def test_of_many_positions_some_are_taken_at_random_and_the_means_hardly_change():
+    layer, inputs, targets = large()
+    gram = gram_of(layer, inputs, targets)
+    moments = whole(gram)
+    assert moments.count == 64 * 64
+    columns = layer.unfold(inputs)
+    exact = columns @ columns.mT / columns.shape[-1]
+    assert (moments.second / moments.count - exact).abs().max() < 0.15  # a standard error is 1/64 off the diagonal
+
+
+def test_which_positions_depends_on_the_generator_and_not_on_the_batches():
+    layer, inputs, targets = large()
+    one, two = gram_of(layer, inputs, targets), gram_of(layer, inputs, targets, batches=(1, 2, 3, 4))
+    other = gram_of(layer, inputs, targets, seed=1)
+    torch.testing.assert_close(whole(one).second, whole(two).second, rtol=1e-4, atol=1e-2)
+    assert (whole(one).second - whole(other).second).abs().max() > 1
+
+
+def test_a_wide_matrix_gets_more_positions_than_a_narrow_one(monkeypatch):
+    layer, inputs, targets = large()
+    monkeypatch.setattr(module, "POSITIONS_PER_COLUMN", 512)
+    assert whole(gram_of(layer, inputs, targets)).count == 64 * 512 * 27 // 64
+
+
+@pytest.mark.parametrize("chunk", [200, 1 << 22])
+def test_they_are_the_same_however_little_is_unfolded_at_a_time(chunk, monkeypatch):
+    layer, inputs, targets = large()
+    reference = whole(gram_of(layer, inputs, targets))
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    moments = whole(gram_of(layer, inputs, targets))
+    assert moments.count == reference.count
+    torch.testing.assert_close(moments.second, reference.second, rtol=1e-4, atol=1e-2)
+
+
+@CASES
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+def test_chosen_places_are_what_unfolding_everything_gives_there(case, layout):
+    layer, inputs, targets = case.layer, case.inputs.float(), case.targets.float()
+    if layout == "channels last" and layer.dims == 2:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        targets = targets.contiguous(memory_format=torch.channels_last)
+    per_row = layer.positions(targets)
+    places = torch.randint(layer.as_rows(targets).shape[0] * per_row, (50,), generator=torch.Generator().manual_seed(0))
+    columns, outputs = layer.pairs_at(inputs, targets, places // per_row, places % per_row)
+    assert torch.equal(columns, layer.unfold(inputs)[..., places].mT)
+    assert torch.equal(outputs, layer.fold_outputs(targets)[..., places].mT)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_chosen_places_with_padding_given_in_words(padding):
+    layer = LinearMap((4, 3, 2, 3), None, torch.device("cpu"), (1, 1), padding, (2, 1), (0, 0))
+    inputs = torch.randn(2, 3, 7, 6)
+    outputs = layer.apply(torch.randn(4, 3, 2, 3), inputs)
+    places = torch.arange(2 * layer.positions(outputs))
+    columns, _ = layer.pairs_at(inputs, outputs, places // layer.positions(outputs), places % layer.positions(outputs))
+    assert torch.equal(columns, layer.unfold(inputs).mT)
