@@ -126,7 +126,8 @@ Seconds: wall time of all, processor time of all, and wall time by stage (forwar
 streams, collecting statistics, and measuring errors). Power: the power of the quantity by which wall time grew from the
 row above. Held: activations between layers, at the most. Planned: what the plan announced, activations between layers
 and what is needed on top for the work on them. Occupied: anonymous memory at the most, beyond what there was when the
-plan was announced; so the inputs, which the caller holds, are not in it. MiB."""
+plan was announced; so the inputs, which the caller holds, are not in it, nor is what finds place in memory that was
+freed before, which matters where the figure is small. MiB."""
 
 
 # -------------------------------------------------------------------------------------------------- one measurement
@@ -180,7 +181,7 @@ def randomize(model: nn.Module) -> None:
 
 def images(samples: int, pixels: int) -> Tensor:
     """Noise, coarse and fine."""
-    coarse = F.interpolate(torch.randn(samples, 3, pixels // 4, pixels // 4), size=pixels, mode="bilinear")
+    coarse: Tensor = F.interpolate(torch.randn(samples, 3, pixels // 4, pixels // 4), size=pixels, mode="bilinear")
     return coarse + 0.3 * torch.randn_like(coarse)
 
 
@@ -305,7 +306,7 @@ def tables(records: list[Record], names: list[str]) -> str:
                 parts.append(table(rows, CHARTS[name]))
     done = [record for record in records if "failed" not in record]
     sources = {
-        f"- {r['machine']}; {r['threads']} threads; roundwise {r['versions']['roundwise']}, "
+        f"- {r['machine']}; {threads_in_words(r)}; roundwise {r['versions']['roundwise']}, "
         f"torch {r['versions']['torch']}": None
         for r in done
     }
@@ -316,8 +317,12 @@ def table(records: list[Record], chart: Chart) -> str:
     """One chart as a Markdown table."""
     columns = (chart.axis, "quantized", "s", "power", "processor, s", *(f"{stage}, s" for stage in STAGES))
     columns += ("held", "planned: activations", "planned: work", "occupied", "occupied / planned")
-    threads = f"{records[0]['threads']} thread{'s' * (records[0]['threads'] > 1)}"
-    lines = [f"**{chart.title}; {threads}**", "", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines = [
+        f"**{chart.title}; {threads_in_words(records[0])}**",
+        "",
+        f"| {' | '.join(columns)} |",
+        f"|{'---|' * len(columns)}",
+    ]
     previous: Record | None = None
     for record in records:
         value = str(record["point"][chart.attribute])
@@ -345,6 +350,11 @@ def growth(first: Record, second: Record, attribute: str) -> float:
 def planned(record: Record) -> int:
     """Bytes that the plan announced, for activations and for the work on them."""
     return int(record["widest_bytes"] + record["working_bytes"])
+
+
+def threads_in_words(record: Record) -> str:
+    """How many threads it ran with."""
+    return f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
 
 
 def plot(records: list[Record], names: list[str], folder: Path) -> None:
@@ -376,7 +386,7 @@ def draw(records: list[Record], chart: Chart, path: Path) -> None:
     }
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{chart.title}, {records[0]['threads']} thread{'s' * (records[0]['threads'] > 1)}", fontsize=11)
+    figure.suptitle(f"{chart.title}; {threads_in_words(records[0])}", fontsize=11)
     for axes, label, series in zip(figure.subplots(1, 2), ("seconds", "MiB"), (times, memory), strict=True):
         for (name, heights), style in zip(series.items(), STYLES, strict=False):
             line = "--" if name.startswith("planned") else "-"

@@ -180,7 +180,7 @@ def test_quantize_writes_a_file_that_loads_and_computes(written, folder):
 def test_options_reach_the_recipe(folder):
     result = run(
         "quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy", "--bits", 3, "--per-tensor",
-        "--asymmetric", "--ranges", "min-max", "--set", "iterations=3", "--set", "batch_size=4", "--override", "4=8",
+        "--asymmetric", "--ranges", "min-max", "--rounding", "adaround-sgd", "--set", "iterations=3", "--set", "batch_size=4", "--override", "4=8",
         "--seed", 7, "--batch-size", 5, "--memory-budget", "1MiB", "--limit", 10, "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
@@ -268,7 +268,7 @@ def test_preprocessing_of_a_named_model_can_be_borrowed(folder):
     ("options", "message"),
     [
         (("--bits", "9"), "'9' is not one of"),
-        (("--rounding", "magic"), "'magic' is not one of 'adaround-sgd'"),
+        (("--rounding", "magic"), "'magic' is not one of 'adaround'"),
         (("--per-tensor", "--per-group", "4"), "exclude each other"),
         (("--weights", "net.py", "--pretrained"), "exclude each other"),
         (("--data", "absent"), "does not exist"),
@@ -295,7 +295,7 @@ def test_wrong_usage_ends_with_2_before_anything_runs(folder, no_run, monkeypatc
     [
         (
             ("--set", "iteration=5"),
-            "'adaround-sgd' has no setting 'iteration'; its settings are iterations, batch_size",
+            "'adaround' has no setting 'iteration'; its settings are iterations, learning_rate",
         ),
         (("--set", "iterations=few"), "--set iterations=few: 'few' is not a whole number"),
         (("--set", "iterations=0"), "iterations must be at least 1"),

@@ -41,7 +41,7 @@ class Quadratic:
         pull: C, minus half the gradient at the float weights; zero where the layer inherits no error.
         constant: E e² of every row, so that losses are squared errors of outputs, not just comparable numbers.
         input_mean: μ, and
-        bias_shift: E e, which give the best bias; None where the bias stays as it is.
+        mean_error: E e, which give the best bias; None where the bias stays as it is.
     """
 
     weight: Float[Tensor, "groups rows cols"]
@@ -50,7 +50,6 @@ class Quadratic:
     constant: Float[Tensor, "groups rows"]
     input_mean: Float[Tensor, "groups cols"] | None = None
     mean_error: Float[Tensor, "groups rows"] | None = None
-    count: int = 0
 
     @classmethod
     def of(cls, moments: Moments, weight: Tensor, bias: Tensor | None, *, free_bias: bool) -> Self:
@@ -77,7 +76,7 @@ class Quadratic:
         if not free_bias:
             return cls(weight, hessian, cross - outputs, constant)
         inherited = target - (weight @ mean.unsqueeze(-1)).squeeze(-1) - (0 if bias is None else bias)
-        return cls(weight, hessian, cross - outputs, constant, mean, inherited, n)
+        return cls(weight, hessian, cross - outputs, constant, mean, inherited)
 
     def loss(self, matrix: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows"]:
         """The objective of every row at the given weights: the mean squared error of its output."""
@@ -92,14 +91,7 @@ class Quadratic:
 
     def damped(self, share: float) -> Self:
         """With `share` of the mean diagonal of H added to its diagonal: a charge for leaving the float weights."""
-        import os
-        if os.environ.get("OAS"):
-            H = self.hessian; p = H.shape[-1]; n = self.count * float(os.environ["OAS"])
-            t1 = H.diagonal(dim1=1, dim2=2).sum(-1); t2 = H.square().sum((1, 2))
-            rho = (((1 - 2 / p) * t2 + t1 * t1) / ((n + 1 - 2 / p) * (t2 - t1 * t1 / p)).clamp(min=1e-30)).clamp(0, 1)
-            if self.weight.shape[0]==1: print(tuple(self.weight.shape), n, round(float(rho.mean()), 4), end=" ")
-            share = rho[:, None]
-        elif not share:
+        if not share:
             return self
         hessian = self.hessian.clone()
         diagonal = hessian.diagonal(dim1=1, dim2=2)

@@ -17,12 +17,16 @@ with minibatches does no harm. Further:
 - *Coordinate descent* then takes what is left (`gramspace/descent.py`).
 - *Few columns* (a 3×3 depthwise convolution has 9) need no relaxation: all 2^cols roundings of a row are tried.
 
-Three things go beyond the paper, each a field, because each was measured to pay (benchmarks/RESULTS.md):
+Three things go beyond the paper, each a field:
 
+- `free_bias`: the bias takes up the mean error, so that the weights need only match what varies. It always pays.
 - `any_code`: not only floor and ceiling of each weight, but any code. The relaxation is then centred on the minimum of
   the quadratic over real numbers instead of on the weights, since that is where good codes are.
-- `free_bias`: the bias takes up the mean error, so that the weights need only match what varies.
 - `fit_scale`: the scale follows the codes, in closed form.
+
+The last two lower the error on the calibration samples at every bit width. On other inputs they help where little else
+can, at 2 bits; from 3 bits on, so much freedom fits the few samples rather than the task, and the network gets worse
+(benchmarks/RESULTS.md). So by default they are on at 2 bits and off above.
 
 ReLU and ReLU6 after the layer enter the objective by majorisation; other activation functions do not
 (`gramspace/solution.py`, which also holds the layer to never being worse than nearest rounding).
@@ -55,6 +59,9 @@ EXHAUSTIBLE = 10
 CENTRE_DAMPING = 0.01
 """How much the centre of the search for any code is pulled to the weights: a share of the mean curvature."""
 
+FREE_BITS = 2
+"""With so many bits or fewer, any code and scales that follow are worth their risk."""
+
 LOOK = 20
 """Steps between two looks at whether all is decided."""
 
@@ -68,9 +75,10 @@ class AdaRound(RoundingSolver[Gram]):
         iterations: steps of the relaxation, at most.
         learning_rate: of Adam, in units of V.
         regularization: λ of Eq. 25, for an objective in units of one row's mean curvature.
-        any_code: True lets each weight have any code; False only the two next to it, as in the paper (Eq. 9).
+        any_code: True lets each weight have any code; False only the two next to it, as in the paper (Eq. 9); None is
+            True at 2 bits and False above.
         free_bias: let the layer's bias take up the mean error, where it has one of its own.
-        fit_scale: re-fit the scales to the codes. (Per group they stay.)
+        fit_scale: re-fit the scales to the codes (per group they stay); None is True at 2 bits and False above.
         turns: how often scale, activation function and codes take their turns.
         damping: how strongly weights are held to the float ones, as a share of the inputs' mean square; against
             fitting the calibration samples too closely.
@@ -82,12 +90,12 @@ class AdaRound(RoundingSolver[Gram]):
         Nagel et al., ICML 2020, arXiv:2004.10568, Sections 3.3 and 3.4; the objective from second moments: its Eq. 20.
     """
 
-    iterations: int = 200
+    iterations: int = 500
     learning_rate: float = 0.1
     regularization: float = 1.0
-    any_code: bool = True
+    any_code: bool | None = None
     free_bias: bool = True
-    fit_scale: bool = True
+    fit_scale: bool | None = None
     turns: int = 2
     damping: float = 0.03
     needs: ClassVar[type] = Gram
@@ -106,17 +114,24 @@ class AdaRound(RoundingSolver[Gram]):
 
     @property
     def floor_or_ceil(self) -> bool:
-        return not (self.any_code or self.fit_scale)
+        return self.any_code is False and self.fit_scale is False
 
     def work(self, rows_per_sample: int, samples: int) -> float:
         return WORK * rows_per_sample * samples
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
-        freedom = Freedom(self.any_code, self.free_bias, self.fit_scale, self.turns, self.damping)
-        return solve(problem, self._search, freedom)
+        coarse = problem.grid.codebook.bits <= FREE_BITS
+        any_code = coarse if self.any_code is None else self.any_code
+        fit_scale = coarse if self.fit_scale is None else self.fit_scale
 
-    def _search(self, quadratic: Quadratic, grid: Grid, choices: Choices) -> Tensor:
-        centre = quadratic.minimum(CENTRE_DAMPING) if self.any_code else quadratic.weight
+        def search(quadratic: Quadratic, grid: Grid, choices: Choices) -> Tensor:
+            centre = quadratic.minimum(CENTRE_DAMPING) if any_code else quadratic.weight
+            return self.search(quadratic, grid, choices, centre)
+
+        return solve(problem, search, Freedom(any_code, self.free_bias, fit_scale, self.turns, self.damping))
+
+    def search(self, quadratic: Quadratic, grid: Grid, choices: Choices, centre: Tensor) -> Tensor:
+        """Codes near the `centre`, `[groups, rows, cols]`: all tried, or relaxed; then descended from."""
         if centre.shape[-1] <= EXHAUSTIBLE:
             codes = exhaust(quadratic, grid, centre)
         else:
