@@ -180,7 +180,8 @@ def test_quantize_writes_a_file_that_loads_and_computes(written, folder):
 def test_options_reach_the_recipe(folder):
     result = run(
         "quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy", "--bits", 3, "--per-tensor",
-        "--asymmetric", "--ranges", "min-max", "--rounding", "adaround-sgd", "--set", "iterations=3", "--set", "batch_size=4", "--override", "4=8",
+        "--asymmetric", "--ranges", "min-max", "--rounding", "adaround-sgd",
+        "--set", "iterations=3", "--set", "batch_size=4", "--override", "4=8",
         "--seed", 7, "--batch-size", 5, "--memory-budget", "1MiB", "--limit", 10, "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
