@@ -34,7 +34,7 @@ from roundwise.graph.normalize import WEIGHTED
 from roundwise.graph.patterns import Layer
 from roundwise.grid import Codebook, Granularity
 from roundwise.memory import ActivationStore, held_bytes
-from roundwise.problem import Problem, RangeEstimator, RoundingSolver
+from roundwise.problem import Problem, RangeEstimator, Rounding, RoundingSolver
 from roundwise.report import LayerReport
 from roundwise.statistics import Statistic
 
@@ -196,6 +196,7 @@ class Stream:
         problem = Problem(name, matrix, grid, statistics[task.rounding.needs], layer.activation, bias_is_free)
         answer = task.rounding.solve(problem, generator_for(self._seed, name))
         _check_codes(answer.codes, task, matrix)
+        _check_changes(answer, problem, task)
         self._seconds["ranges"] += middle - start
         self._seconds["rounding"] += time.perf_counter() - middle
         dtype = task.codebook.dtype
@@ -484,3 +485,25 @@ def _check_codes(codes: Tensor, task: LayerTask, matrix: Tensor) -> None:
             f"{codes.min().item()} to {codes.max().item()}; a solver returns integers {list(matrix.shape)} from "
             f"{book.qmin} to {book.qmax}."
         )
+
+
+def _check_changes(answer: Rounding, problem: Problem[Any], task: LayerTask) -> None:
+    """What a solver changes beside the codes fits the layer."""
+    own, shift, found = answer.grid, answer.bias_shift, ""
+    if own is not None:
+        wanted = problem.grid.granularity_shape
+        if own.codebook != problem.grid.codebook or own.granularity_shape != wanted:
+            found = (
+                f"a grid of {own.codebook} with scales {own.granularity_shape}; asked for are {task.codebook}, {wanted}"
+            )
+        elif not (bool(own.scale.isfinite().all()) and bool((own.scale > 0).all())):
+            found = "a grid with scales that are not positive and finite"
+    if shift is not None:
+        if not problem.bias_is_free:
+            found = "a shift of its bias, but the layer has no bias that nothing else reads"
+        elif shift.shape != problem.weight.shape[:2] or not bool(shift.isfinite().all()):
+            found = (
+                f"a shift of its bias of shape {list(shift.shape)}; wanted are finite {list(problem.weight.shape[:2])}"
+            )
+    if found:
+        raise RecipeError(f"{task.rounding!r} gave layer '{problem.name}' {found}.")

@@ -1,10 +1,16 @@
 """A solver may shift a layer's bias and choose its scale: both must reach the program, the files and the report."""
 
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, final
+
 import pytest
 import torch
 from torch import nn
 
 import roundwise as rw
+from roundwise.statistics import Nothing
 
 COARSE = rw.Weights(bits=2)
 
@@ -104,3 +110,40 @@ def test_a_shift_is_added_to_every_group_of_a_grouped_layer():
     # On the samples to learn from, the mean error is gone, for each output channel.
     fit = torch.arange(64) % 8 != 7
     assert error[fit].mean((0, 2)).abs().max() < 1e-4
+
+
+@final
+@dataclass(frozen=True)
+class Wrong(rw.RoundingSolver[Nothing]):
+    """Rounds to nearest, and changes what `act` says."""
+
+    act: Callable[[rw.Problem], dict]
+    needs: ClassVar[type] = Nothing
+
+    def solve(self, problem, generator):
+        return rw.Rounding(problem.grid.quantize(problem.weight), **self.act(problem))
+
+
+def scaled(problem, factor):
+    return dataclasses.replace(problem.grid, scale=problem.grid.scale * factor)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda problem: {"grid": rw.Grid.symmetric(problem.grid.scale, bits=3)}, "a grid of Codebook"),
+        (lambda problem: {"grid": rw.Grid.symmetric(torch.ones(1, 1, 1), bits=2)}, r"scales \(1, 1, 1\)"),
+        (lambda problem: {"grid": scaled(problem, -1)}, "not positive and finite"),
+        (lambda problem: {"grid": scaled(problem, float("nan"))}, "not positive and finite"),
+        (lambda problem: {"bias_shift": torch.full(problem.weight.shape[:2], torch.inf)}, "wanted are finite"),
+    ],
+)
+def test_a_solver_that_changes_what_does_not_fit_the_layer_is_named(act, message):
+    with pytest.raises(rw.RecipeError, match=rf"Wrong\(.*gave layer '0' .*{message}"):
+        rw.quantize(network(), images(), rw.Recipe(COARSE, Wrong(act)))
+
+
+def test_a_solver_that_shifts_a_bias_which_is_not_free_is_named():
+    act = Wrong(lambda problem: {"bias_shift": torch.zeros(problem.weight.shape[:2])})
+    with pytest.raises(rw.RecipeError, match="gave layer 'twice' a shift of its bias, but the layer has no bias"):
+        rw.quantize(Twice().eval(), torch.randn(8, 6), rw.Recipe(COARSE, act))
