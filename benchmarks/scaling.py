@@ -181,13 +181,13 @@ def randomize(model: nn.Module) -> None:
 
 def images(samples: int, pixels: int) -> Tensor:
     """Noise, coarse and fine."""
-    coarse: Tensor = F.interpolate(torch.randn(samples, 3, pixels // 4, pixels // 4), size=pixels, mode="bilinear")
-    return coarse + 0.3 * torch.randn_like(coarse)
+    coarse = F.interpolate(torch.randn(samples, 3, pixels // 4, pixels // 4), size=pixels, mode="bilinear")
+    return coarse.add_(torch.randn_like(coarse), alpha=0.3)
 
 
 def features(samples: int, positions: int, width: int) -> Tensor:
     """Positive numbers, half of them 0, that have few causes in common."""
-    causes = torch.randn(samples, positions, 32) @ torch.randn(32, width) / 32**0.5
+    causes: Tensor = torch.randn(samples, positions, 32) @ torch.randn(32, width) / 32**0.5
     return causes.add_(torch.randn_like(causes)).relu_()
 
 
@@ -374,7 +374,7 @@ def draw(records: list[Record], chart: Chart, path: Path) -> None:
     """Draw one chart; `path` has no ending yet."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, NullLocator
 
     values = [record["point"][chart.attribute] for record in records]
     times = {"in all": [record["seconds"] for record in records]}
@@ -384,28 +384,31 @@ def draw(records: list[Record], chart: Chart, path: Path) -> None:
         "activations held": [record["held_bytes"] / MIB for record in records],
         "planned, with work": [planned(record) / MIB for record in records],
     }
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(f"{chart.title}; {threads_in_words(records[0])}", fontsize=11)
     for axes, label, series in zip(figure.subplots(1, 2), ("seconds", "MiB"), (times, memory), strict=True):
         for (name, heights), style in zip(series.items(), STYLES, strict=False):
-            line = "--" if name.startswith("planned") else "-"
-            axes.plot(values, heights, line, label=name, markersize=5, linewidth=1.5, **style)
+            if name.startswith("planned"):
+                style = {"color": "black", "linestyle": "--"}
+            axes.plot(values, heights, label=name, markersize=5, linewidth=1.5, **style)
         if chart.logarithmic:
             axes.set_xscale("log")
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(ScalarFormatter())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_xlim(left=0)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.08 * max(max(heights) for heights in series.values()))
         axes.set_xticks(values, [str(value) for value in values])
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(chart.axis)
         axes.set_ylabel(label)
         axes.grid(color="0.85", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8, framealpha=0.9)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8, frameon=False)
     figure.savefig(path.with_suffix(".png"), dpi=200)
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
