@@ -139,7 +139,13 @@ def check_types(settings: object) -> None:
             raise RecipeError(f"{type(settings).__name__}: {field.name}={value!r}, but it must be {wanted}.")
 
 
-_WORDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "True or False",
+    bool | None: "True, False or None",
+    str: "text",
+}
 
 
 def _is_a(value: object, kind: Any) -> bool:

@@ -195,6 +195,8 @@ class Stream:
         layer, bias_is_free = task.layer, task.layer.own_bias is not None
         problem = Problem(name, matrix, grid, statistics[task.rounding.needs], layer.activation, bias_is_free)
         answer = task.rounding.solve(problem, generator_for(self._seed, name))
+        if not isinstance(answer, Rounding):
+            raise RecipeError(f"{task.rounding!r} gave layer '{name}' a {type(answer).__name__}, not a Rounding.")
         _check_codes(answer.codes, task, matrix)
         _check_changes(answer, problem, task)
         self._seconds["ranges"] += middle - start

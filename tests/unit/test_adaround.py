@@ -10,7 +10,7 @@ import roundwise as rw
 from roundwise.errors import RecipeError
 from roundwise.gramspace import Quadratic
 from roundwise.rounding import adaround
-from roundwise.statistics import Gram, Samples
+from roundwise.statistics import Gram, Nothing, Samples
 from roundwise.testing import best_rounding, cases, tiny_cases
 
 PAPER = rw.AdaRound(any_code=False, free_bias=False, fit_scale=False)
@@ -121,7 +121,7 @@ def test_more_damping_keeps_the_codes_nearer_to_the_weights():
     case = next(case for case in cases() if str(case).endswith("2 bits, symmetric"))
     grid = case.grid()
     distances = []
-    for damping in (0.0, 1.0, 1000.0):
+    for damping in (0.0, 100.0, 1e6):
         solver = rw.AdaRound(any_code=True, fit_scale=False, damping=damping)
         matrix = grid.dequantize(solve(solver, case.problem(Gram, grid)).codes)
         distances.append((matrix - case.weight).square().sum().item())
@@ -173,3 +173,33 @@ def test_tabu_search_finds_the_best_rounding_of_a_tiny_layer():
         walked = rw.TabuSearch().walk(quadratic, grid, start, choices, torch.Generator().manual_seed(0))
         best = quadratic.loss(grid.dequantize(adaround.exhaust(quadratic, grid, case.weight))).sum()
         assert quadratic.loss(grid.dequantize(walked)).sum() <= best * 1.02 + 1e-6
+
+
+def test_columns_whose_inputs_are_always_zero_are_rounded_to_nearest():
+    depthwise = next(case for case in cases() if "depthwise" in str(case))
+    inputs = depthwise.inputs.clone()
+    inputs[:, 1:3] = 0
+    dead = dataclasses.replace(depthwise, inputs=inputs, targets=depthwise.layer.apply_matrix(depthwise.weight, inputs))
+    for settings in ({}, {"any_code": True}):
+        rounding = solve(rw.AdaRound(**settings, fit_scale=False), dead.problem(Gram))
+        assert torch.equal(rounding.codes[1:3], dead.grid().quantize(dead.weight)[1:3])
+
+
+def test_gptq_without_an_inverse_names_the_layer_and_the_way_out():
+    few = dataclasses.replace(LINEAR, inputs=LINEAR.inputs[:2] * 1e3, targets=LINEAR.targets[:2])
+    problem = dataclasses.replace(few.problem(Nothing), statistics=few.statistic(Gram, [2]))
+    with pytest.raises(RecipeError, match=r"layer 'linear 10 to 4' have no inverse even with so much damping"):
+        solve(rw.GPTQ(damping=1e-30), problem)
+
+
+def test_the_default_dtype_of_the_caller_does_not_matter():
+    problem = LINEAR.problem(Gram)
+    wanted = solve(rw.AdaRound(), problem).codes
+    torch.set_default_dtype(torch.float64)
+    try:
+        fresh = dataclasses.replace(problem, statistics=LINEAR.statistic(Gram))
+        assert torch.equal(solve(rw.AdaRound(), fresh).codes, wanted)
+        sgd = dataclasses.replace(problem, statistics=LINEAR.statistic(Samples))
+        assert solve(rw.AdaRoundSGD(iterations=3), sgd).codes.dtype == torch.int32
+    finally:
+        torch.set_default_dtype(torch.float32)

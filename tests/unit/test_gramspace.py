@@ -198,3 +198,57 @@ def test_where_held_out_samples_disagree_nearest_rounding_is_kept_and_said_so():
     assert "keeps nearest rounding" in kept.note
     assert kept.grid is None
     assert kept.bias_shift is None
+
+
+def linear_case(mean=0.0, samples=256):
+    """A layer of 12 inputs, correlated, around a mean."""
+    base = cases()[0]
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(samples, 12, generator=generator) @ torch.randn(12, 12, generator=generator) + mean
+    weight = torch.randn(1, 5, 12, generator=generator)
+    layer = dataclasses.replace(base.layer, weight_shape=(5, 12), bias=torch.zeros(5))
+    return dataclasses.replace(
+        base, layer=layer, weight=weight, inputs=inputs, targets=layer.apply_matrix(weight, inputs), activation=None
+    )
+
+
+def whole_problem(case):
+    return dataclasses.replace(case.problem(Nothing), statistics=case.statistic(Gram, [case.samples]))
+
+
+def test_means_that_drown_the_rest_do_no_more_harm_than_nearest_rounding_with_a_bias():
+    case = linear_case(mean=30_000.0)
+    problem = whole_problem(case)
+
+    def search(quadratic, grid, choices):
+        return descend(quadratic, grid, grid.quantize(quadratic.weight), choices)
+
+    def spread(rounding):
+        """What no bias can take away."""
+        matrix = (rounding.grid or problem.grid).dequantize(rounding.codes)[0].double()
+        return (case.inputs.double() @ (matrix - case.weight[0].double()).T).var(0).sum().item()
+
+    chosen = solve(problem, search, Freedom(any_code=True, free_bias=True))
+    nearest = dataclasses.replace(chosen, codes=problem.grid.quantize(case.weight), grid=None)
+    assert spread(chosen) <= spread(nearest) * 1.05
+
+
+def test_of_one_sample_next_to_nothing_is_learnt_and_the_report_can_say_so():
+    case = linear_case(samples=1)
+    problem = whole_problem(case)
+    quadratic = Quadratic.of(problem.statistics.fit, case.weight, None, free_bias=True).damped(1.0)
+    grid = problem.grid
+    codes = descend(quadratic, grid, grid.quantize(case.weight), Choices.all(grid, case.weight))
+    assert torch.equal(codes, grid.quantize(case.weight))
+    rounding = solve(problem, lambda *_: codes, Freedom(any_code=True, free_bias=True, damping=1.0))
+    assert "single sample" in rounding.note
+
+
+def test_more_samples_are_damped_less():
+    added = []
+    for samples in (16, 256, 4096):
+        quadratic = Quadratic.of(
+            linear_case(samples=samples).statistic(Gram, [samples]).fit, torch.randn(1, 5, 12), None, free_bias=True
+        )
+        added.append((quadratic.damped(1.0).hessian - quadratic.hessian).diagonal(dim1=1, dim2=2).mean().item())
+    assert added[0] > 3 * added[1] > 9 * added[2] > 0

@@ -48,7 +48,7 @@ class Choices:
 def descend(
     quadratic: Quadratic, grid: Grid, codes: Tensor, choices: Choices, sweeps: int = 50
 ) -> Int[Tensor, "groups rows cols"]:
-    """Sweep until nothing changes any more, or `sweeps` times; never raises the objective of any row.
+    """Sweep until nothing changes any more, or `sweeps` times; no step raises the objective of any row.
 
     Args:
         quadratic: the objective.
@@ -69,10 +69,10 @@ def descend(
     curvature = hessian.diagonal(dim1=1, dim2=2).unsqueeze(-1)
     # Where an input is always zero the weight does not matter, and its code stays.
     step = torch.where(curvature > 0, -1 / (curvature * scale), 0.0).nan_to_num_(0.0, 0.0, 0.0)
-    ones = [slice(start, min(start + BLOCK, cols)) for start in range(0, cols, BLOCK)]
+    blocks = [slice(start, min(start + BLOCK, cols)) for start in range(0, cols, BLOCK)]
     for _ in range(sweeps):
         changed = False
-        for block in ones:
+        for block in blocks:
             before = code[:, block].clone()
             near, own = slope[:, block], hessian[:, block, block]
             # Most sweeps change few columns: look for those that have something to gain, and visit them alone.

@@ -42,6 +42,7 @@ class Quadratic:
         constant: E e² of every row, so that losses are squared errors of outputs, not just comparable numbers.
         input_mean: μ, and
         mean_error: E e, which give the best bias; None where the bias stays as it is.
+        count: number of positions that the moments are means over.
     """
 
     weight: Float[Tensor, "groups rows cols"]
@@ -50,6 +51,7 @@ class Quadratic:
     constant: Float[Tensor, "groups rows"]
     input_mean: Float[Tensor, "groups cols"] | None = None
     mean_error: Float[Tensor, "groups rows"] | None = None
+    count: int = 0
 
     @classmethod
     def of(cls, moments: Moments, weight: Tensor, bias: Tensor | None, *, free_bias: bool) -> Self:
@@ -74,9 +76,9 @@ class Quadratic:
         outputs = weight @ hessian
         constant = (energy - 2 * (weight * cross).sum(-1) + (weight * outputs).sum(-1)).clamp(min=0)
         if not free_bias:
-            return cls(weight, hessian, cross - outputs, constant)
+            return cls(weight, hessian, cross - outputs, constant, count=n)
         inherited = target - (weight @ mean.unsqueeze(-1)).squeeze(-1) - (0 if bias is None else bias)
-        return cls(weight, hessian, cross - outputs, constant, mean, inherited)
+        return cls(weight, hessian, cross - outputs, constant, mean, inherited, n)
 
     def loss(self, matrix: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows"]:
         """The objective of every row at the given weights: the mean squared error of its output."""
@@ -89,20 +91,35 @@ class Quadratic:
             return torch.zeros_like(self.constant)
         return self.mean_error - ((matrix - self.weight) @ self.input_mean.unsqueeze(-1)).squeeze(-1)
 
-    def damped(self, share: float) -> Self:
-        """With `share` of the mean diagonal of H added to its diagonal: a charge for leaving the float weights."""
-        if not share:
+    def damped(self, damping: float) -> Self:
+        """With `damping` · ρ · E x̂² added to the diagonal of H: a charge for leaving the float weights.
+
+        E x̂² is the mean over the columns, not centred. ρ, from 0 to 1, is how far a covariance from so few samples
+        should be shrunk towards a multiple of the identity; with p columns and n positions, and at most 1,
+
+            ρ = ((1 − 2/p) tr H² + tr² H) / ((n + 1 − 2/p) (tr H² − tr² H / p))
+
+        References:
+            Chen et al., Shrinkage Algorithms for MMSE Covariance Estimation, IEEE TSP 58(10), 2010, Eq. 23 (OAS).
+        """
+        if not damping:
             return self
+        p, n = self.hessian.shape[-1], self.count
+        trace = self.hessian.diagonal(dim1=1, dim2=2).sum(-1)
+        squares = self.hessian.square().sum((1, 2))
+        excess = (n + 1 - 2 / p) * (squares - trace.square() / p)
+        shrinkage = torch.where(excess > 0, ((1 - 2 / p) * squares + trace.square()) / excess, 1.0).clamp(0, 1)
+        if self.input_mean is not None:
+            trace = trace + self.input_mean.square().sum(-1)
         hessian = self.hessian.clone()
-        diagonal = hessian.diagonal(dim1=1, dim2=2)
-        diagonal += share * diagonal.mean(-1, keepdim=True)
+        hessian.diagonal(dim1=1, dim2=2).add_((damping * shrinkage * trace / p).unsqueeze(-1))
         return dataclasses.replace(self, hessian=hessian)
 
     def minimum(self, damping: float) -> Float[Tensor, "groups rows cols"]:
         """The real-valued weights with the smallest objective, with H damped so that they stay near the float ones."""
         mean = self.hessian.diagonal(dim1=1, dim2=2).mean(-1)
         ridge = (damping * mean).clamp(min=torch.finfo(mean.dtype).tiny)[:, None, None]
-        eye = torch.eye(self.hessian.shape[-1], device=mean.device)
+        eye = torch.eye(self.hessian.shape[-1], dtype=mean.dtype, device=mean.device)
         factor, failed = torch.linalg.cholesky_ex(self.hessian + ridge * eye)
         step = torch.cholesky_solve(self.pull.mT, factor).mT
         sound = (failed == 0)[:, None, None] & step.isfinite()

@@ -17,12 +17,13 @@ every turn, and the best is kept. Other activation functions are left out of the
 give each output channel a matrix H of its own.
 
 *Damping.* A few hundred samples do not show all directions that inputs can take, and codes that fit what was seen too
-closely err on what was not. Adding a share of its mean diagonal to the diagonal of H is what the objective would be if
-inputs had that much noise of their own: it charges for every departure from the float weights.
+closely err on what was not. Adding to the diagonal of H is what the objective would be if inputs had some noise of
+their own: it charges for every departure from the float weights. How much is a question of how many samples there are
+for how many columns, which `Quadratic.damped` answers.
 
 *Never worse than nearest.* Nearest rounding is among the candidates, so on the samples that a rounding was chosen by,
-it is not worse. On those that were held out the two are compared again, and if nearest rounding is better there, the
-layer keeps it and the report says so.
+it is not worse. On those that were held out they are compared again, nearest rounding both with the bias as it was and
+with the bias that is best for it; if one of these is better there, the layer keeps it and the report says so.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Freedom:
         free_bias: the layer's bias takes up the mean error.
         fit_scale: the scales follow the codes.
         turns: how often scale and targets are set anew.
-        damping: how strongly weights are held to the float ones, as a share of the mean diagonal of H.
+        damping: how strongly weights are held to the float ones (`Quadratic.damped`).
     """
 
     any_code: bool = False
@@ -89,15 +90,18 @@ def solve(problem: Problem[Gram], search: Search, freedom: Freedom) -> Rounding:
     """Choose codes by `search`, and whatever else is free."""
     turns = _Turns(problem, search, freedom)
     nearest, chosen = turns.nearest, turns.best()
+    note = "" if problem.statistics.held_out.count else "of a single sample nothing can be held out to check it on"
     if problem.statistics.held_out.count:
-        error, error_nearest = turns.held_out_losses(chosen, nearest)
-        if error > error_nearest:
-            note = (
-                f"keeps nearest rounding, whose error on held-out samples is {error_nearest / error:.3f} of the other's"
-            )
-            return Rounding(nearest.codes, note=note)
-    grid = chosen.grid if freedom.fit_scale else None
-    return Rounding(chosen.codes, grid, chosen.bias - nearest.bias if turns.free_bias else None)
+        others = (nearest, turns.nearest_with_bias()) if turns.free_bias else (nearest,)
+        error, *errors = turns.held_out_losses(chosen, *others)
+        least = min(errors)
+        noise = 1e-6 * error + 1e-9 * float(problem.statistics.held_out.energy.sum())
+        if least < error - noise:
+            chosen = others[errors.index(least)]
+            note = f"keeps nearest rounding: its error on held-out samples is {least / error:.3f} of the other codes'"
+    grid = None if chosen.grid is nearest.grid else chosen.grid
+    shift = None if chosen.bias is nearest.bias else chosen.bias - nearest.bias
+    return Rounding(chosen.codes, grid, shift, note)
 
 
 @final
@@ -108,7 +112,7 @@ class _Turns:
         self._weight, self._grid, self._statistics = problem.weight, problem.grid, problem.statistics
         self._search, self._freedom = search, freedom
         self._limits = None if problem.activation is None else problem.activation.limits
-        bias = torch.zeros(self._weight.shape[:2], device=self._weight.device)
+        bias = torch.zeros(self._weight.shape[:2], dtype=torch.float32, device=self._weight.device)
         if self._statistics.layer.bias is not None:
             bias = self._statistics.layer.bias.float().reshape(bias.shape)
         self.free_bias = freedom.free_bias and problem.bias_is_free
@@ -139,6 +143,10 @@ class _Turns:
                 codes = descend(quadratic, current.grid, current.codes, self._choices(current.grid))
                 current = self._with_scale(quadratic, current.grid, codes, 1)
         return best
+
+    def nearest_with_bias(self) -> _Candidate:
+        """Nearest rounding, the bias taking up its mean error."""
+        return self._with_bias(self._plain(self._statistics.fit), self._grid, self.nearest.codes)
 
     def held_out_losses(self, *candidates: _Candidate) -> list[float]:
         """The objective, with its activation function, on the samples that were held out."""
@@ -172,6 +180,8 @@ class _Turns:
         return self._with_bias(quadratic, grid, codes)
 
     def _with_bias(self, quadratic: Quadratic, grid: Grid, codes: Tensor) -> _Candidate:
+        if not self.free_bias:
+            return _Candidate(codes, grid, self.nearest.bias)
         return _Candidate(codes, grid, self.nearest.bias + quadratic.shift(grid.dequantize(codes)))
 
     def _retarget(self, limits: Limits, current: _Candidate, *others: _Candidate) -> tuple[Moments, list[float]]:

@@ -47,7 +47,7 @@ class QuantizedWeight:
         bias = self.layer.map.bias
         if self.bias_shift is None or bias is None:
             return bias
-        return (bias.float() + self.bias_shift.flatten()).to(bias.dtype)
+        return (bias.to(torch.promote_types(bias.dtype, torch.float32)) + self.bias_shift.flatten()).to(bias.dtype)
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """The weight tensor that the codes stand for."""

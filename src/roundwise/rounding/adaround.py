@@ -80,8 +80,8 @@ class AdaRound(RoundingSolver[Gram]):
         free_bias: let the layer's bias take up the mean error, where it has one of its own.
         fit_scale: re-fit the scales to the codes (per group they stay); None is True at 2 bits and False above.
         turns: how often scale, activation function and codes take their turns.
-        damping: how strongly weights are held to the float ones, as a share of the inputs' mean square; against
-            fitting the calibration samples too closely.
+        damping: how strongly weights are held to the float ones, against fitting the calibration samples too closely;
+            1 is as much as the number of samples suggests, 0 is not at all.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
@@ -96,8 +96,8 @@ class AdaRound(RoundingSolver[Gram]):
     any_code: bool | None = None
     free_bias: bool = True
     fit_scale: bool | None = None
-    turns: int = 2
-    damping: float = 0.03
+    turns: int = 3
+    damping: float = 1.0
     needs: ClassVar[type] = Gram
 
     def __post_init__(self) -> None:
@@ -188,16 +188,21 @@ def annealed_beta(progress: float) -> float | None:
 
 def exhaust(quadratic: Quadratic, grid: Grid, centre: Tensor) -> Tensor:
     """The best codes next to the `centre`, by trying all 2^cols of each row."""
-    groups, rows, cols = centre.shape
+    cols = centre.shape[-1]
     floor = grid.position(centre).floor()
     scale = grid.steps(cols)
     offset = expand_blocks(grid.zero_point, cols) * scale + quadratic.weight
-    best, least = grid.clip(floor), torch.full((groups, rows, 1), math.inf, device=centre.device)
+
+    def loss_of(codes: Tensor) -> Tensor:
+        move = codes * scale - offset
+        return ((move @ quadratic.hessian - 2 * quadratic.pull) * move).sum(-1, keepdim=True)
+
+    best = grid.clip(grid.position(centre).round())  # stays where nothing is better: for inputs that are always zero
+    least = loss_of(best)
     bits = torch.arange(cols, device=centre.device)
     for number in range(1 << cols):
         codes = grid.clip(floor + (number >> bits & 1))
-        move = codes * scale - offset
-        loss = ((move @ quadratic.hessian - 2 * quadratic.pull) * move).sum(-1, keepdim=True)
+        loss = loss_of(codes)
         better = loss < least
         best, least = torch.where(better, codes, best), torch.where(better, loss, least)
     return best

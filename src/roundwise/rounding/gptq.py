@@ -64,9 +64,19 @@ class GPTQ(RoundingSolver[Gram]):
         return WORK * rows_per_sample * samples
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
-        return solve(problem, self._search, Freedom(any_code=True, free_bias=self.free_bias))
+        def search(quadratic: Quadratic, grid: Grid, _: Choices) -> Tensor:
+            codes = self.search(quadratic, grid)
+            if codes is None:
+                raise RecipeError(
+                    f"{self}: the second moments of layer '{problem.name}' have no inverse even with so much damping. "
+                    "Give more (0.1, say) or more samples, or round this layer by another method."
+                )
+            return codes
 
-    def _search(self, quadratic: Quadratic, grid: Grid, choices: Choices) -> Tensor:
+        return solve(problem, search, Freedom(any_code=True, free_bias=self.free_bias))
+
+    def search(self, quadratic: Quadratic, grid: Grid) -> Tensor | None:
+        """Codes, or None where H has no inverse."""
         hessian, shape = quadratic.hessian, quadratic.weight.shape
         groups, _, cols = shape
         importance = hessian.diagonal(dim1=1, dim2=2)
@@ -82,6 +92,8 @@ class GPTQ(RoundingSolver[Gram]):
         sorted_hessian = hessian.gather(1, order.unsqueeze(2).expand_as(hessian))
         sorted_hessian = sorted_hessian.gather(2, order.unsqueeze(1).expand_as(hessian))
         factor = self._factor(sorted_hessian)
+        if factor is None:
+            return None
         codes = torch.empty_like(weight)
         for start in range(0, cols, BLOCK):
             stop = min(start + BLOCK, cols)
@@ -95,12 +107,14 @@ class GPTQ(RoundingSolver[Gram]):
             weight[..., stop:] -= errors @ factor[:, start:stop, stop:]
         return torch.empty_like(codes).scatter_(2, order.unsqueeze(1).expand(shape), codes)
 
-    def _factor(self, hessian: Tensor) -> Tensor:
-        """U with H⁻¹ = Uᵀ U, of the damped H, in float64."""
+    def _factor(self, hessian: Tensor) -> Tensor | None:
+        """U with H⁻¹ = Uᵀ U, of the damped H, in float64; None if there is none."""
         double = hessian.double()
         mean = double.diagonal(dim1=1, dim2=2).mean(-1)
         ridge = torch.where(mean > 0, self.damping * mean, 1.0)[:, None, None]
         eye = torch.eye(hessian.shape[-1], dtype=torch.float64, device=hessian.device)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(double + ridge * eye))
-        factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-        return factor.float()
+        lower, failed = torch.linalg.cholesky_ex(double + ridge * eye)
+        if failed.any():
+            return None
+        factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        return None if failed.any() else factor.float()

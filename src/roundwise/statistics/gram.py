@@ -15,7 +15,7 @@ calibration samples themselves makes. `benchmarks/RESULTS.md` has the accuracy w
 *Held-out samples.* Every eighth sample stays out of `fit` and goes to `held_out`, by which a method can tell whether
 what it learnt from the others holds for inputs that it has not seen.
 
-Sums are in float32 (float64 for float64 networks).
+Sums are in float32, whatever the network's dtype.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Moments:
         """The sums over nothing, for a matrix of `(groups, rows, cols)`."""
         groups, rows, cols = shape
         shapes = (groups, cols, cols), (groups, rows, cols), (groups, cols), (groups, rows), (groups, rows)
-        return cls(0, *(torch.zeros(shape, device=device) for shape in shapes))
+        return cls(0, *(torch.zeros(shape, dtype=torch.float32, device=device) for shape in shapes))
 
     def add(self, pairs: Pairs) -> None:
         """Take in some more positions."""

@@ -69,7 +69,7 @@ class Samples(Statistic):
     def _gather(self, batches: Sequence[Tensor], per_batch: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         """The chosen rows of every batch in one tensor."""
         device, shape = self.layer.device, (sum(counts), *batches[0].shape[1:])
-        gathered = torch.empty(shape, device=device, memory_format=_fast_layout(shape, device))
+        gathered = torch.empty(shape, dtype=torch.float32, device=device, memory_format=_fast_layout(shape, device))
         for batch, rows, count, place in zip(batches, per_batch, counts, gathered.split(counts), strict=True):
             if count and (batch.dtype, batch.device) == (gathered.dtype, gathered.device):
                 torch.index_select(batch, 0, rows.to(device), out=place)

@@ -62,8 +62,9 @@ class Case:
         """How many samples there are."""
         return self.inputs.shape[0]
 
-    def statistic(self, kind: type[S], batches: Sequence[int] = (20, 20, 8)) -> S:
-        """A statistic of the samples, shown to it in batches of the given sizes."""
+    def statistic(self, kind: type[S], batches: Sequence[int] = ()) -> S:
+        """A statistic of the samples, shown to it in batches of the given sizes, or a few."""
+        batches = batches or ((20, 20, 8) if self.samples == SAMPLES else (self.samples,))
         statistic = kind.empty(self.layer, self.samples, torch.Generator().manual_seed(0))
         for inputs, targets in zip(self.inputs.split(list(batches)), self.targets.split(list(batches)), strict=True):
             statistic.add(inputs, targets, len(inputs))
