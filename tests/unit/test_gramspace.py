@@ -159,7 +159,7 @@ def test_following_the_activation_function_lowers_the_objective_that_contains_it
         pytest.skip("only clamps enter the objective")
     grid = MinMax().estimate(case.weight, Codebook(2), case.granularity, Nothing(), case.name)
 
-    def search(quadratic, grid, choices):
+    def search(quadratic, grid, choices, follow):
         return descend(quadratic, grid, grid.quantize(quadratic.weight), choices)
 
     # All samples to learn from, none held out: then the turns may only help.
@@ -182,7 +182,7 @@ def test_where_held_out_samples_disagree_nearest_rounding_is_kept_and_said_so():
     problem = case.problem(Gram)
     grid = problem.grid
 
-    def worst(quadratic, grid, choices):
+    def worst(quadratic, grid, choices, follow):
         return descend(quadratic, grid, grid.quantize(quadratic.weight), choices)
 
     held_out = slice(7, None, 8)
@@ -220,7 +220,7 @@ def test_means_that_drown_the_rest_do_no_more_harm_than_nearest_rounding_with_a_
     case = linear_case(mean=30_000.0)
     problem = whole_problem(case)
 
-    def search(quadratic, grid, choices):
+    def search(quadratic, grid, choices, follow):
         return descend(quadratic, grid, grid.quantize(quadratic.weight), choices)
 
     def spread(rounding):

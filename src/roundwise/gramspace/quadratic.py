@@ -91,6 +91,13 @@ class Quadratic:
             return torch.zeros_like(self.constant)
         return self.mean_error - ((matrix - self.weight) @ self.input_mean.unsqueeze(-1)).squeeze(-1)
 
+    def with_targets(self, cross: Float[Tensor, "groups rows cols"], mean: Float[Tensor, "groups rows"]) -> Self:
+        """The objective, but for its constant, for other targets t: `cross` is E (t − y) x̂ᵀ, `mean` is E (t − y)."""
+        if self.input_mean is None or self.mean_error is None:
+            return dataclasses.replace(self, pull=self.pull + cross)
+        centred = cross - mean.unsqueeze(-1) * self.input_mean.unsqueeze(-2)
+        return dataclasses.replace(self, pull=self.pull + centred, mean_error=self.mean_error + mean)
+
     def damped(self, damping: float) -> Self:
         """With `damping` · ρ · E x̂² added to the diagonal of H: a charge for leaving the float weights.
 

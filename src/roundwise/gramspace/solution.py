@@ -4,7 +4,9 @@
     repeat:  scale ← best for the codes                  (closed form)         codes ← descend
              targets ← for the activation function       (majorisation)        codes ← descend
 
-*Activation by majorisation.* For f_a = clamp(·, l, u), ReLU and ReLU6 among them, and ẑ the current output, let
+*Activation by majorisation.* A search may follow the activation function on its way, with a part of the samples at a
+time; then the turns do so with all of them. For f_a = clamp(·, l, u), ReLU and ReLU6 among them, and ẑ the current
+output, let
 
     t = y             where l < y < u
         min(ẑ, l)     where y ≤ l
@@ -43,8 +45,14 @@ from roundwise.grid import Grid
 from roundwise.problem import Problem, Rounding
 from roundwise.statistics import Gram, Moments
 
-Search = Callable[[Quadratic, Grid, Choices], Tensor]
-"""Codes `[groups, rows, cols]` for an objective; each within its choices."""
+Follow = Callable[[Tensor], Quadratic]
+"""From weights on the way to a solution, the objective with targets for the activation function there."""
+
+Search = Callable[[Quadratic, Grid, Choices, Follow | None], Tensor]
+"""Codes `[groups, rows, cols]` for an objective, each within its choices; `Follow` where a clamp follows the layer."""
+
+PARTS = 8
+"""Targets are followed on one part of the samples at a time, of so many."""
 
 Limits = tuple[float, float]
 
@@ -122,10 +130,14 @@ class _Turns:
         """The best candidate on the samples to choose by."""
         plain = self._plain(self._statistics.fit)
         quadratic = plain.damped(self._freedom.damping)
-        codes = self._search(quadratic, self._grid, self._choices(self._grid)).to(torch.int32)
+        follow = self._follow(quadratic, self._limits) if self._limits and self._freedom.turns else None
+        codes = self._search(quadratic, self._grid, self._choices(self._grid), follow).to(torch.int32)
         # Row by row no worse than nearest rounding; and after the scale has moved, as a whole.
         loss, loss_nearest = (plain.loss(self._grid.dequantize(it)) for it in (codes, self.nearest.codes))
-        codes = torch.where((loss_nearest < loss).unsqueeze(-1), self.nearest.codes, codes)
+        if follow is None:
+            codes = torch.where((loss_nearest < loss).unsqueeze(-1), self.nearest.codes, codes)
+        else:  # what was found is for other targets, by which the scale must not be judged
+            quadratic = follow(self._grid.dequantize(codes))
         current = self._with_scale(quadratic, self._grid, codes, self._freedom.turns)
         if self._limits is None or not self._freedom.turns:
             worse = plain.loss(current.grid.dequantize(current.codes)).sum() > loss_nearest.sum()
@@ -143,6 +155,29 @@ class _Turns:
                 codes = descend(quadratic, current.grid, current.codes, self._choices(current.grid))
                 current = self._with_scale(quadratic, current.grid, codes, 1)
         return best
+
+    def _follow(self, quadratic: Quadratic, limits: Limits) -> Follow:
+        """Targets for the activation function, from one part of the samples after the other."""
+        low, high = limits
+        current, part = quadratic, -1
+
+        def follow(matrix: Tensor) -> Quadratic:
+            nonlocal current, part
+            part += 1
+            bias = (self.nearest.bias + current.shift(matrix)).unsqueeze(1)
+            cross, mean = torch.zeros_like(matrix), torch.zeros_like(self.nearest.bias)
+            count = 0
+            for columns, y in self._statistics.again(part=part, parts=PARTS):
+                z = torch.baddbmm(bias, columns, matrix.mT)
+                # t − y, which is 0 where y is inside its limits
+                change = torch.where(y <= low, z.clamp(max=low) - y, torch.where(y >= high, z.clamp(min=high) - y, 0.0))
+                cross.baddbmm_(change.mT, columns)
+                mean += change.sum(1)
+                count += columns.shape[1]
+            current = quadratic.with_targets(cross / count, mean / count)
+            return current
+
+        return follow
 
     def nearest_with_bias(self) -> _Candidate:
         """Nearest rounding, the bias taking up its mean error."""

@@ -28,7 +28,8 @@ The last two lower the error on the calibration samples at every bit width. On o
 can, at 2 bits; from 3 bits on, so much freedom fits the few samples rather than the task, and the network gets worse
 (benchmarks/RESULTS.md). So by default they are on at 2 bits and off above.
 
-ReLU and ReLU6 after the layer enter the objective by majorisation; other activation functions do not
+ReLU and ReLU6 after the layer enter the objective by majorisation: every few steps the targets are set anew, so that
+the gradient there is that of the objective with its activation function. Other functions do not enter
 (`gramspace/solution.py`, which also holds the layer to never being worse than nearest rounding).
 """
 
@@ -42,7 +43,7 @@ import torch
 from torch import Tensor
 
 from roundwise.errors import RecipeError
-from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, descend, solve
+from roundwise.gramspace import WORK, Choices, Follow, Freedom, Quadratic, descend, solve
 from roundwise.grid import Grid, expand_blocks
 from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
 from roundwise.statistics import Gram
@@ -58,6 +59,9 @@ EXHAUSTIBLE = 10
 
 CENTRE_DAMPING = 0.01
 """How much the centre of the search for any code is pulled to the weights: a share of the mean curvature."""
+
+FOLLOW = 20
+"""Steps between two looks at what the activation function makes of the outputs."""
 
 FREE_BITS = 2
 """With so many bits or fewer, any code and scales that follow are worth their risk."""
@@ -124,21 +128,24 @@ class AdaRound(RoundingSolver[Gram]):
         any_code = coarse if self.any_code is None else self.any_code
         fit_scale = coarse if self.fit_scale is None else self.fit_scale
 
-        def search(quadratic: Quadratic, grid: Grid, choices: Choices) -> Tensor:
+        def search(quadratic: Quadratic, grid: Grid, choices: Choices, follow: Follow | None) -> Tensor:
             centre = quadratic.minimum(CENTRE_DAMPING) if any_code else quadratic.weight
-            return self.search(quadratic, grid, choices, centre)
+            return self.search(quadratic, grid, choices, centre, follow)
 
         return solve(problem, search, Freedom(any_code, self.free_bias, fit_scale, self.turns, self.damping))
 
-    def search(self, quadratic: Quadratic, grid: Grid, choices: Choices, centre: Tensor) -> Tensor:
+    def search(
+        self, quadratic: Quadratic, grid: Grid, choices: Choices, centre: Tensor, follow: Follow | None = None
+    ) -> Tensor:
         """Codes near the `centre`, `[groups, rows, cols]`: all tried, or relaxed; then descended from."""
         if centre.shape[-1] <= EXHAUSTIBLE:
             codes = exhaust(quadratic, grid, centre)
         else:
-            codes = self.relax(quadratic, grid, centre)
+            codes = self.relax(quadratic, grid, centre, follow)
+            quadratic = quadratic if follow is None else follow(grid.dequantize(codes))
         return descend(quadratic, grid, codes, choices)
 
-    def relax(self, quadratic: Quadratic, grid: Grid, centre: Tensor) -> Tensor:
+    def relax(self, quadratic: Quadratic, grid: Grid, centre: Tensor, follow: Follow | None = None) -> Tensor:
         """Codes next to the `centre` by the relaxation, `[groups, rows, cols]` as floats."""
         hessian, cols = quadratic.hessian, centre.shape[-1]
         position = grid.position(centre)
@@ -146,7 +153,7 @@ class AdaRound(RoundingSolver[Gram]):
         low = grid.clip(floor)
         step = grid.steps(cols) * (grid.clip(floor + 1) - low)  # 0 where the grid ends
         down = (low - expand_blocks(grid.zero_point, cols)) * grid.steps(cols) - quadratic.weight
-        slope_down = down @ hessian - quadratic.pull
+        slope_down = down @ hessian
 
         curvature = (step.square() * hessian.diagonal(dim1=1, dim2=2).unsqueeze(1)).mean(-1, keepdim=True)
         gradient_unit = 2 * step / torch.where(curvature > 0, curvature, 1.0)
@@ -155,7 +162,10 @@ class AdaRound(RoundingSolver[Gram]):
         for iteration in range(self.iterations):
             sigmoid = soft.sigmoid()
             up = rectified(sigmoid)
-            slope = torch.baddbmm(slope_down, up * step, hessian).mul_(gradient_unit)  # of the objective by h
+            if follow is not None and iteration % FOLLOW == 0:
+                quadratic = follow(quadratic.weight + down + up * step)
+            slope = torch.baddbmm(slope_down, up * step, hessian)
+            slope.sub_(quadratic.pull).mul_(gradient_unit)  # of the objective by h
             beta = annealed_beta(iteration / self.iterations)
             if beta is not None:
                 away = 2 * up - 1

@@ -164,9 +164,14 @@ class Gram(Statistic):
                 moments.add(pairs)
             self._batches[moments is self.held_out].append(batch)
 
-    def again(self, *, held_out: bool = False) -> Iterator[Pairs]:
-        """The positions of `fit`, or of `held_out`, once more, some at a time."""
-        for batch in self._batches[held_out]:
+    def again(self, *, held_out: bool = False, part: int = 0, parts: int = 1) -> Iterator[Pairs]:
+        """The positions of `fit`, or of `held_out`, once more, some at a time.
+
+        Of several `parts` only one, counted round; where there are fewer batches than parts, one batch.
+        """
+        batches = self._batches[held_out]
+        parts = min(parts, len(batches))
+        for batch in batches[part % parts :: parts]:
             yield from self._pairs(*batch)
 
     def _pairs(self, inputs: Tensor, targets: Tensor, rows: Tensor, positions: Tensor) -> Iterator[Pairs]:
