@@ -54,6 +54,9 @@ Search = Callable[[Quadratic, Grid, Choices, Follow | None], Tensor]
 PARTS = 8
 """Targets are followed on one part of the samples at a time, of so many."""
 
+ENOUGH = 8
+"""Positions per column that such a part must have; with fewer, its noise does more harm than following does good."""
+
 Limits = tuple[float, float]
 
 WORK = 12.0
@@ -130,7 +133,8 @@ class _Turns:
         """The best candidate on the samples to choose by."""
         plain = self._plain(self._statistics.fit)
         quadratic = plain.damped(self._freedom.damping)
-        follow = self._follow(quadratic, self._limits) if self._limits and self._freedom.turns else None
+        enough = self._statistics.fit.count >= PARTS * ENOUGH * self._weight.shape[2]
+        follow = self._follow(quadratic, self._limits) if self._limits and self._freedom.turns and enough else None
         codes = self._search(quadratic, self._grid, self._choices(self._grid), follow).to(torch.int32)
         # Row by row no worse than nearest rounding; and after the scale has moved, as a whole.
         loss, loss_nearest = (plain.loss(self._grid.dequantize(it)) for it in (codes, self.nearest.codes))
