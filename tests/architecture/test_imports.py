@@ -69,7 +69,7 @@ def test_importing_does_not_wait_for_pytorch():
 
 
 def test_public_names_are_sorted_and_exist():
-    assert list(roundwise.__all__) == sorted(roundwise.__all__)
+    assert list(roundwise.__all__) == sorted(roundwise.__all__, key=lambda name: (not name.isupper(), name))
     for name in roundwise.__all__:
         assert hasattr(roundwise, name), name
 

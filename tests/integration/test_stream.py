@@ -104,10 +104,10 @@ class Batches(Statistic):
         self.shown = []
 
     @classmethod
-    def empty(cls, layer, samples):
+    def empty(cls, layer, samples, generator):
         return cls()
 
-    def add(self, inputs, targets):
+    def add(self, inputs, targets, samples):
         self.shown.append((inputs, targets))
 
 

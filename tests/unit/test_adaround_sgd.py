@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import roundwise as rw
+from roundwise.graph.activation import Activation
 from roundwise.rounding.adaround_sgd import regularizer_slope
 from roundwise.statistics import Samples
 from roundwise.testing import tiny_cases
@@ -46,7 +47,7 @@ def test_the_written_out_derivative_of_the_regularizer_is_the_one_autograd_finds
 
 def test_the_loss_sees_the_outputs_through_the_activation_function_unless_told_otherwise():
     # Where the activation function hides the outputs, the regularizer alone decides, and it rounds to nearest.
-    problem = dataclasses.replace(tiny_cases()[0].problem(Samples), activation=lambda values: 0 * values)
+    problem = dataclasses.replace(tiny_cases()[0].problem(Samples), activation=Activation(lambda values: 0 * values))
     nearest = problem.grid.quantize(problem.weight)
     codes = {
         aware: rw.AdaRoundSGD(iterations=1500, activation_aware=aware)
