@@ -41,7 +41,6 @@ def test_the_sentence_is_about_the_bits_where_the_rounding_matters_most():
 @pytest.mark.slow
 def test_the_demo_trains_quantizes_compares_and_deploys(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "EPOCHS", 2)
-    monkeypatch.setattr(demo, "ITERATIONS", 20)
     threads, random_state = torch.get_num_threads(), torch.get_rng_state()
     screen = io.StringIO()
     demo.run(tmp_path / "new" / "folder", Console(file=screen, width=120))
