@@ -247,7 +247,7 @@ def meaning(float_accuracy: float, rows: list[Row]) -> str:
     lost_adaround = 100 * (float_accuracy - row.adaround)
     return (
         f"At {row.bits} bits, rounding to nearest costs {lost_nearest:.1f} points of accuracy and AdaRound "
-        f"{lost_adaround:.1f}: the same scale, the same size, other roundings. "
+        f"{lost_adaround:.1f}: the same size, other codes. "
         f"(One image is {100 / TEST_IMAGES:.1f} points.)"
     )
 
