@@ -133,7 +133,8 @@ class _Turns:
         """The best candidate on the samples to choose by."""
         plain = self._plain(self._statistics.fit)
         quadratic = plain.damped(self._freedom.damping)
-        enough = self._statistics.fit.count >= PARTS * ENOUGH * self._weight.shape[2]
+        # Where the scale will move too, a search that follows ends in worse networks (benchmarks/RESULTS.md).
+        enough = self._statistics.fit.count >= PARTS * ENOUGH * self._weight.shape[2] and not self._freedom.fit_scale
         follow = self._follow(quadratic, self._limits) if self._limits and self._freedom.turns and enough else None
         codes = self._search(quadratic, self._grid, self._choices(self._grid), follow).to(torch.int32)
         # Row by row no worse than nearest rounding; and after the scale has moved, as a whole.

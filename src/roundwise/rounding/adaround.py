@@ -100,7 +100,7 @@ class AdaRound(RoundingSolver[Gram]):
     any_code: bool | None = None
     free_bias: bool = True
     fit_scale: bool | None = None
-    turns: int = 2
+    turns: int = 3
     damping: float = 1.0
     needs: ClassVar[type] = Gram
 
