@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from job import CannotError, Job, Result, folded, run
+from job import Job, Result, folded, run
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader
 
@@ -15,7 +15,7 @@ library = torch.library.Library("torchvision", "DEF")  # what torchvision withou
 for name in ("nms", "qnms"):
     library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-import aimet_torch.common  # noqa: E402  after the operators above
+import aimet_torch.common  # noqa: E402  after the operators above, which it looks for
 from aimet_torch.adaround.adaround_weight import Adaround, AdaroundParameters  # noqa: E402
 from aimet_torch.nn.modules.custom import Add  # noqa: E402
 from aimet_torch.quantsim import QuantizationSimModel  # noqa: E402
@@ -38,18 +38,15 @@ def quantize(model: nn.Module, calibration: Tensor, job: Job) -> Result:
     )
     example = calibration[:1]
     with tempfile.TemporaryDirectory() as folder, torch.enable_grad():
-        try:
-            rounded = Adaround.apply_adaround(
-                prepared,
-                example,
-                parameters,
-                folder,
-                "weights",
-                default_param_bw=job.bits,
-                default_config_file=str(file),
-            )
-        except (ValueError, NotImplementedError) as error:
-            raise CannotError(f"{type(error).__name__}: {error}") from error
+        rounded = Adaround.apply_adaround(
+            prepared,
+            example,
+            parameters,
+            folder,
+            "weights",
+            default_param_bw=job.bits,
+            default_config_file=str(file),
+        )
         simulated = QuantizationSimModel(rounded, example, default_param_bw=job.bits, config_file=str(file))
         simulated.set_and_freeze_param_encodings(str(Path(folder) / "weights.encodings"))
     for module in simulated.model.modules():

@@ -47,7 +47,9 @@ def quantize(model: nn.Module, calibration: Tensor, job: Job) -> Result:
                 subset_size=len(batches),
                 advanced_parameters=AdvancedQuantizationParameters(weights_quantization_params=weights),
             )
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
+        if "incompatible" not in str(error):
+            raise  # then it failed, which is another thing than having no 3-bit weights for this device
         raise CannotError(f"nncf.quantize: {' '.join(str(error).split())} And {COMPRESS}.") from error
     return Result(
         network,

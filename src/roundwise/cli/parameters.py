@@ -72,6 +72,8 @@ class Device(click.ParamType[torch.device]):
         try:
             device = torch.device(value)
             torch.empty(1, device=device).cpu()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
+        except (RuntimeError, AssertionError) as error:
+            # PyTorch's ways to say no: RuntimeError for a name that is none, or a device that cannot hold values (its
+            # NotImplementedError is one too); AssertionError for `cuda` where it was built without.
             self.fail(f"'{value}' is not a device that works here: {str(error).splitlines()[0]}", param, ctx)
         return device

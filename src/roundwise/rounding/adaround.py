@@ -8,8 +8,8 @@ The paper relaxes the choice between rounding down and up to a continuous variab
 
 and minimises ‖W x − W̃ x̂‖² + λ f_reg(V) by Adam on minibatches. But the first term is a quadratic function of W̃ that
 H = E[x̂ x̂ᵀ] and C = E[e x̂ᵀ] determine (`gramspace/quadratic.py`). So here every step has the exact gradient over all
-samples, 2 s (D H − C) by h, for the price of one small matrix product, and a step size a hundred times larger than
-with minibatches does no harm. Further:
+samples, 2 s (D H − C) by h, for the price of one small matrix product, and a step size a hundred times the
+paper's does no harm. Further:
 
 - *λ is one number for all layers*, since each row's objective is divided by the mean of s² H_jj, its curvature in
   units of codes.
@@ -19,13 +19,13 @@ with minibatches does no harm. Further:
 
 Three things go beyond the paper, each a field:
 
-- `free_bias`: the bias takes up the mean error, so that the weights need only match what varies. It always pays.
+- `free_bias`: the bias takes up the mean error, so that the weights need only match what varies.
 - `any_code`: not only floor and ceiling of each weight, but any code. The relaxation is then centred on the minimum of
   the quadratic over real numbers instead of on the weights, since that is where good codes are.
 - `fit_scale`: the scale follows the codes, in closed form.
 
-The last two lower the error on the calibration samples at every bit width. On other inputs they help where little else
-can, at 2 bits; from 3 bits on, so much freedom fits the few samples rather than the task, and the network gets worse
+The last two lower the error on the calibration samples. On other inputs they helped at 2 bits (ResNet-20), made no
+difference at 3, and did harm at 4 (MobileNetV2): so much freedom fits the few samples rather than the task
 (benchmarks/RESULTS.md). So by default they are on at 2 bits and off above.
 
 ReLU and ReLU6 after the layer enter the objective by majorisation: every few steps the targets are set anew, so that
