@@ -2,8 +2,11 @@
 
     python benchmarks/layers.py --network resnet20 --bits 4 3 2 --layers "layer*.conv2" --iterations 10000
 
-The network is quantized in order (with the default AdaRound, so each layer's inputs are those of a well-quantized
-prefix). At each of the chosen layers every contender solves the same problem: the same grid, the same samples.
+The network is quantized in order, by coordinate descent with the bias free, whatever the contenders do: so each layer's
+inputs are those of a well-quantized prefix, and the same in every run. At each of the chosen layers every contender
+solves the same problem: the same grid, the same samples. With --json a record that is there already, for the very same
+inputs and grid, is kept: the minibatch solver takes minutes a layer, and a run may be stopped and gone on with.
+
 The objective is the paper's (Eq. 25): Σ over channels ‖f_a(y) − f_a(ŷ)‖², mean over samples and positions, measured on
 all samples and all positions, with the activation function. "paper's choices" is AdaRound held to what the paper lets
 it choose (floor or ceiling, bias and scale as they were); "default" may also use other codes, the bias and the scale.
@@ -15,12 +18,13 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 import itertools
 import json
 import math
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
@@ -35,6 +39,9 @@ from roundwise.recipe import GRANULARITIES
 from roundwise.statistics import Gram, Samples, Statistic
 
 PAPER = {"any_code": False, "free_bias": False, "fit_scale": False}
+
+PREFIX = rw.CoordinateDescent(any_code=False, free_bias=True)
+"""Quantizes the layers before: fast, and good enough for inputs as they are in practice."""
 
 
 @final
@@ -56,6 +63,12 @@ class Both(Statistic):
         self.gram.add(inputs, targets, samples)
         self.seconds += time.perf_counter() - begin
 
+    def fingerprint(self, problem: Problem[Any]) -> str:
+        """Tells whether two problems are the same one."""
+        digest = hashlib.sha256(problem.grid.scale.numpy().tobytes())
+        digest.update(self.batches[0][0].contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def objective(self, problem: Problem[Any], rounding: Rounding) -> float:
         """Eq. 25 on all samples."""
         layer, total, positions = self.gram.layer, 0.0, 0
@@ -75,49 +88,62 @@ class Both(Statistic):
 @final
 @dataclass(frozen=True)
 class Compare(RoundingSolver[Both]):
-    """Solves each chosen layer with every contender; the stream goes on with the first one's answer."""
+    """Solves each chosen layer with every contender; the stream goes on with the answer of `PREFIX`."""
 
-    pattern: str
+    patterns: tuple[str, ...]
     contenders: dict[str, RoundingSolver[Any]]
     setting: dict[str, Any]
-    journal: Path | None
-    records: list[dict[str, Any]] = field(default_factory=list)
+    journal: Journal
     needs: ClassVar[type] = Both
 
     def solve(self, problem: Problem[Both], generator: torch.Generator) -> Rounding:
-        both, answer = problem.statistics, None
-        chosen = fnmatch.fnmatchcase(problem.name, self.pattern)
-        for name, solver in self.contenders.items():
-            if answer is not None and not chosen:
-                break
-            own: Statistic = both.gram if solver.needs is Gram else both.samples
-            seeded = torch.Generator().manual_seed(0)
-            begin = time.perf_counter()
-            same = Problem(problem.name, problem.weight, problem.grid, own, problem.activation, problem.bias_is_free)
-            rounding = solver.solve(same, seeded)
-            seconds = time.perf_counter() - begin + (both.seconds if solver.needs is Gram else 0.0)
-            answer = answer or rounding
-            if chosen:
-                record = {
-                    **self.setting,
-                    "layer": problem.name,
-                    "shape": list(problem.weight.shape),
-                    "contender": name,
-                    "objective": both.objective(problem, rounding),
-                    "seconds": seconds,
-                }
-                self.records.append(record)
-                print(json.dumps(record), flush=True)
-                if self.journal:
-                    with self.journal.open("a") as file:
-                        file.write(json.dumps(record) + "\n")
-        assert answer is not None
-        return answer
+        both = problem.statistics
+        if any(fnmatch.fnmatchcase(problem.name, pattern) for pattern in self.patterns):
+            about = {**self.setting, "layer": problem.name, "shape": list(problem.weight.shape)}
+            about["problem"] = both.fingerprint(problem)
+            for name, solver in self.contenders.items():
+                if self.journal.find({**about, "contender": name}) is None:
+                    own = both.gram if solver.needs is Gram else both.samples
+                    begin = time.perf_counter()
+                    rounding = solver.solve(with_statistics(problem, own), torch.Generator().manual_seed(0))
+                    seconds = time.perf_counter() - begin + (both.seconds if solver.needs is Gram else 0.0)
+                    result = {"objective": both.objective(problem, rounding), "seconds": seconds}
+                    self.journal.add({**about, "contender": name, **result})
+        return PREFIX.solve(with_statistics(problem, both.gram), generator)
+
+
+def with_statistics(problem: Problem[Any], own: Statistic) -> Problem[Any]:
+    """The same problem, with what one solver needs to know of the samples."""
+    return Problem(problem.name, problem.weight, problem.grid, own, problem.activation, problem.bias_is_free)
+
+
+@final
+class Journal:
+    """The records, also kept in a file if one is named."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self.records: list[dict[str, Any]] = []
+        if file and file.exists():
+            self.records = [json.loads(line) for line in file.read_text().splitlines()]
+
+    def find(self, about: dict[str, Any]) -> dict[str, Any] | None:
+        """The record with all of these entries, if there is one."""
+        return next((record for record in self.records if about.items() <= record.items()), None)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Keep and print a record."""
+        self.records.append(record)
+        print(json.dumps(record), flush=True)
+        if self._file:
+            with self._file.open("a") as file:
+                file.write(json.dumps(record) + "\n")
 
 
 def table(records: list[dict[str, Any]]) -> str:
     """One row per layer and setting; then geometric means of ratios to the minibatch solver."""
     problems: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    records = sorted(records, key=lambda record: "minibatches" in record["contender"])  # what others are held to: last
     for record in records:
         key = record["network"], record["bits"], record["granularity"], record["layer"]
         problems.setdefault(key, {})[record["contender"]] = record
@@ -153,7 +179,8 @@ def main() -> None:
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3, 2])
     parser.add_argument("--granularity", nargs="+", choices=("per-tensor", "per-channel"), default=["per-tensor"])
-    parser.add_argument("--layers", default="*", help="glob of layer names")
+    parser.add_argument("--layers", nargs="+", default=["*"], help="globs of layer names")
+    parser.add_argument("--contenders", nargs="+", choices=("default", "paper", "minibatches"), help="by default all")
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--iterations", type=int, default=10_000, help="of the minibatch solver")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -164,19 +191,28 @@ def main() -> None:
     if arguments.summary:
         print(table([json.loads(line) for line in arguments.summary.read_text().splitlines()]))
         return
-    contenders: dict[str, RoundingSolver[Any]] = {
-        "default": rw.AdaRound(),
-        "paper's choices": rw.AdaRound(**PAPER),
-        f"minibatches, {arguments.iterations} steps": rw.AdaRoundSGD(iterations=arguments.iterations),
+    contenders: dict[str, tuple[str, RoundingSolver[Any]]] = {
+        "default": ("default", rw.AdaRound()),
+        "paper": ("paper's choices", rw.AdaRound(**PAPER)),
+        "minibatches": (
+            f"minibatches, {arguments.iterations} steps",
+            rw.AdaRoundSGD(iterations=arguments.iterations),
+        ),
     }
+    chosen = dict(contenders[key] for key in arguments.contenders or contenders)
     task = networks.load(arguments.network, arguments.samples)
-    records: list[dict[str, Any]] = []
+    journal = Journal(arguments.json)
     for bits, granularity in itertools.product(arguments.bits, arguments.granularity):
-        setting = {"network": arguments.network, "bits": bits, "granularity": granularity}
-        solver = Compare(arguments.layers, contenders, setting, arguments.json, records)
+        setting = {
+            "network": arguments.network,
+            "samples": arguments.samples,
+            "bits": bits,
+            "granularity": granularity,
+        }
+        solver = Compare(tuple(arguments.layers), chosen, setting, journal)
         weights = rw.Weights(bits=bits, granularity=GRANULARITIES[granularity]())
         rw.quantize(task.model, task.calibration, rw.Recipe(weights=weights, rounding=solver))
-    print(table(records))
+    print(table(journal.records))
 
 
 if __name__ == "__main__":

@@ -349,7 +349,9 @@ class Stream:
             if live > widest:
                 widest, widest_layer = live, layer.name
             rows = layer.map.as_rows(output).shape[0]
-            needed = max(kind.bytes_needed(layer.map) for kind in (segment.task.ranges.needs, solver.needs))
+            positions = math.ceil(rows * layer.map.positions(output) / _count(values))
+            kinds = segment.task.ranges.needs, solver.needs
+            needed = max(kind.bytes_needed(layer.map, self._samples, positions) for kind in kinds)
             working = max(working, self._live_bytes(values) + needed)
             work = solver.work(math.ceil(rows / _count(values)), self._samples)
             costs[-1] += 3 * seconds / share + work * seconds / rows

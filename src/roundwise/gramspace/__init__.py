@@ -2,6 +2,6 @@
 
 from roundwise.gramspace.descent import Choices, descend
 from roundwise.gramspace.quadratic import Quadratic
-from roundwise.gramspace.solution import WORK, Follow, Freedom, Search, solve
+from roundwise.gramspace.solution import WORK, Freedom, Search, Slope, solve
 
-__all__ = ["WORK", "Choices", "Follow", "Freedom", "Quadratic", "Search", "descend", "solve"]
+__all__ = ["WORK", "Choices", "Freedom", "Quadratic", "Search", "Slope", "descend", "solve"]

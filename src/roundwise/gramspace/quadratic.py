@@ -98,8 +98,8 @@ class Quadratic:
         centred = cross - mean.unsqueeze(-1) * self.input_mean.unsqueeze(-2)
         return dataclasses.replace(self, pull=self.pull + centred, mean_error=self.mean_error + mean)
 
-    def damped(self, damping: float) -> Self:
-        """With `damping` · ρ · E x̂² added to the diagonal of H: a charge for leaving the float weights.
+    def charge(self, damping: float) -> Float[Tensor, "groups"]:
+        """What damping adds to the diagonal of H, `damping` · ρ · E x̂²: a charge for leaving the float weights.
 
         E x̂² is the mean over the columns, not centred. ρ, from 0 to 1, is how far a covariance from so few samples
         should be shrunk towards a multiple of the identity; with p columns and n positions, and at most 1,
@@ -109,8 +109,6 @@ class Quadratic:
         References:
             Chen et al., Shrinkage Algorithms for MMSE Covariance Estimation, IEEE TSP 58(10), 2010, Eq. 23 (OAS).
         """
-        if not damping:
-            return self
         p, n = self.hessian.shape[-1], self.count
         trace = self.hessian.diagonal(dim1=1, dim2=2).sum(-1)
         squares = self.hessian.square().sum((1, 2))
@@ -118,8 +116,12 @@ class Quadratic:
         shrinkage = torch.where(excess > 0, ((1 - 2 / p) * squares + trace.square()) / excess, 1.0).clamp(0, 1)
         if self.input_mean is not None:
             trace = trace + self.input_mean.square().sum(-1)
+        return damping * shrinkage * trace / p
+
+    def damped(self, charge: Float[Tensor, "groups"]) -> Self:
+        """With a `charge` added to the diagonal of H."""
         hessian = self.hessian.clone()
-        hessian.diagonal(dim1=1, dim2=2).add_((damping * shrinkage * trace / p).unsqueeze(-1))
+        hessian.diagonal(dim1=1, dim2=2).add_(charge.unsqueeze(-1))
         return dataclasses.replace(self, hessian=hessian)
 
     def minimum(self, damping: float) -> Float[Tensor, "groups rows cols"]:

@@ -4,19 +4,22 @@
     repeat:  scale ← best for the codes                  (closed form)         codes ← descend
              targets ← for the activation function       (majorisation)        codes ← descend
 
-*Activation by majorisation.* A search may follow the activation function on its way, with a part of the samples at a
-time; then the turns do so with all of them. For f_a = clamp(·, l, u), ReLU and ReLU6 among them, and ẑ the current
-output, let
+*The activation function on the way.* Where f_a = clamp(·, l, u), ReLU and ReLU6 among them, follows the layer, the
+objective is no longer quadratic, but its gradient needs no more than some positions: with z = ŵ x̂ + b, half of it is
+E (f_a(z) − f_a(y)) [l < z < u] x̂ᵀ. A search that goes downhill can ask for that (`Slope`), each time of other positions
+(Eq. 25 with minibatches, as in the paper). A free bias moves along, against the mean of (f_a(z) − f_a(y)) [l < z < u],
+while inputs are taken less their mean, so that weights and bias do not pull at the same.
+
+*At the end, by majorisation.* With ẑ the current output let
 
     t = y             where l < y < u
         min(ẑ, l)     where y ≤ l
         max(ẑ, u)     where y ≥ u
 
 Then (f_a(y) − f_a(z))² ≤ (t − z)² for every z, with equality at z = ẑ wherever ẑ is inside its limits or y is not. So
-lowering the quadratic on the right lowers the objective with its activation function (Eq. 25). Where y is inside its
-limits and ẑ is not, the bound is not tight and progress is not certain; therefore the objective itself is measured at
-every turn, and the best is kept. Other activation functions are left out of the objective: their curvature would
-give each output channel a matrix H of its own.
+lowering the quadratic on the right, for which all positions count, lowers the objective with its activation function.
+Where y is inside its limits and ẑ is not, the bound is not tight and progress is not certain; therefore the objective
+itself is measured at every turn, and the best is kept. Other activation functions are left out of the objective.
 
 *Damping.* A few hundred samples do not show all directions that inputs can take, and codes that fit what was seen too
 closely err on what was not. Adding to the diagonal of H is what the objective would be if inputs had some noise of
@@ -30,8 +33,7 @@ with the bias that is best for it; if one of these is better there, the layer ke
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -43,19 +45,23 @@ from roundwise.gramspace.descent import Choices, descend
 from roundwise.gramspace.quadratic import Quadratic
 from roundwise.grid import Grid
 from roundwise.problem import Problem, Rounding
-from roundwise.statistics import Gram, Moments
+from roundwise.statistics import Gram
+from roundwise.statistics.gram import Pairs
 
-Follow = Callable[[Tensor], Quadratic]
-"""From weights on the way to a solution, the objective with targets for the activation function there."""
+Slope = Callable[[Tensor], Tensor]
+"""From weights `[groups, rows, cols]`, half the gradient there of the objective with its activation function."""
 
-Search = Callable[[Quadratic, Grid, Choices, Follow | None], Tensor]
-"""Codes `[groups, rows, cols]` for an objective, each within its choices; `Follow` where a clamp follows the layer."""
+Search = Callable[[Quadratic, Grid, Choices, Slope | None], Tensor]
+"""Codes `[groups, rows, cols]` for an objective, each within its choices; `Slope` where a clamp follows the layer."""
 
-PARTS = 8
-"""Targets are followed on one part of the samples at a time, of so many."""
+MINIBATCH = 256
+"""Positions for one slope, or as many as there are columns where that is more."""
 
-ENOUGH = 8
-"""Positions per column that such a part must have; with fewer, its noise does more harm than following does good."""
+ENOUGH = 16
+"""Positions for each column without which slopes from a few of them would do more harm than good."""
+
+LEVEL_RATE = 0.2
+"""The share of the mean error that a free bias takes up at each slope."""
 
 Limits = tuple[float, float]
 
@@ -116,77 +122,93 @@ def solve(problem: Problem[Gram], search: Search, freedom: Freedom) -> Rounding:
 
 
 @final
+class _Follower:
+    """The `Slope` of one problem, and the bias that has moved along with it.
+
+    Instead of the bias it keeps the level b + ŵ μ, which does not depend on the weights where inputs are centred.
+    """
+
+    def __init__(
+        self, plain: Quadratic, charge: Tensor, bias: Tensor, limits: Limits, minibatches: Iterator[Pairs]
+    ) -> None:
+        self.used = False
+        self._weight, self._charge, self._limits, self._minibatches = plain.weight, charge, limits, minibatches
+        self._mean, self._bias = plain.input_mean, bias
+        self._level = bias
+        if plain.input_mean is not None and plain.mean_error is not None:
+            self._level = bias + plain.mean_error + self._move(plain.weight)
+
+    def __call__(self, matrix: Tensor) -> Tensor:
+        self.used = True
+        low, high = self._limits
+        columns, y = next(self._minibatches)
+        z = torch.baddbmm(self.bias(matrix).unsqueeze(1), columns, matrix.mT)
+        # Flat outside the limits: there the error has no influence.
+        error = torch.ops.aten.hardtanh_backward(z - y.clamp(low, high), z, low, high)
+        slope = torch.bmm(error.mT, columns).div_(columns.shape[1])
+        if self._mean is not None:
+            error = error.mean(1)
+            slope.baddbmm_(error.unsqueeze(-1), self._mean.unsqueeze(-2), alpha=-1)
+            self._level = self._level - LEVEL_RATE * error
+        return slope.add_((matrix - self._weight).mul_(self._charge[:, None, None]))
+
+    def bias(self, matrix: Tensor) -> Tensor:
+        """The layer's bias with these weights."""
+        return self._level if self._mean is None else self._level - self._move(matrix)
+
+    def _move(self, matrix: Tensor) -> Tensor:
+        """ŵ μ."""
+        assert self._mean is not None
+        return (matrix @ self._mean.unsqueeze(-1)).squeeze(-1)
+
+
+@final
 class _Turns:
     """One problem on its way to a solution."""
 
     def __init__(self, problem: Problem[Gram], search: Search, freedom: Freedom) -> None:
         self._weight, self._grid, self._statistics = problem.weight, problem.grid, problem.statistics
         self._search, self._freedom = search, freedom
-        self._limits = None if problem.activation is None else problem.activation.limits
+        self._limits = None if problem.activation is None or not freedom.turns else problem.activation.limits
         bias = torch.zeros(self._weight.shape[:2], dtype=torch.float32, device=self._weight.device)
         if self._statistics.layer.bias is not None:
             bias = self._statistics.layer.bias.float().reshape(bias.shape)
         self.free_bias = freedom.free_bias and problem.bias_is_free
         self.nearest = _Candidate(self._grid.quantize(self._weight), self._grid, bias)
+        self._plain = Quadratic.of(self._statistics.fit, self._weight, bias, free_bias=self.free_bias)
 
     def best(self) -> _Candidate:
         """The best candidate on the samples to choose by."""
-        plain = self._plain(self._statistics.fit)
-        quadratic = plain.damped(self._freedom.damping)
-        # Where the scale will move too, a search that follows ends in worse networks (benchmarks/RESULTS.md).
-        enough = self._statistics.fit.count >= PARTS * ENOUGH * self._weight.shape[2] and not self._freedom.fit_scale
-        follow = self._follow(quadratic, self._limits) if self._limits and self._freedom.turns and enough else None
-        codes = self._search(quadratic, self._grid, self._choices(self._grid), follow).to(torch.int32)
-        # Row by row no worse than nearest rounding; and after the scale has moved, as a whole.
-        loss, loss_nearest = (plain.loss(self._grid.dequantize(it)) for it in (codes, self.nearest.codes))
-        if follow is None:
+        plain, charge = self._plain, self._plain.charge(self._freedom.damping)
+        quadratic = plain.damped(charge)
+        follower = self._follower(charge)
+        codes = self._search(quadratic, self._grid, self._choices(self._grid), follower).to(torch.int32)
+        if follower is not None and follower.used:
+            current = _Candidate(codes, self._grid, follower.bias(self._grid.dequantize(codes)))
+        else:
+            # Row by row no worse than nearest rounding; and after the scale has moved, as a whole.
+            loss, loss_nearest = (plain.loss(self._grid.dequantize(it)) for it in (codes, self.nearest.codes))
             codes = torch.where((loss_nearest < loss).unsqueeze(-1), self.nearest.codes, codes)
-        else:  # what was found is for other targets, by which the scale must not be judged
-            quadratic = follow(self._grid.dequantize(codes))
-        current = self._with_scale(quadratic, self._grid, codes, self._freedom.turns)
-        if self._limits is None or not self._freedom.turns:
-            worse = plain.loss(current.grid.dequantize(current.codes)).sum() > loss_nearest.sum()
-            return self._with_bias(plain, self._grid, self.nearest.codes) if worse else current
+            current = self._with_scale(quadratic, self._grid, codes, self._freedom.turns)
+            if self._limits is None:
+                worse = plain.loss(current.grid.dequantize(current.codes)).sum() > loss_nearest.sum()
+                return self.nearest_with_bias() if worse else current
 
-        best, least = self.nearest, float("inf")
-        for turn in range(self._freedom.turns + 1):
-            # The nearest rounding is measured once, beside the first candidate.
-            moments, losses = self._retarget(self._limits, current, *([self.nearest] if turn == 0 else []))
-            for candidate, error in zip([current, self.nearest], losses, strict=False):
-                if error < least:
-                    best, least = candidate, error
-            if turn < self._freedom.turns:
-                quadratic = self._objective(moments)
-                codes = descend(quadratic, current.grid, current.codes, self._choices(current.grid))
-                current = self._with_scale(quadratic, current.grid, codes, 1)
+        followed, (least, loss_of_nearest) = self._look(quadratic, current, self.nearest)
+        best = current
+        if loss_of_nearest < least:
+            best, least = self.nearest, loss_of_nearest
+        for _ in range(self._freedom.turns):
+            codes = descend(followed, current.grid, current.codes, self._choices(current.grid))
+            current = self._with_scale(followed, current.grid, codes, 1)
+            followed, (loss_now,) = self._look(quadratic, current)
+            if loss_now < least:
+                best, least = current, loss_now
         return best
-
-    def _follow(self, quadratic: Quadratic, limits: Limits) -> Follow:
-        """Targets for the activation function, from one part of the samples after the other."""
-        low, high = limits
-        current, part = quadratic, -1
-
-        def follow(matrix: Tensor) -> Quadratic:
-            nonlocal current, part
-            part += 1
-            bias = (self.nearest.bias + current.shift(matrix)).unsqueeze(1)
-            cross, mean = torch.zeros_like(matrix), torch.zeros_like(self.nearest.bias)
-            count = 0
-            for columns, y in self._statistics.again(part=part, parts=PARTS):
-                z = torch.baddbmm(bias, columns, matrix.mT)
-                # t − y, which is 0 where y is inside its limits
-                change = torch.where(y <= low, z.clamp(max=low) - y, torch.where(y >= high, z.clamp(min=high) - y, 0.0))
-                cross.baddbmm_(change.mT, columns)
-                mean += change.sum(1)
-                count += columns.shape[1]
-            current = quadratic.with_targets(cross / count, mean / count)
-            return current
-
-        return follow
 
     def nearest_with_bias(self) -> _Candidate:
         """Nearest rounding, the bias taking up its mean error."""
-        return self._with_bias(self._plain(self._statistics.fit), self._grid, self.nearest.codes)
+        return self._with_bias(self._plain, self._grid, self.nearest.codes)
 
     def held_out_losses(self, *candidates: _Candidate) -> list[float]:
         """The objective, with its activation function, on the samples that were held out."""
@@ -198,12 +220,12 @@ class _Turns:
                 totals[index] += float((y.clamp(low, high) - z.clamp_(low, high)).square_().sum())
         return totals
 
-    def _objective(self, moments: Moments) -> Quadratic:
-        """The objective for some targets, damped."""
-        return self._plain(moments).damped(self._freedom.damping)
-
-    def _plain(self, moments: Moments) -> Quadratic:
-        return Quadratic.of(moments, self._weight, self.nearest.bias, free_bias=self.free_bias)
+    def _follower(self, charge: Tensor) -> _Follower | None:
+        """Gives slopes, where a clamp follows the layer and there are enough positions."""
+        if self._limits is None or self._statistics.fit.count < ENOUGH * self._weight.shape[2]:
+            return None
+        minibatches = self._statistics.minibatches(max(MINIBATCH, self._weight.shape[2]))
+        return _Follower(self._plain, charge, self.nearest.bias, self._limits, minibatches)
 
     def _choices(self, grid: Grid) -> Choices:
         if self._freedom.any_code:
@@ -224,19 +246,21 @@ class _Turns:
             return _Candidate(codes, grid, self.nearest.bias)
         return _Candidate(codes, grid, self.nearest.bias + quadratic.shift(grid.dequantize(codes)))
 
-    def _retarget(self, limits: Limits, current: _Candidate, *others: _Candidate) -> tuple[Moments, list[float]]:
-        """The moments with targets for the activation function at `current`, and the objective of each candidate."""
-        low, high = limits
-        groups, rows, cols = self._weight.shape
-        moments = Moments.zeros((groups, rows, cols), self._weight.device)
-        totals = [0.0] * (1 + len(others))
+    def _look(self, quadratic: Quadratic, *candidates: _Candidate) -> tuple[Quadratic, list[float]]:
+        """The quadratic with targets for the activation function at the first candidate, and the objective of each."""
+        assert self._limits is not None
+        low, high = self._limits
+        cross, mean = torch.zeros_like(self._weight), torch.zeros_like(self.nearest.bias)
+        totals = [0.0] * len(candidates)
         for columns, y in self._statistics.again():
+            outputs = [candidate.outputs(columns) for candidate in candidates]
+            z = outputs[0]
+            # t − y, which is 0 where y is inside its limits
+            change = torch.where(y <= low, z.clamp(max=low) - y, torch.where(y >= high, z.clamp(min=high) - y, 0.0))
+            cross.baddbmm_(change.mT, columns)
+            mean += change.sum(1)
             wanted = y.clamp(low, high)
-            for index, candidate in enumerate((current, *others)):
-                z = candidate.outputs(columns)
-                if index == 0:
-                    t = torch.where(y <= low, z.clamp(max=low), torch.where(y >= high, z.clamp(min=high), y))
-                    moments.add_targets(columns, t)
+            for index, z in enumerate(outputs):
                 totals[index] += float(z.clamp_(low, high).sub_(wanted).square_().sum())
-        fit = self._statistics.fit
-        return dataclasses.replace(moments, count=fit.count, lower=fit.lower, inputs=fit.inputs), totals
+        count = self._statistics.fit.count
+        return quadratic.with_targets(cross / count, mean / count), totals

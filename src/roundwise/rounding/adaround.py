@@ -43,10 +43,12 @@ import torch
 from torch import Tensor
 
 from roundwise.errors import RecipeError
-from roundwise.gramspace import WORK, Choices, Follow, Freedom, Quadratic, descend, solve
+from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, Slope, descend, solve
 from roundwise.grid import Grid, expand_blocks
 from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
 from roundwise.statistics import Gram
+
+aten = torch.ops.aten
 
 ZETA, GAMMA = 1.1, -0.1
 """The stretch of the rectified sigmoid (below Eq. 23)."""
@@ -59,9 +61,6 @@ EXHAUSTIBLE = 10
 
 CENTRE_DAMPING = 0.01
 """How much the centre of the search for any code is pulled to the weights: a share of the mean curvature."""
-
-FOLLOW = 20
-"""Steps between two looks at what the activation function makes of the outputs."""
 
 FREE_BITS = 2
 """With so many bits or fewer, any code and scales that follow are worth their risk."""
@@ -76,7 +75,7 @@ class AdaRound(RoundingSolver[Gram]):
     """Choose for every weight how to round it, so that the layer's output changes least. The default.
 
     Args:
-        iterations: steps of the relaxation, at most.
+        iterations: steps of the relaxation, at most; twice as many where a ReLU or another clamp follows the layer.
         learning_rate: of Adam, in units of V.
         regularization: λ of Eq. 25, for an objective in units of one row's mean curvature.
         any_code: True lets each weight have any code; False only the two next to it, as in the paper (Eq. 9); None is
@@ -95,7 +94,7 @@ class AdaRound(RoundingSolver[Gram]):
     """
 
     iterations: int = 500
-    learning_rate: float = 0.1
+    learning_rate: float = 0.2
     regularization: float = 1.0
     any_code: bool | None = None
     free_bias: bool = True
@@ -128,59 +127,65 @@ class AdaRound(RoundingSolver[Gram]):
         any_code = coarse if self.any_code is None else self.any_code
         fit_scale = coarse if self.fit_scale is None else self.fit_scale
 
-        def search(quadratic: Quadratic, grid: Grid, choices: Choices, follow: Follow | None) -> Tensor:
+        def search(quadratic: Quadratic, grid: Grid, choices: Choices, slope: Slope | None) -> Tensor:
             centre = quadratic.minimum(CENTRE_DAMPING) if any_code else quadratic.weight
-            return self.search(quadratic, grid, choices, centre, follow)
+            return self.search(quadratic, grid, choices, centre, slope)
 
         return solve(problem, search, Freedom(any_code, self.free_bias, fit_scale, self.turns, self.damping))
 
     def search(
-        self, quadratic: Quadratic, grid: Grid, choices: Choices, centre: Tensor, follow: Follow | None = None
+        self, quadratic: Quadratic, grid: Grid, choices: Choices, centre: Tensor, slope: Slope | None = None
     ) -> Tensor:
         """Codes near the `centre`, `[groups, rows, cols]`: all tried, or relaxed; then descended from."""
         if centre.shape[-1] <= EXHAUSTIBLE:
-            codes = exhaust(quadratic, grid, centre)
-        else:
-            codes = self.relax(quadratic, grid, centre, follow)
-            quadratic = quadratic if follow is None else follow(grid.dequantize(codes))
-        return descend(quadratic, grid, codes, choices)
+            return descend(quadratic, grid, exhaust(quadratic, grid, centre), choices)
+        if slope is not None:
+            return self.relax(quadratic, grid, centre, slope)
+        return descend(quadratic, grid, self.relax(quadratic, grid, centre), choices)
 
-    def relax(self, quadratic: Quadratic, grid: Grid, centre: Tensor, follow: Follow | None = None) -> Tensor:
-        """Codes next to the `centre` by the relaxation, `[groups, rows, cols]` as floats."""
+    def relax(self, quadratic: Quadratic, grid: Grid, centre: Tensor, slope: Slope | None = None) -> Tensor:
+        """Codes next to the `centre` by the relaxation, `[groups, rows, cols]` as floats.
+
+        Downhill on the quadratic, or on the objective that `slope` has the gradients of.
+        """
         hessian, cols = quadratic.hessian, centre.shape[-1]
         position = grid.position(centre)
         floor = position.floor()
         low = grid.clip(floor)
         step = grid.steps(cols) * (grid.clip(floor + 1) - low)  # 0 where the grid ends
-        down = (low - expand_blocks(grid.zero_point, cols)) * grid.steps(cols) - quadratic.weight
-        slope_down = down @ hessian
+        base = (low - expand_blocks(grid.zero_point, cols)) * grid.steps(cols)
+        base_slope = (base - quadratic.weight) @ hessian - quadratic.pull
 
         curvature = (step.square() * hessian.diagonal(dim1=1, dim2=2).unsqueeze(1)).mean(-1, keepdim=True)
         gradient_unit = 2 * step / torch.where(curvature > 0, curvature, 1.0)
         soft = inverse_rectified_sigmoid(position - floor)
         optimizer = torch.optim.Adam([soft], lr=self.learning_rate, fused=True)
-        for iteration in range(self.iterations):
+        steps = self.iterations if slope is None else 2 * self.iterations
+        for iteration in range(steps):
             sigmoid = soft.sigmoid()
-            up = rectified(sigmoid)
-            if follow is not None and iteration % FOLLOW == 0:
-                quadratic = follow(quadratic.weight + down + up * step)
-            slope = torch.baddbmm(slope_down, up * step, hessian)
-            slope.sub_(quadratic.pull).mul_(gradient_unit)  # of the objective by h
-            beta = annealed_beta(iteration / self.iterations)
+            stretched = stretch(sigmoid)
+            up = stretched.clamp(0, 1)
+            if slope is None:
+                gradient = torch.baddbmm(base_slope, up * step, hessian)
+            else:
+                gradient = slope(torch.addcmul(base, up, step))
+            gradient.mul_(gradient_unit)  # of the objective by h
+            beta = annealed_beta(iteration / steps)
             if beta is not None:
-                away = 2 * up - 1
-                slope.addcmul_(away.abs().pow_(beta - 1), away.sign_(), value=-2 * beta * self.regularization)
-            inside = (up > 0) & (up < 1)
-            if iteration % LOOK == 0 and not inside.any():
+                away = up.mul_(2).sub_(1)
+                power = away.abs().log_().mul_(beta - 1).exp_()  # four times faster than pow
+                gradient.add_(power.copysign_(away), alpha=-2 * beta * self.regularization)
+            gradient = aten.hardtanh_backward(gradient, stretched, 0, 1)  # through the clamp,
+            soft.grad = aten.sigmoid_backward(gradient, sigmoid).mul_(ZETA - GAMMA)  # and the stretched sigmoid
+            if iteration % LOOK == 0 and not soft.grad.any():
                 break
-            soft.grad = slope.mul_(inside).mul_(sigmoid).mul_(sigmoid.neg_().add_(1)).mul_(ZETA - GAMMA)
             optimizer.step()
-        return low + (rectified(soft.sigmoid()) >= 0.5) * (grid.clip(floor + 1) - low)
+        return low + (stretch(soft.sigmoid()) >= 0.5) * (grid.clip(floor + 1) - low)
 
 
-def rectified(sigmoid: Tensor) -> Tensor:
-    """h of Eq. 23, for σ(V)."""
-    return (sigmoid * (ZETA - GAMMA)).add_(GAMMA).clamp_(0, 1)
+def stretch(sigmoid: Tensor) -> Tensor:
+    """What h of Eq. 23 is before it is clipped to 0 and 1, for σ(V)."""
+    return sigmoid.mul(ZETA - GAMMA).add_(GAMMA)
 
 
 def inverse_rectified_sigmoid(fraction: Tensor) -> Tensor:

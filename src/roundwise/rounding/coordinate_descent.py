@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from roundwise.errors import RecipeError
-from roundwise.gramspace import WORK, Choices, Follow, Freedom, Quadratic, descend, solve
+from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, Slope, descend, solve
 from roundwise.grid import Grid
 from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
 from roundwise.statistics import Gram
@@ -60,5 +60,5 @@ class CoordinateDescent(RoundingSolver[Gram]):
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
         return solve(problem, self._search, Freedom(self.any_code, self.free_bias, self.fit_scale, self.turns))
 
-    def _search(self, quadratic: Quadratic, grid: Grid, choices: Choices, _: Follow | None) -> Tensor:
+    def _search(self, quadratic: Quadratic, grid: Grid, choices: Choices, _: Slope | None) -> Tensor:
         return descend(quadratic, grid, grid.quantize(quadratic.weight), choices, self.sweeps)

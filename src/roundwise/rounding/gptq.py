@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from roundwise.errors import RecipeError
-from roundwise.gramspace import WORK, Choices, Follow, Freedom, Quadratic, solve
+from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, Slope, solve
 from roundwise.grid import Grid, expand_blocks
 from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
 from roundwise.statistics import Gram
@@ -64,7 +64,7 @@ class GPTQ(RoundingSolver[Gram]):
         return WORK * rows_per_sample * samples
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
-        def search(quadratic: Quadratic, grid: Grid, _: Choices, __: Follow | None) -> Tensor:
+        def search(quadratic: Quadratic, grid: Grid, _: Choices, __: Slope | None) -> Tensor:
             codes = self.search(quadratic, grid)
             if codes is None:
                 raise RecipeError(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from roundwise.errors import RecipeError
-from roundwise.gramspace import WORK, Choices, Follow, Freedom, Quadratic, descend, solve
+from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, Slope, descend, solve
 from roundwise.grid import Grid, expand_blocks
 from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
 from roundwise.statistics import Gram
@@ -66,7 +66,7 @@ class TabuSearch(RoundingSolver[Gram]):
         return WORK * rows_per_sample * samples
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
-        def search(quadratic: Quadratic, grid: Grid, choices: Choices, _: Follow | None) -> Tensor:
+        def search(quadratic: Quadratic, grid: Grid, choices: Choices, _: Slope | None) -> Tensor:
             start = descend(quadratic, grid, grid.quantize(quadratic.weight), choices)
             return self.walk(quadratic, grid, start, choices, generator)
 

@@ -36,8 +36,14 @@ class Statistic(ABC):
         """
 
     @classmethod
-    def bytes_needed(cls, layer: LinearMap) -> int:
-        """What it and a solver's work on it occupy at most, beside the activations; for the plan."""
+    def bytes_needed(cls, layer: LinearMap, samples: int, positions: int) -> int:
+        """What it and a solver's work on it occupy at most, beside the activations; for the plan.
+
+        Args:
+            layer: the linear map.
+            samples: how many calibration samples there will be.
+            positions: how many outputs of the layer each sample makes: places of an image, tokens of a text.
+        """
         return 0
 
 

@@ -7,10 +7,11 @@ With unfolded quantized-prefix inputs x̂ (a column of the matrix layer's input)
 They are sums: they stream, and two of them add up to the one of all samples (`Moments.merge`).
 
 *Positions.* A convolution's input has far more positions than the matrix has columns, and neighbouring ones say much
-the same. So of each sample's positions at most max(64, 16 · cols / samples) are taken, drawn at random (seeded, with
-replacement); where a sample has no more than that, all are. With n positions in all the objective of a given rounding
-is then known up to a relative standard error of about √(2/n): 0.6 % for 1,024 samples, below what the choice of the
-calibration samples themselves makes. `benchmarks/RESULTS.md` has the accuracy with 16 to 1,024 positions a sample.
+the same. So of each sample's positions only some are taken, drawn at random (seeded, with replacement): 64, or three
+for each column where these are fewer (the 9 columns of a depthwise convolution need no more), or 16 · cols / samples
+where that is more. Where a sample has no more than that, all are. With n positions in all the objective of a given
+rounding is then known up to a relative standard error of about √(2/n): 0.6 % for 64 positions of 1,024 samples, below
+what the choice of the calibration samples themselves makes. `benchmarks/RESULTS.md` has the accuracy with fewer.
 
 *Held-out samples.* Every eighth sample stays out of `fit` and goes to `held_out`, by which a method can tell whether
 what it learnt from the others holds for inputs that it has not seen.
@@ -20,6 +21,7 @@ Sums are in float32, whatever the network's dtype.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,8 +34,8 @@ from torch import Tensor
 from roundwise.graph.matrix import LinearMap
 from roundwise.statistics.base import Statistic
 
-POSITIONS = 64
-"""Positions of each sample that are always taken, if it has as many."""
+POSITIONS, POSITIONS_OF_A_COLUMN = 64, 3
+"""Positions of each sample that are taken, if it has as many: so many, or so many for each column."""
 
 POSITIONS_PER_COLUMN = 16
 """Positions in all, per column of the matrix, that are taken if the samples have as many."""
@@ -47,9 +49,8 @@ STRIP = 192
 CHUNK = 1 << 22
 """Unfolded numbers at a time: 16 MiB of them, in the processor's last cache."""
 
-
-_Batch = tuple[Tensor, Tensor, Int[Tensor, "pairs"], Int[Tensor, "pairs"]]
-"""Inputs, targets, and the rows and positions that are taken."""
+KEEP = 1 << 25
+"""Unfolded numbers, of inputs and targets, that are kept to be looked at again: 128 MiB of them."""
 
 
 class Pairs(NamedTuple):
@@ -57,6 +58,23 @@ class Pairs(NamedTuple):
 
     columns: Float[Tensor, "groups pairs cols"]
     targets: Float[Tensor, "groups pairs rows"]
+
+    def every(self, step: int, start: int) -> Pairs:
+        """Every so manieth position."""
+        return Pairs(self.columns[:, start::step], self.targets[:, start::step])
+
+
+class _Places(NamedTuple):
+    """Where some positions are, in a batch that the stream holds."""
+
+    inputs: Tensor
+    targets: Tensor
+    rows: Int[Tensor, "pairs"]
+    positions: Int[Tensor, "pairs"]
+
+    def every(self, step: int, start: int) -> _Places:
+        """Every so manieth position."""
+        return self._replace(rows=self.rows[start::step], positions=self.positions[start::step])
 
 
 @final
@@ -93,20 +111,16 @@ class Moments:
         for start in range(0, columns.shape[2], STRIP):
             strip = slice(start, start + STRIP)
             self.lower[:, strip, : strip.stop].baddbmm_(columns[..., strip].mT, columns[..., : strip.stop])
-        self.add_targets(columns, targets)
+        self.cross.baddbmm_(targets.mT, columns)
         self.inputs += columns.sum(1)
+        self.targets += targets.sum(1)
+        self.energy += targets.square().sum(1)
 
     @property
     def second(self) -> Float[Tensor, "groups cols cols"]:
         """Σ x̂ x̂ᵀ, whole."""
         lower = self.lower.tril()
         return lower + lower.tril(-1).mT
-
-    def add_targets(self, columns: Tensor, targets: Tensor) -> None:
-        """Take in the targets of positions whose inputs are counted already."""
-        self.cross.baddbmm_(targets.mT, columns)
-        self.targets += targets.sum(1)
-        self.energy += targets.square().sum(1)
 
     def merge(self, other: Moments) -> Moments:
         """The sums over the positions of both."""
@@ -124,7 +138,8 @@ class Moments:
 class Gram(Statistic):
     """`Moments` of the samples, apart for those that are held out; and the same positions again, to be seen twice.
 
-    The samples are kept where the stream keeps them; nothing is copied.
+    The samples are kept where the stream keeps them, and beside them so much of what was unfolded as `KEEP` allows; the
+    rest is unfolded again when it is wanted.
 
     Attributes:
         layer: the linear map.
@@ -138,18 +153,20 @@ class Gram(Statistic):
         self.held_out = Moments.zeros(layer.matrix_shape, layer.device)
         self._generator = generator
         self._seen = 0
-        self._batches: tuple[list[_Batch], list[_Batch]] = [], []
+        self._room = KEEP
+        self._chunks: tuple[list[Pairs | _Places], list[Pairs | _Places]] = [], []
 
     @classmethod
     def empty(cls, layer: LinearMap, samples: int, generator: torch.Generator) -> Self:
         return cls(layer, samples, generator)
 
     @classmethod
-    def bytes_needed(cls, layer: LinearMap) -> int:
+    def bytes_needed(cls, layer: LinearMap, samples: int, positions: int) -> int:
         # Two sets of moments; a solver has H in a few versions, and about a dozen matrices like the weights. Beside
-        # them the unfolded inputs at work, with their indices.
+        # them the unfolded inputs that are kept, and those at work, with their indices.
         groups, rows, cols = layer.matrix_shape
-        return 4 * groups * cols * (6 * cols + 14 * rows) + 16 * CHUNK
+        taken = samples * min(positions, _positions_taken(cols, samples))
+        return 4 * (groups * cols * (6 * cols + 14 * rows) + min(KEEP, taken * groups * (cols + rows))) + 16 * CHUNK
 
     def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
         held_out = (torch.arange(self._seen, self._seen + samples) + 1) % min(HOLD_OUT, max(2, self.samples)) == 0
@@ -158,35 +175,48 @@ class Gram(Statistic):
         rows, positions = self._choose(targets, samples)
         sample = rows * samples // self.layer.as_rows(targets).shape[0]
         self._seen += samples
-        for moments, chosen in ((self.fit, ~held_out[sample]), (self.held_out, held_out[sample])):
-            batch = inputs, targets, rows[chosen], positions[chosen]
-            for pairs in self._pairs(*batch):
-                moments.add(pairs)
-            self._batches[moments is self.held_out].append(batch)
-
-    def again(self, *, held_out: bool = False, part: int = 0, parts: int = 1) -> Iterator[Pairs]:
-        """The positions of `fit`, or of `held_out`, once more, some at a time.
-
-        Of several `parts` only one, counted round; where there are fewer batches than parts, one batch.
-        """
-        batches = self._batches[held_out]
-        parts = min(parts, len(batches))
-        for batch in batches[part % parts :: parts]:
-            yield from self._pairs(*batch)
-
-    def _pairs(self, inputs: Tensor, targets: Tensor, rows: Tensor, positions: Tensor) -> Iterator[Pairs]:
         groups, _, cols = self.layer.matrix_shape
         size = max(256, CHUNK // (groups * cols))
-        device = inputs.device
-        for some, where in zip(rows.split(size), positions.split(size), strict=True):
-            if len(some):
-                x, y = self.layer.pairs_at(inputs, targets, some.to(device), where.to(device))
-                yield Pairs(x.to(self.layer.device).float(), y.to(self.layer.device).float())
+        for moments, chosen in ((self.fit, ~held_out[sample]), (self.held_out, held_out[sample])):
+            for some, where in zip(rows[chosen].split(size), positions[chosen].split(size), strict=True):
+                if len(some):
+                    places = _Places(inputs, targets, some.to(inputs.device), where.to(inputs.device))
+                    pairs = self._unfold(places)
+                    moments.add(pairs)
+                    numbers = pairs.columns.numel() + pairs.targets.numel()
+                    keep = numbers <= self._room
+                    self._room -= numbers if keep else 0
+                    self._chunks[moments is self.held_out].append(pairs if keep else places)
+
+    def again(self, *, held_out: bool = False) -> Iterator[Pairs]:
+        """The positions of `fit`, or of `held_out`, once more, some at a time."""
+        return map(self._unfold, self._chunks[held_out])
+
+    def minibatches(self, size: int) -> Iterator[Pairs]:
+        """Positions of `fit` without end, at least `size` of them at a time if there are as many.
+
+        Neighbours in time come from different batches, and those of one batch from all its samples.
+        """
+        parts = [max(1, _length(chunk) // size) for chunk in self._chunks[False]]
+        gathered: list[Pairs] = []
+        for turn in itertools.count():
+            for chunk, step in zip(self._chunks[False], parts, strict=True):
+                gathered.append(self._unfold(chunk.every(step, turn % step)))
+                if len(gathered) == len(parts) or sum(map(_length, gathered)) >= size:
+                    columns, targets = zip(*gathered, strict=True)
+                    yield gathered[0] if len(gathered) == 1 else Pairs(torch.cat(columns, 1), torch.cat(targets, 1))
+                    gathered = []
+
+    def _unfold(self, chunk: Pairs | _Places) -> Pairs:
+        if isinstance(chunk, Pairs):
+            return chunk
+        columns, targets = self.layer.pairs_at(*chunk)
+        return Pairs(columns.to(self.layer.device).float(), targets.to(self.layer.device).float())
 
     def _choose(self, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
         """Rows and positions of one batch that are taken."""
         rows, per_row = self.layer.as_rows(targets).shape[0], self.layer.positions(targets)
-        most = max(POSITIONS, math.ceil(POSITIONS_PER_COLUMN * self.layer.matrix_shape[2] / self.samples))
+        most = _positions_taken(self.layer.matrix_shape[2], self.samples)
         per_sample = rows * per_row // samples
         if per_sample <= most:
             places = torch.arange(rows * per_row)
@@ -194,3 +224,13 @@ class Gram(Statistic):
             inside = torch.randint(per_sample, (samples, most), generator=self._generator).sort(1).values
             places = (inside + per_sample * torch.arange(samples).unsqueeze(1)).flatten()
         return places // per_row, places % per_row
+
+
+def _positions_taken(cols: int, samples: int) -> int:
+    """How many positions of each sample are taken at most."""
+    return max(min(POSITIONS, POSITIONS_OF_A_COLUMN * cols), math.ceil(POSITIONS_PER_COLUMN * cols / samples))
+
+
+def _length(chunk: Pairs | _Places) -> int:
+    """How many positions there are."""
+    return chunk.columns.shape[1] if isinstance(chunk, Pairs) else len(chunk.rows)
