@@ -8,7 +8,7 @@ import torch
 
 import roundwise as rw
 from roundwise.errors import RecipeError
-from roundwise.gramspace import Quadratic
+from roundwise.gramspace import Choices, Quadratic, descend
 from roundwise.rounding import adaround
 from roundwise.statistics import Gram, Nothing, Samples
 from roundwise.testing import best_rounding, cases, tiny_cases
@@ -69,9 +69,9 @@ def test_the_relaxation_beats_coordinate_descent_alone():
     for seed in range(4):
         quadratic = wide(seed=seed)
         grid = rw.Grid.symmetric(quadratic.weight.abs().amax(-1, keepdim=True) / 3, bits=3)
-        choices = adaround.Choices.floor_or_ceil(grid, quadratic.weight)
-        relaxed = adaround.descend(quadratic, grid, rw.AdaRound().relax(quadratic, grid, quadratic.weight), choices)
-        descended = adaround.descend(quadratic, grid, grid.quantize(quadratic.weight), choices)
+        choices = Choices.floor_or_ceil(grid, quadratic.weight)
+        relaxed = descend(quadratic, grid, rw.AdaRound().relax(quadratic, grid, quadratic.weight, 500), choices)
+        descended = descend(quadratic, grid, grid.quantize(quadratic.weight), choices)
         losses = [quadratic.loss(grid.dequantize(codes)).sum().item() for codes in (relaxed, descended)]
         gains.append(losses[0] / losses[1])
     assert sum(gains) / len(gains) < 0.97
@@ -81,10 +81,10 @@ def test_the_same_regularization_serves_layers_of_any_size():
     """Weights a thousand times smaller, inputs a thousand times larger: the same decisions."""
     quadratic = wide()
     grid = rw.Grid.symmetric(torch.full((1, 1, 1), 0.7), bits=3)
-    codes = rw.AdaRound().relax(quadratic, grid, quadratic.weight)
+    codes = rw.AdaRound().relax(quadratic, grid, quadratic.weight, 500)
     scaled = Quadratic(quadratic.weight / 1024, quadratic.hessian * 1024.0**2, quadratic.pull, quadratic.constant)
     small = rw.Grid.symmetric(grid.scale / 1024, bits=3)
-    assert torch.equal(rw.AdaRound().relax(scaled, small, scaled.weight), codes)
+    assert torch.equal(rw.AdaRound().relax(scaled, small, scaled.weight, 500), codes)
 
 
 def test_it_stops_when_every_variable_is_decided(monkeypatch):
@@ -93,7 +93,7 @@ def test_it_stops_when_every_variable_is_decided(monkeypatch):
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: steps.append(step(self)))
     quadratic = wide()
     grid = rw.Grid.symmetric(torch.full((1, 1, 1), 0.7), bits=3)
-    rw.AdaRound(iterations=5000, regularization=100.0).relax(quadratic, grid, quadratic.weight)
+    rw.AdaRound(regularization=100.0).relax(quadratic, grid, quadratic.weight, 5000)
     assert 1000 <= len(steps) < 5000  # the first fifth has no regulariser
 
 
@@ -168,8 +168,8 @@ def test_gptq_is_better_than_nearest_and_tabu_search_than_coordinate_descent():
 def test_tabu_search_finds_the_best_rounding_of_a_tiny_layer():
     for case in tiny_cases():
         quadratic, grid = quadratic_of(case), case.grid()
-        choices = adaround.Choices.floor_or_ceil(grid, case.weight)
-        start = adaround.descend(quadratic, grid, grid.quantize(case.weight), choices)
+        choices = Choices.floor_or_ceil(grid, case.weight)
+        start = descend(quadratic, grid, grid.quantize(case.weight), choices)
         walked = rw.TabuSearch().walk(quadratic, grid, start, choices, torch.Generator().manual_seed(0))
         best = quadratic.loss(grid.dequantize(adaround.exhaust(quadratic, grid, case.weight))).sum()
         assert quadratic.loss(grid.dequantize(walked)).sum() <= best * 1.02 + 1e-6

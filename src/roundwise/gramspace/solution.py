@@ -60,6 +60,9 @@ MINIBATCH = 256
 ENOUGH = 16
 """Positions for each column without which slopes from a few of them would do more harm than good."""
 
+PROGRESS = 0.005
+"""A turn that gains less than this share of the objective is the last."""
+
 LEVEL_RATE = 0.2
 """The share of the mean error that a free bias takes up at each slope."""
 
@@ -199,11 +202,14 @@ class _Turns:
         if loss_of_nearest < least:
             best, least = self.nearest, loss_of_nearest
         for _ in range(self._freedom.turns):
+            before = least
             codes = descend(followed, current.grid, current.codes, self._choices(current.grid))
             current = self._with_scale(followed, current.grid, codes, 1)
-            followed, (loss_now,) = self._look(quadratic, current)
-            if loss_now < least:
-                best, least = current, loss_now
+            followed, (now,) = self._look(quadratic, current)
+            if now < least:
+                best, least = current, now
+            if least > before * (1 - PROGRESS):
+                break
         return best
 
     def nearest_with_bias(self) -> _Candidate:
@@ -254,9 +260,7 @@ class _Turns:
         totals = [0.0] * len(candidates)
         for columns, y in self._statistics.again():
             outputs = [candidate.outputs(columns) for candidate in candidates]
-            z = outputs[0]
-            # t − y, which is 0 where y is inside its limits
-            change = torch.where(y <= low, z.clamp(max=low) - y, torch.where(y >= high, z.clamp(min=high) - y, 0.0))
+            change = self._change(y, outputs[0])
             cross.baddbmm_(change.mT, columns)
             mean += change.sum(1)
             wanted = y.clamp(low, high)
@@ -264,3 +268,14 @@ class _Turns:
                 totals[index] += float(z.clamp_(low, high).sub_(wanted).square_().sum())
         count = self._statistics.fit.count
         return quadratic.with_targets(cross / count, mean / count), totals
+
+    def _change(self, y: Tensor, z: Tensor) -> Tensor:
+        """t − y, which is 0 where y is inside its limits."""
+        assert self._limits is not None
+        low, high = self._limits
+        change = torch.zeros_like(y)
+        if low > -torch.inf:
+            change = torch.where(y <= low, z.clamp(max=low).sub_(y), change)
+        if high < torch.inf:
+            change = torch.where(y >= high, z.clamp(min=high).sub_(y), change)
+        return change

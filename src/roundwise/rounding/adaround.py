@@ -28,9 +28,10 @@ The last two lower the error on the calibration samples. On other inputs they he
 difference at 3, and did harm at 4 (MobileNetV2): so much freedom fits the few samples rather than the task
 (benchmarks/RESULTS.md). So by default they are on at 2 bits and off above.
 
-ReLU and ReLU6 after the layer enter the objective by majorisation: every few steps the targets are set anew, so that
-the gradient there is that of the objective with its activation function. Other functions do not enter
-(`gramspace/solution.py`, which also holds the layer to never being worse than nearest rounding).
+Where a ReLU, a ReLU6 or another clamp follows the layer, the gradient of Eq. 25 depends on which outputs it cuts off.
+There each step takes its gradient from a few unfolded positions, as in the paper, but drawn from all over the samples
+instead of whole feature maps of 32. Other functions do not enter (`gramspace/solution.py`, which also holds the layer
+to never being worse than nearest rounding).
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ CENTRE_DAMPING = 0.01
 FREE_BITS = 2
 """With so many bits or fewer, any code and scales that follow are worth their risk."""
 
+PER_COLUMN, LEAST = 128, 0.1
+"""Positions for each column that are worth all steps, fewer being worth fewer; and the share below which none are."""
+
 LOOK = 20
 """Steps between two looks at whether all is decided."""
 
@@ -84,7 +88,8 @@ class AdaRound(RoundingSolver[Gram]):
         fit_scale: re-fit the scales to the codes (per group they stay); None is True at 2 bits and False above.
         turns: how often scale, activation function and codes take their turns.
         damping: how strongly weights are held to the float ones, against fitting the calibration samples too closely;
-            1 is as much as the number of samples suggests, 0 is not at all.
+            0 is not at all, 1 as much as their number suggests if every position were a sample of its own. But those
+            of one image resemble each other, and 10 was best for samples that had been held out.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
@@ -100,7 +105,7 @@ class AdaRound(RoundingSolver[Gram]):
     free_bias: bool = True
     fit_scale: bool | None = None
     turns: int = 3
-    damping: float = 1.0
+    damping: float = 10.0
     needs: ClassVar[type] = Gram
 
     def __post_init__(self) -> None:
@@ -139,12 +144,15 @@ class AdaRound(RoundingSolver[Gram]):
         """Codes near the `centre`, `[groups, rows, cols]`: all tried, or relaxed; then descended from."""
         if centre.shape[-1] <= EXHAUSTIBLE:
             return descend(quadratic, grid, exhaust(quadratic, grid, centre), choices)
+        # Where few samples decide, coordinate descent finds codes as good as many steps do.
+        worth = min(1.0, quadratic.count / (PER_COLUMN * centre.shape[-1]))
+        steps = round(worth * self.iterations) if worth >= LEAST else 0
         if slope is not None:
-            return self.relax(quadratic, grid, centre, slope)
-        return descend(quadratic, grid, self.relax(quadratic, grid, centre), choices)
+            return self.relax(quadratic, grid, centre, 2 * steps, slope)
+        return descend(quadratic, grid, self.relax(quadratic, grid, centre, steps), choices)
 
-    def relax(self, quadratic: Quadratic, grid: Grid, centre: Tensor, slope: Slope | None = None) -> Tensor:
-        """Codes next to the `centre` by the relaxation, `[groups, rows, cols]` as floats.
+    def relax(self, quadratic: Quadratic, grid: Grid, centre: Tensor, steps: int, slope: Slope | None = None) -> Tensor:
+        """Codes next to the `centre` after so many steps of the relaxation, `[groups, rows, cols]` as floats.
 
         Downhill on the quadratic, or on the objective that `slope` has the gradients of.
         """
@@ -160,7 +168,6 @@ class AdaRound(RoundingSolver[Gram]):
         gradient_unit = 2 * step / torch.where(curvature > 0, curvature, 1.0)
         soft = inverse_rectified_sigmoid(position - floor)
         optimizer = torch.optim.Adam([soft], lr=self.learning_rate, fused=True)
-        steps = self.iterations if slope is None else 2 * self.iterations
         for iteration in range(steps):
             sigmoid = soft.sigmoid()
             stretched = stretch(sigmoid)

@@ -107,7 +107,7 @@ def cases() -> tuple[Case, ...]:
         _conv("grouped conv2d", (6, 2, 2, 2), (SAMPLES, 4, 5, 5), groups=2),
         _conv("depthwise conv2d", (5, 1, 3, 3), (SAMPLES, 5, 4, 4), padding=(1, 1), groups=5),
         _conv("conv3d", (2, 2, 2, 2, 2), (SAMPLES, 2, 3, 3, 3)),
-        _conv("conv_transpose2d", (4, 2, 2, 2), (SAMPLES, 4, 3, 3), stride=(2, 2), groups=2, transposed=True),
+        _conv("conv_transpose2d", (4, 2, 2, 2), (SAMPLES, 4, 2, 3), stride=(2, 2), groups=2, transposed=True),
     ]
     grids = [
         _with(base, f"{bits} bits, {'symmetric' if symmetric else 'asymmetric'}", codebook=Codebook(bits, symmetric))
