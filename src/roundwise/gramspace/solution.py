@@ -148,12 +148,13 @@ class _Follower:
         z = torch.baddbmm(self.bias(matrix).unsqueeze(1), columns, matrix.mT)
         # Flat outside the limits: there the error has no influence.
         error = torch.ops.aten.hardtanh_backward(z - y.clamp(low, high), z, low, high)
-        slope = torch.bmm(error.mT, columns).div_(columns.shape[1])
+        slope = (matrix - self._weight).mul_(self._charge[:, None, None])
+        slope.baddbmm_(error.mT, columns, alpha=1 / columns.shape[1])
         if self._mean is not None:
             error = error.mean(1)
-            slope.baddbmm_(error.unsqueeze(-1), self._mean.unsqueeze(-2), alpha=-1)
+            slope.addcmul_(error.unsqueeze(-1), self._mean.unsqueeze(-2), value=-1)  # an outer product
             self._level = self._level - LEVEL_RATE * error
-        return slope.add_((matrix - self._weight).mul_(self._charge[:, None, None]))
+        return slope
 
     def bias(self, matrix: Tensor) -> Tensor:
         """The layer's bias with these weights."""
