@@ -77,6 +77,47 @@ def test_the_same_positions_can_be_seen_again(case):
         assert torch.equal(again.cross, moments.cross)
 
 
+@CASES
+def test_what_is_not_kept_is_unfolded_again(case, monkeypatch):
+    kept = list(case.statistic(Gram).again())
+    monkeypatch.setattr(module, "KEEP", 0)
+    unfolded = list(case.statistic(Gram).again())
+    for one, other in zip(kept, unfolded, strict=True):
+        assert torch.equal(one.columns, other.columns)
+        assert torch.equal(one.targets, other.targets)
+
+
+def test_so_much_is_kept_as_the_plan_says(monkeypatch):
+    layer, inputs, targets = large()
+    kept = gram_of(layer, inputs, targets, batches=range(8))
+    numbers = sum(pairs.columns.numel() + pairs.targets.numel() for pairs in kept.again())
+    monkeypatch.setattr(module, "KEEP", 0)
+    without = Gram.bytes_needed(layer, 64, 400)
+    monkeypatch.setattr(module, "KEEP", numbers // 2)
+    assert Gram.bytes_needed(layer, 64, 400) - without == 4 * (numbers // 2)
+    half = gram_of(layer, inputs, targets, batches=range(8))
+    room = [chunk for chunk in half._chunks[False] if isinstance(chunk, module.Pairs)]
+    assert 0 < sum(pairs.columns.numel() + pairs.targets.numel() for pairs in room) <= numbers // 2
+
+
+@pytest.mark.parametrize("keep", [0, 1 << 25])
+@pytest.mark.parametrize("size", [1, 100, 1000, 10**6])
+def test_minibatches_are_all_positions_in_turn(size, keep, monkeypatch):
+    monkeypatch.setattr(module, "KEEP", keep)
+    layer, inputs, targets = large()
+    gram = gram_of(layer, inputs, targets, batches=range(4))
+    seen = Moments.zeros(layer.matrix_shape, layer.device)
+    for pairs in gram.minibatches(size):
+        assert pairs.columns.shape[1] >= min(size, gram.fit.count)
+        assert pairs.columns.shape[1] == pairs.targets.shape[1]
+        seen.add(pairs)
+        if seen.count >= gram.fit.count:
+            break
+    assert seen.count == gram.fit.count
+    torch.testing.assert_close(seen.second, gram.fit.second, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(seen.cross, gram.fit.cross, rtol=1e-4, atol=1e-2)
+
+
 def large():
     """A layer with 400 positions a sample, of which 64 are taken."""
     generator = torch.Generator().manual_seed(0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from roundwise.gramspace import Choices, Freedom, Quadratic, descend, solve
+from roundwise.gramspace.solution import _Follower
 from roundwise.grid import Codebook, Grid, PerGroup, PerTensor
 from roundwise.ranges import MinMax
 from roundwise.statistics import Gram, Nothing
@@ -173,6 +174,44 @@ def test_following_the_activation_function_lowers_the_objective_that_contains_it
     ]
     assert losses[2] <= losses[0] * (1 + 1e-5)
     assert losses[1] <= losses[0] * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("free_bias", [False, True])
+@pytest.mark.parametrize("limits", [(0.0, math.inf), (0.0, 6.0), (-1.0, 1.0)], ids=["ReLU", "ReLU6", "hardtanh"])
+def test_a_slope_is_half_the_gradient_of_the_objective_with_its_activation_function(limits, free_bias):
+    case = linear_case(mean=0.5)
+    gram = whole_problem(case).statistics
+    plain = Quadratic.of(gram.fit, case.weight, torch.zeros(1, 5), free_bias=free_bias)
+    follower = _Follower(plain, torch.full((1,), 0.3), torch.zeros(1, 5), limits, gram.minibatches(10**6))
+    (pairs,) = gram.again()
+    matrix = case.grid().fake_quantize(case.weight).requires_grad_()
+    bias = follower.bias(matrix.detach())
+    if free_bias:  # the level stays, so the bias moves with the weights
+        bias = bias - (matrix - matrix.detach()) @ plain.input_mean[0]
+    with torch.enable_grad():
+        outputs = pairs.columns @ matrix.mT + bias.unsqueeze(1)
+        error = (outputs.clamp(*limits) - pairs.targets.clamp(*limits)).square().mean(1).sum()
+        charged = error + 0.3 * (matrix - case.weight).square().sum()
+        (gradient,) = torch.autograd.grad(charged, matrix)
+    torch.testing.assert_close(2 * follower(matrix.detach()), gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_a_free_bias_moves_to_where_the_error_with_its_activation_function_is_least():
+    case = linear_case(mean=0.5)
+    gram = whole_problem(case).statistics
+    plain = Quadratic.of(gram.fit, case.weight, torch.zeros(1, 5), free_bias=True)
+    follower = _Follower(plain, torch.zeros(1), torch.zeros(1, 5), (0.0, math.inf), gram.minibatches(10**6))
+    (pairs,) = gram.again()
+    matrix = case.grid().fake_quantize(case.weight)
+    for _ in range(200):
+        follower(matrix)
+
+    def loss(shift):
+        outputs = pairs.columns @ matrix.mT + (follower.bias(matrix) + shift).unsqueeze(1)
+        return (outputs.relu() - pairs.targets.relu()).square().mean(1)
+
+    for shift in (-0.1, -0.01, 0.01, 0.1):
+        assert (loss(shift) > loss(0.0)).all()
 
 
 def test_where_held_out_samples_disagree_nearest_rounding_is_kept_and_said_so():

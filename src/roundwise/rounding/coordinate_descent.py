@@ -22,14 +22,12 @@ from roundwise.statistics import Gram
 @final
 @dataclass(frozen=True)
 class CoordinateDescent(RoundingSolver[Gram]):
-    """Change one code at a time, while that lowers the error of the layer's output.
+    """Change one code at a time, while that lowers the error of the layer's output, before any activation function.
 
     Args:
         sweeps: over all columns, at most.
         any_code: True lets each weight have any code; False only the two next to it.
         free_bias: let the layer's bias take up the mean error, where it has one of its own.
-        fit_scale: re-fit the scales to the codes. (Per group they stay.)
-        turns: how often scale, activation function and codes take their turns.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
@@ -41,24 +39,22 @@ class CoordinateDescent(RoundingSolver[Gram]):
     sweeps: int = 50
     any_code: bool = True
     free_bias: bool = False
-    fit_scale: bool = False
-    turns: int = 0
     needs: ClassVar[type] = Gram
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.sweeps < 1 or self.turns < 0:
-            raise RecipeError(f"{self}: sweeps must be at least 1, and turns must not be negative.")
+        if self.sweeps < 1:
+            raise RecipeError(f"{self}: sweeps must be at least 1.")
 
     @property
     def floor_or_ceil(self) -> bool:
-        return not (self.any_code or self.fit_scale)
+        return not self.any_code
 
     def work(self, rows_per_sample: int, samples: int) -> float:
         return WORK * rows_per_sample * samples
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
-        return solve(problem, self._search, Freedom(self.any_code, self.free_bias, self.fit_scale, self.turns))
+        return solve(problem, self._search, Freedom(self.any_code, self.free_bias))
 
     def _search(self, quadratic: Quadratic, grid: Grid, choices: Choices, _: Slope | None) -> Tensor:
         return descend(quadratic, grid, grid.quantize(quadratic.weight), choices, self.sweeps)

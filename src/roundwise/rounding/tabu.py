@@ -28,15 +28,13 @@ from roundwise.statistics import Gram
 @final
 @dataclass(frozen=True)
 class TabuSearch(RoundingSolver[Gram]):
-    """Change one code at a time, uphill too, and remember the best.
+    """Change one code at a time, uphill too, and remember what was best for the output before any activation function.
 
     Args:
         iterations: moves of every row.
         tenure: how many steps a changed code is left alone, at least; at most twice as many.
         any_code: True lets each weight have any code; False only the two next to it.
         free_bias: let the layer's bias take up the mean error, where it has one of its own.
-        fit_scale: re-fit the scales to the codes. (Per group they stay.)
-        turns: how often scale, activation function and codes take their turns.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
@@ -49,18 +47,16 @@ class TabuSearch(RoundingSolver[Gram]):
     tenure: int = 10
     any_code: bool = True
     free_bias: bool = False
-    fit_scale: bool = False
-    turns: int = 0
     needs: ClassVar[type] = Gram
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.iterations < 1 or self.tenure < 1 or self.turns < 0:
-            raise RecipeError(f"{self}: iterations and tenure must be at least 1, and turns must not be negative.")
+        if self.iterations < 1 or self.tenure < 1:
+            raise RecipeError(f"{self}: iterations and tenure must be at least 1.")
 
     @property
     def floor_or_ceil(self) -> bool:
-        return not (self.any_code or self.fit_scale)
+        return not self.any_code
 
     def work(self, rows_per_sample: int, samples: int) -> float:
         return WORK * rows_per_sample * samples
@@ -70,7 +66,7 @@ class TabuSearch(RoundingSolver[Gram]):
             start = descend(quadratic, grid, grid.quantize(quadratic.weight), choices)
             return self.walk(quadratic, grid, start, choices, generator)
 
-        return solve(problem, search, Freedom(self.any_code, self.free_bias, self.fit_scale, self.turns))
+        return solve(problem, search, Freedom(self.any_code, self.free_bias))
 
     def walk(
         self, quadratic: Quadratic, grid: Grid, start: Tensor, choices: Choices, generator: torch.Generator
