@@ -66,7 +66,7 @@ CENTRE_DAMPING = 0.01
 FREE_BITS = 2
 """With so many bits or fewer, any code and scales that follow are worth their risk."""
 
-PER_COLUMN, LEAST = 128, 0.1
+PER_COLUMN, LEAST = 100, 0.1
 """Positions for each column that are worth all steps, fewer being worth fewer; and the share below which none are."""
 
 LOOK = 20
@@ -98,7 +98,7 @@ class AdaRound(RoundingSolver[Gram]):
         Nagel et al., ICML 2020, arXiv:2004.10568, Sections 3.3 and 3.4; the objective from second moments: its Eq. 20.
     """
 
-    iterations: int = 500
+    iterations: int = 400
     learning_rate: float = 0.2
     regularization: float = 1.0
     any_code: bool | None = None
