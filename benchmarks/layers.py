@@ -4,8 +4,9 @@
 
 The network is quantized in order, by coordinate descent with the bias free, whatever the contenders do: so each layer's
 inputs are those of a well-quantized prefix, and the same in every run. At each of the chosen layers every contender
-solves the same problem: the same grid, the same samples. With --json a record that is there already, for the very same
-inputs and grid, is kept: the minibatch solver takes minutes a layer, and a run may be stopped and gone on with.
+solves the same problem: the same grid, the same samples. With --json a record that is there already, of the same
+contender for the same problem (told by the scales and the first batch of inputs), is kept: the minibatch solver takes
+minutes a layer, and a run may be stopped and gone on with. After a change of a solver, take a new file.
 
 The objective is the paper's (Eq. 25): Σ over channels ‖f_a(y) − f_a(ŷ)‖², mean over samples and positions, measured on
 all samples and all positions, with the activation function. "paper's choices" is AdaRound held to what the paper lets
@@ -145,7 +146,7 @@ def table(records: list[dict[str, Any]]) -> str:
     problems: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     records = sorted(records, key=lambda record: "minibatches" in record["contender"])  # what others are held to: last
     for record in records:
-        key = record["network"], record["bits"], record["granularity"], record["layer"]
+        key = tuple(record[name] for name in ("network", "bits", "granularity", "layer", "samples", "problem"))
         problems.setdefault(key, {})[record["contender"]] = record
     names = list(dict.fromkeys(record["contender"] for record in records))
     reference = names[-1]
@@ -157,7 +158,9 @@ def table(records: list[dict[str, Any]]) -> str:
         + " |",
         "|---|---|---|---|" + "---|---|" * len(names) + "---|" * (len(names) - 1),
     ]
-    complete = {key: runs for key, runs in problems.items() if len(runs) == len(names)}
+    complete = {key[:4]: runs for key, runs in problems.items() if len(runs) == len(names)}
+    if not complete:
+        return f"No layer has been solved by all of {', '.join(names)} yet."
     for key, runs in complete.items():
         cells = [f"{runs[name]['objective']:.5g} | {runs[name]['seconds']:.2f}" for name in names]
         ratios = [f"{runs[name]['objective'] / runs[reference]['objective']:.3f}" for name in names[:-1]]

@@ -78,7 +78,6 @@ def test_a_file_begins_by_saying_what_it_is(path):
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_no_work_is_left_as_a_note(path):
-    # What is left to do belongs where somebody is asked to do it; in the code nobody is. (The words stand here to be
-    # found.)
+    # What is left to do belongs where somebody is asked to do it; in the code nobody is.
     notes = re.findall(r"\b(?:TODO|FIXME|XXX|HACK)\b.*", path.read_text(encoding="utf-8"))
     assert notes == [], f"{path}: do it, or open an issue"

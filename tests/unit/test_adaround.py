@@ -8,7 +8,10 @@ import torch
 
 import roundwise as rw
 from roundwise.errors import RecipeError
-from roundwise.gramspace import Choices, Quadratic, descend
+from roundwise.gramspace import Choices, Freedom, Quadratic, descend
+from roundwise.gramspace import solve as solve_gram
+from roundwise.graph.activation import Activation
+from roundwise.grid import Codebook, PerTensor
 from roundwise.rounding import adaround
 from roundwise.statistics import Gram, Nothing, Samples
 from roundwise.testing import best_rounding, cases, tiny_cases
@@ -75,6 +78,38 @@ def test_the_relaxation_beats_coordinate_descent_alone():
         losses = [quadratic.loss(grid.dequantize(codes)).sum().item() for codes in (relaxed, descended)]
         gains.append(losses[0] / losses[1])
     assert sum(gains) / len(gains) < 0.97
+
+
+def before_a_relu(seed, rows=24, cols=24, samples=3000):
+    """A wide layer before a ReLU, with inputs of few causes, as activations have, and enough of them to follow it."""
+    generator = torch.Generator().manual_seed(seed)
+    causes = torch.randn(samples, 6, generator=generator) @ torch.randn(6, cols, generator=generator)
+    inputs = (causes + 0.5 * torch.randn(samples, cols, generator=generator)).relu()
+    weight = torch.randn(1, rows, cols, generator=generator)
+    layer = dataclasses.replace(LINEAR.layer, weight_shape=(rows, cols), bias=torch.zeros(rows) - 1)
+    targets = layer.apply_matrix(weight, inputs)
+    relu = Activation(torch.relu, (0.0, math.inf))
+    return dataclasses.replace(LINEAR, layer=layer, weight=weight, inputs=inputs, targets=targets, activation=relu)
+
+
+@pytest.mark.parametrize("free_bias", [False, True])
+def test_following_a_relu_beats_relaxing_without_it(free_bias):
+    ratios = []
+    for seed in range(4):
+        case = before_a_relu(seed)
+        grid = rw.WeightMSE().estimate(case.weight, Codebook(3), PerTensor(), Nothing(), "layer")
+        statistics = case.statistic(Gram, [300] * 10)
+        problem = dataclasses.replace(case.problem(Nothing, grid), statistics=statistics)
+        solver = dataclasses.replace(PAPER, free_bias=free_bias, damping=1.0)
+
+        def blind(quadratic, grid, choices, slope, solver=solver):
+            assert slope is not None
+            return solver.search(quadratic, grid, choices, quadratic.weight)
+
+        freedom = Freedom(free_bias=free_bias, turns=solver.turns, damping=solver.damping)
+        without = case.objective(grid, solve_gram(problem, blind, freedom))
+        ratios.append(case.objective(grid, solve(solver, problem)) / without)
+    assert sum(ratios) / len(ratios) < 0.985
 
 
 def test_the_same_regularization_serves_layers_of_any_size():

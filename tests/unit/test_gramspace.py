@@ -178,18 +178,21 @@ def test_following_the_activation_function_lowers_the_objective_that_contains_it
 
 @pytest.mark.parametrize("free_bias", [False, True])
 @pytest.mark.parametrize("limits", [(0.0, math.inf), (0.0, 6.0), (-1.0, 1.0)], ids=["ReLU", "ReLU6", "hardtanh"])
-def test_a_slope_is_half_the_gradient_of_the_objective_with_its_activation_function(limits, free_bias):
-    case = linear_case(mean=0.5)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_slope_is_half_the_gradient_of_the_objective_with_its_activation_function(limits, free_bias, grouped):
+    grouped_case = next(case for case in cases() if case.layer.groups > 1 and not case.layer.transposed)
+    case = grouped_case if grouped else linear_case(mean=0.5)
     gram = whole_problem(case).statistics
-    plain = Quadratic.of(gram.fit, case.weight, torch.zeros(1, 5), free_bias=free_bias)
-    follower = _Follower(plain, torch.full((1,), 0.3), torch.zeros(1, 5), limits, gram.minibatches(10**6))
+    plain = Quadratic.of(gram.fit, case.weight, bias(case), free_bias=free_bias)
+    charge = torch.full((len(case.weight),), 0.3)
+    follower = _Follower(plain, charge, bias(case), limits, gram.minibatches(10**6))
     (pairs,) = gram.again()
     matrix = case.grid().fake_quantize(case.weight).requires_grad_()
-    bias = follower.bias(matrix.detach())
-    if free_bias:  # the level stays, so the bias moves with the weights
-        bias = bias - (matrix - matrix.detach()) @ plain.input_mean[0]
     with torch.enable_grad():
-        outputs = pairs.columns @ matrix.mT + bias.unsqueeze(1)
+        own = follower.bias(matrix.detach())
+        if free_bias:  # the level stays, so the bias moves with the weights
+            own = own - ((matrix - matrix.detach()) * plain.input_mean.unsqueeze(1)).sum(-1)
+        outputs = pairs.columns @ matrix.mT + own.unsqueeze(1)
         error = (outputs.clamp(*limits) - pairs.targets.clamp(*limits)).square().mean(1).sum()
         charged = error + 0.3 * (matrix - case.weight).square().sum()
         (gradient,) = torch.autograd.grad(charged, matrix)

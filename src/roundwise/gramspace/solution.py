@@ -24,7 +24,7 @@ itself is measured at every turn, and the best is kept. Other activation functio
 *Damping.* A few hundred samples do not show all directions that inputs can take, and codes that fit what was seen too
 closely err on what was not. Adding to the diagonal of H is what the objective would be if inputs had some noise of
 their own: it charges for every departure from the float weights. How much is a question of how many samples there are
-for how many columns, which `Quadratic.damped` answers.
+for how many columns, which `Quadratic.charge` answers.
 
 *Never worse than nearest.* Nearest rounding is among the candidates, so on the samples that a rounding was chosen by,
 it is not worse. On those that were held out they are compared again, nearest rounding both with the bias as it was and
@@ -49,7 +49,10 @@ from roundwise.statistics import Gram
 from roundwise.statistics.gram import Pairs
 
 Slope = Callable[[Tensor], Tensor]
-"""From weights `[groups, rows, cols]`, half the gradient there of the objective with its activation function."""
+"""From weights `[groups, rows, cols]`, half the gradient there of the objective with activation function and damping.
+
+It is estimated from other positions at each call, and each call moves a free bias on: so it is for going downhill.
+"""
 
 Search = Callable[[Quadratic, Grid, Choices, Slope | None], Tensor]
 """Codes `[groups, rows, cols]` for an objective, each within its choices; `Slope` where a clamp follows the layer."""
@@ -58,7 +61,9 @@ MINIBATCH = 256
 """Positions for one slope, or as many as there are columns where that is more."""
 
 ENOUGH = 16
-"""Positions for each column without which slopes from a few of them would do more harm than good."""
+"""Positions for each column without which slopes from a few of them would do more harm than good.
+
+A matrix so wide that `Gram` takes only `POSITIONS_PER_COLUMN` of them, an eighth of them held out, does without."""
 
 PROGRESS = 0.005
 """A turn that gains less than this share of the objective is the last."""
@@ -81,8 +86,8 @@ class Freedom:
         any_code: each weight may get any code of the grid, not just the two next to it.
         free_bias: the layer's bias takes up the mean error.
         fit_scale: the scales follow the codes.
-        turns: how often scale and targets are set anew.
-        damping: how strongly weights are held to the float ones (`Quadratic.damped`).
+        turns: how often scale and targets are set anew; with 0 the activation function plays no part in the search.
+        damping: how strongly weights are held to the float ones (`Quadratic.charge`).
     """
 
     any_code: bool = False
@@ -136,7 +141,7 @@ class _Follower:
     ) -> None:
         self.used = False
         self._weight, self._charge, self._limits, self._minibatches = plain.weight, charge, limits, minibatches
-        self._mean, self._bias = plain.input_mean, bias
+        self._mean = plain.input_mean
         self._level = bias
         if plain.input_mean is not None and plain.mean_error is not None:
             self._level = bias + plain.mean_error + self._move(plain.weight)
@@ -173,7 +178,7 @@ class _Turns:
     def __init__(self, problem: Problem[Gram], search: Search, freedom: Freedom) -> None:
         self._weight, self._grid, self._statistics = problem.weight, problem.grid, problem.statistics
         self._search, self._freedom = search, freedom
-        self._limits = None if problem.activation is None or not freedom.turns else problem.activation.limits
+        self._limits = None if problem.activation is None else problem.activation.limits
         bias = torch.zeros(self._weight.shape[:2], dtype=torch.float32, device=self._weight.device)
         if self._statistics.layer.bias is not None:
             bias = self._statistics.layer.bias.float().reshape(bias.shape)
@@ -194,7 +199,7 @@ class _Turns:
             loss, loss_nearest = (plain.loss(self._grid.dequantize(it)) for it in (codes, self.nearest.codes))
             codes = torch.where((loss_nearest < loss).unsqueeze(-1), self.nearest.codes, codes)
             current = self._with_scale(quadratic, self._grid, codes, self._freedom.turns)
-            if self._limits is None:
+            if self._limits is None or not self._freedom.turns:
                 worse = plain.loss(current.grid.dequantize(current.codes)).sum() > loss_nearest.sum()
                 return self.nearest_with_bias() if worse else current
 
@@ -229,7 +234,8 @@ class _Turns:
 
     def _follower(self, charge: Tensor) -> _Follower | None:
         """Gives slopes, where a clamp follows the layer and there are enough positions."""
-        if self._limits is None or self._statistics.fit.count < ENOUGH * self._weight.shape[2]:
+        enough = self._statistics.fit.count >= ENOUGH * self._weight.shape[2]
+        if self._limits is None or not self._freedom.turns or not enough:
             return None
         minibatches = self._statistics.minibatches(max(MINIBATCH, self._weight.shape[2]))
         return _Follower(self._plain, charge, self.nearest.bias, self._limits, minibatches)

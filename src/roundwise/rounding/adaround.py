@@ -7,14 +7,15 @@ The paper relaxes the choice between rounding down and up to a continuous variab
     f_reg(V) = Σ 1 − |2 h(V) − 1|^β                         pushes h to 0 or 1                (Eq. 24)
 
 and minimises ‖W x − W̃ x̂‖² + λ f_reg(V) by Adam on minibatches. But the first term is a quadratic function of W̃ that
-H = E[x̂ x̂ᵀ] and C = E[e x̂ᵀ] determine (`gramspace/quadratic.py`). So here every step has the exact gradient over all
-samples, 2 s (D H − C) by h, for the price of one small matrix product, and a step size a hundred times the
-paper's does no harm. Further:
+H = E[x̂ x̂ᵀ] and C = E[e x̂ᵀ] determine (`gramspace/quadratic.py`). So here, without an activation function, every step
+has the exact gradient over all samples, 2 s (D H − C) by h, for the price of one small matrix product, and steps may be
+some hundred times as long as with minibatches. Further:
 
 - *λ is one number for all layers*, since each row's objective is divided by the mean of s² H_jj, its curvature in
   units of codes.
 - *It stops when every variable is decided*: where h is 0 or 1 for all, nothing moves any more.
 - *Coordinate descent* then takes what is left (`gramspace/descent.py`).
+- *Few samples are worth few steps*: with less than a hundred positions for each column, proportionally fewer are taken.
 - *Few columns* (a 3×3 depthwise convolution has 9) need no relaxation: all 2^cols roundings of a row are tried.
 
 Three things go beyond the paper, each a field:
@@ -29,9 +30,9 @@ difference at 3, and did harm at 4 (MobileNetV2): so much freedom fits the few s
 (benchmarks/RESULTS.md). So by default they are on at 2 bits and off above.
 
 Where a ReLU, a ReLU6 or another clamp follows the layer, the gradient of Eq. 25 depends on which outputs it cuts off.
-There each step takes its gradient from a few unfolded positions, as in the paper, but drawn from all over the samples
-instead of whole feature maps of 32. Other functions do not enter (`gramspace/solution.py`, which also holds the layer
-to never being worse than nearest rounding).
+There each step takes its gradient from a few hundred unfolded positions, as in the paper, but of more samples than 32
+with all their positions. Where they are too few for the columns, targets set anew (majorisation) stand in. Other
+functions do not enter (`gramspace/solution.py`, which also holds the layer to never being worse than nearest rounding).
 """
 
 from __future__ import annotations
@@ -79,14 +80,15 @@ class AdaRound(RoundingSolver[Gram]):
     """Choose for every weight how to round it, so that the layer's output changes least. The default.
 
     Args:
-        iterations: steps of the relaxation, at most; twice as many where a ReLU or another clamp follows the layer.
+        iterations: steps of the relaxation, at most; twice as many where it follows a ReLU or another clamp.
         learning_rate: of Adam, in units of V.
         regularization: λ of Eq. 25, for an objective in units of one row's mean curvature.
         any_code: True lets each weight have any code; False only the two next to it, as in the paper (Eq. 9); None is
             True at 2 bits and False above.
         free_bias: let the layer's bias take up the mean error, where it has one of its own.
         fit_scale: re-fit the scales to the codes (per group they stay); None is True at 2 bits and False above.
-        turns: how often scale, activation function and codes take their turns.
+        turns: how often scale, activation function and codes take their turns; with 0 the activation function plays no
+            part in the search.
         damping: how strongly weights are held to the float ones, against fitting the calibration samples too closely;
             0 is not at all, 1 as much as their number suggests if every position were a sample of its own. But those
             of one image resemble each other, and 10 was best for samples that had been held out.
@@ -147,7 +149,7 @@ class AdaRound(RoundingSolver[Gram]):
         # Where few samples decide, coordinate descent finds codes as good as many steps do.
         worth = min(1.0, quadratic.count / (PER_COLUMN * centre.shape[-1]))
         steps = round(worth * self.iterations) if worth >= LEAST else 0
-        if slope is not None:
+        if slope is not None and steps:
             return self.relax(quadratic, grid, centre, 2 * steps, slope)
         return descend(quadratic, grid, self.relax(quadratic, grid, centre, steps), choices)
 
@@ -184,7 +186,7 @@ class AdaRound(RoundingSolver[Gram]):
                 gradient.add_(power.copysign_(away), alpha=-2 * beta * self.regularization)
             gradient = aten.hardtanh_backward(gradient, stretched, 0, 1)  # through the clamp,
             soft.grad = aten.sigmoid_backward(gradient, sigmoid).mul_(ZETA - GAMMA)  # and the stretched sigmoid
-            if iteration % LOOK == 0 and not soft.grad.any():
+            if iteration % LOOK == 0 and not ((stretched > 0) & (stretched < 1)).any():
                 break
             optimizer.step()
         return low + (stretch(soft.sigmoid()) >= 0.5) * (grid.clip(floor + 1) - low)

@@ -21,7 +21,6 @@ Sums are in float32, whatever the network's dtype.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ class Pairs(NamedTuple):
     targets: Float[Tensor, "groups pairs rows"]
 
     def every(self, step: int, start: int) -> Pairs:
-        """Every so manieth position."""
+        """Every `step`-th position, from `start` on."""
         return Pairs(self.columns[:, start::step], self.targets[:, start::step])
 
 
@@ -73,7 +72,7 @@ class _Places(NamedTuple):
     positions: Int[Tensor, "pairs"]
 
     def every(self, step: int, start: int) -> _Places:
-        """Every so manieth position."""
+        """Every `step`-th position, from `start` on."""
         return self._replace(rows=self.rows[start::step], positions=self.positions[start::step])
 
 
@@ -193,16 +192,27 @@ class Gram(Statistic):
         return map(self._unfold, self._chunks[held_out])
 
     def minibatches(self, size: int) -> Iterator[Pairs]:
-        """Positions of `fit` without end, at least `size` of them at a time if there are as many.
+        """Positions of `fit` without end, at least `size` of them at a time if there are as many; all equally often.
 
-        Neighbours in time come from different batches, and those of one batch from all its samples.
+        A chunk of positions gives several of them. What is kept takes turns with other chunks; what is not is unfolded
+        once and used up.
         """
-        parts = [max(1, _length(chunk) // size) for chunk in self._chunks[False]]
+        chunks = self._chunks[False]
+        visits: list[tuple[float, int, int, int]] = []
+        for number, chunk in enumerate(chunks):
+            parts = max(1, _length(chunk) // size)
+            for part in range(parts):
+                turn = (part + 0.5) / parts if isinstance(chunk, Pairs) else (number + 0.5) / len(chunks)
+                visits.append((turn, number, part, parts))
+        visits.sort()
         gathered: list[Pairs] = []
-        for turn in itertools.count():
-            for chunk, step in zip(self._chunks[False], parts, strict=True):
-                gathered.append(self._unfold(chunk.every(step, turn % step)))
-                if len(gathered) == len(parts) or sum(map(_length, gathered)) >= size:
+        while True:
+            last, pairs = -1, None
+            for _, number, part, parts in visits:
+                if number != last or pairs is None:
+                    last, pairs = number, self._unfold(chunks[number])
+                gathered.append(pairs.every(parts, part))
+                if len(gathered) == len(visits) or sum(map(_length, gathered)) >= size:
                     columns, targets = zip(*gathered, strict=True)
                     yield gathered[0] if len(gathered) == 1 else Pairs(torch.cat(columns, 1), torch.cat(targets, 1))
                     gathered = []
