@@ -22,7 +22,7 @@ from roundwise.memory import ActivationStore
 from roundwise.pipeline import plan_layers, rewrite
 from roundwise.problem import Rounding, RoundingSolver
 from roundwise.statistics import Nothing, Statistic
-from roundwise.stream import Stream, generator_for
+from roundwise.stream import Stream, _distance, generator_for
 
 
 class Chain(nn.Module):
@@ -418,3 +418,13 @@ def test_with_no_budget_at_all_everything_between_layers_is_on_disk(name, tmp_pa
         expected = stream(captured(name), rw.Recipe(COARSE, rw.Ceil()), store).run()
     assert result.output_error == expected.output_error
     assert [layer.error for layer in result.reports] == [layer.error for layer in expected.reports]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(7, 3, 5, 5), (9, 2), (4,), (0, 3)], ids=str)
+@pytest.mark.parametrize("size", [1, 20, 1 << 18])
+def test_a_distance_is_the_same_in_slices_of_any_size(size, shape, dtype, monkeypatch):
+    monkeypatch.setattr("roundwise.stream.SLICE", size)
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    assert _distance(one, other) == pytest.approx(float((one.double() - other.double()).square().sum()), rel=1e-5)

@@ -87,17 +87,20 @@ def test_what_is_not_kept_is_unfolded_again(case, monkeypatch):
         assert torch.equal(one.targets, other.targets)
 
 
-def test_so_much_is_kept_as_the_plan_says(monkeypatch):
+@pytest.mark.parametrize("share", [0.0, 0.5, 2.0])
+def test_so_much_is_kept_as_the_plan_says(share, monkeypatch):
     layer, inputs, targets = large()
-    kept = gram_of(layer, inputs, targets, batches=range(8))
-    numbers = sum(pairs.columns.numel() + pairs.targets.numel() for pairs in kept.again())
+    every = gram_of(layer, inputs, targets, batches=range(8))._chunks
+    numbers = sum(pairs.columns.numel() + pairs.targets.numel() for pairs in every[0] + every[1])
     monkeypatch.setattr(module, "KEEP", 0)
     without = Gram.bytes_needed(layer, 64, 400)
-    monkeypatch.setattr(module, "KEEP", numbers // 2)
-    assert Gram.bytes_needed(layer, 64, 400) - without == 4 * (numbers // 2)
-    half = gram_of(layer, inputs, targets, batches=range(8))
-    room = [chunk for chunk in half._chunks[False] if isinstance(chunk, module.Pairs)]
-    assert 0 < sum(pairs.columns.numel() + pairs.targets.numel() for pairs in room) <= numbers // 2
+    room = int(share * numbers)
+    monkeypatch.setattr(module, "KEEP", room)
+    assert Gram.bytes_needed(layer, 64, 400) - without == 4 * min(room, numbers)
+    fit, held_out = gram_of(layer, inputs, targets, batches=range(8))._chunks
+    kept = [chunk for chunk in fit + held_out if isinstance(chunk, module.Pairs)]
+    assert sum(pairs.columns.numel() + pairs.targets.numel() for pairs in kept) <= min(room, numbers)
+    assert bool(kept) == bool(share)
 
 
 @pytest.mark.parametrize("keep", [0, 40_000, 1 << 25])
