@@ -72,12 +72,14 @@ class Signature:
     Attributes:
         required, names: of its parameters, those without a default and all of them.
         variadic: whether it takes any number of positional arguments.
+        any_names: whether it takes nothing but arguments of any names.
         batch: how many samples it takes at a time, if only one number works; else None.
     """
 
     required: tuple[str, ...]
     names: tuple[str, ...]
     variadic: bool = False
+    any_names: bool = False
     batch: int | None = None
 
     @classmethod
@@ -89,7 +91,8 @@ class Signature:
         plain = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         required = tuple(p.name for p in plain if p.default is p.empty)
         variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-        return cls(required, tuple(p.name for p in plain), variadic)
+        any_names = not plain and not variadic and len(parameters) > 0
+        return cls(required, tuple(p.name for p in plain), variadic, any_names)
 
     @classmethod
     def _of_program(cls, program: ExportedProgram) -> Signature:
@@ -210,6 +213,8 @@ def _inputs_by_name(
         chosen, used = ((raw[usual[0]],), {}), {usual[0]}
     elif len(signature.required) == 1:
         return (dict(raw),), {}
+    elif signature.any_names:
+        return (), {str(key): value for key, value in raw.items()}
     else:
         raise CalibrationError(
             f"a calibration batch has the keys {', '.join(map(repr, raw))}, but the model's forward requires "

@@ -163,8 +163,7 @@ class QuantizedModel(nn.Module):
         return next((tensor.device for tensor in self.state_dict().values()), torch.device("cpu"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModel:
-        constants = {name: value.clone() for name, value in self.graph.constants.items()}
-        graph = dataclasses.replace(self.graph, constants=constants)
+        graph = dataclasses.replace(self.graph, constants=copy.deepcopy(self.graph.constants, memo))
         return QuantizedModel(graph, self.report, self.recipe, self.versions, copy.deepcopy(self.samples, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -157,6 +157,16 @@ def test_a_dict_that_fits_no_parameter_is_the_input_itself(read):
     assert list(args[0]) == ["rgb", "depth"]
 
 
+def test_a_model_of_any_names_takes_all_keys(read):
+    class Wrapper(nn.Module):
+        def forward(self, **batch):
+            return batch["left"]
+
+    args, kwargs = read([{"left": IMAGES, "right": LABELS}], Signature.of(Wrapper())).example(2)
+    assert args == ()
+    assert list(kwargs) == ["left", "right"]
+
+
 def test_an_example_repeats_samples_where_there_are_too_few(read):
     (example,), _ = read(IMAGES[:1]).example(3)
     assert torch.equal(example, IMAGES[:1].expand(3, 3, 4, 5))
