@@ -44,17 +44,16 @@ def images(count=40):
 
 
 def test_biases_and_scales_differ_from_those_of_nearest_rounding():
-    model = network()
+    model, samples = network(), images(100)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    nearest = rw.quantize(model, images(), rw.Recipe(COARSE, rw.Nearest())).state_dict()
-    chosen = rw.quantize(model, images(), rw.Recipe(COARSE)).state_dict()
-    refitted = 0
+    nearest = rw.quantize(model, samples, rw.Recipe(COARSE, rw.Nearest())).state_dict()
+    chosen = rw.quantize(model, samples, rw.Recipe(COARSE)).state_dict()
     for layer in ("0", "2", "4"):
         (bias,) = (name for name in chosen if name.replace("_", ".").endswith(f"{layer}.bias"))
         (scale,) = (name for name in chosen if f"{layer}" in name and name.endswith("scale"))
         assert not torch.equal(chosen[bias], nearest[bias])
-        refitted += not torch.equal(chosen[scale], nearest[scale])
-    assert refitted >= 2  # held-out samples may object to one
+        if layer != "0":  # before the ReLU6, another scale is kept only where it helps codes that followed that
+            assert not torch.equal(chosen[scale], nearest[scale])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
