@@ -162,10 +162,11 @@ class Gram(Statistic):
     @classmethod
     def bytes_needed(cls, layer: LinearMap, samples: int, positions: int) -> int:
         # Two sets of moments; a solver has H in a few versions, and about a dozen matrices like the weights. Beside
-        # them the unfolded inputs that are kept, and those at work, with their indices.
+        # them the unfolded inputs that are kept, two indices of every position, and what is unfolded at work.
         groups, rows, cols = layer.matrix_shape
         taken = samples * min(positions, _positions_taken(cols, samples))
-        return 4 * (groups * cols * (6 * cols + 14 * rows) + min(KEEP, taken * groups * (cols + rows))) + 16 * CHUNK
+        matrices, kept = groups * cols * (6 * cols + 14 * rows), min(KEEP, taken * groups * (cols + rows))
+        return 4 * (matrices + kept) + 16 * taken + 16 * CHUNK
 
     def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
         held_out = (torch.arange(self._seen, self._seen + samples) + 1) % min(HOLD_OUT, max(2, self.samples)) == 0
