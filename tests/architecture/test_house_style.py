@@ -78,6 +78,7 @@ def test_a_file_begins_by_saying_what_it_is(path):
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_no_work_is_left_as_a_note(path):
-    # What is left to do belongs where somebody is asked to do it; in the code nobody is.
+    # What is left to do belongs where somebody is asked to do it; in the code nobody is. The pattern names what is
+    # looked for, and is itself no such note.
     notes = re.findall(r"\b(?:TODO|FIXME|XXX|HACK)\b.*", path.read_text(encoding="utf-8"))
     assert notes == [], f"{path}: do it, or open an issue"

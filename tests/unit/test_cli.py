@@ -277,6 +277,8 @@ def test_preprocessing_of_a_named_model_can_be_borrowed(folder):
         (("--mean", "1,2"), "not three numbers"),
         (("--memory-budget", "lots"), "'lots' is not an amount of memory"),
         (("--device", "warp"), "'warp' is not a device that works here"),
+        (("--device", "meta"), "'meta' is not a device that works here"),
+        (("--device", "hpu"), "'hpu' is not a device that works here"),
         (("--limit", "0"), "0 is not in the range"),
         (("--out", "net.pth"), "a file ends in .rw or .onnx"),
         (("--out", "absent/net.rw"), "there is no folder 'absent'"),

@@ -72,8 +72,8 @@ class Device(click.ParamType[torch.device]):
         try:
             device = torch.device(value)
             torch.empty(1, device=device).cpu()
-        except (RuntimeError, AssertionError) as error:
-            # PyTorch's ways to say no: RuntimeError for a name that is none, or a device that cannot hold values (its
-            # NotImplementedError is one too); AssertionError for `cuda` where it was built without.
+        except (RuntimeError, AssertionError, ImportError) as error:
+            # PyTorch's ways to say no. RuntimeError: no such name (`warp`), no such device, or one that holds no values
+            # (`meta`). AssertionError: built without it (`cuda`, `xpu`). ImportError: wants a package (`hpu`).
             self.fail(f"'{value}' is not a device that works here: {str(error).splitlines()[0]}", param, ctx)
         return device
