@@ -71,10 +71,6 @@ class _Places(NamedTuple):
     rows: Int[Tensor, "pairs"]
     positions: Int[Tensor, "pairs"]
 
-    def every(self, step: int, start: int) -> _Places:
-        """Every `step`-th position, from `start` on."""
-        return self._replace(rows=self.rows[start::step], positions=self.positions[start::step])
-
 
 @final
 @dataclass(eq=False)
