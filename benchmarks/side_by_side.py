@@ -309,7 +309,9 @@ def settings(contestant: str, arguments: argparse.Namespace) -> Record:
     if contestant == OURS:
         return solver_settings(arguments.ours)
     entry = CONTESTANTS[contestant]
-    return {**entry.settings, **(entry.quick if arguments.quick else {})}
+    if not arguments.quick or not entry.quick:
+        return entry.settings
+    return {**entry.settings, **entry.quick, **({"iterations": arguments.steps} if arguments.steps else {})}
 
 
 def solver_settings(text: str) -> Record:
@@ -470,6 +472,7 @@ def main() -> None:
     parser.add_argument("--ours", default="adaround", help="solver in our own row, as name or name:field=value,…")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="few steps, to see that everything runs")
+    parser.add_argument("--steps", type=int, help="with --quick: how many; times are linear in them")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="for each run")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--summary", type=Path, metavar="FILE", help="print the table of a --json file and stop")
@@ -479,6 +482,8 @@ def main() -> None:
             parser.error(f"--summary: there is no file {arguments.summary}")
         print(table(finished(arguments.summary)))
         return
+    if arguments.steps and not arguments.quick:
+        parser.error("--steps is for --quick")
     torch.set_num_threads(arguments.threads)
     print(table(benchmark(arguments)))
 
