@@ -16,6 +16,12 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from roundwise.activations import (
+        ActivationMinMax,
+        ActivationMovingAverage,
+        ActivationMSE,
+        ActivationPercentile,
+    )
     from roundwise.errors import (
         CalibrationError,
         CaptureError,
@@ -30,9 +36,9 @@ if TYPE_CHECKING:
     from roundwise.grid import Grid, PerChannel, PerGroup, PerTensor
     from roundwise.model import QuantizedModel, load
     from roundwise.pipeline import quantize
-    from roundwise.problem import Problem, RangeEstimator, Rounding, RoundingSolver
+    from roundwise.problem import ActivationRanges, Problem, RangeEstimator, Rounding, RoundingSolver
     from roundwise.ranges import MinMax, WeightMSE
-    from roundwise.recipe import Recipe, Weights
+    from roundwise.recipe import Activations, Recipe, Weights
     from roundwise.report import Report
     from roundwise.rounding import (
         GPTQ,
@@ -50,6 +56,12 @@ __version__ = _version("roundwise")
 
 __all__ = [
     "GPTQ",
+    "ActivationMSE",
+    "ActivationMinMax",
+    "ActivationMovingAverage",
+    "ActivationPercentile",
+    "ActivationRanges",
+    "Activations",
     "AdaRound",
     "AdaRoundSGD",
     "CalibrationError",
@@ -85,7 +97,19 @@ __all__ = [
     "quantize",
 ]
 
-_HOMES = ("errors", "grid", "problem", "report", "ranges", "rounding", "recipe", "model", "pipeline", "export")
+_HOMES = (
+    "errors",
+    "grid",
+    "problem",
+    "report",
+    "ranges",
+    "activations",
+    "rounding",
+    "recipe",
+    "model",
+    "pipeline",
+    "export",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -1,6 +1,7 @@
 """What a run tells while it runs. Pass a function that takes an event; `progress=print` is enough.
 
 Planned         once, before the samples stream: what will happen and what it will take
+PassStarted     where activations are quantized: before another pass over the samples, and what it is for
 LayerStarted    before each layer's statistics
 LayerFinished   after each layer, with its report and the time left
 """
@@ -67,6 +68,17 @@ class Planned:
 
 @final
 @dataclass(frozen=True)
+class PassStarted:
+    """The samples stream through the network once more; `purpose` says what for."""
+
+    purpose: str
+
+    def __str__(self) -> str:
+        return f"{self.purpose} …"
+
+
+@final
+@dataclass(frozen=True)
 class LayerStarted:
     """Layer number `index` (from 0) of `total` comes next."""
 
@@ -96,7 +108,7 @@ class LayerFinished:
         )
 
 
-Event = Planned | LayerStarted | LayerFinished
+Event = Planned | PassStarted | LayerStarted | LayerFinished
 Progress = Callable[[Event], None]
 
 

@@ -27,6 +27,9 @@ from roundwise.errors import RecipeError
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 
+TINY = 1e-30
+"""A scale below this is taken for that of an empty interval: it is on the way to where float32 loses its digits."""
+
 
 @final
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Codebook:
     def __post_init__(self) -> None:
         if type(self.bits) is not int or self.bits not in BITS:
             raise RecipeError(
-                f"bits={self.bits!r}: a weight can have 2 to 8 bits, or 16, given as an int. For float weights put the "
+                f"bits={self.bits!r}: a code can have 2 to 8 bits, or 16, given as an int. For float weights put the "
                 "layer's name with None into the recipe's overrides."
             )
         if type(self.symmetric) is not bool:
@@ -199,3 +202,27 @@ def blocked(matrix: Tensor, granularity: Granularity, layer: str) -> Tensor:
                     "layer another granularity in the recipe's overrides."
                 )
             return matrix.reshape(groups, rows, cols // size, size)
+
+
+def affine_grid(low: Tensor, high: Tensor, codebook: Codebook) -> Grid:
+    """The grid whose codes span `low` (≤ 0) to `high` (≥ 0); both `[groups | 1, rows | 1, blocks]`, float32.
+
+        symmetric    s = max(high / qmax, low / qmin)                           0 ↔ code 0
+        asymmetric   s = (high − low) / (qmax − qmin),   z = clip(⌊qmin − low/s⌉, qmin, qmax)
+
+    The interval always contains 0.0, so that zero is represented exactly. Where it is empty the scale is 1: every
+    number then takes the code of 0.0.
+    """
+    low, high = low.float().clamp(max=0), high.float().clamp(min=0)
+    if codebook.symmetric:
+        scale = positive_scale(torch.maximum(high / codebook.qmax, low / codebook.qmin))
+        return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), codebook)
+    levels = codebook.qmax - codebook.qmin
+    scale = positive_scale(high / levels - low / levels)  # divided first: the largest floats would overflow
+    zero_point = (codebook.qmin - low / scale).round().clamp(codebook.qmin, codebook.qmax)
+    return Grid(scale, zero_point.to(torch.int32), codebook)
+
+
+def positive_scale(scale: Tensor) -> Tensor:
+    """The scale, or 1 where there is nothing to scale."""
+    return torch.where(scale > TINY, scale, torch.ones_like(scale))

@@ -26,12 +26,13 @@ from roundwise.graph.normalize import normalize
 from roundwise.graph.patterns import Layer, find_layers
 from roundwise.memory import ActivationStore, default_budget
 from roundwise.model import QuantizedModel, versions
+from roundwise.passes import run_passes
 from roundwise.ranges import RANGE_ESTIMATORS
 from roundwise.recipe import Recipe, Weights, granularity_name
 from roundwise.report import KeptFloat, Report
 from roundwise.rewrites import REWRITES
 from roundwise.rounding import ROUNDING_SOLVERS
-from roundwise.stream import LayerTask, Stream
+from roundwise.stream import LayerTask
 
 
 def quantize(
@@ -84,12 +85,11 @@ def quantize(
         graph = rewrite(graph)
         rewritten = time.perf_counter()
         tasks = plan_layers(graph, recipe)
-        batches, count, notes = samples.batches, samples.samples, samples.notes
-        del samples  # so that the stream alone decides how long they stay
-        stream = Stream(graph, batches, count, tasks, seed=recipe.seed, store=store, progress=progress)
-        del batches
-        result = stream.run()
-    quantized = emit(graph, result.weights)
+        batches, count, notes = list(samples.batches), samples.samples, samples.notes
+        del samples  # so that the passes decide how long they stay
+        passed = run_passes(graph, batches, count, tasks, recipe, store, progress)
+    result = passed.result
+    quantized = emit(graph, result.weights, passed.quantizers)
     report = Report(
         layers=tuple(result.reports),
         kept_float=tuple(kept_float(graph, result.weights)),
@@ -100,6 +100,7 @@ def quantize(
         seconds={"read": read - begin, "capture": captured - read, "rewrite": rewritten - captured, **result.seconds},
         peak_activation_bytes=store.peak,
         notes=notes,
+        activations=passed.activations,
     )
     return QuantizedModel(quantized, report, recipe, versions(), kept_samples)
 

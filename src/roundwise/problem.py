@@ -25,9 +25,10 @@ from torch import Tensor
 from roundwise.errors import RecipeError
 from roundwise.graph.activation import Activation
 from roundwise.grid import Codebook, Granularity, Grid
-from roundwise.statistics import Statistic
+from roundwise.statistics import Statistic, ValueStatistic
 
 S = TypeVar("S", bound=Statistic)
+V = TypeVar("V", bound=ValueStatistic)
 
 
 @final
@@ -121,6 +122,25 @@ class RangeEstimator(ABC, Generic[S]):
         layer: str,
     ) -> Grid:
         """Return scales and zero points; `layer` is for messages."""
+
+
+class ActivationRanges(ABC, Generic[V]):
+    """Chooses the range of one tensor between operations. Implementations are frozen dataclasses.
+
+    Attributes:
+        needs: the statistic that `limits` is given; the stream collects it.
+    """
+
+    needs: ClassVar[type[ValueStatistic]]
+
+    @abstractmethod
+    def limits(self, values: V, codebook: Codebook) -> tuple[float, float]:
+        """The smallest and the largest value that codes shall stand for; 0.0 is added to the interval if it is outside.
+
+        Args:
+            values: of all calibration samples; finite, at least one, and not all zero.
+            codebook: the integers that codes may take.
+        """
 
 
 def check_types(settings: object) -> None:

@@ -11,6 +11,10 @@ ranges = { method = "weight-mse" }
 method = "adaround-sgd"
 iterations = 10000
 
+[activations]                   # without this table they stay in float
+bits = 8
+ranges = { method = "mse" }
+
 [overrides."features.0.*"]      # a layer's name or a glob, in quotes where it has dots; the last match counts
 bits = 8                        # what is left out is as in [weights]
 
@@ -33,12 +37,13 @@ from typing import Any, ClassVar, NoReturn, final
 
 import torch
 
+from roundwise.activations import ACTIVATION_RANGES, ActivationMSE
 from roundwise.errors import RecipeError
 from roundwise.grid import Codebook, Granularity, Grid, PerChannel, PerGroup, PerTensor
-from roundwise.problem import Problem, RangeEstimator, Rounding, RoundingSolver
+from roundwise.problem import ActivationRanges, Problem, RangeEstimator, Rounding, RoundingSolver
 from roundwise.ranges import RANGE_ESTIMATORS, WeightMSE
 from roundwise.rounding import ROUNDING_SOLVERS, AdaRound
-from roundwise.statistics import Nothing
+from roundwise.statistics import Extremes, Nothing
 
 GRANULARITIES: dict[str, type[Granularity]] = {
     "per-channel": PerChannel,
@@ -99,6 +104,40 @@ class Weights:
 
 
 @final
+@dataclass(frozen=True)
+class Activations:
+    """How tensors between operations are quantized, each with one scale; `graph/quantizers.py` has the rule which.
+
+    Args:
+        bits: 2 to 8, or 16.
+        symmetric: signed codes around zero point 0, or unsigned codes with a zero point.
+        ranges: how each tensor's range is chosen from the values that the calibration samples give it.
+        adapt_rounding: True sets ranges first, from the float network, so that the rounding of weights adapts to
+            quantized inputs; False rounds weights with activations in float and sets ranges afterwards, from the
+            network with rounded weights, as the paper does.
+
+    Raises:
+        RecipeError: a setting is out of range or of the wrong type.
+    """
+
+    bits: int = 8
+    symmetric: bool = False
+    ranges: ActivationRanges[Any] = ActivationMSE()
+    adapt_rounding: bool = True
+
+    def __post_init__(self) -> None:
+        Codebook(self.bits, self.symmetric)  # raises
+        _check_choice("ranges", self.ranges, ActivationRanges, ACTIVATION_RANGES)
+        if type(self.adapt_rounding) is not bool:
+            raise RecipeError(f"adapt_rounding={self.adapt_rounding!r}: it must be True or False.")
+
+    @property
+    def codebook(self) -> Codebook:
+        """The integers that a code may take."""
+        return Codebook(self.bits, self.symmetric)
+
+
+@final
 class Overrides(Mapping[str, Weights | None]):
     """Exceptions by layer name or glob, in order; cannot be changed, so that a recipe cannot."""
 
@@ -133,6 +172,7 @@ class Recipe:
     Args:
         weights: for every layer that no override names.
         rounding: the solver for every layer that does not name its own.
+        activations: how tensors between operations are quantized; None leaves them in float.
         overrides: from layer names or globs (`"features.0.*"`) to other `Weights`, or to None to keep a layer in float.
             Where several match, the last one counts, and it counts alone: `Weights(bits=8)` has the defaults for all
             else. (`dataclasses.replace(weights, bits=8)` changes the bits only.)
@@ -153,6 +193,7 @@ class Recipe:
 
     weights: Weights = Weights()
     rounding: RoundingSolver[Any] = AdaRound()
+    activations: Activations | None = None
     overrides: Mapping[str, Weights | None] = field(default_factory=dict)
     seed: int = 0
     batch_size: int = 32
@@ -162,6 +203,11 @@ class Recipe:
         if not isinstance(self.weights, Weights):
             raise RecipeError(f"weights is {self.weights!r}; it must be an object such as Weights(bits=4).")
         _check_choice("rounding", self.rounding, RoundingSolver, ROUNDING_SOLVERS)
+        if not isinstance(self.activations, Activations | None):
+            raise RecipeError(
+                f"activations is {self.activations!r}; it must be an object such as Activations(bits=8), or None to "
+                "leave them in float."
+            )
         if not isinstance(self.overrides, Mapping):
             raise RecipeError(
                 f"overrides is {self.overrides!r}; it must be a dict from layer names to Weights, such as "
@@ -213,6 +259,13 @@ class Recipe:
                 for name, weights in self.overrides.items()
             },
         }
+        if self.activations is not None:
+            data["activations"] = {
+                "bits": self.activations.bits,
+                "symmetric": self.activations.symmetric,
+                "ranges": _method_to_dict(self.activations.ranges, ACTIVATION_RANGES),
+                "adapt_rounding": self.activations.adapt_rounding,
+            }
         if self.memory_budget is not None:
             data["memory_budget"] = self.memory_budget
         return data
@@ -228,6 +281,8 @@ class Recipe:
         weights = settings["weights"] = _weights_from_dict(settings.get("weights", {}), Weights())
         if "rounding" in settings:
             settings["rounding"] = _rounding_from_dict(settings["rounding"])
+        if "activations" in settings:
+            settings["activations"] = _activations_from_dict(settings["activations"])
         overrides = settings.get("overrides")
         if isinstance(overrides, Mapping):
             settings["overrides"] = {name: _override_from_dict(name, item, weights) for name, item in overrides.items()}
@@ -240,8 +295,12 @@ class Recipe:
             RecipeError: a method is of your own making, and so has no name that a file could hold.
         """
         all_weights = [self.weights, *(weights for weights in self.overrides.values() if weights is not None)]
-        for method in (self.rounding, *(method for w in all_weights for method in (w.ranges, w.rounding))):
-            if method is not None and type(method) not in (*ROUNDING_SOLVERS.values(), *RANGE_ESTIMATORS.values()):
+        methods: list[object] = [self.rounding, *(method for w in all_weights for method in (w.ranges, w.rounding))]
+        if self.activations is not None:
+            methods.append(self.activations.ranges)
+        known = (*ROUNDING_SOLVERS.values(), *RANGE_ESTIMATORS.values(), *ACTIVATION_RANGES.values())
+        for method in methods:
+            if method is not None and type(method) not in known:
                 raise RecipeError(f"{method!r} is a method of your own: {path} could only name it, not hold it.")
         Path(path).write_text(_to_toml(self.as_dict()), encoding="utf-8")
 
@@ -292,6 +351,18 @@ class CustomRanges(RangeEstimator[Nothing]):
         _refuse_custom("ranges", self.text)
 
 
+@final
+@dataclass(frozen=True)
+class CustomActivationRanges(ActivationRanges[Extremes]):
+    """As `CustomRounding`, for ranges of activations."""
+
+    text: str
+    needs: ClassVar[type] = Extremes
+
+    def limits(self, values: Extremes, codebook: Codebook) -> tuple[float, float]:
+        _refuse_custom("activations", self.text)
+
+
 def _refuse_custom(where: str, text: str) -> NoReturn:
     raise RecipeError(
         f"{where}: the recipe came from a file, which tells that {text} was used but cannot hold a method of one's "
@@ -315,7 +386,7 @@ def _weights_to_dict(weights: Weights) -> dict[str, Any]:
 
 
 def _method_to_dict(method: Any, table: Mapping[str, type], key: str = "method") -> dict[str, Any]:
-    if isinstance(method, CustomRounding | CustomRanges):
+    if isinstance(method, CustomRounding | CustomRanges | CustomActivationRanges):
         return {"custom": method.text}
     for name, kind in table.items():
         if type(method) is kind:
@@ -389,6 +460,15 @@ def _weights_from_dict(data: Any, base: Weights) -> Weights:
     if "rounding" in settings:
         settings["rounding"] = _rounding_from_dict(settings["rounding"])
     return dataclasses.replace(base, **settings)
+
+
+def _activations_from_dict(data: Any) -> Activations:
+    settings = _settings(data, {f.name for f in dataclasses.fields(Activations)}, "activations")
+    if "ranges" in settings:
+        settings["ranges"] = _custom(settings["ranges"], CustomActivationRanges) or _method_from_dict(
+            settings["ranges"], ACTIVATION_RANGES, "activations: ranges"
+        )
+    return Activations(**settings)
 
 
 def _rounding_from_dict(entry: Any) -> RoundingSolver[Any]:

@@ -55,6 +55,29 @@ class LayerReport:
 
 @final
 @dataclass(frozen=True)
+class ActivationReport:
+    """One quantized tensor between operations.
+
+    Attributes:
+        name: of the operation or input that gives it, in the graph.
+        bits, symmetric: of its codes.
+        scale, zero_point: step in real units per code; the code of 0.0.
+        low, high: the smallest and the largest value that the calibration samples showed.
+        shared_with: other tensors that have the same scale and zero point, since a concatenation joins them.
+    """
+
+    name: str
+    bits: int
+    symmetric: bool
+    scale: float
+    zero_point: int
+    low: float
+    high: float
+    shared_with: tuple[str, ...] = ()
+
+
+@final
+@dataclass(frozen=True)
 class KeptFloat:
     """A parameter that stayed in float, and why."""
 
@@ -78,6 +101,8 @@ class Report:
         seconds: wall time by stage: `capture`, `rewrite`, `forward`, `ranges`, `rounding`.
         peak_activation_bytes: the most that the stream held between layers at any time, memory and disk together.
         notes: what a reader must know about the run as a whole.
+        activations: the quantized tensors between operations, in order; none where activations stay in float. All
+            errors are measured with them quantized.
     """
 
     layers: tuple[LayerReport, ...]
@@ -89,6 +114,7 @@ class Report:
     seconds: dict[str, float]
     peak_activation_bytes: int
     notes: tuple[str, ...] = ()
+    activations: tuple[ActivationReport, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON: dicts, lists, strings and numbers, and None for an error that is no finite number."""
@@ -106,7 +132,12 @@ class Report:
 
         layers = tuple(LayerReport(**{**restored(layer), "shape": tuple(layer["shape"])}) for layer in data["layers"])
         kept = tuple(KeptFloat(**item) for item in data["kept_float"])
-        return cls(**{**restored(data), "layers": layers, "kept_float": kept, "notes": tuple(data["notes"])})
+        activations = tuple(
+            ActivationReport(**{**item, "shared_with": tuple(item["shared_with"])})
+            for item in data.get("activations", ())
+        )
+        lists = {"layers": layers, "kept_float": kept, "activations": activations, "notes": tuple(data["notes"])}
+        return cls(**{**restored(data), **lists})
 
     def __str__(self) -> str:
         header = ("layer", "operation", "shape", "bits", "granularity", "nearest", "chosen", "flips", "seconds")
@@ -139,6 +170,11 @@ class Report:
             f"weights {human_bytes(self.float_bytes)} → {human_bytes(self.quantized_bytes)}; "
             f"relative error of the network's output {self.output_error:.5f}."
         )
+        if self.activations:
+            bits = "/".join(map(str, sorted({activation.bits for activation in self.activations})))
+            lines.append(
+                f"{len(self.activations)} activations quantized to {bits} bits; errors are measured with them."
+            )
         lines.append(
             "nearest, chosen: relative error of the layer's output before its activation function, Σ‖y − ŷ‖²/Σ‖y‖², "
             "with the layers before it quantized as chosen."

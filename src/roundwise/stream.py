@@ -9,7 +9,10 @@ At each layer, in order:
     inputs x̂ (quantized stream) and targets y (float stream)  ──▶  the statistics that the methods need
     statistics  ──▶  grid  ──▶  codes  ──▶  the quantized stream goes on with the layer's output on those codes
 
-Before the first quantized layer the two streams are one and the same tensors; they are computed and kept once.
+Before anything is quantized the two streams are one and the same tensors; they are computed and kept once.
+
+Tensors between operations can be watched (a statistic sees the quantized stream's values), and quantized: then all that
+reads the tensor in the quantized stream reads what the quantizer leaves of it.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -32,11 +35,12 @@ from roundwise.graph.emit import QuantizedWeight
 from roundwise.graph.graph import Graph, bind
 from roundwise.graph.normalize import WEIGHTED
 from roundwise.graph.patterns import Layer
+from roundwise.graph.quantizers import Quantizer
 from roundwise.grid import Codebook, Granularity
 from roundwise.memory import ActivationStore, held_bytes
 from roundwise.problem import Problem, RangeEstimator, Rounding, RoundingSolver
 from roundwise.report import LayerReport
-from roundwise.statistics import Statistic
+from roundwise.statistics import Statistic, ValueStatistic
 
 aten = torch.ops.aten
 
@@ -99,6 +103,9 @@ class Stream:
         samples: int,
         tasks: Sequence[LayerTask],
         *,
+        quantizers: Mapping[fx.Node, Quantizer] | None = None,
+        watched: Mapping[fx.Node, ValueStatistic] | None = None,
+        keeps_inputs: bool = False,
         seed: int,
         store: ActivationStore,
         progress: Progress | None = None,
@@ -106,8 +113,9 @@ class Stream:
         self._graph, self._store, self._seed, self._samples = graph, store, seed, samples
         self._progress: Progress = progress or (lambda _: None)
         self._segments, self._tail = _segments(graph, tasks)
-        self._last_use = _last_uses(graph)
-        self._tainted = _tainted(graph, [call for task in tasks for call in task.layer.calls])
+        self._last_use = _last_uses(graph, but_for="placeholder" if keeps_inputs else None)
+        self._quantizers, self._watched = quantizers or {}, watched or {}
+        self._tainted = _tainted(graph, [call for task in tasks for call in task.layer.calls], self._quantizers)
         self._weights: dict[fx.Node, Tensor] = {}  # what later calls of a quantized layer compute with
         self._seconds = {"forward": 0.0, "ranges": 0.0, "rounding": 0.0}
         placeholders = [node for node in graph.operations.nodes if node.op == "placeholder"]
@@ -131,6 +139,9 @@ class Stream:
         weights: list[QuantizedWeight] = []
         reports: list[LayerReport] = []
         begin, total = time.perf_counter(), len(self._segments)
+        for values in self._batches:
+            for node in values.keys() & (self._quantizers.keys() | self._watched.keys()):
+                values[node] = _each(self._passed(node, *values[node]), self._store.hold)
         for index, segment in enumerate(self._segments):
             self._progress(LayerStarted(segment.task.layer.name, index, total))
             weight, report = self._quantize(segment)
@@ -236,7 +247,8 @@ class Stream:
             if not same:
                 output_nearest = _execute(layer.node, {**inputs, **constants_nearest})
                 difference_nearest += _distance(output_nearest, target)
-            values[layer.node] = Pair(values[layer.node].float, self._store.hold(output))
+            passed = self._passed(layer.node, target, output).quantized
+            values[layer.node] = Pair(values[layer.node].float, self._store.hold(passed))
             self._release(layer.node, values)
         if not math.isfinite(difference):
             raise ModelError(
@@ -273,7 +285,7 @@ class Stream:
                         )
                     finite = torch.isfinite(target)  # the −∞ of a mask has no error
                     energy += _squares(target[finite])
-                    if node in self._tainted:
+                    if node in self._tainted or node in self._quantizers:
                         difference += _distance(outputs.quantized[node][finite], target[finite])
             values.clear()
         if not math.isfinite(difference):
@@ -290,9 +302,18 @@ class Stream:
         for node in nodes:
             inputs = self._fetch(node, values)
             value = _execute(node, inputs.float)
-            values[node] = Pair(value, _execute(node, inputs.quantized) if node in self._tainted else value)
+            values[node] = self._passed(
+                node, value, _execute(node, inputs.quantized) if node in self._tainted else value
+            )
             del inputs, value
             self._release(node, values)
+
+    def _passed(self, node: fx.Node, target: Any, value: Any) -> Pair:
+        """What an operation gave in both streams, once the quantized one has been watched and quantized."""
+        if node in self._watched:
+            self._watched[node].add(self._store.fetch(value))
+        quantizer = self._quantizers.get(node)
+        return Pair(target, value if quantizer is None else quantizer.fake_quantize(self._store.fetch(value)))
 
     def _fetch(self, node: fx.Node, values: Values) -> Pair:
         """What an operation takes, by the nodes that gave it, on the network's device: a dict for each stream."""
@@ -375,7 +396,8 @@ class Stream:
         """What one batch holds in both streams."""
         leaves = {node: pytree.tree_leaves(pair.float) for node, pair in values.items()}
         tensors = [leaf for node in leaves for leaf in leaves[node] if isinstance(leaf, Tensor)]
-        tainted = [leaf for node in leaves.keys() & self._tainted for leaf in leaves[node] if isinstance(leaf, Tensor)]
+        twice = leaves.keys() & (self._tainted | self._quantizers.keys())
+        tainted = [leaf for node in twice for leaf in leaves[node] if isinstance(leaf, Tensor)]
         return held_bytes(tensors) + held_bytes(tainted)
 
 
@@ -402,8 +424,8 @@ def _segments(graph: Graph, tasks: Iterable[LayerTask]) -> tuple[list[_Segment],
     return segments, nodes
 
 
-def _last_uses(graph: Graph) -> dict[fx.Node, list[fx.Node]]:
-    """For each operation, the values that are not needed after it."""
+def _last_uses(graph: Graph, but_for: str | None) -> dict[fx.Node, list[fx.Node]]:
+    """For each operation, the values that are not needed after it; one kind of node may be needed for ever."""
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.operations.nodes:
         for source in node.all_input_nodes:
@@ -411,15 +433,17 @@ def _last_uses(graph: Graph) -> dict[fx.Node, list[fx.Node]]:
         last.setdefault(node, node)
     uses: dict[fx.Node, list[fx.Node]] = {}
     for source, node in last.items():
-        uses.setdefault(node, []).append(source)
+        if source.op != but_for:
+            uses.setdefault(node, []).append(source)
     return uses
 
 
-def _tainted(graph: Graph, calls: Iterable[fx.Node]) -> set[fx.Node]:
-    """The operations whose value differs between the streams."""
+def _tainted(graph: Graph, calls: Iterable[fx.Node], quantizers: Mapping[fx.Node, Quantizer]) -> set[fx.Node]:
+    """The operations that compute something else in the quantized stream."""
     tainted = set(calls)
     for node in graph.operations.nodes:
-        if node.op == "call_function" and any(source in tainted for source in node.all_input_nodes):
+        sources = node.all_input_nodes
+        if node.op == "call_function" and any(source in tainted or source in quantizers for source in sources):
             tainted.add(node)
     return tainted
 

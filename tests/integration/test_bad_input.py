@@ -197,7 +197,7 @@ def test_models_that_cannot_be_quantized_are_refused(make, error, message):
 
 def test_bits_out_of_range_are_refused_when_they_are_written_down():
     for bits in (0, 1, 9, 15, 32, -4):
-        with pytest.raises(rw.RecipeError, match=f"bits={bits}: a weight can have 2 to 8 bits, or 16"):
+        with pytest.raises(rw.RecipeError, match=f"bits={bits}: a code can have 2 to 8 bits, or 16"):
             rw.Weights(bits=bits)
 
 

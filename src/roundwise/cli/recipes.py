@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, final
 
+from roundwise.activations import ACTIVATION_RANGES
 from roundwise.errors import RecipeError
 from roundwise.grid import Granularity
 from roundwise.ranges import RANGE_ESTIMATORS
-from roundwise.recipe import Recipe, Weights
+from roundwise.recipe import Activations, Recipe, Weights
 from roundwise.rounding import ROUNDING_SOLVERS
 
 M = TypeVar("M")
@@ -36,7 +37,10 @@ class RecipeOptions:
         bits, granularity, seed, batch_size, memory_budget: as in the recipe.
         asymmetric: as in the recipe, the other way round.
         ranges, rounding: names in the tables.
-        settings: `NAME=VALUE` for the rounding method, `ranges.NAME=VALUE` for range estimation.
+        activations: bits of activations; 0 leaves them in float, whatever the recipe file says.
+        activation_ranges: name in the table.
+        settings: `NAME=VALUE` for the rounding method, `ranges.NAME=VALUE` for range estimation,
+            `activations.NAME=VALUE` for activations and `activations.ranges.NAME=VALUE` for their ranges.
         overrides: `LAYER=BITS` or `LAYER=float`.
     """
 
@@ -46,6 +50,8 @@ class RecipeOptions:
     asymmetric: bool = False
     ranges: str | None = None
     rounding: str | None = None
+    activations: int | None = None
+    activation_ranges: str | None = None
     settings: Sequence[str] = ()
     overrides: Sequence[str] = ()
     seed: int | None = None
@@ -62,6 +68,7 @@ def build_recipe(options: RecipeOptions) -> Recipe:
     base = Recipe() if options.file is None else Recipe.from_toml(options.file)
     rounding = _method(base.rounding, options.rounding, ROUNDING_SOLVERS)
     ranges = _method(base.weights.ranges, options.ranges, RANGE_ESTIMATORS)
+    activations = _activations(base.activations, options)
     for setting in options.settings:
         name, value = _pair(setting, "--set", "iterations=2000")
         prefix, _, rest = name.rpartition(".")
@@ -69,8 +76,17 @@ def build_recipe(options: RecipeOptions) -> Recipe:
             ranges = with_setting(ranges, rest, value, RANGE_ESTIMATORS)
         elif prefix in ("", "rounding"):
             rounding = with_setting(rounding, rest, value, ROUNDING_SOLVERS)
+        elif prefix in ("activations", "activations.ranges"):
+            if activations is None:
+                raise RecipeError(f"--set {setting}: activations stay in float; give --activations 8 to quantize them.")
+            if prefix == "activations":
+                activations = with_setting(activations, rest, value, {"activations": Activations})
+            else:
+                chosen = with_setting(activations.ranges, rest, value, ACTIVATION_RANGES)
+                activations = dataclasses.replace(activations, ranges=chosen)
         else:
-            raise RecipeError(f"--set {setting}: '{prefix}' is neither 'rounding' nor 'ranges'.")
+            known = "'rounding', 'ranges', 'activations' or 'activations.ranges'"
+            raise RecipeError(f"--set {setting}: '{prefix}' is none of {known}.")
     weights = dataclasses.replace(
         base.weights, ranges=ranges, **_given(bits=options.bits, granularity=options.granularity)
     )
@@ -80,6 +96,7 @@ def build_recipe(options: RecipeOptions) -> Recipe:
         base,
         weights=weights,
         rounding=rounding,
+        activations=activations,
         overrides={**base.overrides, **dict(_override(text, weights) for text in options.overrides)},
         **_given(seed=options.seed, batch_size=options.batch_size, memory_budget=options.memory_budget),
     )
@@ -194,6 +211,21 @@ def _method(base: M, name: str | None, table: Mapping[str, type]) -> M:
         return base
     chosen: M = table[name]()
     return chosen
+
+
+def _activations(base: Activations | None, options: RecipeOptions) -> Activations | None:
+    """The recipe's activations with what the options say."""
+    if options.activations == 0:
+        if options.activation_ranges is not None:
+            raise RecipeError("--activation-ranges needs activations to quantize, but --activations is float.")
+        return None
+    if options.activations is None and base is None:
+        if options.activation_ranges is not None:
+            raise RecipeError("--activation-ranges: activations stay in float; give --activations 8 to quantize them.")
+        return None
+    chosen = base or Activations()
+    ranges = _method(chosen.ranges, options.activation_ranges, ACTIVATION_RANGES)
+    return dataclasses.replace(chosen, ranges=ranges, **_given(bits=options.activations))
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from roundwise.errors import RoundwiseError
-from roundwise.events import Event, LayerFinished, LayerStarted, Planned, human_seconds
+from roundwise.events import Event, LayerFinished, LayerStarted, PassStarted, Planned, human_seconds
 
 P = ParamSpec("P")
 
@@ -93,6 +93,8 @@ def layer_progress() -> Iterator[Callable[[Event], None]]:
                 case Planned(plan):
                     console.print(str(plan), markup=False, highlight=False)
                     bar.update(task, total=len(plan.layers), left=f"about {human_seconds(plan.seconds)}")
+                case PassStarted(purpose):
+                    bar.update(task, description=purpose, left="")
                 case LayerStarted(name):
                     bar.update(task, description=name)
                 case LayerFinished(_, index, _, seconds_left):

@@ -11,6 +11,7 @@ before the layer, so that no more than one layer's float weights exist at a time
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -21,6 +22,7 @@ from torch import Tensor, fx
 
 from roundwise.graph.graph import Graph, bind
 from roundwise.graph.patterns import Layer
+from roundwise.graph.quantizers import Quantizer, insert_quantizers
 from roundwise.grid import Grid
 
 dialect = torch.ops.quantized_decomposed
@@ -54,8 +56,10 @@ class QuantizedWeight:
         return self.layer.map.to_weight(self.grid.dequantize(self.codes)).to(dtype)
 
 
-def emit(graph: Graph, weights: list[QuantizedWeight]) -> Graph:
-    """Return the graph with each of the weights given by codes. Other uses of a shared tensor keep the float one.
+def emit(graph: Graph, weights: list[QuantizedWeight], quantizers: Mapping[fx.Node, Quantizer] | None = None) -> Graph:
+    """Return the graph with each of the weights given by codes, and with quantizers behind the operations they are for.
+
+    Other uses of a shared weight keep the float one.
 
     The result shares no memory with the graph, and so none with the model that it was captured from.
     """
@@ -68,6 +72,7 @@ def emit(graph: Graph, weights: list[QuantizedWeight]) -> Graph:
             call.args = (call.args[0], source, *call.args[2:])
         if weight.layer.own_bias is not None and weight.bias is not None:
             emitted.constants[weight.layer.own_bias] = weight.bias
+    insert_quantizers(emitted, {node.name: quantizer for node, quantizer in (quantizers or {}).items()})
     emitted.prune()
     for name in emitted.constants.keys() & graph.constants.keys():
         value = emitted.constants[name]

@@ -12,9 +12,8 @@ from typing import ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
-from roundwise.grid import Codebook, Granularity, Grid, blocked
+from roundwise.grid import Codebook, Granularity, Grid, affine_grid, blocked
 from roundwise.problem import RangeEstimator
-from roundwise.ranges.affine import affine_grid
 from roundwise.statistics import Nothing
 
 

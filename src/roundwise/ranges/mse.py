@@ -31,9 +31,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from roundwise.errors import RecipeError
-from roundwise.grid import Codebook, Granularity, Grid, blocked
+from roundwise.grid import Codebook, Granularity, Grid, affine_grid, blocked, positive_scale
 from roundwise.problem import RangeEstimator, check_types
-from roundwise.ranges.affine import affine_grid, positive_scale
 from roundwise.statistics import Nothing
 
 WIDEST = 1.2

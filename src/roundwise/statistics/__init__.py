@@ -7,5 +7,16 @@ through `add`, and hands it over. `Nothing` needs no pass over the samples at al
 from roundwise.statistics.base import Nothing, Statistic
 from roundwise.statistics.gram import Gram, Moments, Pairs
 from roundwise.statistics.samples import Samples
+from roundwise.statistics.values import Extremes, Histogram, ValueStatistic
 
-__all__ = ["Gram", "Moments", "Nothing", "Pairs", "Samples", "Statistic"]
+__all__ = [
+    "Extremes",
+    "Gram",
+    "Histogram",
+    "Moments",
+    "Nothing",
+    "Pairs",
+    "Samples",
+    "Statistic",
+    "ValueStatistic",
+]

@@ -11,6 +11,7 @@ import click
 import torch
 
 from roundwise import quantize
+from roundwise.activations import ACTIVATION_RANGES
 from roundwise.cli.models import load_model
 from roundwise.cli.options import DataRequest, data_options, move, weight_options, weight_source
 from roundwise.cli.outputs import check_outputs, write_outputs
@@ -20,7 +21,7 @@ from roundwise.cli.terminal import exits, layer_progress, say, show_json
 from roundwise.evaluation.data import load_data
 from roundwise.grid import BITS, Granularity, PerChannel, PerGroup, PerTensor
 from roundwise.ranges import RANGE_ESTIMATORS
-from roundwise.recipe import Recipe, granularity_name
+from roundwise.recipe import Activations, Recipe, granularity_name
 from roundwise.rounding import ROUNDING_SOLVERS
 
 DEFAULT = Recipe()
@@ -41,6 +42,7 @@ Examples:
   roundwise quantize torchvision:resnet18 --pretrained --data photos/ --limit 256 --out resnet18.rw
   roundwise quantize timm:mobilenetv2_100 --weights mine.safetensors --data photos/ --out mine.onnx
   roundwise quantize net.py:build --data inputs.npz --bits 3 --per-tensor --set iterations=10000
+  roundwise quantize net.py:build --data inputs.npy --activations 8 --out integer.onnx
   roundwise quantize net.py:build --data inputs.npy --override classifier=8 --override 'stem.*=float'
 """
 
@@ -49,7 +51,12 @@ class MethodsCommand(click.Command):
     """A command whose help ends with the methods there are, read from their tables."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, table in (("Rounding methods", ROUNDING_SOLVERS), ("Range estimation", RANGE_ESTIMATORS)):
+        tables: dict[str, dict[str, type]] = {
+            "Rounding methods": ROUNDING_SOLVERS,
+            "Range estimation": RANGE_ESTIMATORS,
+            "Ranges of activations": ACTIVATION_RANGES,
+        }
+        for title, table in tables.items():
             with formatter.section(title):
                 formatter.write_dl(describe_methods(table))
         super().format_epilog(ctx, formatter)
@@ -91,11 +98,23 @@ class MethodsCommand(click.Command):
     help="How codes are chosen; explained below." + default(describe(DEFAULT.rounding, ROUNDING_SOLVERS)),
 )
 @click.option(
+    "--activations",
+    type=click.Choice([*map(str, BITS), "float"]),
+    help="Quantize what flows between operations too, to this many bits." + default("float"),
+)
+@click.option(
+    "--activation-ranges",
+    type=click.Choice(list(ACTIVATION_RANGES)),
+    help="How ranges of activations are chosen; explained below."
+    + default(describe(Activations().ranges, ACTIVATION_RANGES)),
+)
+@click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A setting of the rounding method, or with ranges.NAME=VALUE of range estimation. Repeatable.",
+    help="A setting of the rounding method; with ranges.NAME=VALUE of range estimation, activations.NAME=VALUE of "
+    "activations, activations.ranges.NAME=VALUE of their ranges. Repeatable.",
 )
 @click.option(
     "--override",
@@ -136,9 +155,16 @@ def command(
     check_outputs(outputs)
     request = DataRequest.take(options)
     granularity = _granularity(**{name: options.pop(name) for name in ("per_tensor", "per_channel", "per_group")})
-    bits = options.pop("bits")
+    bits, activations = options.pop("bits"), options.pop("activations")
     source = weight_source(options, seed=options["seed"] or DEFAULT.seed)
-    recipe = build_recipe(RecipeOptions(granularity=granularity, bits=None if bits is None else int(bits), **options))
+    recipe = build_recipe(
+        RecipeOptions(
+            granularity=granularity,
+            bits=None if bits is None else int(bits),
+            activations=None if activations is None else 0 if activations == "float" else int(activations),
+            **options,
+        )
+    )
 
     loaded = load_model(model, source, num_classes)
     for note in loaded.notes:

@@ -1,0 +1,24 @@
+"""Activation ranges: from the values that a tensor takes to the interval its codes cover. One file per method."""
+
+from typing import Any
+
+from roundwise.activations.minmax import ActivationMinMax
+from roundwise.activations.moving_average import ActivationMovingAverage
+from roundwise.activations.mse import ActivationMSE
+from roundwise.activations.percentile import ActivationPercentile
+from roundwise.problem import ActivationRanges
+
+ACTIVATION_RANGES: dict[str, type[ActivationRanges[Any]]] = {
+    "min-max": ActivationMinMax,
+    "moving-average": ActivationMovingAverage,
+    "mse": ActivationMSE,
+    "percentile": ActivationPercentile,
+}
+
+__all__ = [
+    "ACTIVATION_RANGES",
+    "ActivationMSE",
+    "ActivationMinMax",
+    "ActivationMovingAverage",
+    "ActivationPercentile",
+]

@@ -1,0 +1,239 @@
+"""Where integer hardware needs activations as codes, and what stands there.
+
+The rule: *a tensor is quantized if an integer operation reads it.*
+
+- Integer operations are the quantized layers, additions, subtractions and products of two tensors, products of
+  matrices, and averages over places. What else there is (softmax, normalisation, functions that are no clamp) computes
+  in float on what it is given, and what it gives is quantized where an integer operation reads it.
+- Operations that only move numbers (reshapes, permutations, slices, maximum pooling, padding with zeros, nearest
+  upsampling, concatenation) give numbers of the grid that they were given. So the quantizer stands before them, at the
+  operation that made the numbers; and tensors that a concatenation joins share one range if the result is quantized.
+- A function that follows a layer or an addition, such as a ReLU, is fused with it: the quantizer stands after the
+  function, since nothing but the function reads the layer.
+- What nobody but the caller reads, the network's output, stays in float.
+
+Constants that are added or multiplied stay in float; hardware takes them into the bias or the scale.
+
+In the program a quantizer is `quantize_per_tensor` → `dequantize_per_tensor` of `quantized_decomposed`, after the
+operation that makes the tensor, and all that reads the tensor reads it quantized. In ONNX that is QuantizeLinear →
+DequantizeLinear. ONNX Runtime pushes the pair through operations that move numbers, and fuses what stands between
+DequantizeLinear and QuantizeLinear into integer kernels where it has them (convolutions and matrix products with 8-bit
+weights); elsewhere it computes in float on exactly the numbers that the codes stand for.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers the operations
+from torch import Tensor, fx
+
+from roundwise.graph.graph import Graph
+from roundwise.grid import Codebook, affine_grid
+
+aten = torch.ops.aten
+dialect = torch.ops.quantized_decomposed
+
+OF_TWO = frozenset(
+    {
+        aten.add.Tensor,
+        aten.sub.Tensor,
+        aten.mul.Tensor,
+        aten.matmul.default,
+        aten.mm.default,
+        aten.bmm.default,
+    }
+)
+"""Integer operations if both operands are computed."""
+
+AVERAGES = frozenset(
+    {
+        aten.avg_pool1d.default,
+        aten.avg_pool2d.default,
+        aten.avg_pool3d.default,
+        aten.adaptive_avg_pool1d.default,
+        aten.adaptive_avg_pool2d.default,
+        aten.adaptive_avg_pool3d.default,
+        aten.mean.default,
+        aten.mean.dim,
+        aten.upsample_bilinear2d.vec,
+        aten.upsample_bilinear2d.default,
+    }
+)
+"""Integer operations on one tensor."""
+
+MOVES = frozenset(
+    {
+        aten.view.default,
+        aten.reshape.default,
+        aten.flatten.using_ints,
+        aten.unflatten.int,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.unsqueeze.default,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.t.default,
+        aten.contiguous.default,
+        aten.clone.default,
+        aten.expand.default,
+        aten.repeat.default,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.narrow.default,
+        aten.index_select.default,
+        aten.roll.default,
+        aten.flip.default,
+        aten.chunk.default,
+        aten.split.Tensor,
+        aten.split_with_sizes.default,
+        aten.unbind.int,
+        operator.getitem,
+        aten.channel_shuffle.default,
+        aten.pixel_shuffle.default,
+        aten.pixel_unshuffle.default,
+        aten.upsample_nearest2d.vec,
+        aten.upsample_nearest2d.default,
+        aten.max_pool1d.default,
+        aten.max_pool2d.default,
+        aten.max_pool3d.default,
+        aten.adaptive_max_pool2d.default,
+        aten.cat.default,
+        aten.stack.default,
+    }
+)
+"""Operations that give some of the numbers that they were given, and no others but zeros."""
+
+PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
+"""Moves as well, if what they put around is 0 (the default) or taken from the tensor."""
+
+
+@final
+@dataclass(frozen=True)
+class Quantizer:
+    """Scale, zero point and codebook of one tensor between operations.
+
+    Attributes:
+        scale: step in real units per code, > 0.
+        zero_point: the code of 0.0.
+        codebook: which integers are allowed.
+
+    Example:
+        >>> Quantizer.spanning(0.0, 6.0, Codebook(8, symmetric=False)).fake_quantize(torch.tensor([1.01, 7.0]))
+        tensor([1.0118, 6.0000])
+    """
+
+    scale: float
+    zero_point: int
+    codebook: Codebook
+
+    @classmethod
+    def spanning(cls, low: float, high: float, codebook: Codebook) -> Quantizer:
+        """With codes from `low` to `high`, and 0.0 among what they stand for."""
+        ends = torch.tensor([[[low]], [[high]]], dtype=torch.float32)
+        grid = affine_grid(ends[:1], ends[1:], codebook)
+        return cls(grid.scale.item(), int(grid.zero_point), codebook)
+
+    @property
+    def low(self) -> float:
+        """The smallest number that a code stands for."""
+        return (self.codebook.qmin - self.zero_point) * self.scale
+
+    @property
+    def high(self) -> float:
+        """The largest number that a code stands for."""
+        return (self.codebook.qmax - self.zero_point) * self.scale
+
+    def fake_quantize(self, values: Tensor) -> Tensor:
+        """Quantize to the nearest code, then back to the values' dtype: exactly what the emitted operations do."""
+        codes = dialect.quantize_per_tensor.default(values, *self.arguments)
+        return dialect.dequantize_per_tensor.default(codes, *self.arguments).to(values.dtype)  # type: ignore[no-any-return]
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Of both operations, after their input."""
+        return self.scale, self.zero_point, self.codebook.qmin, self.codebook.qmax, self.codebook.dtype
+
+
+def find_activations(graph: Graph, layers: Collection[fx.Node]) -> list[list[fx.Node]]:
+    """The tensors to quantize, by the operations or inputs that give them; those that share a range together.
+
+    Args:
+        graph: in normal form.
+        layers: the calls of quantized layers.
+    """
+    group_of: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.operations.nodes:
+        for read in _read_as_codes(node, layers):
+            joined: list[fx.Node] = []
+            for source in dict.fromkeys(_sources(read)):
+                joined += [other for other in group_of.get(source, [source]) if other not in joined]
+            group_of.update(dict.fromkeys(joined, joined))
+    order = {node: number for number, node in enumerate(graph.operations.nodes)}
+    groups = {id(group): sorted(group, key=order.__getitem__) for group in group_of.values()}
+    return sorted(groups.values(), key=lambda group: order[group[0]])
+
+
+def insert_quantizers(graph: Graph, quantizers: Mapping[str, Quantizer]) -> None:
+    """Put quantizers behind the operations and inputs of the given names; changes the graph."""
+    operations = graph.operations
+    first = next(node for node in operations.nodes if node.op not in ("placeholder", "get_attr"))
+    for node in list(operations.nodes):
+        quantizer = quantizers.get(node.name)
+        if quantizer is None:
+            continue
+        dtype = node.meta["val"].dtype
+        with operations.inserting_before(first if node.op == "placeholder" else node.next):
+            codes = operations.call_function(dialect.quantize_per_tensor.default, (node, *quantizer.arguments))
+            real = operations.call_function(dialect.dequantize_per_tensor.default, (codes, *quantizer.arguments))
+            if dtype != torch.float32:
+                real = operations.call_function(aten.to.dtype, (real, dtype))
+        node.replace_all_uses_with(real, delete_user_cb=lambda user, codes=codes: user is not codes)
+
+
+def _read_as_codes(node: fx.Node, layers: Collection[fx.Node]) -> Iterable[fx.Node]:
+    """The operands that an operation reads as codes."""
+    if node in layers or node.target in AVERAGES:
+        return node.all_input_nodes[:1]
+    if node.target in OF_TWO:
+        operands = [operand for operand in node.args[:2] if isinstance(operand, fx.Node)]
+        computed = [operand for operand in operands if _is_real(operand) and operand.op != "get_attr"]
+        return computed if len(computed) == 2 else ()
+    return ()
+
+
+def _sources(node: fx.Node) -> Iterator[fx.Node]:
+    """The operations and inputs that made a tensor's numbers, before they were moved."""
+    stack, seen = [node], {node}
+    while stack:
+        last = stack.pop()
+        if _moves(last):
+            new = [source for source in _moved(last) if source not in seen]
+            seen.update(new)
+            stack += new
+        elif last.op != "get_attr" and _is_real(last):
+            yield last
+
+
+def _moves(node: fx.Node) -> bool:
+    if node.target in PADS:
+        mode = node.args[2] if node.target is aten.pad.default and len(node.args) > 2 else "constant"
+        value = node.args[3 if node.target is aten.pad.default else 2 :]
+        return mode != "constant" or not value or value[0] in (0, None)
+    return node.target in MOVES
+
+
+def _moved(node: fx.Node) -> list[fx.Node]:
+    """The operands whose numbers an operation moves (and not the indices by which it does)."""
+    first = node.args[0]
+    return [source for source in (first if isinstance(first, list | tuple) else [first]) if isinstance(source, fx.Node)]
+
+
+def _is_real(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()

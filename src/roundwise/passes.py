@@ -1,0 +1,160 @@
+"""The passes over the samples that a recipe asks for: one for weights alone, two where activations are quantized too.
+
+With `adapt_rounding` the first pass runs the float network alone and reads the ranges of its activations; in the second
+they are quantized, and the rounding of weights adapts to that. Without, as in the paper, weights are rounded in the
+first pass, where activations stay in float while their ranges are read off the network with rounded weights; the second
+quantizes them and measures what the network computes in the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from torch import fx
+
+from roundwise.errors import CalibrationError, ModelError
+from roundwise.events import PassStarted, Progress
+from roundwise.graph.emit import QuantizedWeight
+from roundwise.graph.graph import Graph
+from roundwise.graph.quantizers import Quantizer, find_activations
+from roundwise.memory import ActivationStore
+from roundwise.problem import Problem, Rounding, RoundingSolver
+from roundwise.recipe import Activations, Recipe
+from roundwise.report import ActivationReport
+from roundwise.statistics import Nothing, ValueStatistic
+from roundwise.stream import LayerTask, Stream, StreamResult
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Passed:
+    """What came out of all passes.
+
+    Attributes:
+        result: codes, reports and errors, with activations quantized where they are.
+        quantizers: of activations, by the operations and inputs that give them.
+        activations: the report on these.
+    """
+
+    result: StreamResult
+    quantizers: Mapping[fx.Node, Quantizer]
+    activations: tuple[ActivationReport, ...]
+
+
+def run_passes(
+    graph: Graph,
+    batches: list[list[Any]],
+    samples: int,
+    tasks: Sequence[LayerTask],
+    recipe: Recipe,
+    store: ActivationStore,
+    progress: Progress | None,
+) -> Passed:
+    """Stream the samples through the network as often as the recipe needs; empties `batches`.
+
+    Raises:
+        CalibrationError: an activation is zero, or there is none, for all samples.
+        ModelError, MemoryBudgetError: as `Stream.run`.
+    """
+    tell: Progress = progress or (lambda _: None)
+    wanted = recipe.activations
+
+    def stream(tasks: Sequence[LayerTask], *, last: bool, **more: Any) -> Stream:
+        made = Stream(graph, batches, samples, tasks, keeps_inputs=not last, seed=recipe.seed, store=store, **more)
+        if last:
+            batches.clear()  # so that the stream alone decides how long they stay
+        return made
+
+    if wanted is None:
+        return Passed(stream(tasks, last=True, progress=progress).run(), {}, ())
+    groups = find_activations(graph, {call for task in tasks for call in task.layer.calls})
+    watched: dict[fx.Node, ValueStatistic] = {node: wanted.ranges.needs() for group in groups for node in group}
+    if wanted.adapt_rounding:
+        tell(PassStarted(f"reading the ranges of {len(watched)} activations"))
+        first = stream((), last=False, watched=watched).run()
+        quantizers, reports = _choose(groups, watched, wanted)
+        second = stream(tasks, last=True, quantizers=quantizers, progress=progress).run()
+        return Passed(_with_seconds(second, first), quantizers, reports)
+    first = stream(tasks, last=False, watched=watched, progress=progress).run()
+    quantizers, reports = _choose(groups, watched, wanted)
+    tell(PassStarted(f"quantizing {len(watched)} activations"))
+    decided = [
+        dataclasses.replace(task, rounding=_Decided(weight)) for task, weight in zip(tasks, first.weights, strict=True)
+    ]
+    second = stream(decided, last=True, quantizers=quantizers).run()
+    layers = [
+        dataclasses.replace(new, seconds=old.seconds, note=old.note)
+        for new, old in zip(second.reports, first.reports, strict=True)
+    ]
+    return Passed(dataclasses.replace(_with_seconds(second, first), reports=layers), quantizers, reports)
+
+
+def _choose(
+    groups: Sequence[Sequence[fx.Node]], watched: Mapping[fx.Node, ValueStatistic], wanted: Activations
+) -> tuple[dict[fx.Node, Quantizer], tuple[ActivationReport, ...]]:
+    """A quantizer for each tensor, the same for all of a group: it covers the ranges of all of them."""
+    quantizers: dict[fx.Node, Quantizer] = {}
+    reports = []
+    for group in groups:
+        for node in group:
+            _check_values(node, watched[node])
+        limits = [wanted.ranges.limits(watched[node], wanted.codebook) for node in group]
+        low, high = (end(values) for end, values in zip((min, max), zip(*limits, strict=True), strict=True))
+        quantizer = Quantizer.spanning(low, high, wanted.codebook)
+        for node in group:
+            quantizers[node] = quantizer
+            reports.append(
+                ActivationReport(
+                    name=node.name,
+                    bits=wanted.bits,
+                    symmetric=wanted.symmetric,
+                    scale=quantizer.scale,
+                    zero_point=quantizer.zero_point,
+                    low=watched[node].low,
+                    high=watched[node].high,
+                    shared_with=tuple(other.name for other in group if other is not node),
+                )
+            )
+    return quantizers, tuple(reports)
+
+
+def _check_values(node: fx.Node, values: ValueStatistic) -> None:
+    """Raise unless a range can be read off the values."""
+    if not values.lows:
+        raise CalibrationError(
+            f"'{node.name}' holds no numbers for any calibration sample: {list(node.meta['val'].shape)}. A range "
+            "cannot be read off them; give inputs of a size at which it holds some."
+        )
+    if not (math.isfinite(values.low) and math.isfinite(values.high)):
+        raise ModelError(
+            f"'{node.name}' has values from {values.low:g} to {values.high:g} for the calibration samples, which no "
+            "range covers. Check the samples' preprocessing, or keep the layers that read it in float (overrides)."
+        )
+    if values.low == values.high == 0:
+        raise CalibrationError(
+            f"'{node.name}' is 0 everywhere, for all calibration samples: a range cannot be read off it. Give samples "
+            "like those that the network will see, or keep the layers that read it in float (overrides)."
+        )
+
+
+def _with_seconds(result: StreamResult, other: StreamResult) -> StreamResult:
+    """With the time that another pass took added."""
+    return dataclasses.replace(result, seconds={name: s + other.seconds[name] for name, s in result.seconds.items()})
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Decided(RoundingSolver[Nothing]):
+    """Codes that an earlier pass chose."""
+
+    weight: QuantizedWeight
+    needs: ClassVar[type] = Nothing
+
+    def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
+        weight = self.weight
+        return Rounding(weight.codes.to(torch.int32), weight.grid, weight.bias_shift)
