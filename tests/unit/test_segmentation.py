@@ -65,11 +65,12 @@ def test_pixels_are_counted_over_all_images_before_anything_is_divided():
 
 
 def test_scores_of_another_resolution_are_resized_bilinearly():
-    scores = torch.stack([torch.zeros(1, 2), torch.tensor([[-1.0, 4.0]])])[None]
-    # Bilinearly, class 1 scores -1, 0.25, 2.75 and 4 against 0; the nearest would be -1, -1, 4 and 4.
-    assert evaluate(nn.Identity(), [scores], masks=[torch.tensor([[[0, 1, 1, 1]]])]).segmentation == Segmentation(
-        1.0, 1.0, (1.0, 1.0)
-    )
+    scores = torch.stack([torch.zeros(2, 2), torch.tensor([[-1.0, 4.0], [-3.0, 7.0]])])[None]
+    # Class 1 scores -1, 0.25, 2.75, 4 and -3, -0.5, 4.5, 7 against 0. The nearest would be -1, -1, 4, 4 in the first
+    # row; with corners aligned, the second would be -3, 0.33, 3.67, 7.
+    truth = torch.tensor([[[0, 1, 1, 1], [0, 0, 1, 1]]])
+    segmentation = evaluate(nn.Identity(), [scores], masks=[truth]).segmentation
+    assert segmentation == Segmentation(1.0, 1.0, (1.0, 1.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
@@ -80,10 +81,11 @@ def test_masks_may_be_of_any_whole_numbers(dtype):
     )
 
 
-def test_half_precision_scores_are_measured_at_any_resolution():
-    scores = scores_for([[[0, 1]]], 2).half()
-    masks = torch.tensor([[[0, 0, 1, 1]]])
-    assert evaluate(nn.Identity(), [scores], masks=[masks]).segmentation == Segmentation(1.0, 1.0, (1.0, 1.0))
+def test_half_precision_scores_are_resized_in_single_precision():
+    scores = torch.tensor([[[[258.0, 258.0]], [[253.0, 260.0]]]]).bfloat16()
+    # Class 1 scores 253, 254.75, 258.25 and 260 against 258; in bfloat16 the third would be 258, and a draw.
+    segmentation = evaluate(nn.Identity(), [scores], masks=[torch.tensor([[[0, 0, 1, 1]]])]).segmentation
+    assert segmentation == Segmentation(1.0, 1.0, (1.0, 1.0))
 
 
 def test_the_output_named_out_is_the_one_that_counts():
