@@ -381,6 +381,21 @@ def test_tied_weights_need_to_be_stored_once_only(tmp_path):
     assert notes == ("stored once, shared by name: 1.weight",)
 
 
+class WithSecondHead(nn.Module):
+    def __init__(self, built):
+        super().__init__()
+        self.classifier, self.aux_classifier = nn.Linear(2, 2), nn.Linear(2, 2) if built else None
+
+
+def test_weights_of_a_head_for_training_are_passed_over_where_it_was_not_built_and_it_is_said(tmp_path):
+    save_file(WithSecondHead(built=True).state_dict(), tmp_path / "w.safetensors")
+    notes = load_weights(WithSecondHead(built=False), tmp_path / "w.safetensors")
+    assert notes == ("not used: 2 weights of 'aux_classifier', which only training needs",)
+    assert load_weights(WithSecondHead(built=True), tmp_path / "w.safetensors") == ()
+    with pytest.raises(ModelError, match="2 in the file only"):
+        load_weights(nn.ModuleDict({"classifier": nn.Linear(2, 2)}), tmp_path / "w.safetensors")
+
+
 def test_weights_of_another_model_are_an_error_that_lists_what_differs(tmp_path, trained):
     del trained["conv.bias"]
     trained["head.weight"] = torch.zeros(2)

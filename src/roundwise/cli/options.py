@@ -42,8 +42,13 @@ _DATA = (
         "--data",
         required=True,
         type=EXISTING_PATH,
-        help="A folder of images (flat, or one folder per class), or .npy, .npz, .pt, .safetensors: there, uint8 "
-        "arrays are images, others are taken as they are.",
+        help="A folder of images (flat, one folder per class, or in Pascal VOC layout with masks), or .npy, .npz, .pt, "
+        ".safetensors: there, uint8 arrays are images, others are taken as they are.",
+    ),
+    click.option(
+        "--split",
+        help="Of a folder in Pascal VOC layout: the list in ImageSets/Segmentation that names the images."
+        + default("val to evaluate, train to quantize"),
     ),
     click.option("--limit", type=click.IntRange(1), help="Use this many samples, chosen at random." + default("all")),
     click.option(
@@ -109,6 +114,7 @@ class DataRequest:
     """What `data_options` were given; None, or False, where nothing was."""
 
     data: Path
+    split: str | None
     limit: int | None
     keys: Keys
     size: tuple[int, int] | None
@@ -122,11 +128,11 @@ class DataRequest:
     def take(cls, options: dict[str, Any]) -> DataRequest:
         """Take the options of `data_options` out of `options`."""
         keys = Keys(options.pop("input_key"), options.pop("label_key"))
-        names = ("data", "limit", "size", "resize", "mean", "std", "interpolation", "preprocess_as")
+        names = ("data", "split", "limit", "size", "resize", "mean", "std", "interpolation", "preprocess_as")
         return cls(keys=keys, **{name: options.pop(name) for name in names})
 
     def options(self, own: tuple[Preprocessing, str] | None, seed: int) -> tuple[DataOptions, str]:
-        """How to read the data (but for labels), and where the preprocessing came from.
+        """How to read the data (but for labels and masks), and where the preprocessing came from.
 
         Args:
             own: the model's own preprocessing and its source, where it states one.
@@ -148,6 +154,7 @@ class DataRequest:
             preprocessing=preprocessing,
             normalization=normalization,
             keys=self.keys,
+            split=self.split,
             want_labels=False,
             limit=self.limit,
             seed=seed,

@@ -93,7 +93,7 @@ def _on(module: nn.Module, device: torch.device) -> Callable[[Tensor], Any]:
 
 @final
 class OnnxNetwork:
-    """An ONNX file in ONNX Runtime on the CPU, called with a tensor like a module.
+    """An ONNX file in ONNX Runtime on the CPU, called with a tensor like a module; several outputs come by their names.
 
     Raises:
         ModelError: ONNX Runtime is not installed, or the file does not have one input.
@@ -114,8 +114,9 @@ class OnnxNetwork:
             names = ", ".join(f"'{entry.name}'" for entry in inputs) or "none"
             raise ModelError(f"{path} takes {len(inputs)} inputs ({names}); only networks with one can be evaluated.")
         self.input = inputs[0].name
+        self.outputs = [entry.name for entry in self.session.get_outputs()]
 
     def __call__(self, inputs: Tensor) -> Any:
         array = np.ascontiguousarray(inputs.numpy())
         results = [torch.from_numpy(np.array(result)) for result in self.session.run(None, {self.input: array})]
-        return results[0] if len(results) == 1 else tuple(results)
+        return results[0] if len(results) == 1 else dict(zip(self.outputs, results, strict=True))

@@ -28,6 +28,10 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "params", "net")
 # What wrappers around a network put before every name: DataParallel, torch.compile, and Lightning modules.
 PREFIXES = ("module.", "_orig_mod.", "model.")
 
+# Where torchvision's segmentation networks keep their second head. Files have its weights, since training had it; a
+# network that was built without it has None there.
+AUXILIARY = "aux_classifier"
+
 
 @final
 @dataclass(frozen=True)
@@ -68,6 +72,11 @@ def load_weights(model: nn.Module, path: Path) -> tuple[str, ...]:
             found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
             notes.append(f"'{prefix}' taken off the names of the weights")
 
+    if getattr(model, AUXILIARY, model) is None:
+        kept = {name: tensor for name, tensor in found.items() if not name.startswith(f"{AUXILIARY}.")}
+        if len(kept) < len(found):
+            notes.append(f"not used: {len(found) - len(kept)} weights of '{AUXILIARY}', which only training needs")
+        found = kept
     missing = _missing(found, expected, notes)
     unexpected = [name for name in found if name not in expected]
     differing = [

@@ -4,6 +4,7 @@ from roundwise.evaluation.arrays import Keys
 from roundwise.evaluation.data import Batches, DataOptions, Dataset, load_data
 from roundwise.evaluation.metrics import Accuracy, Comparison, Evaluation, evaluate
 from roundwise.evaluation.preprocessing import Cover, Fit, Preprocessing, ShorterSide, Stretch
+from roundwise.evaluation.segmentation import Segmentation
 
 __all__ = [
     "Accuracy",
@@ -16,6 +17,7 @@ __all__ = [
     "Fit",
     "Keys",
     "Preprocessing",
+    "Segmentation",
     "ShorterSide",
     "Stretch",
     "evaluate",

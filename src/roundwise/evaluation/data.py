@@ -1,6 +1,7 @@
 """Samples for calibration and evaluation, from whatever they are stored in, a batch at a time.
 
     folder of images        decoded when their batch is due, preprocessed
+    Pascal VOC folder       images and masks of one of its splits, likewise
     array of uint8          images too: [N, height, width, channels], [N, channels, height, width] or [N, height, width]
     any other array         inputs as the network takes them, used as they are
 
@@ -27,7 +28,8 @@ from torch import Tensor
 from roundwise.errors import FileFormatError, RecipeError
 from roundwise.evaluation.arrays import Array, Keys, as_labels, native, read_arrays, read_labels
 from roundwise.evaluation.folders import scan_folder
-from roundwise.evaluation.preprocessing import Preprocessing, read_image
+from roundwise.evaluation.preprocessing import Preprocessing, read_image, read_mask
+from roundwise.evaluation.voc import is_voc, refuse_voc_inside, scan_voc
 
 
 @final
@@ -42,7 +44,9 @@ class DataOptions:
         keys: which arrays hold inputs and labels in a file with several.
         class_list: a text file with one class a line, for folders with one folder per class.
         labels: a file of labels, in the order of the samples (files sorted by name).
-        want_labels: whether labels are read at all; False passes over whatever stands beside the inputs.
+        split: of a folder in Pascal VOC layout, which images: the name of a list in ImageSets/Segmentation; None is
+            "val" where labels are wanted, "train" where not.
+        want_labels: whether labels or masks are read at all; False passes over whatever stands beside the inputs.
         limit: use this many samples, chosen at random, kept in order; None or more than there are uses all.
         seed: of that choice.
 
@@ -55,6 +59,7 @@ class DataOptions:
     keys: Keys = Keys()
     class_list: Path | None = None
     labels: Path | None = None
+    split: str | None = None
     want_labels: bool = True
     limit: int | None = None
     seed: int = 0
@@ -79,7 +84,7 @@ class Inputs(ABC):
 @final
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Samples, and their labels where they are known.
+    """Samples, and their labels or masks where they are known.
 
     Attributes:
         inputs: all samples of the source.
@@ -88,6 +93,7 @@ class Dataset:
         classes: names of the class folders that numbered the labels; empty where the labels came from elsewhere.
         preprocessing: what the inputs went through, or None where they were taken as they are.
         description: one line for people: what was found, and what was left out.
+        masks: for segmentation, the class of each pixel of all samples of the source, or None.
     """
 
     inputs: Inputs
@@ -96,6 +102,7 @@ class Dataset:
     classes: tuple[str, ...]
     preprocessing: Preprocessing | None
     description: str
+    masks: MaskFiles | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -103,6 +110,10 @@ class Dataset:
     def batches(self, size: int) -> Batches:
         """The inputs in batches of `size` (the last may be smaller); can be gone through any number of times."""
         return Batches(self.inputs, self.indices, size)
+
+    def mask_batches(self, size: int) -> Batches | None:
+        """The masks that go with `batches(size)`: int64 `[N, height, width]`, 255 where a pixel does not count."""
+        return None if self.masks is None else Batches(self.masks, self.indices, size)
 
 
 @final
@@ -128,7 +139,8 @@ def load_data(path: str | Path, options: DataOptions = DataOptions()) -> Dataset
     Floats of double precision become float32; other dtypes stay as they are.
 
     Args:
-        path: a folder (flat, or with one folder per class), or a `.npy`, `.npz`, `.pt` or `.safetensors` file.
+        path: a folder (flat, with one folder per class, or in Pascal VOC layout), or a `.npy`, `.npz`, `.pt` or
+            `.safetensors` file.
         options: see `DataOptions`.
 
     Raises:
@@ -140,18 +152,38 @@ def load_data(path: str | Path, options: DataOptions = DataOptions()) -> Dataset
         raise FileNotFoundError(f"{path}: there is no such file or folder.")
     classes: tuple[str, ...] = ()
     labels: Tensor | None = None
+    masks: MaskFiles | None = None
     inputs: Inputs
     preprocessing: Preprocessing | None = options.preprocessing
-    if path.is_dir():
-        folder = scan_folder(path, options.class_list)
-        inputs = ImageFiles(folder.files, options.preprocessing)
-        description = f"{len(folder.files):,} images in {path}"
-        if folder.labels is not None:
-            labels = torch.tensor(folder.labels, dtype=torch.int64)
-            classes = () if options.class_list else folder.classes
-            description += f", {len(folder.classes)} classes"
-        if folder.ignored:
-            description += f" ({folder.ignored} other files ignored)"
+    if options.split is not None and not is_voc(path):
+        raise FileFormatError(
+            f"{path} has no split '{options.split}': only a folder in Pascal VOC layout has splits, with the folders "
+            "JPEGImages and SegmentationClass. Leave out the split."
+        )
+    if is_voc(path):
+        for file in (options.class_list, options.labels):
+            if file is not None:
+                raise FileFormatError(
+                    f"{path} is in Pascal VOC layout, where masks say the class of each pixel; {file} cannot say it "
+                    "too. Leave it out, or give a folder of images alone."
+                )
+        folder = scan_voc(path, options.split, options.want_labels)
+        inputs = ImageFiles(folder.images, options.preprocessing)
+        if folder.masks:
+            masks = MaskFiles(folder.images, folder.masks, options.preprocessing)
+        what = "images with masks" if folder.masks else "images"
+        description = f"{len(folder.images):,} {what} in {path}, split '{folder.split}'"
+    elif path.is_dir():
+        refuse_voc_inside(path)
+        found = scan_folder(path, options.class_list)
+        inputs = ImageFiles(found.files, options.preprocessing)
+        description = f"{len(found.files):,} images in {path}"
+        if found.labels is not None:
+            labels = torch.tensor(found.labels, dtype=torch.int64)
+            classes = () if options.class_list else found.classes
+            description += f", {len(found.classes)} classes"
+        if found.ignored:
+            description += f" ({found.ignored} other files ignored)"
     else:
         if options.class_list is not None:
             raise FileFormatError(f"{path} is a file; a list of classes goes with folders of images.")
@@ -177,7 +209,7 @@ def load_data(path: str | Path, options: DataOptions = DataOptions()) -> Dataset
         description += f"; {options.limit:,} of them, chosen at random"
     if labels is not None:
         labels = labels[list(indices)]
-    return Dataset(inputs, indices, labels, classes, preprocessing, description)
+    return Dataset(inputs, indices, labels, classes, preprocessing, description, masks)
 
 
 @final
@@ -212,6 +244,35 @@ class ImageFiles(Inputs):
 
     def _load(self, index: int) -> Tensor:
         return self.preprocessing(read_image(self.files[index]))
+
+
+@final
+@dataclass(frozen=True)
+class MaskFiles(Inputs):
+    """Masks, each brought to where the preprocessing puts its image; so all have the inputs' size."""
+
+    images: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def fetch(self, indices: Sequence[int]) -> Int[Tensor, "N height width"]:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return torch.stack(list(pool.map(self._load, indices)))
+
+    def _load(self, index: int) -> Tensor:
+        mask = read_mask(self.masks[index])
+        with Image.open(self.images[index]) as image:  # reads its header only
+            width, height = image.size
+        if mask.size != (width, height):
+            raise FileFormatError(
+                f"{self.masks[index]} is {mask.height}×{mask.width} pixels, its image {self.images[index].name} is "
+                f"{height}×{width}: the mask of another image, or one that was resized alone. A mask has a class for "
+                "each pixel of its image; make it anew from the original, with nearest interpolation."
+            )
+        return self.preprocessing.mask(mask)
 
 
 @final

@@ -1,6 +1,7 @@
 """How good a network is, and how close two networks are.
 
     top-k      share of the samples whose label is among the k largest outputs
+    mean IoU   how well regions are found, where samples have masks instead of labels (`segmentation.py`)
     same class share of the predictions (largest output) on which both networks agree
     output error   Σ‖y − ŷ‖² / Σ‖y‖², y the outputs of the network compared with
 
@@ -11,8 +12,9 @@ labels are few.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, final
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from roundwise.errors import CalibrationError, ModelError
+from roundwise.evaluation.segmentation import IGNORE, Confusion, Segmentation
 
 Network = Callable[[Tensor], Any]
 
@@ -44,11 +47,13 @@ class Comparison:
         same_class: share of equal predictions, 0 to 1: per sample, or per position where outputs have positions (as in
             segmentation); None where the outputs are not one tensor of class scores.
         output_error: Σ‖y − ŷ‖² / Σ‖y‖² over all outputs.
+        segmentation: of the other network, where there are masks.
     """
 
     accuracy: Accuracy | None
     same_class: float | None
     output_error: float
+    segmentation: Segmentation | None = None
 
 
 @final
@@ -59,15 +64,16 @@ class Evaluation:
     samples: int
     accuracy: Accuracy | None
     comparison: Comparison | None
+    segmentation: Segmentation | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data: dicts and numbers."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        rows = [("samples", f"{self.samples:,}"), *_rows(self.accuracy, "")]
+        rows = [("samples", f"{self.samples:,}"), *_rows(self.accuracy, self.segmentation, "")]
         if self.comparison is not None:
-            rows += _rows(self.comparison.accuracy, ", compared with")
+            rows += _rows(self.comparison.accuracy, self.comparison.segmentation, ", compared with")
             if self.comparison.same_class is not None:
                 rows.append(("same class", f"{self.comparison.same_class:.2%}"))
             rows.append(("output error", f"{self.comparison.output_error:.3g}"))
@@ -75,11 +81,18 @@ class Evaluation:
         return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
 
 
-def _rows(accuracy: Accuracy | None, suffix: str) -> list[tuple[str, str]]:
-    if accuracy is None:
-        return []
-    named = ((f"top-1{suffix}", accuracy.top1), (f"top-5{suffix}", accuracy.top5))
-    return [(name, f"{share:.2%}") for name, share in named if share is not None]
+def _rows(accuracy: Accuracy | None, segmentation: Segmentation | None, suffix: str) -> list[tuple[str, str]]:
+    rows = []
+    if accuracy is not None:
+        named = ((f"top-1{suffix}", accuracy.top1), (f"top-5{suffix}", accuracy.top5))
+        rows += [(name, f"{share:.2%}") for name, share in named if share is not None]
+    if segmentation is not None:
+        found = sum(share is not None for share in segmentation.iou)
+        rows += [
+            (f"mean IoU{suffix}", f"{segmentation.mean_iou:.2%} ({found} of {len(segmentation.iou)} classes occur)"),
+            (f"pixel accuracy{suffix}", f"{segmentation.pixel_accuracy:.2%}"),
+        ]
+    return rows
 
 
 def evaluate(
@@ -87,6 +100,7 @@ def evaluate(
     batches: Iterable[Tensor],
     *,
     labels: Int[Tensor, "samples"] | None = None,
+    masks: Iterable[Int[Tensor, "N height width"]] | None = None,
     against: Network | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -98,11 +112,16 @@ def evaluate(
         network: called with one batch of inputs.
         batches: inputs `[N, …]`, in the order of the labels.
         labels: class of each sample, counted from 0; needs outputs `[N, classes]`.
+        masks: for segmentation, one batch of masks for each batch of inputs: the class of each pixel, counted from 0,
+            or 255 where it does not count. Needs scores `[N, classes, h, w]`: the one output, or the one named "out"
+            where outputs have names, as torchvision's do. Scores of another resolution than the masks are resized to
+            it, bilinearly.
         against: another network with the same outputs, for instance the one before quantization.
         progress: called with the number of samples done after each batch.
 
     Raises:
-        CalibrationError: no samples; more or fewer samples than labels; a label that is no class of the network.
+        CalibrationError: no samples; more or fewer samples than labels or masks; a label that is no class of the
+            network; masks of which no pixel counts.
         ModelError: outputs that do not allow what is asked for: NaN, other shapes, no tensors.
 
     Example:
@@ -112,8 +131,9 @@ def evaluate(
     """
     samples = 0
     own, other, differences = _Hits(), _Hits(), _Differences()
+    regions, other_regions = Confusion(), Confusion()
     with torch.no_grad(), _Evaluating(network), _Evaluating(against):
-        for inputs in batches:
+        for inputs, truth in _paired(batches, masks):
             outputs = _outputs(network(inputs), "the network", samples)
             reference = None if against is None else _outputs(against(inputs), "the network compared with", samples)
             count = len(inputs)
@@ -124,6 +144,10 @@ def evaluate(
                 own.add(outputs, expected, count)
                 if reference is not None:
                     other.add(reference, expected, count)
+            if truth is not None:
+                regions.add(_map_of_scores(outputs, count), truth, samples)
+                if reference is not None:
+                    other_regions.add(_map_of_scores(reference, count), truth, samples)
             if reference is not None:
                 differences.add(outputs, reference)
             samples += count
@@ -134,10 +158,29 @@ def evaluate(
     if labels is not None and len(labels) != samples:
         raise CalibrationError(f"{len(labels)} labels, but {samples} samples; one for each is needed.")
     accuracy = None if labels is None else own.accuracy(samples)
+    segmentation = None if masks is None else regions.segmentation()
     if against is None:
-        return Evaluation(samples, accuracy, None)
-    compared = None if labels is None else other.accuracy(samples)
-    return Evaluation(samples, accuracy, Comparison(compared, differences.same_class, differences.output_error))
+        return Evaluation(samples, accuracy, None, segmentation)
+    comparison = Comparison(
+        accuracy=None if labels is None else other.accuracy(samples),
+        same_class=differences.same_class,
+        output_error=differences.output_error,
+        segmentation=None if masks is None else other_regions.segmentation(),
+    )
+    return Evaluation(samples, accuracy, comparison, segmentation)
+
+
+def _paired(batches: Iterable[Tensor], masks: Iterable[Tensor] | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Each batch of inputs with its masks, or with None where there are none."""
+    if masks is None:
+        for inputs in batches:
+            yield inputs, None
+        return
+    for number, (inputs, truth) in enumerate(zip_longest(batches, masks)):
+        if inputs is None or truth is None:
+            rest = "masks, but no more inputs" if inputs is None else "inputs, but no more masks"
+            raise CalibrationError(f"batch {number} has {rest}; each batch of inputs needs one of masks.")
+        yield inputs, truth
 
 
 class _Evaluating:
@@ -163,13 +206,13 @@ class _Hits:
     def __init__(self) -> None:
         self.top1 = self.top5 = self.classes = 0
 
-    def add(self, outputs: list[Tensor], labels: Tensor, count: int) -> None:
-        if len(outputs) != 1 or outputs[0].ndim != 2 or len(outputs[0]) != count:
+    def add(self, outputs: _Outputs, labels: Tensor, count: int) -> None:
+        scores = outputs.scores
+        if scores is None or scores.ndim != 2 or len(scores) != count:
             raise ModelError(
-                f"accuracy needs one output [{count}, classes]; the network gives {_shapes(outputs)}. Leave out the "
-                "labels and compare with another network, which works for any outputs."
+                f"accuracy needs one output [{count}, classes]; the network gives {outputs}. Leave out the labels and "
+                "compare with another network, which works for any outputs."
             )
-        scores = outputs[0]
         self.classes = scores.shape[1]
         if int(labels.max()) >= self.classes:
             raise CalibrationError(
@@ -192,18 +235,19 @@ class _Differences:
         self.error = self.energy = 0.0
         self.same = self.predictions = 0
 
-    def add(self, outputs: list[Tensor], reference: list[Tensor]) -> None:
-        if [tuple(o.shape) for o in outputs] != [tuple(r.shape) for r in reference]:
+    def add(self, outputs: _Outputs, reference: _Outputs) -> None:
+        if [tuple(o.shape) for o in outputs.tensors] != [tuple(r.shape) for r in reference.tensors]:
             raise ModelError(
-                f"the outputs cannot be compared: {_shapes(outputs)} and {_shapes(reference)}. Both networks must give "
-                "outputs of the same shapes."
+                f"the outputs cannot be compared: {outputs} and {reference}. Both networks must give outputs of the "
+                "same shapes."
             )
-        for output, truth in zip(outputs, reference, strict=True):
+        for output, truth in zip(outputs.tensors, reference.tensors, strict=True):
             wanted, found = truth.detach().cpu().double(), output.detach().cpu().double()
             self.error += float((wanted - found).square().sum())
             self.energy += float(wanted.square().sum())
-        if len(outputs) == 1 and outputs[0].ndim >= 2 and outputs[0].shape[1] > 1:
-            agree = outputs[0].argmax(1).cpu() == reference[0].argmax(1).cpu()
+        scores, wanted_scores = outputs.scores, reference.scores
+        if scores is not None and wanted_scores is not None and scores.ndim >= 2 and scores.shape[1] > 1:
+            agree = scores.argmax(1).cpu() == wanted_scores.argmax(1).cpu()
             self.same += int(agree.sum())
             self.predictions += agree.numel()
 
@@ -218,8 +262,33 @@ class _Differences:
         return self.error / self.energy
 
 
-def _outputs(result: Any, who: str, done: int) -> list[Tensor]:
-    """The floating-point tensors in a network's output, in order."""
+@dataclass(frozen=True)
+class _Outputs:
+    """The floating-point tensors in a network's output, in order.
+
+    `scores` is the one that predictions are made from: the one named "out" (torchvision's segmentation networks put an
+    "aux" beside it, which is there for training), else the only one, else None.
+    """
+
+    tensors: list[Tensor]
+    scores: Tensor | None
+
+    def __str__(self) -> str:
+        return ", ".join(str(list(tensor.shape)) for tensor in self.tensors)
+
+
+def _map_of_scores(outputs: _Outputs, count: int) -> Tensor:
+    scores = outputs.scores
+    if scores is None or scores.ndim != 4 or len(scores) != count or not 2 <= scores.shape[1] <= IGNORE:
+        raise ModelError(
+            f"mean IoU needs one output [{count}, classes, height, width], or one named 'out' among several, with 2 to "
+            f"{IGNORE} classes; the network gives {outputs}. Leave out the masks and compare with another network, "
+            "which works for any outputs."
+        )
+    return scores
+
+
+def _outputs(result: Any, who: str, done: int) -> _Outputs:
     leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     if not leaves:
         raise ModelError(f"{who} returns a {type(result).__name__} without tensors of floats; nothing to measure.")
@@ -229,8 +298,7 @@ def _outputs(result: Any, who: str, done: int) -> list[Tensor]:
                 f"{who} gives NaN in {int(leaf.isnan().sum())} of {leaf.numel()} outputs, in the batch starting with "
                 f"sample {done}. Its weights or these inputs are broken; nothing measured on them would mean anything."
             )
-    return leaves
-
-
-def _shapes(outputs: list[Tensor]) -> str:
-    return ", ".join(str(list(output.shape)) for output in outputs)
+    named = result.get("out") if isinstance(result, Mapping) else None
+    if isinstance(named, Tensor) and named.is_floating_point():
+        return _Outputs(leaves, named)
+    return _Outputs(leaves, leaves[0] if len(leaves) == 1 else None)

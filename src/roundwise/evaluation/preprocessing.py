@@ -20,11 +20,12 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from roundwise.errors import FileFormatError, RecipeError
+from roundwise.evaluation.segmentation import IGNORE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -170,24 +171,27 @@ class Preprocessing:
 
     def sized(self, image: Image.Image) -> Image.Image:
         """Resize and crop; the arithmetic of the positions is torchvision's, to the pixel."""
+        fill = self.fill if len(self.fill) == self.channels else (0,) * self.channels
+        return self._placed(image, INTERPOLATIONS[self.interpolation], fill[0] if self.channels == 1 else fill)
+
+    def mask(self, mask: Image.Image) -> Int[Tensor, "height width"]:
+        """A mask, as `read_mask` gives it, to where `sized` puts its image: int64, one class a pixel.
+
+        A pixel takes the class of the nearest one, since between two classes there is none; padding is not counted.
+        """
+        return torch.from_numpy(np.array(self._placed(mask, Image.Resampling.NEAREST, IGNORE), dtype=np.int64))
+
+    def _placed(self, image: Image.Image, resampling: Image.Resampling, fill: int | tuple[int, ...]) -> Image.Image:
         if self.resize is not None:
             height, width = self.resize.target(image.height, image.width)
             if (height, width) != (image.height, image.width):
-                image = image.resize((max(1, width), max(1, height)), INTERPOLATIONS[self.interpolation])
+                image = image.resize((max(1, width), max(1, height)), resampling)
         if self.crop is not None:
-            image = self._padded(image, *self.crop)
             height, width = self.crop
+            image = _padded(image, height, width, fill)
             top, left = round((image.height - height) / 2.0), round((image.width - width) / 2.0)
             image = image.crop((left, top, left + width, top + height))
         return image
-
-    def _padded(self, image: Image.Image, height: int, width: int) -> Image.Image:
-        down, across = max(0, height - image.height), max(0, width - image.width)
-        if not (down or across):
-            return image
-        fill = self.fill if len(self.fill) == self.channels else (0,) * self.channels
-        border = (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2)
-        return ImageOps.expand(image, border, fill=fill[0] if self.channels == 1 else fill)
 
     def normalize(self, values: Float[Tensor, "*batch channels height width"]) -> Tensor:
         """(x − mean) / std, per channel."""
@@ -202,6 +206,14 @@ class Preprocessing:
         parts.append(f"mean {' '.join(f'{v:g}' for v in self.mean)}")
         parts.append(f"std {' '.join(f'{v:g}' for v in self.std)}")
         return ", ".join(parts)
+
+
+def _padded(image: Image.Image, height: int, width: int, fill: int | tuple[int, ...]) -> Image.Image:
+    down, across = max(0, height - image.height), max(0, width - image.width)
+    if not (down or across):
+        return image
+    border = (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2)
+    return ImageOps.expand(image, border, fill=fill)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -228,6 +240,37 @@ def read_image(path: Path) -> Image.Image:
             f"{path} cannot be decoded as an image ({type(error).__name__}: {error}). Replace the file or remove it: "
             "no image is skipped silently."
         ) from error
+
+
+def read_mask(path: Path) -> Image.Image:
+    """Decode a mask into grey values that are its classes: the indices of a palette, or what is stored as grey.
+
+    Raises:
+        FileFormatError: the file is broken, is no image, or stores colours, or grey of another depth; it is named.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode == "P" or (image.mode == "L" and _grey_depth(path) == 8):
+                return Image.fromarray(np.array(image))
+            kind = f"grey of {_grey_depth(path)} bits" if image.mode in ("1", "L") else image.mode
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken files
+        raise FileFormatError(
+            f"{path} cannot be decoded as a mask ({type(error).__name__}: {error}). Replace the file, or remove its "
+            "name from the split: no image is skipped silently."
+        ) from error
+    raise FileFormatError(
+        f"{path} stores {kind} pixels, which do not say what class they are. A mask is a PNG with a palette whose "
+        "indices are the classes, or of 8-bit grey whose values are. Where colours stand for classes, store the "
+        "classes: with Pillow, Image.fromarray(classes.astype('uint8')).save(…)."
+    )
+
+
+def _grey_depth(path: Path) -> int:
+    """Bits of a PNG's pixels, by its header; 8 for other formats. Pillow spreads fewer than 8 bits over 0 to 255."""
+    with path.open("rb") as file:
+        header = file.read(25)
+    return header[24] if header.startswith(b"\x89PNG") else 8
 
 
 def of_torchvision(transforms: Any) -> Preprocessing | None:

@@ -20,7 +20,8 @@ from roundwise.evaluation.data import Dataset, load_data
 from roundwise.evaluation.metrics import evaluate
 
 HELP = """
-Measure a network on labelled samples, or compare it with another on any samples.
+Measure a network on labelled samples, or compare it with another on any samples: accuracy where a sample has a label,
+mean IoU where it has a mask.
 
 \b
 MODEL_OR_FILE is a .rw file, an .onnx file (runs in ONNX Runtime), a .pt2 program, or as for `quantize`:
@@ -31,6 +32,7 @@ Examples:
   roundwise evaluate resnet18.rw --data validation/ --classes classes.txt --preprocess-as torchvision:resnet18
   roundwise evaluate resnet18.rw --against torchvision:resnet18 --pretrained --data photos/
   roundwise evaluate net.onnx --against net.rw --data inputs.npz --json
+  roundwise evaluate deeplab.rw --against torchvision:deeplabv3_resnet50 --pretrained --data VOC2012/ --size 513
 """
 
 
@@ -106,16 +108,21 @@ def command(
     say(f"data: {dataset.description}")
     if dataset.preprocessing is not None:
         say(f"images: {dataset.preprocessing} ({preprocessing_source})")
-    if dataset.labels is None and reference is None:
+    if dataset.labels is None and dataset.masks is None and reference is None:
         raise click.UsageError(
             f"there is nothing to measure: {request.data} has no labels. Give --labels FILE, a folder with one folder "
-            "per class, or --against MODEL to compare two networks."
+            "per class or with masks in Pascal VOC layout, or --against MODEL to compare two networks."
         )
     if dataset.classes:
         _check_classes(network, dataset)
     with sample_progress(len(dataset)) as progress:
         evaluation = evaluate(
-            network, dataset.batches(batch_size), labels=dataset.labels, against=reference, progress=progress
+            network,
+            dataset.batches(batch_size),
+            labels=dataset.labels,
+            masks=dataset.mask_batches(batch_size),
+            against=reference,
+            progress=progress,
         )
     if as_json:
         show_json(

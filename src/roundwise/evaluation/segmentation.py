@@ -1,0 +1,110 @@
+"""How good a segmentation is: counts of pixels, from which everything else follows.
+
+With n_ij the number of pixels of class i that are predicted as class j, over all images,
+
+    IoU_i           n_ii / (Σ_j n_ij + Σ_j n_ji − n_ii)      intersection over union of truth and prediction
+    mean IoU        (1/|C|) Σ_{i ∈ C} IoU_i                  C: the classes that occur in truth or prediction
+    pixel accuracy  Σ_i n_ii / Σ_ij n_ij
+
+The counts are summed over all images before anything is divided, as Pascal VOC does it; the mean of each image's IoU
+would be another figure. Pixels that the masks mark with 255 (VOC's outlines of objects, and padding) are not counted,
+whatever is predicted there. A class that neither occurs nor is predicted has no IoU, 0 / 0, and is left out of the
+mean; one that occurs and is never predicted counts with 0, and so does one that is predicted and never occurs.
+
+Scores of another resolution than the masks are first resized to it, bilinearly (corners not aligned), as the networks
+themselves do before their output: one whose head gives an eighth of the resolution is judged at the masks' own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from roundwise.errors import CalibrationError
+
+IGNORE = 255
+"""The label of pixels that do not count, as in Pascal VOC."""
+
+
+@final
+@dataclass(frozen=True)
+class Segmentation:
+    """Shares of the pixels with a label, 0 to 1.
+
+    Attributes:
+        mean_iou: mean of the classes' IoU, over those that have one.
+        pixel_accuracy: share of the pixels whose class is the predicted one.
+        iou: of each class, in the network's order; None where a class neither occurs nor is predicted.
+
+    References:
+        Everingham et al., IJCV 111 (2015), for the IoU over all images; Long et al., CVPR 2015, arXiv:1411.4038,
+        Section 5, for its mean and the pixel accuracy.
+    """
+
+    mean_iou: float
+    pixel_accuracy: float
+    iou: tuple[float | None, ...]
+
+
+@final
+class Confusion:
+    """The counts n_ij, a batch at a time, in int64."""
+
+    def __init__(self) -> None:
+        self.counts: Int[Tensor, "classes classes"] | None = None
+
+    def add(self, scores: Float[Tensor, "N classes h w"], masks: Int[Tensor, "N height width"], first: int) -> None:
+        """Count a batch's pixels.
+
+        Args:
+            scores: of 2 to 255 classes, the largest being the prediction; at the masks' resolution or another.
+            masks: each pixel's class, counted from 0, or 255.
+            first: the number of the batch's first sample, for messages.
+
+        Raises:
+            CalibrationError: masks that are not one map of whole numbers for each sample, or hold what is no class.
+        """
+        samples, classes = scores.shape[:2]
+        if masks.ndim != 3 or len(masks) != samples or masks.is_floating_point() or masks.dtype == torch.bool:
+            kind = str(masks.dtype).removeprefix("torch.")
+            raise CalibrationError(
+                f"masks are {kind} {list(masks.shape)} for a batch of {samples}; one map [height, width] of whole "
+                "numbers is needed for each sample."
+            )
+        truth = masks.cpu().to(torch.int64)
+        wrong = (truth != IGNORE) & ((truth < 0) | (truth >= classes))
+        if bool(wrong.any()):
+            sample, row, column = wrong.nonzero()[0].tolist()
+            raise CalibrationError(
+                f"the mask of sample {first + sample} has label {int(truth[sample, row, column])} in row {row}, column "
+                f"{column} ({int(wrong[sample].sum())} pixels of it have labels like that), but the network has "
+                f"{classes} classes, counted from 0. Either these masks belong to other classes than the network's, or "
+                f"pixels that do not count are marked with something else than {IGNORE}: mark them with {IGNORE}."
+            )
+        if scores.shape[2:] != masks.shape[1:]:
+            scores = F.interpolate(scores.float(), size=masks.shape[1:], mode="bilinear", align_corners=False)
+        predicted = scores.argmax(1).cpu()
+        counted = truth != IGNORE
+        pairs = truth[counted] * classes + predicted[counted]
+        counts = torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+        self.counts = counts if self.counts is None else self.counts + counts
+
+    def segmentation(self) -> Segmentation:
+        """The shares that follow from the counts.
+
+        Raises:
+            CalibrationError: not one pixel has a label.
+        """
+        if self.counts is None or int(self.counts.sum()) == 0:
+            raise CalibrationError(f"There is nothing to measure: every pixel of every mask is {IGNORE}, not counted.")
+        counts = self.counts.double()
+        hits = counts.diagonal()
+        union = counts.sum(0) + counts.sum(1) - hits
+        iou = tuple(float(h / u) if float(u) > 0 else None for h, u in zip(hits.unbind(), union.unbind(), strict=True))
+        known = [share for share in iou if share is not None]
+        return Segmentation(sum(known) / len(known), float(hits.sum() / counts.sum()), iou)
