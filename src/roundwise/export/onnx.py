@@ -66,7 +66,8 @@ class OnnxExport:
         relative_difference: largest difference relative to the output's largest magnitude, likewise.
         outputs: these figures for each output, with predicted classes.
         default_outputs: the same as ONNX Runtime runs the file by default. Where weights feed a MatMul it rounds that
-            layer's inputs to 8 bits, unless the session sets `session.qdq_matmulnbits_accuracy_level` to "0".
+            layer's inputs to 8 bits, unless the session sets `session.qdq_matmulnbits_accuracy_level` to "0"; where
+            activations are quantized it uses integer kernels that round their results once more.
         verified_on: on which inputs the figures were found.
         opset: of the file.
         weight_types: how many quantized weight tensors are stored in each ONNX type.
@@ -95,9 +96,11 @@ class OnnxExport:
         ]
         if self.default_outputs != self.outputs:
             lines += [
-                "note: by default ONNX Runtime rounds the inputs of MatMul layers to 8 bits, and then",
+                "note: with its default settings ONNX Runtime rounds elsewhere too (the inputs of MatMul layers to 8 bits,",
+                "  the results of integer kernels), and then",
                 *(f"  {output}" for output in self.default_outputs),
-                '  Set the session entry "session.qdq_matmulnbits_accuracy_level" to "0" for the figures above.',
+                '  The figures above are with the session entry "session.qdq_matmulnbits_accuracy_level" at "0", and with',
+                "  graph optimisations switched off if activations are quantized.",
             ]
         return "\n".join(lines)
 
@@ -121,7 +124,8 @@ def export_onnx(
         samples: inputs to compare on: a tensor, or `(positional inputs, inputs by name)`. None takes the calibration
             samples that the model carries, and random numbers where it carries none because it was loaded from a file.
         tolerance: the largest difference that passes, relative to an output's largest magnitude. None takes 1e-4, or
-            5e-3 for a float16 model; `onnx_verify` says why.
+            5e-3 for a float16 model, or where activations are quantized what the model's own sensitivity explains;
+            `onnx_verify` says why.
 
     Raises:
         ExportError: the packages are missing, the path cannot be written to, an operation has no ONNX form, or the file

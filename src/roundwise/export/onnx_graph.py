@@ -128,7 +128,11 @@ def build_graph(program: ExportedProgram) -> tuple[ir.Model, dict[str, int]]:
                 opset_version=OPSET,
                 verbose=False,
                 optimize=False,  # comes last, below, when the weights are in their final form
-                custom_translation_table={dialect.dequantize_per_channel_group.default: _dequantize_per_channel_group},
+                custom_translation_table={
+                    dialect.dequantize_per_channel_group.default: _dequantize_per_channel_group,
+                    dialect.quantize_per_tensor.default: _quantize_per_tensor,
+                    dialect.dequantize_per_tensor.default: _dequantize_per_tensor,
+                },
             )
         except torch.onnx.OnnxExporterError as error:
             raise ExportError(
@@ -372,6 +376,46 @@ def _dequantize_per_channel_group(
 ) -> Any:
     """The translation that the exporter lacks. It holds the graph together until the weight is stored."""
     return opset21.DequantizeLinear(codes, scales, opset21.Cast(zero_points, to=dtype), axis=1, block_size=group_size)
+
+
+def _quantize_per_tensor(
+    values: Any,
+    scale: float,
+    zero_point: int,
+    qmin: int,
+    qmax: int,
+    dtype: int,  # noqa: ARG001  # the signature is the operation's
+) -> Any:
+    """An activation's codes. QuantizeLinear saturates at the ends of its type; narrower grids are clipped before."""
+    onnx_type = _activation_type(qmin, qmax)
+    if _RANGES[onnx_type] != (qmin, qmax):
+        low, high = (_constant((end - zero_point) * scale, ir.DataType.FLOAT) for end in (qmin, qmax))
+        values = opset21.Clip(values, low, high)
+    return opset21.QuantizeLinear(values, _constant(scale, ir.DataType.FLOAT), _constant(zero_point, onnx_type))
+
+
+def _dequantize_per_tensor(
+    codes: Any,
+    scale: float,
+    zero_point: int,
+    qmin: int,
+    qmax: int,
+    dtype: int,  # noqa: ARG001
+    out_dtype: int = 1,  # noqa: ARG001
+) -> Any:
+    """Of an activation; a weight's is replaced when the weight is stored."""
+    onnx_type = _activation_type(qmin, qmax)
+    return opset21.DequantizeLinear(codes, _constant(scale, ir.DataType.FLOAT), _constant(zero_point, onnx_type))
+
+
+def _activation_type(qmin: int, qmax: int) -> ir.DataType:
+    """The narrowest type from 8 bits on, since runtimes have no kernels for activations of fewer."""
+    fitting = (kind for kind, (smallest, largest) in _RANGES.items() if smallest <= qmin and qmax <= largest)
+    return next(kind for kind in fitting if kind not in (ir.DataType.UINT4, ir.DataType.INT4))
+
+
+def _constant(value: float, onnx_type: ir.DataType) -> Any:
+    return opset21.Constant(value=ir.serde.serialize_tensor(ir.Tensor(np.array(value, onnx_type.numpy()))))
 
 
 def _first_cause(error: BaseException) -> str:
