@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from roundwise.ranges import MinMax, WeightMSE
     from roundwise.recipe import Recipe, Weights
     from roundwise.report import Report
+    from roundwise.reporting import html_report
     from roundwise.rounding import (
         GPTQ,
         AdaRound,
@@ -81,11 +82,24 @@ __all__ = [
     "WeightMSE",
     "Weights",
     "export_onnx",
+    "html_report",
     "load",
     "quantize",
 ]
 
-_HOMES = ("errors", "grid", "problem", "report", "ranges", "rounding", "recipe", "model", "pipeline", "export")
+_HOMES = (
+    "errors",
+    "grid",
+    "problem",
+    "report",
+    "ranges",
+    "rounding",
+    "recipe",
+    "model",
+    "pipeline",
+    "export",
+    "reporting",
+)
 
 
 def __getattr__(name: str) -> object:
