@@ -20,7 +20,7 @@ from roundwise.report import LayerReport, WeightSummary
 from roundwise.reporting.words import OVERFLOW, escaped, number
 
 WIDTH, HEIGHT = 960.0, 230.0
-LEFT, RIGHT, TOP, BOTTOM = 64.0, 10.0, 10.0, 38.0
+LEFT, RIGHT, TOP, BOTTOM = 72.0, 10.0, 10.0, 40.0
 STRIP = 20.0
 """What a line beyond the axis takes of the height."""
 
@@ -171,7 +171,7 @@ def _chart(title: str, count: int, axis: Axis, parts: list[str]) -> str:
     for index in range(count):
         if (index + 1) % every == 0:
             x = _x(index, count)
-            frame.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16:g}" text-anchor="middle">{index + 1}</text>')
+            frame.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 17:g}" text-anchor="middle">{index + 1}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     frame.append(f'<text x="{middle:g}" y="{HEIGHT - 4:g}" text-anchor="middle">layer</text>')
     return _svg("chart", title, WIDTH, HEIGHT, [*frame, *parts])

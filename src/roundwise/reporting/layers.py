@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from roundwise.report import LayerReport, WeightSummary
 from roundwise.reporting.charts import Series, bar_chart, dot_chart, weight_figure
-from roundwise.reporting.words import between, decibels, escaped, number, percent, scrolling
+from roundwise.reporting.words import between, decibels, escaped, number, percent, scrolling, seconds
 
 Layers = Sequence[LayerReport]
 
@@ -24,7 +24,7 @@ def layer_charts(layers: Layers) -> str:
     ]
     ratios = [Series("chosen", "chosen", [decibels(layer.error) for layer in layers])]
     flips = [layer.flips * 100 for layer in layers]
-    seconds = [layer.seconds for layer in layers]
+    times = [layer.seconds for layer in layers]
     return "\n".join(
         (
             _figure(
@@ -47,7 +47,7 @@ def layer_charts(layers: Layers) -> str:
             _figure(
                 "Seconds per layer",
                 "Spent on its ranges and rounding.",
-                bar_chart("Seconds spent on each layer", names, seconds, unit=" s"),
+                bar_chart("Seconds spent on each layer", names, times, unit=" s"),
             ),
         )
     )
@@ -73,21 +73,19 @@ def layer_table(layers: Layers) -> str:
     """Every layer's figures."""
     varying = [(name, of) for name, of in HOW if len({of(layer) for layer in layers}) > 1]
     common = [f"{name} {of(layers[0])}" for name, of in HOW if (name, of) not in varying] if layers else []
-    text = ["layer", "operation", "shape", *(name for name, _ in varying)]
-    numbers = ["error, nearest", "error, chosen", "SQNR, dB", "rounded the other way", "seconds"]
+    numbers = ("error, nearest", "error, chosen", "SQNR, dB", "rounded the other way", "seconds")
     head = '<th scope="col" class="number">no.</th>'
-    head += "".join(f'<th scope="col">{name}</th>' for name in text)
+    head += "".join(f'<th scope="col">{name}</th>' for name in ("layer", "operation", "shape"))
     head += "".join(f'<th scope="col" class="number">{name}</th>' for name in numbers)
+    head += "".join(f'<th scope="col">{name}</th>' for name, _ in varying)
     rows = [_row(index, layer, [of(layer) for _, of in varying]) for index, layer in enumerate(layers, start=1)]
-    caption = "The layers in the order in which they run."
-    if common:
-        caption += f" For all of them: {escaped(', '.join(common))}."
+    shared = f"<p>For all layers: {escaped(', '.join(common))}.</p>\n" if common else ""
     table = (
-        f'<table class="sortable"><caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
+        f'<table class="sortable"><caption>The layers, in the order in which they run</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
         + "\n".join(rows)
         + "\n</tbody></table>"
     )
-    return f"<h3>All figures</h3>\n{scrolling('figures of all layers', table)}"
+    return f"<h3>All figures</h3>\n{shared}{scrolling('figures of all layers', table)}"
 
 
 def _row(index: int, layer: LayerReport, how: Sequence[str]) -> str:
@@ -97,12 +95,12 @@ def _row(index: int, layer: LayerReport, how: Sequence[str]) -> str:
         f'<th scope="row">{escaped(layer.name)}</th>',
         f"<td>{escaped(layer.operation)}</td>",
         f'<td data-value="{escaped(layer.weights)}">{escaped(shape)}</td>',
-        *(f"<td>{escaped(word)}</td>" for word in how),
         _number_cell(layer.error_nearest, number(layer.error_nearest)),
         _number_cell(layer.error, number(layer.error), "error"),
         _number_cell(decibels(layer.error), number(round(decibels(layer.error), 1))),
         _number_cell(layer.flips, percent(layer.flips)),
-        _number_cell(layer.seconds, number(layer.seconds)),
+        _number_cell(layer.seconds, seconds(layer.seconds).removesuffix(" s")),
+        *(f"<td>{escaped(word)}</td>" for word in how),
     ]
     worse = ' class="worse"' if layer.error > layer.error_nearest else ""
     return f"<tr{worse}>{''.join(cells)}</tr>"

@@ -25,7 +25,7 @@ from roundwise.recipe import Recipe
 from roundwise.report import Report, human_bytes
 from roundwise.reporting.charts import share_bar
 from roundwise.reporting.layers import layer_charts, layer_table, weight_cards
-from roundwise.reporting.words import decibels, escaped, number, percent, scrolling
+from roundwise.reporting.words import decibels, escaped, number, percent, scrolling, seconds
 
 
 class Reported(Protocol):
@@ -128,6 +128,7 @@ def _section(heading: str, content: str) -> str:
 def _summary(report: Report, accuracy: Mapping[str, tuple[float, float]]) -> str:
     bits = "/".join(map(str, sorted({layer.bits for layer in report.layers})))
     weights = sum(layer.weights for layer in report.layers)
+    layers = sum(layer.seconds for layer in report.layers)
     ratio = report.quantized_bytes / report.float_bytes if report.float_bytes else 1.0
     tiles = [
         (
@@ -136,18 +137,18 @@ def _summary(report: Report, accuracy: Mapping[str, tuple[float, float]]) -> str
             f"{percent(ratio)} of before",
         ),
         ("bits of a weight", bits, f"{weights:,} weights in {len(report.layers)} layers"),
-        ("calibration samples", f"{report.samples:,}", "unlabelled, all of them used for every layer"),
+        ("calibration samples", f"{report.samples:,}", "on which all errors were measured"),
         (
             "error of the outputs",
             number(report.output_error),
-            f"{number(decibels(report.output_error))} dB, relative to the float network, on the calibration samples",
+            f"{number(decibels(report.output_error))} dB, relative to the float network",
         ),
     ]
     tiles += [
         (name, f"{percent(before)} → {percent(after)}", "float → quantized, on the calibration samples")
         for name, (before, after) in accuracy.items()
     ]
-    tiles.append(("time", f"{number(sum(report.seconds.values()))} s", f"of it for layers {_layer_seconds(report)} s"))
+    tiles.append(("time", seconds(sum(report.seconds.values())), f"ranges and rounding of layers: {seconds(layers)}"))
     tiles.append(("activations held", human_bytes(report.peak_activation_bytes), "at most, in memory and on disk"))
     return (
         '<dl class="tiles">\n'
@@ -159,17 +160,13 @@ def _summary(report: Report, accuracy: Mapping[str, tuple[float, float]]) -> str
     )
 
 
-def _layer_seconds(report: Report) -> str:
-    return number(sum(layer.seconds for layer in report.layers))
-
-
 def _times(report: Report) -> str:
     total = sum(report.seconds.values())
     rows = [
-        f'<tr><th scope="row">{escaped(stage)}</th><td class="number">{number(seconds)} s</td>'
-        f'<td class="number">{percent(seconds / total if total else 0.0)}</td>'
-        f'<td class="share">{share_bar(seconds / total if total else 0.0)}</td></tr>'
-        for stage, seconds in report.seconds.items()
+        f'<tr><th scope="row">{escaped(stage)}</th><td class="number">{seconds(spent)}</td>'
+        f'<td class="number">{percent(spent / total if total else 0.0)}</td>'
+        f'<td class="share">{share_bar(spent / total if total else 0.0)}</td></tr>'
+        for stage, spent in report.seconds.items()
     ]
     return (
         '<table class="stages"><caption>Wall time by stage</caption><thead><tr><th scope="col">stage</th>'

@@ -3,11 +3,12 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
+    const button = document.createElement("span"); // browsers do not repeat a real button on the pages of a print
+    button.setAttribute("role", "button");
+    button.tabIndex = 0;
     button.append(...head.childNodes);
     head.append(button);
-    button.addEventListener("click", () => {
+    const sort = () => {
       const down = head.getAttribute("aria-sort") === "ascending";
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
@@ -19,6 +20,12 @@ for (const table of document.querySelectorAll("table.sortable")) {
         return (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1);
       };
       body.append(...[...body.rows].sort(compare));
+    };
+    button.addEventListener("click", sort);
+    button.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault(); // the space bar would scroll
+      sort();
     });
   });
 }

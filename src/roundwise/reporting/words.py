@@ -32,6 +32,16 @@ def number(value: float) -> str:
     return f"−{text}".replace("e-", "e−") if value < 0 else text.replace("e-", "e−")
 
 
+def seconds(value: float) -> str:
+    """A time, to three digits or whole seconds.
+
+    Example:
+        >>> seconds(0.012345), seconds(4.256), seconds(4120.3)
+        ('0.0123 s', '4.26 s', '4,120 s')
+    """
+    return f"{value:.3g} s" if value < 99.95 else f"{value:,.0f} s"
+
+
 def percent(share: float) -> str:
     """A share of 1 in per cent.
 
