@@ -47,7 +47,10 @@ class WeightSummary:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> WeightSummary:
         """The inverse of `dataclasses.asdict`, also after a trip through JSON."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
+        return cls(**fields)
 
 
 @final

@@ -65,11 +65,10 @@ class Axis:
         fitting = [value for value in values if _fits(value, log)]
         below, above = (any(_beyond(value, log) == side for value in values) for side in ("below", "above"))
         if log:
-            low = math.floor(math.log10(min(fitting, default=0.1)))
-            high = max(low + 1, math.ceil(math.log10(max(fitting, default=1.0))))
-            every = math.ceil((high - low) / 8)
-            decades = range(low, high + 1, every)
-            return cls(low, high, tuple(10.0**decade for decade in decades), log, below, above)
+            first = math.floor(math.log10(min(fitting, default=0.1)))
+            last = max(first + 1, math.ceil(math.log10(max(fitting, default=1.0))))
+            decades = range(first, last + 1, math.ceil((last - first) / 8))
+            return cls(first, last, tuple(10.0**decade for decade in decades), log, below, above)
         low, high = min([0.0, *fitting]), max([0.0, *fitting])
         step = _round_step((high - low) / 5 or 1.0)
         first, last = math.floor(low / step), max(math.floor(low / step) + 1, math.ceil(high / step))

@@ -81,9 +81,8 @@ def layer_table(layers: Layers) -> str:
     rows = [_row(index, layer, [of(layer) for _, of in varying]) for index, layer in enumerate(layers, start=1)]
     shared = f"<p>For all layers: {escaped(', '.join(common))}.</p>\n" if common else ""
     table = (
-        f'<table class="sortable"><caption>The layers, in the order in which they run</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
-        + "\n".join(rows)
-        + "\n</tbody></table>"
+        '<table class="sortable"><caption>The layers, in the order in which they run</caption>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
     )
     return f"<h3>All figures</h3>\n{shared}{scrolling('figures of all layers', table)}"
 
