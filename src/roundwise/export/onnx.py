@@ -17,6 +17,7 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, final
@@ -185,10 +186,8 @@ def _write(model: onnx_ir.Model, path: Path) -> list[Path]:
 
 
 def _describe(model: onnx_ir.Model, recipe: Recipe) -> None:
-    from roundwise import __version__
-
-    model.producer_name, model.producer_version = "roundwise", __version__
-    model.metadata_props["roundwise.version"] = __version__
+    model.producer_name, model.producer_version = "roundwise", version("roundwise")
+    model.metadata_props["roundwise.version"] = version("roundwise")
     model.metadata_props["roundwise.recipe"] = json.dumps(recipe.as_dict())
 
 
