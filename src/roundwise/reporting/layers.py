@@ -73,13 +73,17 @@ def layer_table(layers: Layers) -> str:
     """Every layer's figures."""
     varying = [(name, of) for name, of in HOW if len({of(layer) for layer in layers}) > 1]
     common = [f"{name} {of(layers[0])}" for name, of in HOW if (name, of) not in varying] if layers else []
-    numbers = ("error, nearest", "error, chosen", "SQNR, dB", "rounded the other way", "seconds")
+    numbers = ("error, nearest", "error, chosen", "SQNR, dB", "flips", "seconds")
     head = '<th scope="col" class="number">no.</th>'
     head += "".join(f'<th scope="col">{name}</th>' for name in ("layer", "operation", "shape"))
     head += "".join(f'<th scope="col" class="number">{name}</th>' for name in numbers)
     head += "".join(f'<th scope="col">{name}</th>' for name, _ in varying)
     rows = [_row(index, layer, [of(layer) for _, of in varying]) for index, layer in enumerate(layers, start=1)]
     shared = f"<p>For all layers: {escaped(', '.join(common))}.</p>\n" if common else ""
+    shared += (
+        "<p>Errors are those of the first chart, one in bold is larger than with nearest rounding; flips are weights "
+        "rounded the other way.</p>\n"
+    )
     table = (
         '<table class="sortable"><caption>The layers, in the order in which they run</caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
@@ -122,7 +126,7 @@ def weight_cards(layers: Layers) -> str:
         return "<p>Not in this file: it was written by a release that did not keep them.</p>"
     introduction = (
         "<p>How many of a layer's float weights have which value, and below them the points of their grid; where there "
-        "are several scales, of the finest and of the coarsest grid. A band stands for points too near to tell "
+        "are several scales, of the finest grid (first row) and of the coarsest. A band stands for points too near to tell "
         "apart. Weights beyond a grid's ends become its first or last point.</p>"
     )
     return f'{introduction}\n<div class="cards">\n' + "\n".join(cards) + "\n</div>"
