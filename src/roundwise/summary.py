@@ -1,6 +1,6 @@
 """A layer's weights and grid in a few hundred bytes, taken while both are there: the result holds only codes.
 
-Everything is one sweep over the weights, far cheaper than running the layer on one batch.
+It takes a few sweeps over the weights: far less than choosing their scales.
 """
 
 from __future__ import annotations

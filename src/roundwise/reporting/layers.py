@@ -126,8 +126,8 @@ def weight_cards(layers: Layers) -> str:
         return "<p>Not in this file: it was written by a release that did not keep them.</p>"
     introduction = (
         "<p>How many of a layer's float weights have which value, and below them the points of their grid; where there "
-        "are several scales, of the finest grid (first row) and of the coarsest. A band stands for points too near to tell "
-        "apart. Weights beyond a grid's ends become its first or last point.</p>"
+        "are several scales, of the finest grid (first row) and of the coarsest. A band stands for points too near to "
+        "tell apart. Weights beyond a grid's ends become its first or last point.</p>"
     )
     return f'{introduction}\n<div class="cards">\n' + "\n".join(cards) + "\n</div>"
 
