@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from roundwise.ranges import MinMax, WeightMSE
     from roundwise.recipe import Activations, Recipe, Weights
     from roundwise.report import Report
+    from roundwise.reporting import html_report
     from roundwise.rounding import (
         GPTQ,
         AdaRound,
@@ -93,6 +94,7 @@ __all__ = [
     "WeightMSE",
     "Weights",
     "export_onnx",
+    "html_report",
     "load",
     "quantize",
 ]
@@ -109,6 +111,7 @@ _HOMES = (
     "model",
     "pipeline",
     "export",
+    "reporting",
 )
 
 

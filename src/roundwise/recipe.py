@@ -288,8 +288,8 @@ class Recipe:
             settings["overrides"] = {name: _override_from_dict(name, item, weights) for name, item in overrides.items()}
         return cls(**settings)
 
-    def to_toml(self, path: str | Path) -> None:
-        """Write the recipe to a TOML file laid out as above, with every setting.
+    def as_toml(self) -> str:
+        """The recipe as the text of a TOML file laid out as above, with every setting.
 
         Raises:
             RecipeError: a method is of your own making, and so has no name that a file could hold.
@@ -301,8 +301,16 @@ class Recipe:
         known = (*ROUNDING_SOLVERS.values(), *RANGE_ESTIMATORS.values(), *ACTIVATION_RANGES.values())
         for method in methods:
             if method is not None and type(method) not in known:
-                raise RecipeError(f"{method!r} is a method of your own: {path} could only name it, not hold it.")
-        Path(path).write_text(_to_toml(self.as_dict()), encoding="utf-8")
+                raise RecipeError(f"{method!r} is a method of your own: a TOML file could only name it, not hold it.")
+        return _to_toml(self.as_dict())
+
+    def to_toml(self, path: str | Path) -> None:
+        """Write `as_toml` to a file.
+
+        Raises:
+            RecipeError: a method is of your own making, and so has no name that a file could hold.
+        """
+        Path(path).write_text(self.as_toml(), encoding="utf-8")
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:

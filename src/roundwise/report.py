@@ -12,8 +12,45 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
+
+
+@final
+@dataclass(frozen=True)
+class WeightSummary:
+    """A layer's float weights and the grids they were put on, in a few hundred bytes: enough to draw both.
+
+    Each scale, with its zero point, is a grid of its own. Of these the finest and the coarsest are kept, and how far
+    the ends of all of them spread.
+
+    Attributes:
+        smallest, largest: weight.
+        counts: of weights in bins of equal width from `smallest` to `largest`; one bin where all are equal.
+        scales: how many there are.
+        finest, coarsest: the smallest and the largest scale, each with its zero point.
+        lower_ends: the lowest and the highest among the smallest numbers that the grids reach.
+        upper_ends: the lowest and the highest among the largest numbers that the grids reach.
+        clipped: share of the weights more than half a step beyond their grid's ends, 0 to 1.
+    """
+
+    smallest: float
+    largest: float
+    counts: tuple[int, ...]
+    scales: int
+    finest: tuple[float, int]
+    coarsest: tuple[float, int]
+    lower_ends: tuple[float, float]
+    upper_ends: tuple[float, float]
+    clipped: float
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> WeightSummary:
+        """The inverse of `dataclasses.asdict`, also after a trip through JSON."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
+        return cls(**fields)
 
 
 @final
@@ -31,6 +68,7 @@ class LayerReport:
         flips: share of the weights whose code is not the nearest one, 0 to 1.
         seconds: spent on ranges and rounding.
         note: anything a reader must know ("shared by 2 calls", …), or empty.
+        summary: of the weights and their grid; None in files of earlier releases.
     """
 
     name: str
@@ -46,6 +84,7 @@ class LayerReport:
     flips: float
     seconds: float
     note: str = ""
+    summary: WeightSummary | None = field(default=None, repr=False)  # a page of bins would hide the rest
 
     @property
     def weights(self) -> int:
@@ -130,7 +169,15 @@ class Report:
         def restored(record: dict[str, Any]) -> dict[str, Any]:
             return {**record, **{name: math.nan for name in _ERRORS if record.get(name, 0.0) is None}}
 
-        layers = tuple(LayerReport(**{**restored(layer), "shape": tuple(layer["shape"])}) for layer in data["layers"])
+        def layer(record: dict[str, Any]) -> LayerReport:
+            summary = record.get("summary")
+            typed = {
+                "shape": tuple(record["shape"]),
+                "summary": None if summary is None else WeightSummary.from_dict(summary),
+            }
+            return LayerReport(**{**restored(record), **typed})
+
+        layers = tuple(map(layer, data["layers"]))
         kept = tuple(KeptFloat(**item) for item in data["kept_float"])
         activations = tuple(
             ActivationReport(**{**item, "shared_with": tuple(item["shared_with"])})

@@ -41,6 +41,7 @@ from roundwise.memory import ActivationStore, held_bytes
 from roundwise.problem import Problem, RangeEstimator, Rounding, RoundingSolver
 from roundwise.report import LayerReport
 from roundwise.statistics import Statistic, ValueStatistic
+from roundwise.summary import summarize
 
 aten = torch.ops.aten
 
@@ -196,6 +197,7 @@ class Stream:
             flips=flips,
             seconds=seconds,
             note="; ".join([*_notes(layer, matrix), *([note] if note else [])]),
+            summary=summarize(matrix, quantized.grid),
         )
         return quantized, report
 

@@ -219,6 +219,58 @@ def test_json_has_the_figures_of_the_files(folder, tmp_path, monkeypatch):
     assert data["versions"]["torch"] == str(torch.__version__)
 
 
+def test_the_report_is_written_as_a_page(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    path = tmp_path / "report.html"
+    result = run("quantize", "net.py:linear", "--data", np_file(tmp_path, (8, 4)), "--report", path)
+    assert result.exit_code == 0, result.stderr
+    assert f"written: {path}: " in result.stdout
+    assert "the network was not written" in result.stderr
+    text = path.read_text(encoding="utf-8")
+    for part in ("net.py:linear", "float32 [8, 4]", "[weights]", "Error of each layer"):
+        assert part in text
+    assert "top-1" not in text
+
+
+@pytest.mark.parametrize("options", [("--label-key", "labels"), ("--labels", "labels.txt")])
+def test_the_report_tells_the_accuracy_where_labels_are_given(folder, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(folder)
+    (folder / "labels.txt").write_text("\n".join(map(str, np.load(folder / "labelled.npz")["labels"])))
+    path = tmp_path / "report.html"
+    common = ("net.py:build", "--data", "labelled.npz", "--json")
+    result = run("quantize", *common, "--rounding", "nearest", "--bits", 8, "--report", path, *options)
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    share = json.loads(run("evaluate", *common).stdout)["accuracy"]["top1"]
+    assert data["accuracy"]["top-1"]["float"] == share
+    assert data["outputs"] == [{"path": str(path), "bytes": path.stat().st_size}]
+    before, after = (f"{100 * data['accuracy']['top-1'][kind]:.1f} %" for kind in ("float", "quantized"))
+    assert f"{before} → {after}" in path.read_text(encoding="utf-8")
+
+
+def test_labels_that_do_not_fit_the_network_end_the_command_before_the_long_run(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    (tmp_path / "labels.txt").write_text("6\n" * 24)
+
+    def fail(*_, **__):
+        raise AssertionError("the long run was started")
+
+    monkeypatch.setattr(quantize_command, "quantize", fail)
+    options = ("--report", tmp_path / "report.html", "--labels", tmp_path / "labels.txt")
+    result = run("quantize", "net.py:build", "--data", "inputs.npy", *options)
+    assert failed(result, 1, "a label is 6, but the network has 6 classes")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_folders_are_not_taken_for_labels_unasked(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    path = tmp_path / "report.html"
+    options = ("--size", "8", "--rounding", "nearest", "--report", path)
+    result = run("quantize", "net.py:build", "--data", "photos", *options)
+    assert result.exit_code == 0, result.stderr
+    assert "top-1" not in path.read_text(encoding="utf-8")
+
+
 def np_file(folder, shape, name="x.npy"):
     np.save(folder / name, np.random.default_rng(0).standard_normal(shape).astype(np.float32))
     return folder / name
@@ -227,7 +279,7 @@ def np_file(folder, shape, name="x.npy"):
 def test_without_an_output_it_says_that_nothing_is_kept(folder):
     result = run("quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy", "--rounding", "nearest")
     assert result.exit_code == 0
-    assert "nothing was written" in result.stderr
+    assert "the network was not written" in result.stderr
 
 
 def test_images_are_prepared_as_asked_and_it_is_said(folder):
@@ -284,11 +336,16 @@ def test_preprocessing_of_a_named_model_can_be_borrowed(folder):
         (("--out", "absent/net.rw"), "there is no folder 'absent'"),
         (("--out", "photos.rw"), "is a folder"),
         (("--out", "a.rw", "--out", "./a.rw"), "same file twice"),
+        (("--report", "report.pdf"), "a file ends in .html or .htm"),
+        (("--report", "absent/report.html"), "there is no folder 'absent'"),
+        (("--report", "photos.html"), "is a folder"),
+        (("--labels", "net.py"), "--labels goes with --report"),
     ],
 )
 def test_wrong_usage_ends_with_2_before_anything_runs(folder, no_run, monkeypatch, options, message):
     monkeypatch.chdir(folder)
-    (folder / "photos.rw").mkdir(exist_ok=True)
+    for name in ("photos.rw", "photos.html"):
+        (folder / name).mkdir(exist_ok=True)
     data = () if "--data" in options else ("--data", "inputs.npy")
     assert failed(run("quantize", "net.py:build", *data, *options), 2, message)
 

@@ -1,4 +1,4 @@
-"""The files that `roundwise quantize --out` writes. Whether they can be written is found out before the long run."""
+"""The files that `roundwise quantize` writes. Whether they can be written is found out before the long run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ import click
 from roundwise.errors import ExportError
 from roundwise.model import QuantizedModel
 from roundwise.report import human_bytes
+from roundwise.reporting import html_report
 
 SUFFIXES = (".rw", ".onnx")
 
 
-def check_outputs(paths: Sequence[Path]) -> None:
+REPORT_SUFFIXES = (".html", ".htm")
+
+
+def check_outputs(paths: Sequence[Path], report: Path | None) -> None:
     """Make sure that every file can be written when the time comes.
 
     Raises:
@@ -25,14 +29,7 @@ def check_outputs(paths: Sequence[Path]) -> None:
         ExportError: no permission, or packages that are missing.
     """
     for path in paths:
-        if path.suffix not in SUFFIXES:
-            raise click.UsageError(f"--out {path}: a file ends in {' or '.join(SUFFIXES)}, which decides what it is.")
-        if path.is_dir():
-            raise click.UsageError(f"--out {path} is a folder; give the name of a file.")
-        if not path.parent.is_dir():
-            raise click.UsageError(f"--out {path}: there is no folder '{path.parent}'. Create it first.")
-        if not os.access(path.parent, os.W_OK):
-            raise ExportError(f"--out {path}: no permission to write into '{path.parent}'.")
+        _check_place("--out", path, SUFFIXES)
         if path.suffix == ".onnx":
             missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
             if missing:
@@ -41,6 +38,19 @@ def check_outputs(paths: Sequence[Path]) -> None:
                 )
     if len({path.resolve() for path in paths}) < len(paths):
         raise click.UsageError(f"--out names the same file twice: {', '.join(map(str, paths))}.")
+    if report is not None:
+        _check_place("--report", report, REPORT_SUFFIXES)
+
+
+def _check_place(option: str, path: Path, suffixes: Sequence[str]) -> None:
+    if path.suffix not in suffixes:
+        raise click.UsageError(f"{option} {path}: a file ends in {' or '.join(suffixes)}, which decides what it is.")
+    if path.is_dir():
+        raise click.UsageError(f"{option} {path} is a folder; give the name of a file.")
+    if not path.parent.is_dir():
+        raise click.UsageError(f"{option} {path}: there is no folder '{path.parent}'. Create it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise ExportError(f"{option} {path}: no permission to write into '{path.parent}'.")
 
 
 def write_outputs(quantized: QuantizedModel, paths: Sequence[Path]) -> list[tuple[dict[str, Any], str]]:
@@ -61,3 +71,21 @@ def write_outputs(quantized: QuantizedModel, paths: Sequence[Path]) -> list[tupl
             size = path.stat().st_size
             written.append(({"path": str(path), "bytes": size}, f"{path}: {human_bytes(size)}"))
     return written
+
+
+def write_report(
+    quantized: QuantizedModel,
+    path: Path,
+    *,
+    title: str,
+    facts: dict[str, str],
+    accuracy: dict[str, tuple[float, float]],
+) -> tuple[dict[str, Any], str]:
+    """Write the page of `--report`; its figures as of `write_outputs`.
+
+    Raises:
+        ExportError: it cannot be written.
+    """
+    html_report(quantized, path, title=title, facts=facts, accuracy=accuracy)
+    size = path.stat().st_size
+    return {"path": str(path), "bytes": size}, f"{path}: {human_bytes(size)}"

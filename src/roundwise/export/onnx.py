@@ -17,6 +17,7 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, final
@@ -96,11 +97,11 @@ class OnnxExport:
         ]
         if self.default_outputs != self.outputs:
             lines += [
-                "note: with its default settings ONNX Runtime rounds elsewhere too (the inputs of MatMul layers to 8 bits,",
-                "  the results of integer kernels), and then",
+                "note: with its default settings ONNX Runtime rounds elsewhere too (the inputs of MatMul layers to 8",
+                "bits, the results of integer kernels), and then",
                 *(f"  {output}" for output in self.default_outputs),
-                '  The figures above are with the session entry "session.qdq_matmulnbits_accuracy_level" at "0", and with',
-                "  graph optimisations switched off if activations are quantized.",
+                "  Graph optimisations switched off (where activations are quantized), or the session entry",
+                '  "session.qdq_matmulnbits_accuracy_level" at "0" (where weights feed a MatMul), give those above.',
             ]
         return "\n".join(lines)
 
@@ -189,10 +190,8 @@ def _write(model: onnx_ir.Model, path: Path) -> list[Path]:
 
 
 def _describe(model: onnx_ir.Model, recipe: Recipe) -> None:
-    from roundwise import __version__
-
-    model.producer_name, model.producer_version = "roundwise", __version__
-    model.metadata_props["roundwise.version"] = __version__
+    model.producer_name, model.producer_version = "roundwise", version("roundwise")
+    model.metadata_props["roundwise.version"] = version("roundwise")
     model.metadata_props["roundwise.recipe"] = json.dumps(recipe.as_dict())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 
 from roundwise import quantize
 from roundwise.activations import ACTIVATION_RANGES
+from roundwise.cli.accuracy import before_and_after, check_labels, measure
 from roundwise.cli.models import load_model
 from roundwise.cli.options import DataRequest, data_options, move, weight_options, weight_source
-from roundwise.cli.outputs import check_outputs, write_outputs
+from roundwise.cli.outputs import check_outputs, write_outputs, write_report
 from roundwise.cli.parameters import EXISTING_FILE, Device, Memory, default
 from roundwise.cli.recipes import RecipeOptions, build_recipe, describe, describe_methods
 from roundwise.cli.terminal import exits, layer_progress, say, show_json
@@ -44,6 +46,7 @@ Examples:
   roundwise quantize net.py:build --data inputs.npz --bits 3 --per-tensor --set iterations=10000
   roundwise quantize net.py:build --data inputs.npy --activations 8 --out integer.onnx
   roundwise quantize net.py:build --data inputs.npy --override classifier=8 --override 'stem.*=float'
+  roundwise quantize net.py:build --data inputs.npz --out net.rw --report net.html
 """
 
 
@@ -145,15 +148,35 @@ class MethodsCommand(click.Command):
     multiple=True,
     help="Where to: .rw (Roundwise's own file) or .onnx. Repeatable.",
 )
+@click.option(
+    "--report",
+    "page",
+    type=click.Path(path_type=Path),
+    help="Write the report as one .html page: every layer's errors, weights and grid, and how to do it again.",
+)
+@click.option(
+    "--labels",
+    type=EXISTING_FILE,
+    help="Labels of the samples, in their order, so that --report tells the accuracy before and after: one number a "
+    "line (.txt), or an array file. Labels in the file of --data are used where --label-key names them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @exits
 def command(
-    model: str, num_classes: int | None, device: torch.device, outputs: tuple[Path, ...], as_json: bool, **options: Any
+    model: str,
+    num_classes: int | None,
+    device: torch.device,
+    outputs: tuple[Path, ...],
+    page: Path | None,
+    labels: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Run `roundwise quantize`."""
     started = time.perf_counter()
-    check_outputs(outputs)
+    check_outputs(outputs, page)
     request = DataRequest.take(options)
+    want_labels = check_labels(labels, request, page)
     granularity = _granularity(**{name: options.pop(name) for name in ("per_tensor", "per_channel", "per_group")})
     bits, activations = options.pop("bits"), options.pop("activations")
     source = weight_source(options, seed=options["seed"] or DEFAULT.seed)
@@ -170,18 +193,28 @@ def command(
     for note in loaded.notes:
         say(f"{model}: {note}")
     data, preprocessing_source = request.options(loaded.preprocessing, recipe.seed)
-    dataset = load_data(request.data, data)
+    dataset = load_data(request.data, replace(data, want_labels=want_labels, labels=labels))
     say(f"data: {dataset.description}")
     if dataset.preprocessing is not None:
         say(f"images: {dataset.preprocessing} ({preprocessing_source})")
+    network = move(loaded.network, device)
+    before = measure(model, network, dataset, recipe.batch_size, device) if want_labels else None
     with layer_progress() as progress:
-        batches = dataset.batches(recipe.batch_size)
-        quantized = quantize(move(loaded.network, device), batches, recipe, progress=progress)
+        quantized = quantize(network, dataset.batches(recipe.batch_size), recipe, progress=progress)
     if not as_json:
         # Before the files are written, so that the report of a long run is there even if one of them fails.
         click.echo(str(quantized.report))
         sys.stdout.flush()
+    accuracy: dict[str, tuple[float, float]] = {}
+    if before is not None:
+        after = measure("the quantized network", quantized, dataset, recipe.batch_size, device)
+        accuracy = before_and_after(before, after)
     written = write_outputs(quantized, outputs)
+    if page is not None:
+        facts = {"model": model, "samples": dataset.description}
+        if dataset.preprocessing is not None:
+            facts["images"] = f"{dataset.preprocessing} ({preprocessing_source})"
+        written.append(write_report(quantized, page, title=model, facts=facts, accuracy=accuracy))
     if as_json:
         show_json(
             {
@@ -191,15 +224,18 @@ def command(
                 "recipe": quantized.recipe.as_dict(),
                 "report": quantized.report.as_dict(),
                 "versions": quantized.versions,
+                "accuracy": {name: {"float": was, "quantized": now} for name, (was, now) in accuracy.items()},
                 "outputs": [figures for figures, _ in written],
                 "seconds": time.perf_counter() - started,
             }
         )
         return
+    for name, (was, now) in accuracy.items():
+        click.echo(f"{name} on the calibration samples: {was:.2%} → {now:.2%}")
     for _, text in written:
         click.echo(f"written: {text}")
     if not outputs:
-        say("nothing was written; give --out model.rw or --out model.onnx to keep the result")
+        say("the network was not written; give --out model.rw or --out model.onnx to keep the result")
 
 
 def _granularity(per_tensor: bool, per_channel: bool, per_group: int | None) -> Granularity | None:

@@ -1,0 +1,354 @@
+"""The report as a page: complete, harmless, and its figures are the report's."""
+
+import dataclasses
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from torch import nn
+
+import roundwise as rw
+from roundwise.errors import ExportError
+from roundwise.grid import Grid
+from roundwise.report import KeptFloat, LayerReport, Report, WeightSummary
+from roundwise.reporting.charts import Axis, Series, bar_chart, dot_chart, weight_figure
+from roundwise.reporting.layers import layer_table
+from roundwise.reporting.page import render
+from roundwise.rounding.nearest import Nearest
+from roundwise.summary import summarize
+
+VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
+EVIL = "<script>alert(1)</script> & \"quoted\" 'too' \ud800"
+
+
+class Page(HTMLParser):
+    """A page's elements and texts; tags that do not balance are an error."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.tables, self.texts = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1] += data
+
+    def count(self, tag):
+        return sum(name == tag for name, _ in self.elements)
+
+
+@dataclasses.dataclass
+class Result:
+    """What a page needs of a quantized network."""
+
+    report: Report
+    recipe: rw.Recipe = dataclasses.field(default_factory=rw.Recipe)
+    versions: dict = dataclasses.field(default_factory=lambda: {"roundwise": "9.9", "torch": "8.8"})
+
+
+SUMMARY = WeightSummary(-1.0, 2.0, (1, 5, 2), 1, (0.25, 0), (0.25, 0), (-2.0, -2.0), (1.75, 1.75), 0.125)
+
+
+def layer(**changes):
+    base = LayerReport(
+        "first", "conv2d", (8, 4), 4, "per-tensor", True, "min-max", "nearest", 0.1, 0.05, 0.25, 1.5, "", SUMMARY
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def result(*layers, **changes):
+    seconds = {"capture": 1.0, "rounding": 3.0}
+    report = Report(layers, (), 32, 0.01, 4096, 1024, seconds, 2048)
+    return Result(dataclasses.replace(report, **changes))
+
+
+def page(given, **options):
+    return Page(render(given, **{"title": "a network", "facts": {}, "accuracy": {}, **options}))
+
+
+@pytest.fixture(scope="module")
+def quantized():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 6), nn.Linear(6, 4)).eval()
+    recipe = rw.Recipe(
+        weights=rw.Weights(bits=3, granularity=rw.PerTensor(), symmetric=False),
+        rounding=rw.Nearest(),
+        overrides={"3": rw.Weights(bits=16, granularity=rw.PerGroup(8)), "4": None},
+    )
+    return rw.quantize(network, torch.randn(16, 3, 4, 4), recipe)
+
+
+# ---------------------------------------------------------------------------------------------- a page of a real run
+
+
+def test_the_pages_table_has_the_reports_figures(quantized, tmp_path):
+    rw.html_report(quantized, tmp_path / "report.html", title="net", facts={"model": "net.py"})
+    shown = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    (table,) = (table for table in shown.tables if "error, chosen" in table[0])
+    column = {name: index for index, name in enumerate(table[0])}
+    assert len(table) == 1 + len(quantized.report.layers)
+    for row, of in zip(table[1:], quantized.report.layers, strict=True):
+        assert row[column["layer"]] == of.name
+        assert row[column["bits"]] == str(of.bits)
+        assert row[column["granularity"]] == of.granularity
+        assert float(row[column["error, nearest"]].replace("−", "-")) == pytest.approx(of.error_nearest, rel=1e-3)
+        assert float(row[column["error, chosen"]].replace("−", "-")) == pytest.approx(of.error, rel=1e-3)
+        assert float(row[column["SQNR, dB"]]) == pytest.approx(-10 * math.log10(of.error), abs=0.06)
+    text = " ".join(shown.texts)
+    for part in ("net.py", "16", "the recipe keeps it in float", quantized.versions["torch"]):
+        assert part in text
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_pages_recipe_is_the_recipe(quantized, tmp_path):
+    shown = page(quantized)
+    (toml,) = (text for text in shown.texts if "[weights]" in text)
+    (tmp_path / "recipe.toml").write_text(toml, encoding="utf-8")
+    assert rw.Recipe.from_toml(tmp_path / "recipe.toml") == quantized.recipe
+
+
+def test_a_page_of_a_loaded_network_is_the_same(quantized, tmp_path):
+    quantized.save(tmp_path / "net.rw")
+    given = {"title": "net", "facts": {}, "accuracy": {}}
+    assert render(rw.load(tmp_path / "net.rw"), **given) == render(quantized, **given)
+
+
+def test_a_page_loads_nothing_and_runs_its_own_script_alone(quantized):
+    text = render(quantized, title="net", facts={}, accuracy={})
+    shown = Page(text)
+    loading = {"src", "href", "xlink:href", "srcset", "data", "action", "style"}
+    assert [name for name, attributes in shown.elements if loading & attributes.keys()] == []
+    assert not {"link", "img", "iframe", "object", "embed", "use", "image", "base"} & {e for e, _ in shown.elements}
+    assert re.search(r"url\(|@import|https?://|//\w", text.replace("// ", "")) is None
+    assert shown.count("script") == 1
+    (policy,) = (a["content"] for e, a in shown.elements if e == "meta" and "http-equiv" in a)
+    assert policy.startswith("default-src 'none'; ")
+    assert "script-src 'sha256-" in policy
+
+
+def test_tables_have_heads_and_figures_titles(quantized):
+    shown = page(quantized)
+    for (tag, attributes), (following, _) in zip(shown.elements, shown.elements[1:], strict=False):
+        if tag == "svg" and "aria-hidden" not in attributes:
+            assert attributes["role"] == "img"
+            assert following == "title"
+        if tag == "table":
+            assert following == "caption"
+        if tag == "th":
+            assert attributes["scope"] in ("row", "col")
+
+
+# ------------------------------------------------------------------------------------------------- strange reports
+
+
+def test_names_from_outside_are_shown_and_do_nothing_else(tmp_path):
+    given = result(
+        layer(name=EVIL, operation=EVIL, granularity=EVIL, ranges=EVIL, rounding=EVIL, note=EVIL),
+        layer(name="plain"),
+        kept_float=(KeptFloat(EVIL, 3, EVIL),),
+        notes=(EVIL,),
+        seconds={EVIL: 1.0},
+    )
+    given.versions[EVIL] = EVIL
+    given.recipe = rw.Recipe(overrides={EVIL.replace("\ud800", ""): None})
+    shown = page(given, title=EVIL, facts={EVIL: EVIL}, accuracy={EVIL: (0.5, 0.25)})
+    assert shown.count("script") == 1
+    assert all(not name.startswith("on") for _, attributes in shown.elements for name in attributes)
+    assert EVIL in shown.texts
+    rw.html_report(given, tmp_path / "a & b<i>.html", title=EVIL)  # what no file can hold is no reason to fail
+    assert "\\ud800" in (tmp_path / "a & b<i>.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("count", [1, 2, 21, 110])
+def test_any_number_of_layers_has_a_mark_in_every_chart(count):
+    layers = tuple(layer(name=f"layers.{index}", error=0.001 * (index + 1)) for index in range(count))
+    shown = page(result(*layers))
+    marks = [(tag, attributes["class"]) for tag, attributes in shown.elements if tag in ("circle", "rect")]
+    assert marks.count(("circle", "chosen")) == 2 * count  # errors and decibels
+    assert marks.count(("rect", "nearest")) == count
+    labels = [text for text in shown.texts if text.isdigit() and int(text) <= count]
+    assert len(labels) >= 4 * min(count, 11)
+
+
+@pytest.mark.parametrize("error", [0.0, math.nan, math.inf, 1.7e308, 1e-300, 5e-324])
+def test_errors_that_no_axis_holds_are_told(error):
+    given = result(layer(error=error, error_nearest=error), output_error=error)
+    shown = page(given)
+    numbers = [value for _, attributes in shown.elements for name, value in attributes.items() if name in ("cy", "y")]
+    assert all(math.isfinite(float(value)) for value in numbers)
+    told = {0.0: "0", 1e-300: "1e−300", 5e-324: "4.941e−324"}
+    expected = "NaN" if math.isnan(error) else told.get(error, "∞")
+    (table,) = (table for table in shown.tables if "error, chosen" in table[0])
+    assert table[1][table[0].index("error, chosen")] == expected
+
+
+def test_an_error_of_zero_stands_below_all_others_and_overflow_above():
+    axis = Axis.of([0.0, 1e-5, 0.1, math.inf, math.nan], log=True)
+    heights = [axis.y(value) for value in (math.inf, 0.1, 1e-5, 0.0)]
+    assert heights == sorted(heights)
+    assert len(set(heights)) == 4
+    assert axis.y(math.nan) == axis.y(math.inf)
+
+
+def test_a_network_without_seconds_bytes_or_layers_has_a_page_too():
+    page(result(seconds={}, float_bytes=0, quantized_bytes=0))
+    page(result(layer(seconds=0.0, flips=0.0), seconds={"capture": 0.0}))
+
+
+def test_words_that_hold_for_all_layers_are_said_once():
+    same = layer_table([layer(), layer(name="second")])
+    assert "For all layers: bits 4, granularity per-tensor, codes symmetric, ranges min-max, rounding nearest." in same
+    assert "<td>per-tensor</td>" not in same
+    assert "<td>per-channel</td>" in layer_table([layer(), layer(granularity="per-channel")])
+
+
+def test_a_layer_that_nearest_served_better_is_marked():
+    assert 'class="worse"' in layer_table([layer(error=0.2)])
+    assert 'class="worse"' not in layer_table([layer(error=0.1)])
+
+
+def test_accuracy_is_told_where_it_was_measured():
+    shown = " ".join(page(result(layer()), accuracy={"top-1": (0.81, 0.795)}).texts)
+    assert "81.0 % → 79.5 %" in shown
+    assert "top-1" not in " ".join(page(result(layer())).texts)
+
+
+def test_a_recipe_with_a_method_of_ones_own_is_shown_and_said_to_be_no_file():
+    @dataclasses.dataclass(frozen=True)
+    class Mine(rw.RoundingSolver):
+        needs = Nearest.needs
+
+        def solve(self, problem, generator):
+            raise NotImplementedError
+
+    given = result(layer())
+    given.recipe = rw.Recipe(rounding=Mine())
+    assert "is a method of your own" in " ".join(page(given).texts)
+
+
+# ---------------------------------------------------------------------------------------------------------- figures
+
+
+@pytest.mark.parametrize(("bits", "drawn"), [(2, 4), (4, 16), (16, 0)])
+def test_points_of_a_grid_are_drawn_where_they_can_be_told_apart(bits, drawn):
+    scale = 4 / 2**bits
+    ends = ((-2.0, -2.0), (2.0 - scale, 2.0 - scale))
+    summary = dataclasses.replace(
+        SUMMARY, finest=(scale, 0), coarsest=(scale, 0), lower_ends=ends[0], upper_ends=ends[1]
+    )
+    figure = weight_figure(layer(bits=bits), summary)
+    assert figure.count("v9") == drawn
+    assert ('class="band"' in figure) == (drawn == 0)
+    assert f"{2**bits:,} points" in figure
+    assert len(figure) < 3000
+
+
+def test_several_scales_show_the_finest_and_the_coarsest_grid():
+    summary = dataclasses.replace(SUMMARY, scales=8, finest=(0.01, 0))
+    assert re.findall(r"<title>(\w+) grid: 16 points", weight_figure(layer(), summary)) == ["finest", "coarsest"]
+
+
+def test_weights_that_are_all_equal_have_a_figure():
+    for value in (0.0, 3.0, -1e-30):
+        weight = torch.full((1, 2, 3), value)
+        summary = summarize(weight, Grid.symmetric(torch.tensor([[[1.0]]]), 4))
+        assert summary.counts == (6,)
+        Page(weight_figure(layer(), summary))
+
+
+def test_charts_are_escaped_by_themselves():
+    names = ["</svg><b>"]
+    for chart in (dot_chart("<b>", names, [Series("s", "chosen", [1.0])]), bar_chart("<b>", names, [1.0])):
+        assert "<b>" not in chart
+        Page(chart)
+
+
+# -------------------------------------------------------------------------------------------- the summary of a layer
+
+
+@pytest.mark.parametrize("blocks", [(1, 1, 1), (1, 8, 1), (1, 8, 4)], ids=["per tensor", "per channel", "per group"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_summary_tells_what_the_weights_and_the_grid_are(blocks, symmetric):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(1, 8, 64, generator=generator)
+    scale = torch.rand(blocks, generator=generator) / 10 + 0.1
+    zero_point = torch.zeros(blocks, dtype=torch.int32) if symmetric else torch.full(blocks, 5, dtype=torch.int32)
+    grid = Grid(scale, zero_point, dataclasses.replace(Grid.symmetric(scale, 4).codebook, symmetric=symmetric))
+    summary = summarize(weight, grid)
+    assert sum(summary.counts) == 512
+    assert (summary.smallest, summary.largest) == (weight.min().item(), weight.max().item())
+    assert summary.scales == scale.numel()
+    assert (summary.finest[0], summary.coarsest[0]) == pytest.approx((scale.min().item(), scale.max().item()))
+    qmin, qmax = torch.tensor(grid.codebook.qmin), torch.tensor(grid.codebook.qmax)
+    lower, upper = (grid.dequantize(code.expand(1, 8, 64)) for code in (qmin, qmax))
+    assert summary.lower_ends == pytest.approx((lower.min().item(), lower.max().item()))
+    assert summary.upper_ends == pytest.approx((upper.min().item(), upper.max().item()))
+    outside = (weight - grid.fake_quantize(weight)).abs() > grid.steps(64) * 0.5001
+    assert summary.clipped == pytest.approx(outside.float().mean().item(), abs=0.002)
+
+
+def test_a_summary_counts_as_numpy_does():
+    weight = torch.randn(3, 50, 70, generator=torch.Generator().manual_seed(1))
+    summary = summarize(weight, Grid.symmetric(torch.tensor([[[0.1]]]), 4))
+    counts = torch.histogram(weight.double().flatten(), bins=48).hist
+    assert summary.counts == tuple(counts.int().tolist())
+
+
+def test_a_report_keeps_summaries_through_json_and_reads_reports_without(quantized):
+    report = quantized.report
+    assert all(of.summary is not None for of in report.layers)
+    data = json.loads(json.dumps(report.as_dict()))
+    assert Report.from_dict(data) == report
+    for record in data["layers"]:
+        del record["summary"]
+    old = Report.from_dict(data)
+    assert [of.summary for of in old.layers] == [None, None]
+    assert "written by a release that did not keep them" in " ".join(page(Result(old)).texts)
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def test_a_page_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("earlier", encoding="utf-8")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(ExportError, match="No space left"):
+        rw.html_report(result(layer()), path)
+    assert path.read_text(encoding="utf-8") == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_page_needs_a_file_in_a_folder_that_is_there(tmp_path):
+    with pytest.raises(ExportError, match="is a folder"):
+        rw.html_report(result(layer()), tmp_path)
+    with pytest.raises(ExportError, match="there is no folder"):
+        rw.html_report(result(layer()), tmp_path / "absent" / "report.html")
