@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from roundwise.model import QuantizedModel, load
     from roundwise.pipeline import quantize
     from roundwise.problem import ActivationRanges, Problem, RangeEstimator, Rounding, RoundingSolver
-    from roundwise.ranges import MinMax, WeightMSE
+    from roundwise.ranges import MinMax, OutputMSE, WeightMSE
     from roundwise.recipe import Activations, Recipe, Weights
     from roundwise.report import Report
     from roundwise.reporting import html_report
@@ -77,6 +77,7 @@ __all__ = [
     "MinMax",
     "ModelError",
     "Nearest",
+    "OutputMSE",
     "PerChannel",
     "PerGroup",
     "PerTensor",

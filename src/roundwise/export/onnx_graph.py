@@ -387,11 +387,10 @@ def _quantize_per_tensor(
     dtype: int,  # noqa: ARG001  # the signature is the operation's
 ) -> Any:
     """An activation's codes. QuantizeLinear saturates at the ends of its type; narrower grids are clipped before."""
-    onnx_type = _activation_type(qmin, qmax)
-    if _RANGES[onnx_type] != (qmin, qmax):
+    if qmax - qmin not in (2**8 - 1, 2**16 - 1):
         low, high = (_constant((end - zero_point) * scale, ir.DataType.FLOAT) for end in (qmin, qmax))
         values = opset21.Clip(values, low, high)
-    return opset21.QuantizeLinear(values, _constant(scale, ir.DataType.FLOAT), _constant(zero_point, onnx_type))
+    return opset21.QuantizeLinear(values, *_scale_and_zero_point(scale, zero_point, qmin, qmax))
 
 
 def _dequantize_per_tensor(
@@ -404,14 +403,17 @@ def _dequantize_per_tensor(
     out_dtype: int = 1,  # noqa: ARG001
 ) -> Any:
     """Of an activation; a weight's is replaced when the weight is stored."""
-    onnx_type = _activation_type(qmin, qmax)
-    return opset21.DequantizeLinear(codes, _constant(scale, ir.DataType.FLOAT), _constant(zero_point, onnx_type))
+    return opset21.DequantizeLinear(codes, *_scale_and_zero_point(scale, zero_point, qmin, qmax))
 
 
-def _activation_type(qmin: int, qmax: int) -> ir.DataType:
-    """The narrowest type from 8 bits on, since runtimes have no kernels for activations of fewer."""
-    fitting = (kind for kind, (smallest, largest) in _RANGES.items() if smallest <= qmin and qmax <= largest)
-    return next(kind for kind in fitting if kind not in (ir.DataType.UINT4, ir.DataType.INT4))
+def _scale_and_zero_point(scale: float, zero_point: int, qmin: int, qmax: int) -> tuple[Any, Any]:
+    """Of an activation, whose codes are counted from 0 and take 8 or 16 bits.
+
+    Fewer have no kernels in runtimes; and where codes are signed ONNX Runtime 1.31 cannot move QuantizeLinear through
+    other operations (its issue 25526). Codes and zero point moved by the same number stand for the same real numbers.
+    """
+    onnx_type = ir.DataType.UINT8 if qmax - qmin < 2**8 else ir.DataType.UINT16
+    return _constant(scale, ir.DataType.FLOAT), _constant(zero_point - qmin, onnx_type)
 
 
 def _constant(value: float, onnx_type: ir.DataType) -> Any:

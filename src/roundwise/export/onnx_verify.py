@@ -23,7 +23,6 @@ graph literally, and again both figures are reported.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -238,21 +237,20 @@ def _sensitivity(program: ExportedProgram, feeds: list[dict[str, Array]], refere
     """The largest relative difference that a small change of all float constants makes; 0 without quantizers."""
     if not _quantizes_activations(program):
         return 0.0
-    changed = copy.deepcopy(program)
-    generator = torch.Generator().manual_seed(0)
-    for tensor in changed.state_dict.values():
-        if tensor.is_floating_point():
-            noise = torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
-            tensor.detach().mul_(1 + CHANGE * noise)
-    module, names = changed.module(), output_names(program)
-    device = next((tensor.device for tensor in changed.state_dict.values()), torch.device("cpu"))
+    module, names, generator = program.module(), output_names(program), torch.Generator().manual_seed(0)
+    changed = {
+        name: tensor * (1 + CHANGE * torch.randn(tensor.shape, generator=generator)).to(tensor.device, tensor.dtype)
+        for name, tensor in module.state_dict().items()
+        if tensor.is_floating_point()
+    }
+    device = next((tensor.device for tensor in changed.values()), torch.device("cpu"))
     results = []
     for feed in feeds:
         leaves = [torch.from_numpy(feed[name]).to(device) if name else None for name in input_names(program)]
         assert program.call_spec.in_spec is not None
         args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
         with torch.no_grad():
-            outputs = pytree.tree_leaves(module(*args, **kwargs))
+            outputs = pytree.tree_leaves(torch.func.functional_call(module, changed, args, kwargs))
         results.append([_array(outputs[leaf]) for leaf in output_leaves(program)])
     differences = _compare(names, references, results, tolerance=math.inf)
     return max((difference.relative_difference for difference in differences), default=0.0)

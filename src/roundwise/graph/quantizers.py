@@ -201,9 +201,8 @@ def _read_as_codes(node: fx.Node, layers: Collection[fx.Node]) -> Iterable[fx.No
     if node in layers or node.target in AVERAGES:
         return node.all_input_nodes[:1]
     if node.target in OF_TWO:
-        operands = [operand for operand in node.args[:2] if isinstance(operand, fx.Node)]
-        computed = [operand for operand in operands if _is_real(operand) and operand.op != "get_attr"]
-        return computed if len(computed) == 2 else ()
+        operands = [operand for operand in node.args[:2] if isinstance(operand, fx.Node) and any(_sources(operand))]
+        return operands if len(operands) == 2 else ()
     return ()
 
 

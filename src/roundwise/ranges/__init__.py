@@ -5,10 +5,12 @@ from typing import Any
 from roundwise.problem import RangeEstimator
 from roundwise.ranges.minmax import MinMax
 from roundwise.ranges.mse import WeightMSE
+from roundwise.ranges.output_mse import OutputMSE
 
 RANGE_ESTIMATORS: dict[str, type[RangeEstimator[Any]]] = {
     "min-max": MinMax,
+    "output-mse": OutputMSE,
     "weight-mse": WeightMSE,
 }
 
-__all__ = ["RANGE_ESTIMATORS", "MinMax", "WeightMSE"]
+__all__ = ["RANGE_ESTIMATORS", "MinMax", "OutputMSE", "WeightMSE"]

@@ -11,6 +11,7 @@ A method in the tables of `roundwise.rounding` or `roundwise.ranges` is put thro
 A check returns None or raises `AssertionError` with a sentence about what was found.
 """
 
+from roundwise.testing.activation_checks import ACTIVATION_CHECKS, value_cases
 from roundwise.testing.brute_force import best_rounding
 from roundwise.testing.cases import Case, cases, tiny_cases
 from roundwise.testing.range_checks import RANGE_CHECKS
@@ -18,6 +19,7 @@ from roundwise.testing.settings_checks import SETTINGS_CHECKS, quick
 from roundwise.testing.solver_checks import SOLVER_CHECKS, check_learns_from_the_statistic
 
 __all__ = [
+    "ACTIVATION_CHECKS",
     "RANGE_CHECKS",
     "SETTINGS_CHECKS",
     "SOLVER_CHECKS",
@@ -27,4 +29,5 @@ __all__ = [
     "check_learns_from_the_statistic",
     "quick",
     "tiny_cases",
+    "value_cases",
 ]

@@ -10,12 +10,13 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from roundwise.activations import ACTIVATION_RANGES
 from roundwise.errors import RecipeError
-from roundwise.problem import RoundingSolver
+from roundwise.problem import ActivationRanges, RoundingSolver
 from roundwise.ranges import RANGE_ESTIMATORS
-from roundwise.recipe import Recipe, Weights
+from roundwise.recipe import Activations, Recipe, Weights
 from roundwise.rounding import ROUNDING_SOLVERS
-from roundwise.statistics import Statistic
+from roundwise.statistics import Statistic, ValueStatistic
 from roundwise.testing.requirement import require
 
 M = TypeVar("M")
@@ -42,7 +43,8 @@ def check_is_a_frozen_dataclass(kind: type) -> None:
 def check_says_what_it_needs(kind: type) -> None:
     """`needs` is a statistic, and the documentation is a sentence with a source."""
     needs = getattr(kind, "needs", None)
-    require(isinstance(needs, type) and issubclass(needs, Statistic), f"{kind.__name__}.needs is {needs!r}")
+    known = isinstance(needs, type) and issubclass(needs, Statistic | ValueStatistic)
+    require(known, f"{kind.__name__}.needs is {needs!r}")
     text = (kind.__doc__ or "").strip()
     require(text.partition("\n")[0].endswith("."), f"{kind.__name__}'s documentation does not begin with a sentence")
     require("References:" in text, f"{kind.__name__} has no 'References:'")
@@ -50,7 +52,7 @@ def check_says_what_it_needs(kind: type) -> None:
 
 def check_survives_a_recipe_file(kind: type) -> None:
     """If it is in a table: with any one setting changed it comes back from plain data, also through JSON."""
-    if kind not in (*ROUNDING_SOLVERS.values(), *RANGE_ESTIMATORS.values()):
+    if kind not in (*ROUNDING_SOLVERS.values(), *RANGE_ESTIMATORS.values(), *ACTIVATION_RANGES.values()):
         return
     for method in (kind(), *_changed(kind)):
         recipe = _recipe(method)
@@ -102,4 +104,6 @@ def _changed(kind: type) -> Iterator[Any]:
 def _recipe(method: Any) -> Recipe:
     if isinstance(method, RoundingSolver):
         return Recipe(rounding=method)
+    if isinstance(method, ActivationRanges):
+        return Recipe(activations=Activations(ranges=method))
     return Recipe(weights=Weights(ranges=method))

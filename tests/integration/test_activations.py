@@ -1,0 +1,230 @@
+"""Quantized activations, from the recipe to what the network computes, saves and exports."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import roundwise as rw
+
+
+class Net(nn.Module):
+    """Residuals, a concatenation, pooling, a function that is no clamp, and two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.left, self.right = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 4, 1),
+        )
+        self.join, self.head = nn.Conv2d(12, 8, 3, groups=4), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.relu6(self.stem(x))
+        y = F.relu(self.left(x) + x)
+        z = torch.cat([y, F.silu(self.right(x))], 1)
+        z = F.max_pool2d(self.join(z).relu(), 2)
+        return self.head(z.mean((2, 3))), y
+
+
+IMAGES = torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+MODES = pytest.mark.parametrize("adapt", [True, False], ids=["ranges-first", "ranges-after"])
+
+
+def quantized(adapt=True, rounding=None, model=None, **settings):
+    recipe = rw.Recipe(
+        rounding=rounding or rw.Nearest(),
+        activations=rw.Activations(adapt_rounding=adapt, **settings),
+        batch_size=16,
+    )
+    return rw.quantize(model or Net().eval(), IMAGES, recipe)
+
+
+@MODES
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_the_reports_error_is_what_the_network_really_does(adapt, bits):
+    model, result = Net().eval(), quantized(adapt, bits=bits)
+    with torch.no_grad():
+        pairs = list(zip(model(IMAGES), result(IMAGES), strict=True))
+    error = sum(float((one - other).square().sum()) for one, other in pairs)
+    energy = sum(float(one.square().sum()) for one, _ in pairs)
+    assert result.report.output_error == pytest.approx(error / energy, rel=0.02)
+
+
+@MODES
+def test_values_between_operations_lie_on_their_grids(adapt):
+    result = quantized(adapt, bits=4)
+    seen = {}
+
+    class Watch(torch.fx.Interpreter):
+        def run_node(self, node):
+            value = super().run_node(node)
+            seen[node.name] = value
+            return value
+
+    with torch.no_grad():
+        Watch(result.graph_module).run(IMAGES)
+    assert len(result.report.activations) == 7
+    readers = {node.name: [user.name for user in node.users] for node in result.graph_module.graph.nodes}
+    for activation in result.report.activations:
+        (codes,) = readers[activation.name]  # nobody reads the tensor itself any more
+        (real,) = readers[codes]
+        assert 0 <= seen[codes].min() <= seen[codes].max() <= 15
+        assert seen[real].unique().numel() <= 16
+
+
+def test_what_is_joined_shares_scale_and_zero_point_and_covers_both():
+    by_name = {activation.name: activation for activation in quantized().report.activations}
+    shared = [activation for activation in by_name.values() if activation.shared_with]
+    assert len(shared) == 2
+    assert len({(activation.scale, activation.zero_point) for activation in shared}) == 1
+    low = min(activation.low for activation in shared)
+    assert low < 0  # of the SiLU
+    assert by_name["x"].shared_with == ()
+
+
+def test_rounding_adapts_to_quantized_inputs_only_if_it_is_told_to():
+    solver = rw.CoordinateDescent()
+    plain = rw.quantize(Net().eval(), IMAGES, rw.Recipe(rounding=solver, batch_size=16))
+    before, after = (quantized(adapt, solver, bits=3) for adapt in (True, False))
+    codes = [{n: v for n, v in q.graph.constants.items() if n.endswith("_codes")} for q in (plain, before, after)]
+    assert all(torch.equal(codes[0][name], codes[2][name]) for name in codes[0])
+    assert not all(torch.equal(codes[0][name], codes[1][name]) for name in codes[0])
+
+
+def test_more_bits_make_the_error_smaller():
+    errors = [quantized(bits=bits).report.output_error for bits in (2, 4, 8)]
+    assert errors[0] > 2 * errors[1] > 2 * errors[2]
+    without = rw.quantize(Net().eval(), IMAGES, rw.Recipe(rounding=rw.Nearest())).report.output_error
+    assert quantized(bits=16).report.output_error == pytest.approx(without, rel=0.01)
+
+
+def test_the_model_and_its_samples_stay_as_they_were():
+    model, images = Net().eval(), IMAGES.clone()
+    before = copy.deepcopy(model.state_dict())
+    quantized(model=model)
+    assert torch.equal(images, IMAGES)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@MODES
+def test_activations_survive_a_file(adapt, tmp_path):
+    result = quantized(adapt)
+    result.save(tmp_path / "net.rw")
+    back = rw.load(tmp_path / "net.rw")
+    assert back.report == result.report
+    assert back.recipe == result.recipe
+    for one, other in zip(result(IMAGES), back(IMAGES), strict=True):
+        assert torch.equal(one, other)
+
+
+@MODES
+def test_spilling_to_disk_changes_nothing(adapt):
+    recipe = rw.Recipe(rounding=rw.Nearest(), activations=rw.Activations(adapt_rounding=adapt), batch_size=16)
+    spilled = rw.quantize(Net().eval(), IMAGES, rw.Recipe.from_dict({**recipe.as_dict(), "memory_budget": 0}))
+    kept = rw.quantize(Net().eval(), IMAGES, recipe)
+    assert spilled.report.activations == kept.report.activations
+    assert torch.equal(spilled(IMAGES)[0], kept(IMAGES)[0])
+
+
+def test_half_precision_networks_keep_their_dtype():
+    result = rw.quantize(
+        Net().eval().bfloat16(), IMAGES.bfloat16(), rw.Recipe(rounding=rw.Nearest(), activations=rw.Activations())
+    )
+    assert result(IMAGES.bfloat16())[0].dtype == torch.bfloat16
+
+
+def test_of_a_single_layer_the_input_is_quantized_and_the_output_is_not():
+    result = quantized(model=nn.Sequential(nn.Linear(12, 4)).eval())
+    assert len(result.report.activations) == 1  # the input itself
+
+
+# ------------------------------------------------------------------------------------------------------ bad input
+
+
+class Dead(nn.Module):
+    """A layer whose output is cut off entirely."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 4), nn.Linear(4, 2)
+        nn.init.constant_(self.a.bias, -100.0)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+
+
+def test_an_activation_that_is_always_zero_is_an_error_that_names_it():
+    with pytest.raises(rw.CalibrationError, match="'relu' is 0 everywhere"):
+        quantized(model=Dead().eval())
+
+
+def test_an_empty_activation_is_an_error_that_names_it():
+    class Empty(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(12, 4)
+
+        def forward(self, x):
+            return self.a(x[:, :0].sigmoid()), self.a(x)
+
+    with pytest.raises(rw.CalibrationError, match="holds no numbers"):
+        quantized(model=Empty().eval())
+
+
+def test_a_constant_activation_that_is_not_zero_will_do():
+    class Constant(Dead):
+        def forward(self, x):
+            return self.b(self.a(x).clamp(-1.0, -1.0))
+
+    result = quantized(model=Constant().eval())
+    assert result.report.output_error < 0.01
+
+
+def test_activations_that_are_not_finite_are_an_error():
+    class Infinite(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(12, 4)
+
+        def forward(self, x):
+            return self.a(1 / (x - x)), x
+
+    with pytest.raises(rw.ModelError):
+        quantized(model=Infinite().eval())
+
+
+# --------------------------------------------------------------------------------------------------------- export
+
+
+@pytest.mark.parametrize(
+    ("weight_bits", "bits", "symmetric"), [(4, 8, False), (8, 8, False), (8, 8, True), (4, 5, False), (8, 16, False)]
+)
+def test_an_exported_file_quantizes_activations_as_the_network_does(tmp_path, weight_bits, bits, symmetric):
+    onnx = pytest.importorskip("onnx")
+    recipe = rw.Recipe(
+        weights=rw.Weights(bits=weight_bits),
+        rounding=rw.Nearest(),
+        activations=rw.Activations(bits=bits, symmetric=symmetric),
+    )
+    result = rw.quantize(Net().eval(), IMAGES, recipe)
+    exported = rw.export_onnx(result, tmp_path / "net.onnx")
+    assert all(output.passes for output in exported.outputs)
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == len(result.report.activations)
+    assert sum(node.op_type == "Clip" and "quantize" not in node.name for node in graph.node) >= (7 if bits == 5 else 0)
+
+
+def test_onnx_runtime_fuses_8_bit_layers_into_integer_kernels(tmp_path):
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    recipe = rw.Recipe(weights=rw.Weights(bits=8), rounding=rw.Nearest(), activations=rw.Activations())
+    rw.export_onnx(rw.quantize(Net().eval(), IMAGES, recipe), tmp_path / "net.onnx")
+    options = runtime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "fused.onnx"), 4
+    runtime.InferenceSession(tmp_path / "net.onnx", options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node]
+    assert kinds.count("QLinearConv") >= 2
