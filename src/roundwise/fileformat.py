@@ -14,12 +14,9 @@ anything but arithmetic on tensors stands in `graph/plain.py`.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -31,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from roundwise.errors import FileFormatError
+from roundwise.files import replacing
 from roundwise.graph.emit import packed_bits
 from roundwise.graph.graph import Graph
 from roundwise.graph.plain import dtype_name, dtype_named, graph_from_plain, graph_to_plain
@@ -85,27 +83,8 @@ def write(contents: Contents, path: Path) -> None:
     graph_from_plain(description["graph"], tensors)  # what could not be read shall not be written
     text = json.dumps(description)
     metadata = {"format": "roundwise", "version": VERSION, "model": text, "sha256": _digest(text, tensors)}
-    with _replacing(path) as temporary:
+    with replacing(path, FileFormatError, (SafetensorError,)) as temporary:
         save_file(tensors, temporary, metadata)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place at the end, or is gone if anything stops the writing."""
-    temporary = path.with_name(f".roundwise-{secrets.token_hex(8)}")
-    try:
-        temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # the writer of safetensors lets nobody but the owner read
-        temporary.replace(path)
-    except FileNotFoundError as error:
-        raise FileFormatError(f"cannot write {path}: there is no folder '{path.parent}'. Create it first.") from error
-    except (OSError, SafetensorError) as error:
-        raise FileFormatError(f"cannot write {path}: {error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

@@ -11,6 +11,7 @@ COMMANDS = {
     "quantize": "Give a trained network 4-bit weights.",
     "evaluate": "Measure a network, or compare two.",
     "inspect": "Show what is in a .rw file.",
+    "reproduce": "Run a table of a paper again, on your network.",
     "demo": "See it work: train, quantize, compare, export. About a minute.",
 }
 

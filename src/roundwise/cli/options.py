@@ -39,13 +39,6 @@ _WEIGHTS = (
 
 _DATA = (
     click.option(
-        "--data",
-        required=True,
-        type=EXISTING_PATH,
-        help="A folder of images (flat, one folder per class, or in Pascal VOC layout with masks), or .npy, .npz, .pt, "
-        ".safetensors: there, uint8 arrays are images, others are taken as they are.",
-    ),
-    click.option(
         "--split",
         help="Of a folder in Pascal VOC layout: the list in ImageSets/Segmentation that names the images."
         + default("val to evaluate, train to quantize"),
@@ -85,11 +78,17 @@ def weight_options(function: F) -> F:
     return function
 
 
-def data_options(function: F) -> F:
+def data_options(function: F, *, required: bool = True) -> F:
     """Which samples are read, and what is done to images."""
     for option in reversed(_DATA):
         function = option(function)
-    return function
+    return click.option(
+        "--data",
+        required=required,
+        type=EXISTING_PATH,
+        help="A folder of images (flat, one folder per class, or in Pascal VOC layout with masks), or .npy, .npz, .pt, "
+        ".safetensors: there, uint8 arrays are images, others are taken as they are.",
+    )(function)
 
 
 def weight_source(options: dict[str, Any], seed: int = 0) -> WeightSource | None:

@@ -29,7 +29,7 @@ def check_outputs(paths: Sequence[Path], report: Path | None) -> None:
         ExportError: no permission, or packages that are missing.
     """
     for path in paths:
-        _check_place("--out", path, SUFFIXES)
+        check_place("--out", path, SUFFIXES)
         if path.suffix == ".onnx":
             missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
             if missing:
@@ -39,10 +39,16 @@ def check_outputs(paths: Sequence[Path], report: Path | None) -> None:
     if len({path.resolve() for path in paths}) < len(paths):
         raise click.UsageError(f"--out names the same file twice: {', '.join(map(str, paths))}.")
     if report is not None:
-        _check_place("--report", report, REPORT_SUFFIXES)
+        check_place("--report", report, REPORT_SUFFIXES)
 
 
-def _check_place(option: str, path: Path, suffixes: Sequence[str]) -> None:
+def check_place(option: str, path: Path, suffixes: Sequence[str]) -> None:
+    """Make sure that a file of one of these endings can be written.
+
+    Raises:
+        click.UsageError: another ending, no such folder, or a folder in the file's place.
+        ExportError: no permission.
+    """
     if path.suffix not in suffixes:
         raise click.UsageError(f"{option} {path}: a file ends in {' or '.join(suffixes)}, which decides what it is.")
     if path.is_dir():

@@ -10,17 +10,16 @@ layers, models and files; notes; the recipe) goes through `escaped`.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import importlib.resources
 import json
 import os
-import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from roundwise.errors import ExportError, RecipeError
+from roundwise.files import replacing
 from roundwise.recipe import Recipe
 from roundwise.report import Report, human_bytes
 from roundwise.reporting.charts import share_bar
@@ -87,7 +86,7 @@ def html_report(
         ... # doctest: +SKIP
     """
     text = render(quantized, title=title, facts=facts or {}, accuracy=accuracy or {})
-    with _replacing(Path(path)) as temporary:
+    with replacing(Path(path), ExportError) as temporary:
         # File names may hold what no text can; better a backslash in their place than no report.
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
@@ -224,25 +223,3 @@ def _lines(rows: Iterable[str]) -> str:
 
 def _resource(name: str) -> str:
     return (importlib.resources.files("roundwise.reporting") / name).read_text(encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place at the end, or is gone if anything stops the writing.
-
-    Raises:
-        ExportError: there is a folder in its place or none to hold it, no permission, or no room.
-    """
-    if path.is_dir():
-        raise ExportError(f"cannot write the report: '{path}' is a folder; give the name of a file.")
-    temporary = path.with_name(f".roundwise-{secrets.token_hex(8)}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except FileNotFoundError as error:
-        raise ExportError(f"cannot write {path}: there is no folder '{path.parent}'. Create it first.") from error
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -1,0 +1,202 @@
+"""`roundwise reproduce`: a paper's table, on your network and images."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import nn
+
+from roundwise.cli.models import load_model
+from roundwise.cli.options import DataRequest, data_options, move, weight_options, weight_source
+from roundwise.cli.outputs import check_place
+from roundwise.cli.parameters import EXISTING_FILE, EXISTING_PATH, Device, default
+from roundwise.cli.runnable import Runnable
+from roundwise.cli.terminal import exits, sample_progress, say, show_json
+from roundwise.errors import CalibrationError, FileFormatError, ModelError
+from roundwise.evaluation.data import Dataset, load_data
+from roundwise.evaluation.metrics import evaluate
+from roundwise.files import replacing
+from roundwise.grid import BITS, PerChannel, PerTensor
+from roundwise.reproduction import PAPERS, Settings, Study, page, run
+
+HELP = """
+Run a table of a paper again, on your network: every row over several seeds, beside the paper's figures.
+
+\b
+MODEL is as for `quantize`. --data has the calibration images, --test the labelled ones (or images with masks, in Pascal
+VOC layout) to measure on; --imagenet FOLDER stands for --data FOLDER/train --test FOLDER/val.
+\b
+Examples:
+  roundwise reproduce adaround table4 torchvision:resnet18 --pretrained --imagenet /data/imagenet --limit 1024
+  roundwise reproduce adaround table7 torchvision:resnet18 --pretrained --imagenet /data/imagenet --limit 2048 \\
+      --iterations 20000 --journal table7.jsonl --out table7.md
+  roundwise reproduce adaround table1 net.py:build --data train.npz --test test.npz --bits 3
+"""
+
+DEFAULT = Settings()
+
+
+class TablesCommand(click.Command):
+    """A command whose help ends with the tables there are."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for paper, tables in PAPERS.items():
+            with formatter.section(f"Tables of {paper}"):
+                formatter.write_dl([(name, table.title) for name, table in tables.items()])
+        super().format_epilog(ctx, formatter)
+
+
+@click.command(
+    "reproduce",
+    cls=TablesCommand,
+    help=HELP,
+    epilog="Exit codes: 0 done; 1 it cannot be done, and the message on stderr says why; 2 wrong usage; 130 Ctrl-C.",
+)
+@click.argument("paper", type=click.Choice(list(PAPERS)))
+@click.argument("table")
+@click.argument("model")
+@weight_options
+@partial(data_options, required=False)
+@click.option("--test", type=EXISTING_PATH, help="What to measure on, of any kind that --data takes, with labels.")
+@click.option("--imagenet", type=EXISTING_PATH, help="A folder with `train` and `val`, each one folder per class.")
+@click.option("--labels", type=EXISTING_FILE, help="Labels of --test in a file of their own.")
+@click.option("--bits", type=click.Choice([str(bits) for bits in BITS]), help="Of weights." + default(DEFAULT.bits))
+@click.option("--per-channel", is_flag=True, help="A scale for each output channel." + default("per tensor"))
+@click.option(
+    "--iterations",
+    type=click.IntRange(1),
+    default=DEFAULT.iterations,
+    show_default=True,
+    help="Of methods that learn by minibatches.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(1), default=DEFAULT.seeds, show_default=True, help="Runs of a row with chance in it."
+)
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Samples at a time.")
+@click.option("--device", type=Device(), default="cpu", show_default=True, help="Where the network runs: cpu, cuda.")
+@click.option("--journal", type=click.Path(path_type=Path), help="Keeps finished runs, so that none is done twice.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the table's page here (.md).")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
+@exits
+def command(
+    paper: str,
+    table: str,
+    model: str,
+    num_classes: int | None,
+    test: Path | None,
+    imagenet: Path | None,
+    labels: Path | None,
+    bits: str | None,
+    per_channel: bool,
+    iterations: int,
+    seeds: int,
+    batch_size: int,
+    device: torch.device,
+    journal: Path | None,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run `roundwise reproduce`."""
+    tables = PAPERS[paper]
+    if table not in tables:
+        raise click.UsageError(f"{paper} has no '{table}'; there are {', '.join(tables)}.")
+    if out is not None:
+        check_place("--out", out, (".md",))
+    options["data"], test = _places(options["data"], test, imagenet)
+    request, source = DataRequest.take(options), weight_source(options)
+    loaded = load_model(model, source, num_classes)
+    if not isinstance(loaded.network, nn.Module):
+        raise ModelError(f"{model}: a .pt2 program cannot be run again and again here; give the module it came from.")
+    network = move(loaded.network, device)
+    assert isinstance(network, nn.Module)
+    data, preprocessing_source = request.options(loaded.preprocessing, seed=0)
+    calibration = load_data(request.data, data)
+    testing = load_data(test, dataclasses.replace(data, want_labels=True, labels=labels, limit=None))
+    for name, dataset in (("calibration", calibration), ("test", testing)):
+        say(f"{name}: {dataset.description}")
+    if calibration.preprocessing is not None:
+        say(f"images: {calibration.preprocessing} ({preprocessing_source})")
+    if testing.labels is None and testing.masks is None:
+        raise CalibrationError(f"{test} has neither labels nor masks, and a table is measured by one or the other.")
+
+    settings = Settings(
+        bits=DEFAULT.bits if bits is None else int(bits),
+        granularity=PerChannel() if per_channel else PerTensor(),
+        iterations=iterations,
+        seeds=seeds,
+    )
+
+    def score(module: nn.Module) -> float:
+        return _score(module, testing, batch_size, device)
+
+    study = Study(
+        network,
+        list(calibration.batches(batch_size)),
+        score,
+        f"{model} on {test} ({len(testing)} samples), calibrated on {len(calibration)} of {request.data}",
+    )
+    float_score = score(network)
+    say(f"float: {float_score:.2f} %")
+    results = run(study, tables[table], settings, journal=journal, tell=say)
+    words = ["roundwise", *sys.argv[1:]]
+    text = page(study, tables[table], settings, results, shlex.join(words), float_score)
+    if out is not None:
+        with replacing(out, FileFormatError) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    if as_json:
+        show_json(
+            {
+                "paper": paper,
+                "table": table,
+                "study": study.name,
+                "float": float_score,
+                "rows": [
+                    {"name": r.row.name, "published": r.row.published, "scores": r.scores, "seconds": r.seconds}
+                    for r in results
+                ],
+            }
+        )
+    else:
+        click.echo(text)
+
+
+def _places(data: Path | None, test: Path | None, imagenet: Path | None) -> tuple[Path, Path]:
+    """Where calibration and test samples are."""
+    if imagenet is not None:
+        if data is not None or test is not None:
+            raise click.UsageError("--imagenet stands for --data and --test; give either it or them.")
+        data, test = imagenet / "train", imagenet / "val"
+        for folder in (data, test):
+            if not folder.is_dir():
+                raise click.UsageError(f"--imagenet {imagenet}: there is no folder '{folder}'.")
+    if data is None or test is None:
+        raise click.UsageError("give --data and --test, or --imagenet.")
+    return data, test
+
+
+def _score(module: nn.Module, testing: Dataset, batch_size: int, device: torch.device) -> float:
+    """Top-1 accuracy or mean IoU, in percent."""
+
+    def forward(inputs: torch.Tensor) -> object:
+        return module(inputs.to(device))
+
+    with sample_progress(len(testing)) as progress:
+        measured = evaluate(
+            Runnable("the network", forward),
+            testing.batches(batch_size),
+            labels=testing.labels,
+            masks=testing.mask_batches(batch_size),
+            progress=progress,
+        )
+    if measured.segmentation is not None:
+        return 100 * measured.segmentation.mean_iou
+    assert measured.accuracy is not None
+    return 100 * measured.accuracy.top1
