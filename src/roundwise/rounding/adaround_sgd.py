@@ -181,9 +181,8 @@ class AdaRoundSGD(RoundingSolver[Samples]):
 
     def temperature(self, iteration: int) -> float:
         """T at an iteration: `temperature_start` during the warm-up, `temperature_end` after the last iteration."""
-        return self.temperature_start * (self.temperature_end / self.temperature_start) ** max(
-            0, self.progress(iteration)
-        )
+        fall = math.log(self.temperature_end / self.temperature_start)
+        return self.temperature_start * math.exp(fall * max(0.0, self.progress(iteration)))
 
     def progress(self, iteration: int) -> float:
         """How much of the annealing is done at an iteration, from 0 to 1; negative during the warm-up."""

@@ -23,11 +23,17 @@ to 25 make 0.016 and 0.015 with 5,000 steps:
 
     steps    learning rate at first    reach    falling to 0      constant (twice the reach)
     1,000    0.0001                    0.05     0.032  0.027      0.027  0.023
+             0.0002                    0.1      0.025  0.024
+             0.0005                    0.25     0.022  0.022
              0.001                     0.5      0.023  0.023      0.038  0.036
              0.01                      5        0.039  0.032      0.084  0.049
     5,000    0.0001                    0.25     0.021  0.019      0.028  0.033
              0.001                     2.5      0.035  0.028      0.057  0.055
              0.01                      25       0.031  0.031      0.084  0.082
+
+A reach of 0.25 is also the best of four for six layers of 12 to 36 weights with 200 steps: errors of 0.84 of nearest
+rounding's on average, where 0.05, 0.1 and 0.5 leave 1.03, 0.96 and 1.58. With it few weights get past the code next to
+the nearest; a larger one sets them free.
 """
 
 from __future__ import annotations
@@ -66,7 +72,7 @@ class StraightThrough(RoundingSolver[Samples]):
 
     iterations: int = 10_000
     batch_size: int = 32
-    reach: float = 0.5
+    reach: float = 0.25
     activation_aware: bool = True
     needs: ClassVar[type] = Samples
 
