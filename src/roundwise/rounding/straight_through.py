@@ -31,7 +31,7 @@ to 25 make 0.016 and 0.015 with 5,000 steps:
              0.001                     2.5      0.035  0.028      0.057  0.055
              0.01                      25       0.031  0.031      0.084  0.082
 
-A reach of 0.25 is also the best of four for six layers of 12 to 36 weights with 200 steps: errors of 0.84 of nearest
+A reach of 0.25 is also the best of four for six layers of 24 to 36 weights with 200 steps: errors of 0.84 of nearest
 rounding's on average, where 0.05, 0.1 and 0.5 leave 1.03, 0.96 and 1.58. With it few weights get past the code next to
 the nearest; a larger one sets them free.
 """
