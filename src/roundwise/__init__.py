@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         Floor,
         Nearest,
         Stochastic,
+        StraightThrough,
         TabuSearch,
     )
 
@@ -91,6 +92,7 @@ __all__ = [
     "RoundingSolver",
     "RoundwiseError",
     "Stochastic",
+    "StraightThrough",
     "TabuSearch",
     "WeightMSE",
     "Weights",

@@ -89,6 +89,11 @@ class RoundingSolver(ABC, Generic[S]):
         """Whether each code is one of the two next to its weight, as AdaRound's are; False where any may be chosen."""
         return True
 
+    @property
+    def float_inputs(self) -> bool:
+        """Whether the statistic is shown the layer's inputs x of the float network (Eq. 21); False shows it x̂."""
+        return False
+
     def work(self, rows_per_sample: int, samples: int) -> float:
         """What `solve` will cost, for the plan's estimate of time; a factor of two either way does no harm.
 
@@ -156,6 +161,8 @@ def check_types(settings: object) -> None:
         value = getattr(settings, field.name)
         if not _is_a(value, kinds[field.name]):
             wanted = _WORDS.get(kinds[field.name], f"a value of type {field.type}")
+            if typing.get_origin(kinds[field.name]) is typing.Literal:
+                wanted = f"one of {', '.join(map(repr, typing.get_args(kinds[field.name])))}"
             raise RecipeError(f"{type(settings).__name__}: {field.name}={value!r}, but it must be {wanted}.")
 
 

@@ -7,6 +7,7 @@ what is alive between two layers (the *frontier*), which is known before the run
 At each layer, in order:
 
     inputs x̂ (quantized stream) and targets y (float stream)  ──▶  the statistics that the methods need
+    (a solver may ask for the float stream's inputs x instead)
     statistics  ──▶  grid  ──▶  codes  ──▶  the quantized stream goes on with the layer's output on those codes
 
 Before anything is quantized the two streams are one and the same tensors; they are computed and kept once.
@@ -49,6 +50,25 @@ SLICE = 1 << 18
 """Numbers in one slice of an activation: a mebibyte of them."""
 
 
+class Pair(NamedTuple):
+    """One thing in both streams; the same object where they agree."""
+
+    float: Any
+    quantized: Any
+
+
+class Need(NamedTuple):
+    """A kind of statistic, and which stream's inputs it is shown."""
+
+    kind: type[Statistic]
+    float_inputs: bool
+
+    def choose(self, inputs: Pair) -> Tensor:
+        """The layer's inputs that the statistic is shown."""
+        chosen: Tensor = inputs.float if self.float_inputs else inputs.quantized
+        return chosen
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class LayerTask:
@@ -61,16 +81,17 @@ class LayerTask:
     rounding: RoundingSolver[Any]
     words: tuple[str, str, str]  # granularity, ranges, rounding
 
-
-class Pair(NamedTuple):
-    """One thing in both streams; the same object where they agree."""
-
-    float: Any
-    quantized: Any
+    @property
+    def needs(self) -> tuple[Need, Need]:
+        """What range estimation and the solver need to know."""
+        return Need(self.ranges.needs, False), Need(self.rounding.needs, self.rounding.float_inputs)
 
 
 Values = dict[fx.Node, Pair]
 """One batch: everything that operations gave and that is still needed."""
+
+Statistics = dict[Need, Statistic]
+"""What is known of one layer; what both methods need is collected once."""
 
 
 @final
@@ -158,17 +179,17 @@ class Stream:
     def _quantize(self, segment: _Segment) -> tuple[QuantizedWeight, LayerReport]:
         """Collect the layer's statistics, choose its codes, and let the quantized stream pass it."""
         task, layer = segment.task, segment.task.layer
-        statistics = {
-            kind: kind.empty(layer.map, self._samples, generator_for(self._seed, f"{layer.name}: samples"))
-            for kind in (task.ranges.needs, task.rounding.needs)
+        statistics: Statistics = {
+            need: need.kind.empty(layer.map, self._samples, generator_for(self._seed, f"{layer.name}: samples"))
+            for need in task.needs
         }
         energy = 0.0
         for number, values in enumerate(self._batches):
             self._forward(segment.nodes, values)
             energy += self._measure_target(layer, number, values)
             self._hold((*segment.nodes, layer.node), values)
-            for statistic in statistics.values():
-                statistic.add(values[layer.input].quantized, values[layer.node].float, self._counts[number])
+            for need, statistic in statistics.items():
+                statistic.add(need.choose(values[layer.input]), values[layer.node].float, self._counts[number])
         for node in segment.nodes:
             self._weights.pop(node, None)
 
@@ -202,14 +223,15 @@ class Stream:
         return quantized, report
 
     def _solve(
-        self, task: LayerTask, matrix: Tensor, statistics: dict[type[Statistic], Statistic]
+        self, task: LayerTask, matrix: Tensor, statistics: Statistics
     ) -> tuple[QuantizedWeight, QuantizedWeight, str]:
         """The layer rounded to nearest and as the solver chooses, and the solver's note."""
         name, start = task.layer.name, time.perf_counter()
-        grid = task.ranges.estimate(matrix, task.codebook, task.granularity, statistics[task.ranges.needs], name)
+        of_ranges, of_rounding = task.needs
+        grid = task.ranges.estimate(matrix, task.codebook, task.granularity, statistics[of_ranges], name)
         middle = time.perf_counter()
         layer, bias_is_free = task.layer, task.layer.own_bias is not None
-        problem = Problem(name, matrix, grid, statistics[task.rounding.needs], layer.activation, bias_is_free)
+        problem = Problem(name, matrix, grid, statistics[of_rounding], layer.activation, bias_is_free)
         answer = task.rounding.solve(problem, generator_for(self._seed, name))
         if not isinstance(answer, Rounding):
             raise RecipeError(f"{task.rounding!r} gave layer '{name}' a {type(answer).__name__}, not a Rounding.")

@@ -20,7 +20,7 @@ from roundwise.graph.capture import capture
 from roundwise.graph.emit import emit
 from roundwise.memory import ActivationStore
 from roundwise.pipeline import plan_layers, rewrite
-from roundwise.problem import Rounding, RoundingSolver
+from roundwise.problem import RangeEstimator, Rounding, RoundingSolver
 from roundwise.statistics import Nothing, Statistic
 from roundwise.stream import Stream, _distance, generator_for
 
@@ -116,6 +116,7 @@ class Recorder(RoundingSolver[Batches]):
     """Rounds up, which is far from nearest, and keeps copies of what it was given."""
 
     seen: dict = field(default_factory=dict, compare=False)
+    float_inputs: bool = False
     needs: ClassVar[type] = Batches
 
     def solve(self, problem, generator):
@@ -174,6 +175,41 @@ def test_each_layer_sees_the_inputs_of_the_finished_model_and_the_float_networks
             expected = finals[nodes[layer.node.name].args[0].name]
             assert torch.equal(inputs, expected), layer.name
             assert torch.equal(targets, floats[layer.node.name]), layer.name
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_solver_that_asks_for_them_sees_the_float_networks_inputs(name):
+    graph, recorder = captured(name), Recorder(float_inputs=True)
+    with ActivationStore(1 << 30, torch.device("cpu")) as store:
+        result = stream(graph, rw.Recipe(COARSE, recorder), store).run()
+    for number, part in enumerate(SAMPLES.split(4)):
+        floats = values_of(graph, part)
+        for layer in (weight.layer for weight in result.weights):
+            inputs, targets = recorder.seen[layer.name][number]
+            assert torch.equal(inputs, floats[layer.input.name]), layer.name
+            assert torch.equal(targets, floats[layer.node.name]), layer.name
+
+
+def test_methods_of_one_layer_may_see_inputs_of_different_streams():
+    # Both ask for one kind of statistic, but range estimation is shown the quantized network's inputs, always.
+    graph, recorder = captured("chain"), Recorder(float_inputs=True)
+    shown = {}
+
+    @dataclass(frozen=True)
+    class Watching(RangeEstimator[Batches]):
+        needs: ClassVar[type] = Batches
+
+        def estimate(self, weight, codebook, granularity, statistics, layer):
+            shown[layer] = torch.cat([inputs for inputs, _ in statistics.shown]).clone()
+            return rw.MinMax().estimate(weight, codebook, granularity, Nothing(), layer)
+
+    with ActivationStore(1 << 30, torch.device("cpu")) as store:
+        stream(graph, rw.Recipe(rw.Weights(bits=3, ranges=Watching()), recorder), store).run()
+    first, *later = shown
+    for layer in shown:
+        same = torch.equal(shown[layer], torch.cat([inputs for inputs, _ in recorder.seen[layer]]))
+        assert same == (layer == first)
+    assert later
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -13,6 +13,7 @@ from roundwise.rounding.directed import Ceil, Floor
 from roundwise.rounding.gptq import GPTQ
 from roundwise.rounding.nearest import Nearest
 from roundwise.rounding.stochastic import Stochastic
+from roundwise.rounding.straight_through import StraightThrough
 from roundwise.rounding.tabu import TabuSearch
 
 ROUNDING_SOLVERS: dict[str, type[RoundingSolver[Any]]] = {
@@ -24,6 +25,7 @@ ROUNDING_SOLVERS: dict[str, type[RoundingSolver[Any]]] = {
     "gptq": GPTQ,
     "nearest": Nearest,
     "stochastic": Stochastic,
+    "straight-through": StraightThrough,
     "tabu-search": TabuSearch,
 }
 
@@ -37,5 +39,6 @@ __all__ = [
     "Floor",
     "Nearest",
     "Stochastic",
+    "StraightThrough",
     "TabuSearch",
 ]

@@ -30,7 +30,8 @@ class Statistic(ABC):
         """Take in one batch.
 
         Args:
-            inputs: the layer's input in the network whose earlier layers are already quantized.
+            inputs: the layer's input in the network whose earlier layers are already quantized; or in the float
+                network, for a solver with `float_inputs`.
             targets: the layer's output (before any activation function) in the float network.
             samples: how many calibration samples the batch holds.
         """
