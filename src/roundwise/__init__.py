@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ActivationMSE,
         ActivationPercentile,
     )
+    from roundwise.correction import EmpiricalBias
     from roundwise.errors import (
         CalibrationError,
         CaptureError,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from roundwise.grid import Grid, PerChannel, PerGroup, PerTensor
     from roundwise.model import QuantizedModel, load
     from roundwise.pipeline import quantize
-    from roundwise.problem import ActivationRanges, Problem, RangeEstimator, Rounding, RoundingSolver
+    from roundwise.problem import ActivationRanges, Correction, Problem, RangeEstimator, Rounding, RoundingSolver
     from roundwise.ranges import MinMax, WeightMSE
     from roundwise.recipe import Activations, Recipe, Weights
     from roundwise.report import Report
@@ -69,6 +70,8 @@ __all__ = [
     "CaptureError",
     "Ceil",
     "CoordinateDescent",
+    "Correction",
+    "EmpiricalBias",
     "ExportError",
     "FileFormatError",
     "Floor",
@@ -107,6 +110,7 @@ _HOMES = (
     "ranges",
     "activations",
     "rounding",
+    "correction",
     "recipe",
     "model",
     "pipeline",

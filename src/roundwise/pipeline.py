@@ -146,7 +146,7 @@ def _task(graph: Graph, layer: Layer, weights: Weights, recipe: Recipe) -> Layer
         _word(weights.ranges, RANGE_ESTIMATORS),
         _word(rounding, ROUNDING_SOLVERS),
     )
-    return LayerTask(layer, weights.codebook, weights.granularity, weights.ranges, rounding, words)
+    return LayerTask(layer, weights.codebook, weights.granularity, weights.ranges, rounding, words, recipe.correction)
 
 
 def _word(method: object, table: dict[str, type]) -> str:

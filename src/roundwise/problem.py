@@ -124,6 +124,31 @@ class RangeEstimator(ABC, Generic[S]):
         """Return scales and zero points; `layer` is for messages."""
 
 
+class Correction(ABC, Generic[S]):
+    """Shifts a layer's bias once its codes are chosen. Implementations are frozen dataclasses.
+
+    Attributes:
+        needs: the statistic that `shift` is given; the stream collects it.
+    """
+
+    needs: ClassVar[type[Statistic]]
+
+    @abstractmethod
+    def shift(
+        self,
+        weight: Float[Tensor, "groups rows cols"],
+        bias: Float[Tensor, "groups rows"],
+        statistics: S,
+    ) -> Float[Tensor, "groups rows"]:
+        """What to add to the bias, float32.
+
+        Args:
+            weight: what the codes stand for.
+            bias: the layer's own, with what the rounding solver has added to it.
+            statistics: of the layer's inputs and targets.
+        """
+
+
 class ActivationRanges(ABC, Generic[V]):
     """Chooses the range of one tensor between operations. Implementations are frozen dataclasses.
 

@@ -11,6 +11,9 @@ ranges = { method = "weight-mse" }
 method = "adaround-sgd"
 iterations = 10000
 
+[correction]                    # without this table biases are left to the rounding method
+method = "empirical-bias"
+
 [activations]                   # without this table they stay in float
 bits = 8
 ranges = { method = "mse" }
@@ -38,9 +41,10 @@ from typing import Any, ClassVar, NoReturn, final
 import torch
 
 from roundwise.activations import ACTIVATION_RANGES, ActivationMSE
+from roundwise.correction import CORRECTIONS
 from roundwise.errors import RecipeError
 from roundwise.grid import Codebook, Granularity, Grid, PerChannel, PerGroup, PerTensor
-from roundwise.problem import ActivationRanges, Problem, RangeEstimator, Rounding, RoundingSolver
+from roundwise.problem import ActivationRanges, Correction, Problem, RangeEstimator, Rounding, RoundingSolver
 from roundwise.ranges import RANGE_ESTIMATORS, WeightMSE
 from roundwise.rounding import ROUNDING_SOLVERS, AdaRound
 from roundwise.statistics import Extremes, Nothing
@@ -173,6 +177,7 @@ class Recipe:
         weights: for every layer that no override names.
         rounding: the solver for every layer that does not name its own.
         activations: how tensors between operations are quantized; None leaves them in float.
+        correction: what each layer's bias does about an error that the codes leave; None leaves it to the solver.
         overrides: from layer names or globs (`"features.0.*"`) to other `Weights`, or to None to keep a layer in float.
             Where several match, the last one counts, and it counts alone: `Weights(bits=8)` has the defaults for all
             else. (`dataclasses.replace(weights, bits=8)` changes the bits only.)
@@ -194,6 +199,7 @@ class Recipe:
     weights: Weights = Weights()
     rounding: RoundingSolver[Any] = AdaRound()
     activations: Activations | None = None
+    correction: Correction[Any] | None = None
     overrides: Mapping[str, Weights | None] = field(default_factory=dict)
     seed: int = 0
     batch_size: int = 32
@@ -203,6 +209,8 @@ class Recipe:
         if not isinstance(self.weights, Weights):
             raise RecipeError(f"weights is {self.weights!r}; it must be an object such as Weights(bits=4).")
         _check_choice("rounding", self.rounding, RoundingSolver, ROUNDING_SOLVERS)
+        if self.correction is not None:
+            _check_choice("correction", self.correction, Correction, CORRECTIONS)
         if not isinstance(self.activations, Activations | None):
             raise RecipeError(
                 f"activations is {self.activations!r}; it must be an object such as Activations(bits=8), or None to "
@@ -266,6 +274,8 @@ class Recipe:
                 "ranges": _method_to_dict(self.activations.ranges, ACTIVATION_RANGES),
                 "adapt_rounding": self.activations.adapt_rounding,
             }
+        if self.correction is not None:
+            data["correction"] = _method_to_dict(self.correction, CORRECTIONS)
         if self.memory_budget is not None:
             data["memory_budget"] = self.memory_budget
         return data
@@ -281,6 +291,10 @@ class Recipe:
         weights = settings["weights"] = _weights_from_dict(settings.get("weights", {}), Weights())
         if "rounding" in settings:
             settings["rounding"] = _rounding_from_dict(settings["rounding"])
+        if "correction" in settings:
+            settings["correction"] = _custom(settings["correction"], CustomCorrection) or _method_from_dict(
+                settings["correction"], CORRECTIONS, "correction"
+            )
         if "activations" in settings:
             settings["activations"] = _activations_from_dict(settings["activations"])
         overrides = settings.get("overrides")
@@ -295,10 +309,15 @@ class Recipe:
             RecipeError: a method is of your own making, and so has no name that a file could hold.
         """
         all_weights = [self.weights, *(weights for weights in self.overrides.values() if weights is not None)]
-        methods: list[object] = [self.rounding, *(method for w in all_weights for method in (w.ranges, w.rounding))]
+        methods: list[object] = [
+            self.rounding,
+            self.correction,
+            *(method for w in all_weights for method in (w.ranges, w.rounding)),
+        ]
         if self.activations is not None:
             methods.append(self.activations.ranges)
-        known = (*ROUNDING_SOLVERS.values(), *RANGE_ESTIMATORS.values(), *ACTIVATION_RANGES.values())
+        tables: tuple[Mapping[str, type], ...] = (ROUNDING_SOLVERS, RANGE_ESTIMATORS, ACTIVATION_RANGES, CORRECTIONS)
+        known = {kind for table in tables for kind in table.values()}
         for method in methods:
             if method is not None and type(method) not in known:
                 raise RecipeError(f"{method!r} is a method of your own: a TOML file could only name it, not hold it.")
@@ -361,6 +380,18 @@ class CustomRanges(RangeEstimator[Nothing]):
 
 @final
 @dataclass(frozen=True)
+class CustomCorrection(Correction[Nothing]):
+    """As `CustomRounding`, for corrections."""
+
+    text: str
+    needs: ClassVar[type] = Nothing
+
+    def shift(self, weight: torch.Tensor, bias: torch.Tensor, statistics: Nothing) -> torch.Tensor:
+        _refuse_custom("correction", self.text)
+
+
+@final
+@dataclass(frozen=True)
 class CustomActivationRanges(ActivationRanges[Extremes]):
     """As `CustomRounding`, for ranges of activations."""
 
@@ -394,7 +425,7 @@ def _weights_to_dict(weights: Weights) -> dict[str, Any]:
 
 
 def _method_to_dict(method: Any, table: Mapping[str, type], key: str = "method") -> dict[str, Any]:
-    if isinstance(method, CustomRounding | CustomRanges | CustomActivationRanges):
+    if isinstance(method, CustomRounding | CustomRanges | CustomCorrection | CustomActivationRanges):
         return {"custom": method.text}
     for name, kind in table.items():
         if type(method) is kind:

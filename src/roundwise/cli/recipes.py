@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 from roundwise.activations import ACTIVATION_RANGES
+from roundwise.correction import CORRECTIONS
 from roundwise.errors import RecipeError
 from roundwise.grid import Granularity
 from roundwise.ranges import RANGE_ESTIMATORS
@@ -39,6 +40,7 @@ class RecipeOptions:
         ranges, rounding: names in the tables.
         activations: bits of activations; 0 leaves them in float, whatever the recipe file says.
         activation_ranges: name in the table.
+        correction: name in the table, or "none".
         settings: `NAME=VALUE` for the rounding method, `ranges.NAME=VALUE` for range estimation,
             `activations.NAME=VALUE` for activations and `activations.ranges.NAME=VALUE` for their ranges.
         overrides: `LAYER=BITS` or `LAYER=float`.
@@ -52,6 +54,7 @@ class RecipeOptions:
     rounding: str | None = None
     activations: int | None = None
     activation_ranges: str | None = None
+    correction: str | None = None
     settings: Sequence[str] = ()
     overrides: Sequence[str] = ()
     seed: int | None = None
@@ -97,6 +100,7 @@ def build_recipe(options: RecipeOptions) -> Recipe:
         weights=weights,
         rounding=rounding,
         activations=activations,
+        correction=_optional(base.correction, options.correction, CORRECTIONS),
         overrides={**base.overrides, **dict(_override(text, weights) for text in options.overrides)},
         **_given(seed=options.seed, batch_size=options.batch_size, memory_budget=options.memory_budget),
     )
@@ -211,6 +215,16 @@ def _method(base: M, name: str | None, table: Mapping[str, type]) -> M:
         return base
     chosen: M = table[name]()
     return chosen
+
+
+def _optional(base: M | None, name: str | None, table: Mapping[str, type]) -> M | None:
+    """As `_method`, for what may be left out: the word for that is "none"."""
+    if name == "none":
+        return None
+    if base is None and name is not None:
+        chosen: M = table[name]()
+        return chosen
+    return base if base is None else _method(base, name, table)
 
 
 def _activations(base: Activations | None, options: RecipeOptions) -> Activations | None:

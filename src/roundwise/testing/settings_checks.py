@@ -10,8 +10,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from roundwise.correction import CORRECTIONS
 from roundwise.errors import RecipeError
-from roundwise.problem import RoundingSolver
+from roundwise.problem import Correction, RoundingSolver
 from roundwise.ranges import RANGE_ESTIMATORS
 from roundwise.recipe import Recipe, Weights
 from roundwise.rounding import ROUNDING_SOLVERS
@@ -50,7 +51,7 @@ def check_says_what_it_needs(kind: type) -> None:
 
 def check_survives_a_recipe_file(kind: type) -> None:
     """If it is in a table: with any one setting changed it comes back from plain data, also through JSON."""
-    if kind not in (*ROUNDING_SOLVERS.values(), *RANGE_ESTIMATORS.values()):
+    if kind not in (*ROUNDING_SOLVERS.values(), *RANGE_ESTIMATORS.values(), *CORRECTIONS.values()):
         return
     for method in (kind(), *_changed(kind)):
         recipe = _recipe(method)
@@ -102,4 +103,6 @@ def _changed(kind: type) -> Iterator[Any]:
 def _recipe(method: Any) -> Recipe:
     if isinstance(method, RoundingSolver):
         return Recipe(rounding=method)
+    if isinstance(method, Correction):
+        return Recipe(correction=method)
     return Recipe(weights=Weights(ranges=method))

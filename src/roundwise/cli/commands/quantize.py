@@ -20,6 +20,7 @@ from roundwise.cli.outputs import check_outputs, write_outputs, write_report
 from roundwise.cli.parameters import EXISTING_FILE, Device, Memory, default
 from roundwise.cli.recipes import RecipeOptions, build_recipe, describe, describe_methods
 from roundwise.cli.terminal import exits, layer_progress, say, show_json
+from roundwise.correction import CORRECTIONS
 from roundwise.evaluation.data import load_data
 from roundwise.grid import BITS, Granularity, PerChannel, PerGroup, PerTensor
 from roundwise.ranges import RANGE_ESTIMATORS
@@ -57,6 +58,7 @@ class MethodsCommand(click.Command):
         tables: dict[str, dict[str, type]] = {
             "Rounding methods": ROUNDING_SOLVERS,
             "Range estimation": RANGE_ESTIMATORS,
+            "Correction": CORRECTIONS,
             "Ranges of activations": ACTIVATION_RANGES,
         }
         for title, table in tables.items():
@@ -99,6 +101,11 @@ class MethodsCommand(click.Command):
     "--rounding",
     type=click.Choice(list(ROUNDING_SOLVERS)),
     help="How codes are chosen; explained below." + default(describe(DEFAULT.rounding, ROUNDING_SOLVERS)),
+)
+@click.option(
+    "--correction",
+    type=click.Choice([*CORRECTIONS, "none"]),
+    help="What biases do about the error that codes leave; explained below." + default("none"),
 )
 @click.option(
     "--activations",
