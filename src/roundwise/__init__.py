@@ -37,11 +37,20 @@ if TYPE_CHECKING:
     from roundwise.grid import Grid, PerChannel, PerGroup, PerTensor
     from roundwise.model import QuantizedModel, load
     from roundwise.pipeline import quantize
-    from roundwise.problem import ActivationRanges, Correction, Problem, RangeEstimator, Rounding, RoundingSolver
+    from roundwise.problem import (
+        ActivationRanges,
+        Correction,
+        Problem,
+        RangeEstimator,
+        Rewrite,
+        Rounding,
+        RoundingSolver,
+    )
     from roundwise.ranges import MinMax, WeightMSE
     from roundwise.recipe import Activations, Recipe, Weights
     from roundwise.report import Report
     from roundwise.reporting import html_report
+    from roundwise.rewrites import OutlierChannelSplitting
     from roundwise.rounding import (
         GPTQ,
         AdaRound,
@@ -80,6 +89,7 @@ __all__ = [
     "MinMax",
     "ModelError",
     "Nearest",
+    "OutlierChannelSplitting",
     "PerChannel",
     "PerGroup",
     "PerTensor",
@@ -89,6 +99,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Report",
+    "Rewrite",
     "Rounding",
     "RoundingSolver",
     "RoundwiseError",
@@ -111,6 +122,7 @@ _HOMES = (
     "activations",
     "rounding",
     "correction",
+    "rewrites",
     "recipe",
     "model",
     "pipeline",

@@ -1,6 +1,7 @@
 """What the user wants: bits, granularity, methods, exceptions by layer, seed. As Python, as a dict, as TOML.
 
 seed = 0
+rewrites = [{ method = "outlier-channel-splitting", ratio = 0.05 }]     # of the float network, in order
 
 [weights]
 bits = 4
@@ -43,9 +44,11 @@ import torch
 from roundwise.activations import ACTIVATION_RANGES, ActivationMSE
 from roundwise.correction import CORRECTIONS
 from roundwise.errors import RecipeError
+from roundwise.graph.graph import Graph
 from roundwise.grid import Codebook, Granularity, Grid, PerChannel, PerGroup, PerTensor
-from roundwise.problem import ActivationRanges, Correction, Problem, RangeEstimator, Rounding, RoundingSolver
+from roundwise.problem import ActivationRanges, Correction, Problem, RangeEstimator, Rewrite, Rounding, RoundingSolver
 from roundwise.ranges import RANGE_ESTIMATORS, WeightMSE
+from roundwise.rewrites import REWRITES
 from roundwise.rounding import ROUNDING_SOLVERS, AdaRound
 from roundwise.statistics import Extremes, Nothing
 
@@ -54,6 +57,15 @@ GRANULARITIES: dict[str, type[Granularity]] = {
     "per-group": PerGroup,
     "per-tensor": PerTensor,
 }
+
+
+_TABLES: tuple[Mapping[str, type], ...] = (
+    REWRITES,
+    RANGE_ESTIMATORS,
+    ROUNDING_SOLVERS,
+    CORRECTIONS,
+    ACTIVATION_RANGES,
+)
 
 
 def _check_choice(what: str, value: object, kind: Any, table: Mapping[str, type]) -> None:
@@ -178,6 +190,8 @@ class Recipe:
         rounding: the solver for every layer that does not name its own.
         activations: how tensors between operations are quantized; None leaves them in float.
         correction: what each layer's bias does about an error that the codes leave; None leaves it to the solver.
+        rewrites: what is done to the float network before, in order; its outputs stay the same. Batch-norms are folded
+            in any case, before these.
         overrides: from layer names or globs (`"features.0.*"`) to other `Weights`, or to None to keep a layer in float.
             Where several match, the last one counts, and it counts alone: `Weights(bits=8)` has the defaults for all
             else. (`dataclasses.replace(weights, bits=8)` changes the bits only.)
@@ -200,6 +214,7 @@ class Recipe:
     rounding: RoundingSolver[Any] = AdaRound()
     activations: Activations | None = None
     correction: Correction[Any] | None = None
+    rewrites: Sequence[Rewrite] = ()
     overrides: Mapping[str, Weights | None] = field(default_factory=dict)
     seed: int = 0
     batch_size: int = 32
@@ -211,6 +226,11 @@ class Recipe:
         _check_choice("rounding", self.rounding, RoundingSolver, ROUNDING_SOLVERS)
         if self.correction is not None:
             _check_choice("correction", self.correction, Correction, CORRECTIONS)
+        if not isinstance(self.rewrites, list | tuple):
+            raise RecipeError(f"rewrites is {self.rewrites!r}; it must be a tuple of objects, empty for none.")
+        for number, one in enumerate(self.rewrites):
+            _check_choice(f"rewrites[{number}]", one, Rewrite, REWRITES)
+        object.__setattr__(self, "rewrites", tuple(self.rewrites))
         if not isinstance(self.activations, Activations | None):
             raise RecipeError(
                 f"activations is {self.activations!r}; it must be an object such as Activations(bits=8), or None to "
@@ -276,6 +296,8 @@ class Recipe:
             }
         if self.correction is not None:
             data["correction"] = _method_to_dict(self.correction, CORRECTIONS)
+        if self.rewrites:
+            data["rewrites"] = [_method_to_dict(rewrite, REWRITES) for rewrite in self.rewrites]
         if self.memory_budget is not None:
             data["memory_budget"] = self.memory_budget
         return data
@@ -295,6 +317,8 @@ class Recipe:
             settings["correction"] = _custom(settings["correction"], CustomCorrection) or _method_from_dict(
                 settings["correction"], CORRECTIONS, "correction"
             )
+        if "rewrites" in settings:
+            settings["rewrites"] = _rewrites_from_dict(settings["rewrites"])
         if "activations" in settings:
             settings["activations"] = _activations_from_dict(settings["activations"])
         overrides = settings.get("overrides")
@@ -310,14 +334,14 @@ class Recipe:
         """
         all_weights = [self.weights, *(weights for weights in self.overrides.values() if weights is not None)]
         methods: list[object] = [
+            *self.rewrites,
             self.rounding,
             self.correction,
             *(method for w in all_weights for method in (w.ranges, w.rounding)),
         ]
         if self.activations is not None:
             methods.append(self.activations.ranges)
-        tables: tuple[Mapping[str, type], ...] = (ROUNDING_SOLVERS, RANGE_ESTIMATORS, ACTIVATION_RANGES, CORRECTIONS)
-        known = {kind for table in tables for kind in table.values()}
+        known = {kind for table in _TABLES for kind in table.values()}
         for method in methods:
             if method is not None and type(method) not in known:
                 raise RecipeError(f"{method!r} is a method of your own: a TOML file could only name it, not hold it.")
@@ -392,6 +416,17 @@ class CustomCorrection(Correction[Nothing]):
 
 @final
 @dataclass(frozen=True)
+class CustomRewrite(Rewrite):
+    """As `CustomRounding`, for rewrites."""
+
+    text: str
+
+    def apply(self, graph: Graph) -> Graph:
+        _refuse_custom("rewrites", self.text)
+
+
+@final
+@dataclass(frozen=True)
 class CustomActivationRanges(ActivationRanges[Extremes]):
     """As `CustomRounding`, for ranges of activations."""
 
@@ -425,7 +460,7 @@ def _weights_to_dict(weights: Weights) -> dict[str, Any]:
 
 
 def _method_to_dict(method: Any, table: Mapping[str, type], key: str = "method") -> dict[str, Any]:
-    if isinstance(method, CustomRounding | CustomRanges | CustomCorrection | CustomActivationRanges):
+    if isinstance(method, CustomRounding | CustomRanges | CustomCorrection | CustomRewrite | CustomActivationRanges):
         return {"custom": method.text}
     for name, kind in table.items():
         if type(method) is kind:
@@ -454,6 +489,8 @@ def _toml_value(value: Any) -> str:
             return str(value).lower()
         case str():
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case list():
+            return "[" + ", ".join(map(_toml_value, value)) + "]"
         case dict():
             return "{ " + ", ".join(f"{name} = {_toml_value(item)}" for name, item in value.items()) + " }"
         case _:
@@ -508,6 +545,12 @@ def _activations_from_dict(data: Any) -> Activations:
             settings["ranges"], ACTIVATION_RANGES, "activations: ranges"
         )
     return Activations(**settings)
+
+
+def _rewrites_from_dict(data: Any) -> tuple[Rewrite, ...]:
+    if not isinstance(data, list | tuple):
+        raise RecipeError(f"rewrites: expected a list of tables; found {data!r}.")
+    return tuple(_custom(entry, CustomRewrite) or _method_from_dict(entry, REWRITES, "rewrites") for entry in data)
 
 
 def _rounding_from_dict(entry: Any) -> RoundingSolver[Any]:

@@ -2,8 +2,8 @@
 
     b̂ = b + E[y] − E[ŷ] = argmin over b̂ of E ‖W x − (Ŵ x̂ + b̂ − b)‖²                           (Eq. 26)
 
-since a squared error is least when its mean is taken away. It treats one symptom of rounding to nearest, a shifted mean;
-AdaRound minimises the same error by the codes, of which there are many more than biases (Table 6).
+since a squared error is least when its mean is taken away. It treats one symptom of rounding to nearest, a shifted
+mean; AdaRound minimises the same error by the codes, of which there are many more than biases (Table 6).
 
 The means are over all calibration samples and all positions. x̂ are the inputs from the quantized layers before, whose
 own biases are corrected already, and y are the float network's outputs, both before the activation function, as in the

@@ -5,8 +5,8 @@ The layer is affine, so the sum of its outputs over the samples is its output on
     Σ_n (W u(x̂_n) + b) = W u(Σ_n x̂_n) + N b
 
 Borders included: what a convolution pads is zero in every sample, and zero in the sum. So one sample's worth of sums is
-all that is kept, and one sample's worth of work gives the mean output at any weights. Sums are in float64, since what is
-asked for is a small difference of large means.
+all that is kept, and one sample's worth of work gives the mean output at any weights. Sums are in float64, since what
+is asked for is a small difference of large means.
 """
 
 from __future__ import annotations
