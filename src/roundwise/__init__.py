@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         Rounding,
         RoundingSolver,
     )
-    from roundwise.ranges import MinMax, WeightMSE
+    from roundwise.ranges import ACIQ, MinMax, WeightMSE
     from roundwise.recipe import Activations, Recipe, Weights
     from roundwise.report import Report
     from roundwise.reporting import html_report
@@ -59,6 +59,8 @@ if TYPE_CHECKING:
         CoordinateDescent,
         Floor,
         Nearest,
+        NearestMoments,
+        NearestScaled,
         Stochastic,
         TabuSearch,
     )
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
 __version__ = _version("roundwise")
 
 __all__ = [
+    "ACIQ",
     "GPTQ",
     "ActivationMSE",
     "ActivationMinMax",
@@ -89,6 +92,8 @@ __all__ = [
     "MinMax",
     "ModelError",
     "Nearest",
+    "NearestMoments",
+    "NearestScaled",
     "OutlierChannelSplitting",
     "PerChannel",
     "PerGroup",

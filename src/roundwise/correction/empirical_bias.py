@@ -32,7 +32,7 @@ class EmpiricalBias(Correction[Means]):
     """Let the bias take up the mean error of each output channel over the calibration samples.
 
     References:
-        Nagel et al., ICCV 2019, arXiv:1906.04721, Section 4.2 and Appendix D; Nagel et al., arXiv:2004.10568, Eq. 26.
+        Nagel et al., ICCV 2019, arXiv:1906.04721, Section 4.2; Nagel et al., arXiv:2004.10568, Eq. 26.
     """
 
     needs: ClassVar[type] = Means

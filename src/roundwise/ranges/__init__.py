@@ -3,12 +3,14 @@
 from typing import Any
 
 from roundwise.problem import RangeEstimator
+from roundwise.ranges.aciq import ACIQ
 from roundwise.ranges.minmax import MinMax
 from roundwise.ranges.mse import WeightMSE
 
 RANGE_ESTIMATORS: dict[str, type[RangeEstimator[Any]]] = {
+    "aciq": ACIQ,
     "min-max": MinMax,
     "weight-mse": WeightMSE,
 }
 
-__all__ = ["RANGE_ESTIMATORS", "MinMax", "WeightMSE"]
+__all__ = ["ACIQ", "RANGE_ESTIMATORS", "MinMax", "WeightMSE"]

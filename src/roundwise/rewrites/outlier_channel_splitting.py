@@ -17,9 +17,9 @@ tensor that spans the weights after splitting. That is what `Weights(bits, PerTe
 another grid the identity holds by accident only. Methods that choose the codes of both parts with regard to each other,
 AdaRound among them, have no need of it.
 
-What differs from the source: it leaves the first layer in float, which here is an override of the recipe; and it splits
-in the layer before where it can, here the input is always repeated (the source's code does so too). A grouped layer
-stays as it is, since a group cannot have a channel more than the others; so does a weight that other operations read.
+What differs from the source: it leaves the first layer in float, which here is for an override of the recipe to say
+(split it is, all the same). A grouped layer stays as it is, since one group cannot have a channel more than the others;
+so does a weight that other operations read.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ class OutlierChannelSplitting(Rewrite):
         RecipeError: a setting is out of range or of the wrong type.
 
     References:
-        Zhao et al., Improving Neural Network Quantization without Retraining using Outlier Channel Splitting,
-        ICML 2019, arXiv:1901.09504, Sections 3.2 to 3.4.
+        Zhao et al., ICML 2019, arXiv:1901.09504, Section 3.
     """
 
     ratio: float = 0.02
