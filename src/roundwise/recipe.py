@@ -31,8 +31,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-import json
-import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +49,7 @@ from roundwise.ranges import RANGE_ESTIMATORS, WeightMSE
 from roundwise.rewrites import REWRITES
 from roundwise.rounding import ROUNDING_SOLVERS, AdaRound
 from roundwise.statistics import Extremes, Nothing
+from roundwise.toml import to_toml
 
 GRANULARITIES: dict[str, type[Granularity]] = {
     "per-channel": PerChannel,
@@ -345,7 +344,7 @@ class Recipe:
         for method in methods:
             if method is not None and type(method) not in known:
                 raise RecipeError(f"{method!r} is a method of your own: a TOML file could only name it, not hold it.")
-        return _to_toml(self.as_dict())
+        return to_toml(self.as_dict())
 
     def to_toml(self, path: str | Path) -> None:
         """Write `as_toml` to a file.
@@ -467,34 +466,6 @@ def _method_to_dict(method: Any, table: Mapping[str, type], key: str = "method")
             settings = {f.name: getattr(method, f.name) for f in dataclasses.fields(kind)}
             return {key: name, **{name: value for name, value in settings.items() if value is not None}}
     return {"custom": repr(method)}
-
-
-def _to_toml(data: Mapping[str, Any]) -> str:
-    """Settings of the recipe itself, then a table for each of its parts and for each override."""
-    tables = {name: value for name, value in data.items() if isinstance(value, dict) and name != "overrides"}
-    tables |= {f"overrides.{_toml_key(name)}": value for name, value in data["overrides"].items()}
-    lines = [f"{name} = {_toml_value(value)}" for name, value in data.items() if not isinstance(value, dict)]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{setting} = {_toml_value(value)}" for setting, value in table.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _toml_key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml_value(name)
-
-
-def _toml_value(value: Any) -> str:
-    match value:
-        case bool():
-            return str(value).lower()
-        case str():
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        case list():
-            return "[" + ", ".join(map(_toml_value, value)) + "]"
-        case dict():
-            return "{ " + ", ".join(f"{name} = {_toml_value(item)}" for name, item in value.items()) + " }"
-        case _:
-            return repr(value)
 
 
 # ------------------------------------------------------------------------------------------------ plain data to objects

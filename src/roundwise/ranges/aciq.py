@@ -115,7 +115,7 @@ def gauss_clip(bits: int) -> float:
 
     def slope(a: float) -> float:
         density, beyond = math.exp(-a * a / 2) / math.sqrt(2 * math.pi), math.erfc(a / math.sqrt(2)) / 2
-        return 2 * a * beyond - 2 * density + a / (3 * 4**bits)
+        return 2 * a * beyond - 2 * density + a / (3 * 4.0**bits)
 
     return _root(slope)
 
@@ -123,6 +123,7 @@ def gauss_clip(bits: int) -> float:
 def _root(increasing: Callable[[float], float]) -> float:
     """Where a function that increases from below zero changes its sign, between 0 and 64."""
     low, high = 0.0, 64.0
-    while (middle := (low + high) / 2) not in (low, high):
+    for _ in range(60):
+        middle = (low + high) / 2
         low, high = (middle, high) if increasing(middle) < 0 else (low, middle)
-    return middle
+    return low

@@ -11,9 +11,9 @@ output channel has a scale of its own. Where more weights share a scale, or fewe
 *The mean* is not on the grid. Codes are integers and so is the zero point, and μ_c is a fraction of a step; the
 source's simulation computes with weights between the codes. What μ_c adds to an output is ξ_c μ_c Σ_j x_j, the same
 multiple of the sum of all inputs for every sample; hardware would need that sum. Its mean, ξ_c μ_c Σ_j E[x_j], is a
-constant, and a bias can hold it. The bias that takes up all of the mean error holds that, and whatever else shifts the
-mean: so the mean is left to `EmpiricalBias`, which needs samples as this method does not. What is lost against the simulation is
-ξ_c μ_c Σ_j (x_j − E[x_j]), by how much the sum of the inputs differs from sample to sample.
+constant, and a bias can hold it. The bias that takes up all of the mean error holds that, and whatever else shifts
+the mean: so the mean is left to `EmpiricalBias`, which needs samples as this method does not. What is lost against
+the simulation is ξ_c μ_c Σ_j (x_j − E[x_j]), by how much the sum of the inputs differs from sample to sample.
 
     rw.Recipe(rw.Weights(ranges=rw.ACIQ()), rw.NearestMoments(), correction=rw.EmpiricalBias())
 
