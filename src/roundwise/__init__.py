@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ActivationMSE,
         ActivationPercentile,
     )
+    from roundwise.correction import EmpiricalBias
     from roundwise.errors import (
         CalibrationError,
         CaptureError,
@@ -36,11 +37,20 @@ if TYPE_CHECKING:
     from roundwise.grid import Grid, PerChannel, PerGroup, PerTensor
     from roundwise.model import QuantizedModel, load
     from roundwise.pipeline import quantize
-    from roundwise.problem import ActivationRanges, Problem, RangeEstimator, Rounding, RoundingSolver
-    from roundwise.ranges import MinMax, OutputMSE, WeightMSE
+    from roundwise.problem import (
+        ActivationRanges,
+        Correction,
+        Problem,
+        RangeEstimator,
+        Rewrite,
+        Rounding,
+        RoundingSolver,
+    )
+    from roundwise.ranges import ACIQ, MinMax, OutputMSE, WeightMSE
     from roundwise.recipe import Activations, Recipe, Weights
     from roundwise.report import Report
     from roundwise.reporting import html_report
+    from roundwise.rewrites import OutlierChannelSplitting
     from roundwise.rounding import (
         GPTQ,
         AdaRound,
@@ -49,6 +59,8 @@ if TYPE_CHECKING:
         CoordinateDescent,
         Floor,
         Nearest,
+        NearestMoments,
+        NearestScaled,
         Stochastic,
         StraightThrough,
         TabuSearch,
@@ -57,6 +69,7 @@ if TYPE_CHECKING:
 __version__ = _version("roundwise")
 
 __all__ = [
+    "ACIQ",
     "GPTQ",
     "ActivationMSE",
     "ActivationMinMax",
@@ -70,6 +83,8 @@ __all__ = [
     "CaptureError",
     "Ceil",
     "CoordinateDescent",
+    "Correction",
+    "EmpiricalBias",
     "ExportError",
     "FileFormatError",
     "Floor",
@@ -78,6 +93,9 @@ __all__ = [
     "MinMax",
     "ModelError",
     "Nearest",
+    "NearestMoments",
+    "NearestScaled",
+    "OutlierChannelSplitting",
     "OutputMSE",
     "PerChannel",
     "PerGroup",
@@ -88,6 +106,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Report",
+    "Rewrite",
     "Rounding",
     "RoundingSolver",
     "RoundwiseError",
@@ -110,6 +129,8 @@ _HOMES = (
     "ranges",
     "activations",
     "rounding",
+    "correction",
+    "rewrites",
     "recipe",
     "model",
     "pipeline",

@@ -84,7 +84,8 @@ def run_passes(
     quantizers, reports = _choose(groups, watched, wanted)
     tell(PassStarted(f"quantizing {len(watched)} activations"))
     decided = [
-        dataclasses.replace(task, rounding=_Decided(weight)) for task, weight in zip(tasks, first.weights, strict=True)
+        dataclasses.replace(task, rounding=_Decided(weight), correction=None)  # its shift is among what was decided
+        for task, weight in zip(tasks, first.weights, strict=True)
     ]
     second = stream(decided, last=True, quantizers=quantizers).run()
     layers = [

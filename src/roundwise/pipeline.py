@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,10 +28,11 @@ from roundwise.graph.patterns import Layer, find_layers
 from roundwise.memory import ActivationStore, default_budget
 from roundwise.model import QuantizedModel, versions
 from roundwise.passes import run_passes
+from roundwise.problem import Rewrite
 from roundwise.ranges import RANGE_ESTIMATORS
 from roundwise.recipe import Recipe, Weights, granularity_name
 from roundwise.report import KeptFloat, Report
-from roundwise.rewrites import REWRITES
+from roundwise.rewrites import ALWAYS, REWRITES
 from roundwise.rounding import ROUNDING_SOLVERS
 from roundwise.stream import LayerTask
 
@@ -83,6 +85,9 @@ def quantize(
         captured = time.perf_counter()
         kept_samples = take(samples, graph.batch or 8)
         graph = rewrite(graph)
+        if recipe.rewrites:
+            args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(graph.batch or 2))
+            graph = apply_rewrites(graph, recipe.rewrites, args, kwargs)
         rewritten = time.perf_counter()
         tasks = plan_layers(graph, recipe)
         batches, count, notes = list(samples.batches), samples.samples, samples.notes
@@ -106,11 +111,54 @@ def quantize(
 
 
 def rewrite(graph: Graph) -> Graph:
-    """Bring a captured graph into normal form and apply every rewrite; outputs stay the same."""
+    """Bring a captured graph into normal form and apply what every network gets; outputs stay the same."""
     graph = normalize(graph)
-    for apply in REWRITES.values():
+    for apply in ALWAYS:
         graph = apply(graph)
     return graph
+
+
+def apply_rewrites(graph: Graph, rewrites: Sequence[Rewrite], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
+    """Apply rewrites one after the other, and see to it that the network computes what it did.
+
+    Args:
+        graph: in normal form.
+        rewrites: in order.
+        args, kwargs: a few samples, as the model is called.
+
+    Raises:
+        ModelError: outputs changed by more than rounding errors do; names the rewrite.
+    """
+    before = _floats(graph, args, kwargs)
+    for one in rewrites:
+        graph = one.apply(graph)
+        after = _floats(graph, args, kwargs)
+        _check_same(before, after, _word(one, REWRITES))
+    return graph
+
+
+def _floats(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The network's outputs, but for whole numbers: a class may change for the last digit of a logit."""
+    with torch.no_grad():
+        leaves = pytree.tree_leaves(graph.module()(*args, **kwargs))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _check_same(before: list[Tensor], after: list[Tensor], word: str) -> None:
+    shapes = [[(list(t.shape), t.dtype) for t in tensors] for tensors in (before, after)]
+    if shapes[0] != shapes[1]:
+        raise ModelError(f"the rewrite '{word}' changed what the network returns, from {shapes[0]} to {shapes[1]}.")
+    for number, (was, now) in enumerate(zip(before, after, strict=True)):
+        finite = was.isfinite()  # the −∞ of a mask has no error
+        energy = torch.linalg.vector_norm(was[finite].double())
+        error = float(torch.linalg.vector_norm(now[finite].double() - was[finite].double()) / energy.clamp(min=1e-30))
+        allowed = math.sqrt(torch.finfo(was.dtype).eps)
+        if not error <= allowed or not torch.equal(finite, now.isfinite()):
+            raise ModelError(
+                f"the rewrite '{word}' changed what the float network computes: output {number} differs by {error:.2g} "
+                f"of its size, where rounding errors of {was.dtype} explain no more than {allowed:.2g}. Leave it out "
+                "of the recipe's rewrites for this network; if it is one of Roundwise's own, please report it."
+            )
 
 
 def plan_layers(graph: Graph, recipe: Recipe) -> list[LayerTask]:
@@ -146,7 +194,7 @@ def _task(graph: Graph, layer: Layer, weights: Weights, recipe: Recipe) -> Layer
         _word(weights.ranges, RANGE_ESTIMATORS),
         _word(rounding, ROUNDING_SOLVERS),
     )
-    return LayerTask(layer, weights.codebook, weights.granularity, weights.ranges, rounding, words)
+    return LayerTask(layer, weights.codebook, weights.granularity, weights.ranges, rounding, words, recipe.correction)
 
 
 def _word(method: object, table: dict[str, type]) -> str:

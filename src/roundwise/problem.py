@@ -24,6 +24,7 @@ from torch import Tensor
 
 from roundwise.errors import RecipeError
 from roundwise.graph.activation import Activation
+from roundwise.graph.graph import Graph
 from roundwise.grid import Codebook, Granularity, Grid
 from roundwise.statistics import Statistic, ValueStatistic
 
@@ -127,6 +128,45 @@ class RangeEstimator(ABC, Generic[S]):
         layer: str,
     ) -> Grid:
         """Return scales and zero points; `layer` is for messages."""
+
+
+class Correction(ABC, Generic[S]):
+    """Shifts a layer's bias once its codes are chosen. Implementations are frozen dataclasses.
+
+    Attributes:
+        needs: the statistic that `shift` is given; the stream collects it.
+    """
+
+    needs: ClassVar[type[Statistic]]
+
+    @abstractmethod
+    def shift(
+        self,
+        weight: Float[Tensor, "groups rows cols"],
+        bias: Float[Tensor, "groups rows"],
+        statistics: S,
+    ) -> Float[Tensor, "groups rows"]:
+        """What to add to the bias, float32.
+
+        Args:
+            weight: what the codes stand for.
+            bias: the layer's own, with what the rounding solver has added to it.
+            statistics: of the layer's inputs and targets.
+        """
+
+
+class Rewrite(ABC):
+    """Changes how the float network computes, never what. Implementations are frozen dataclasses.
+
+    The pipeline runs the network before and after on a few samples, and holds a rewrite to the same outputs.
+    """
+
+    @abstractmethod
+    def apply(self, graph: Graph) -> Graph:
+        """Return another graph, in normal form as this one is, with the same inputs and outputs; leave this one alone.
+
+        What is added has `meta["val"]`, a tensor with the shape and dtype of its value, as all operations have.
+        """
 
 
 class ActivationRanges(ABC, Generic[V]):

@@ -1,6 +1,7 @@
 """What the user wants: bits, granularity, methods, exceptions by layer, seed. As Python, as a dict, as TOML.
 
 seed = 0
+rewrites = [{ method = "outlier-channel-splitting", ratio = 0.05 }]     # of the float network, in order
 
 [weights]
 bits = 4
@@ -10,6 +11,9 @@ ranges = { method = "weight-mse" }
 [rounding]
 method = "adaround-sgd"
 iterations = 10000
+
+[correction]                    # without this table biases are left to the rounding method
+method = "empirical-bias"
 
 [activations]                   # without this table they stay in float
 bits = 8
@@ -27,8 +31,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-import json
-import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,18 +40,31 @@ from typing import Any, ClassVar, NoReturn, final
 import torch
 
 from roundwise.activations import ACTIVATION_RANGES, ActivationMSE
+from roundwise.correction import CORRECTIONS
 from roundwise.errors import RecipeError
+from roundwise.graph.graph import Graph
 from roundwise.grid import Codebook, Granularity, Grid, PerChannel, PerGroup, PerTensor
-from roundwise.problem import ActivationRanges, Problem, RangeEstimator, Rounding, RoundingSolver
+from roundwise.problem import ActivationRanges, Correction, Problem, RangeEstimator, Rewrite, Rounding, RoundingSolver
 from roundwise.ranges import RANGE_ESTIMATORS, WeightMSE
+from roundwise.rewrites import REWRITES
 from roundwise.rounding import ROUNDING_SOLVERS, AdaRound
 from roundwise.statistics import Extremes, Nothing
+from roundwise.toml import to_toml
 
 GRANULARITIES: dict[str, type[Granularity]] = {
     "per-channel": PerChannel,
     "per-group": PerGroup,
     "per-tensor": PerTensor,
 }
+
+
+_TABLES: tuple[Mapping[str, type], ...] = (
+    REWRITES,
+    RANGE_ESTIMATORS,
+    ROUNDING_SOLVERS,
+    CORRECTIONS,
+    ACTIVATION_RANGES,
+)
 
 
 def _check_choice(what: str, value: object, kind: Any, table: Mapping[str, type]) -> None:
@@ -173,6 +188,9 @@ class Recipe:
         weights: for every layer that no override names.
         rounding: the solver for every layer that does not name its own.
         activations: how tensors between operations are quantized; None leaves them in float.
+        correction: what each layer's bias does about an error that the codes leave; None leaves it to the solver.
+        rewrites: what is done to the float network before, in order; its outputs stay the same. Batch-norms are folded
+            in any case, before these.
         overrides: from layer names or globs (`"features.0.*"`) to other `Weights`, or to None to keep a layer in float.
             Where several match, the last one counts, and it counts alone: `Weights(bits=8)` has the defaults for all
             else. (`dataclasses.replace(weights, bits=8)` changes the bits only.)
@@ -194,6 +212,8 @@ class Recipe:
     weights: Weights = Weights()
     rounding: RoundingSolver[Any] = AdaRound()
     activations: Activations | None = None
+    correction: Correction[Any] | None = None
+    rewrites: Sequence[Rewrite] = ()
     overrides: Mapping[str, Weights | None] = field(default_factory=dict)
     seed: int = 0
     batch_size: int = 32
@@ -203,6 +223,13 @@ class Recipe:
         if not isinstance(self.weights, Weights):
             raise RecipeError(f"weights is {self.weights!r}; it must be an object such as Weights(bits=4).")
         _check_choice("rounding", self.rounding, RoundingSolver, ROUNDING_SOLVERS)
+        if self.correction is not None:
+            _check_choice("correction", self.correction, Correction, CORRECTIONS)
+        if not isinstance(self.rewrites, list | tuple):
+            raise RecipeError(f"rewrites is {self.rewrites!r}; it must be a tuple of objects, empty for none.")
+        for number, one in enumerate(self.rewrites):
+            _check_choice(f"rewrites[{number}]", one, Rewrite, REWRITES)
+        object.__setattr__(self, "rewrites", tuple(self.rewrites))
         if not isinstance(self.activations, Activations | None):
             raise RecipeError(
                 f"activations is {self.activations!r}; it must be an object such as Activations(bits=8), or None to "
@@ -266,6 +293,10 @@ class Recipe:
                 "ranges": _method_to_dict(self.activations.ranges, ACTIVATION_RANGES),
                 "adapt_rounding": self.activations.adapt_rounding,
             }
+        if self.correction is not None:
+            data["correction"] = _method_to_dict(self.correction, CORRECTIONS)
+        if self.rewrites:
+            data["rewrites"] = [_method_to_dict(rewrite, REWRITES) for rewrite in self.rewrites]
         if self.memory_budget is not None:
             data["memory_budget"] = self.memory_budget
         return data
@@ -281,6 +312,12 @@ class Recipe:
         weights = settings["weights"] = _weights_from_dict(settings.get("weights", {}), Weights())
         if "rounding" in settings:
             settings["rounding"] = _rounding_from_dict(settings["rounding"])
+        if "correction" in settings:
+            settings["correction"] = _custom(settings["correction"], CustomCorrection) or _method_from_dict(
+                settings["correction"], CORRECTIONS, "correction"
+            )
+        if "rewrites" in settings:
+            settings["rewrites"] = _rewrites_from_dict(settings["rewrites"])
         if "activations" in settings:
             settings["activations"] = _activations_from_dict(settings["activations"])
         overrides = settings.get("overrides")
@@ -295,14 +332,19 @@ class Recipe:
             RecipeError: a method is of your own making, and so has no name that a file could hold.
         """
         all_weights = [self.weights, *(weights for weights in self.overrides.values() if weights is not None)]
-        methods: list[object] = [self.rounding, *(method for w in all_weights for method in (w.ranges, w.rounding))]
+        methods: list[object] = [
+            *self.rewrites,
+            self.rounding,
+            self.correction,
+            *(method for w in all_weights for method in (w.ranges, w.rounding)),
+        ]
         if self.activations is not None:
             methods.append(self.activations.ranges)
-        known = (*ROUNDING_SOLVERS.values(), *RANGE_ESTIMATORS.values(), *ACTIVATION_RANGES.values())
+        known = {kind for table in _TABLES for kind in table.values()}
         for method in methods:
             if method is not None and type(method) not in known:
                 raise RecipeError(f"{method!r} is a method of your own: a TOML file could only name it, not hold it.")
-        return _to_toml(self.as_dict())
+        return to_toml(self.as_dict())
 
     def to_toml(self, path: str | Path) -> None:
         """Write `as_toml` to a file.
@@ -361,6 +403,29 @@ class CustomRanges(RangeEstimator[Nothing]):
 
 @final
 @dataclass(frozen=True)
+class CustomCorrection(Correction[Nothing]):
+    """As `CustomRounding`, for corrections."""
+
+    text: str
+    needs: ClassVar[type] = Nothing
+
+    def shift(self, weight: torch.Tensor, bias: torch.Tensor, statistics: Nothing) -> torch.Tensor:
+        _refuse_custom("correction", self.text)
+
+
+@final
+@dataclass(frozen=True)
+class CustomRewrite(Rewrite):
+    """As `CustomRounding`, for rewrites."""
+
+    text: str
+
+    def apply(self, graph: Graph) -> Graph:
+        _refuse_custom("rewrites", self.text)
+
+
+@final
+@dataclass(frozen=True)
 class CustomActivationRanges(ActivationRanges[Extremes]):
     """As `CustomRounding`, for ranges of activations."""
 
@@ -394,39 +459,13 @@ def _weights_to_dict(weights: Weights) -> dict[str, Any]:
 
 
 def _method_to_dict(method: Any, table: Mapping[str, type], key: str = "method") -> dict[str, Any]:
-    if isinstance(method, CustomRounding | CustomRanges | CustomActivationRanges):
+    if isinstance(method, CustomRounding | CustomRanges | CustomCorrection | CustomRewrite | CustomActivationRanges):
         return {"custom": method.text}
     for name, kind in table.items():
         if type(method) is kind:
             settings = {f.name: getattr(method, f.name) for f in dataclasses.fields(kind)}
             return {key: name, **{name: value for name, value in settings.items() if value is not None}}
     return {"custom": repr(method)}
-
-
-def _to_toml(data: Mapping[str, Any]) -> str:
-    """Settings of the recipe itself, then a table for each of its parts and for each override."""
-    tables = {name: value for name, value in data.items() if isinstance(value, dict) and name != "overrides"}
-    tables |= {f"overrides.{_toml_key(name)}": value for name, value in data["overrides"].items()}
-    lines = [f"{name} = {_toml_value(value)}" for name, value in data.items() if not isinstance(value, dict)]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{setting} = {_toml_value(value)}" for setting, value in table.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _toml_key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml_value(name)
-
-
-def _toml_value(value: Any) -> str:
-    match value:
-        case bool():
-            return str(value).lower()
-        case str():
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        case dict():
-            return "{ " + ", ".join(f"{name} = {_toml_value(item)}" for name, item in value.items()) + " }"
-        case _:
-            return repr(value)
 
 
 # ------------------------------------------------------------------------------------------------ plain data to objects
@@ -477,6 +516,12 @@ def _activations_from_dict(data: Any) -> Activations:
             settings["ranges"], ACTIVATION_RANGES, "activations: ranges"
         )
     return Activations(**settings)
+
+
+def _rewrites_from_dict(data: Any) -> tuple[Rewrite, ...]:
+    if not isinstance(data, list | tuple):
+        raise RecipeError(f"rewrites: expected a list of tables; found {data!r}.")
+    return tuple(_custom(entry, CustomRewrite) or _method_from_dict(entry, REWRITES, "rewrites") for entry in data)
 
 
 def _rounding_from_dict(entry: Any) -> RoundingSolver[Any]:

@@ -8,7 +8,8 @@ At each layer, in order:
 
     inputs x̂ (quantized stream) and targets y (float stream)  ──▶  the statistics that the methods need
     (a solver may ask for the float stream's inputs x instead)
-    statistics  ──▶  grid  ──▶  codes  ──▶  the quantized stream goes on with the layer's output on those codes
+    statistics  ──▶  grid  ──▶  codes  ──▶  correction of the bias, where the recipe asks for it
+    codes, bias  ──▶  the quantized stream goes on with the layer's output on these
 
 Before anything is quantized the two streams are one and the same tensors; they are computed and kept once.
 
@@ -18,6 +19,7 @@ reads the tensor in the quantized stream reads what the quantizer leaves of it.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import sys
@@ -39,7 +41,7 @@ from roundwise.graph.patterns import Layer
 from roundwise.graph.quantizers import Quantizer
 from roundwise.grid import Codebook, Granularity
 from roundwise.memory import ActivationStore, held_bytes
-from roundwise.problem import Problem, RangeEstimator, Rounding, RoundingSolver
+from roundwise.problem import Correction, Problem, RangeEstimator, Rounding, RoundingSolver
 from roundwise.report import LayerReport
 from roundwise.statistics import Statistic, ValueStatistic
 from roundwise.summary import summarize
@@ -80,11 +82,13 @@ class LayerTask:
     ranges: RangeEstimator[Any]
     rounding: RoundingSolver[Any]
     words: tuple[str, str, str]  # granularity, ranges, rounding
+    correction: Correction[Any] | None = None
 
     @property
-    def needs(self) -> tuple[Need, Need]:
-        """What range estimation and the solver need to know."""
-        return Need(self.ranges.needs, False), Need(self.rounding.needs, self.rounding.float_inputs)
+    def needs(self) -> tuple[Need, ...]:
+        """What its methods need to know: range estimation, the solver, and the correction if there is one."""
+        needs = Need(self.ranges.needs, False), Need(self.rounding.needs, self.rounding.float_inputs)
+        return needs if self.correction is None else (*needs, Need(self.correction.needs, False))
 
 
 Values = dict[fx.Node, Pair]
@@ -217,7 +221,7 @@ class Stream:
             error=_ratio(difference, energy),
             flips=flips,
             seconds=seconds,
-            note="; ".join([*_notes(layer, matrix), *([note] if note else [])]),
+            note="; ".join([*_notes(task, matrix), *([note] if note else [])]),
             summary=summarize(matrix, quantized.grid),
         )
         return quantized, report
@@ -227,7 +231,7 @@ class Stream:
     ) -> tuple[QuantizedWeight, QuantizedWeight, str]:
         """The layer rounded to nearest and as the solver chooses, and the solver's note."""
         name, start = task.layer.name, time.perf_counter()
-        of_ranges, of_rounding = task.needs
+        of_ranges, of_rounding, *_ = task.needs
         grid = task.ranges.estimate(matrix, task.codebook, task.granularity, statistics[of_ranges], name)
         middle = time.perf_counter()
         layer, bias_is_free = task.layer, task.layer.own_bias is not None
@@ -242,7 +246,27 @@ class Stream:
         dtype = task.codebook.dtype
         nearest = QuantizedWeight(layer, grid.quantize(matrix).to(dtype), grid)
         chosen = QuantizedWeight(layer, answer.codes.to(dtype), answer.grid or grid, answer.bias_shift)
+        chosen = self._correct(task, chosen, statistics)
         return nearest, chosen, answer.note
+
+    def _correct(
+        self, task: LayerTask, weight: QuantizedWeight, statistics: Statistics
+    ) -> QuantizedWeight:
+        """With the bias that the correction gives it, if there is one and the layer has a bias of its own."""
+        layer, correction = task.layer, task.correction
+        if correction is None or layer.own_bias is None or layer.map.bias is None:
+            return weight
+        shape = weight.codes.shape[:2]
+        before = torch.zeros(shape, device=layer.map.device) if weight.bias_shift is None else weight.bias_shift
+        dtype = self._graph.constants[layer.weight].dtype
+        matrix = layer.map.to_matrix(weight.weight(dtype)).float()  # as the program computes with it
+        bias = layer.map.bias.float().reshape(shape) + before
+        shift = correction.shift(matrix, bias, statistics[Need(correction.needs, False)])
+        if shift.shape != shape:
+            raise RecipeError(
+                f"{correction!r} gave layer '{layer.name}' a shift {list(shift.shape)}, not {list(shape)}."
+            )
+        return dataclasses.replace(weight, bias_shift=before + shift)
 
     def _measure_target(self, layer: Layer, number: int, values: Values) -> float:
         """The layer's output in the float stream becomes a value; returns its energy Σ‖y‖²."""
@@ -398,8 +422,7 @@ class Stream:
                 widest, widest_layer = live, layer.name
             rows = layer.map.as_rows(output).shape[0]
             positions = math.ceil(rows * layer.map.positions(output) / _count(values))
-            kinds = segment.task.ranges.needs, solver.needs
-            needed = max(kind.bytes_needed(layer.map, self._samples, positions) for kind in kinds)
+            needed = max(n.kind.bytes_needed(layer.map, self._samples, positions) for n in segment.task.needs)
             working = max(working, self._live_bytes(values) + needed)
             work = solver.work(math.ceil(rows / _count(values)), self._samples)
             costs[-1] += 3 * seconds / share + work * seconds / rows
@@ -472,14 +495,18 @@ def _tainted(graph: Graph, calls: Iterable[fx.Node], quantizers: Mapping[fx.Node
     return tainted
 
 
-def _notes(layer: Layer, matrix: Tensor) -> list[str]:
+def _notes(task: LayerTask, matrix: Tensor) -> list[str]:
     """What a reader of the layer's report must know."""
+    layer = task.layer
     notes = [f"used by {len(layer.calls)} calls; rounded for the first"] if len(layer.calls) > 1 else []
     weight = layer.node.args[1]
     if isinstance(weight, fx.Node) and len(weight.users) > len(layer.calls):
         notes.append("its weight is also read by other operations, which keep the float one")
     if not matrix.any():
         notes.append("all weights are zero")
+    if task.correction is not None and layer.own_bias is None:
+        why = "no bias" if layer.map.bias is None else "a bias that is not its own alone"
+        notes.append(f"not corrected: it has {why}")
     return notes
 
 

@@ -70,3 +70,15 @@ def test_objects_of_the_wrong_kind_are_refused_with_an_example():
         rw.Weights(granularity="per-tensor")
     with pytest.raises(rw.RecipeError, match="Nearest"):
         rw.Recipe(rounding="nearest")
+
+
+def test_a_correction_survives_a_trip_through_toml_and_is_named_in_a_table_of_its_own(tmp_path):
+    recipe = rw.Recipe(correction=rw.EmpiricalBias())
+    assert '[correction]\nmethod = "empirical-bias"\n' in recipe.as_toml()
+    recipe.to_toml(tmp_path / "recipe.toml")
+    assert rw.Recipe.from_toml(tmp_path / "recipe.toml") == recipe
+    assert "correction" not in rw.Recipe().as_dict()
+    with pytest.raises(rw.RecipeError, match=r"Write correction=EmpiricalBias\(\)"):
+        rw.Recipe(correction="empirical-bias")
+    with pytest.raises(rw.RecipeError, match="'empirical-bais' is not one of"):
+        rw.Recipe.from_dict({"correction": "empirical-bais"})

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 from roundwise.activations import ACTIVATION_RANGES
+from roundwise.correction import CORRECTIONS
 from roundwise.errors import RecipeError
 from roundwise.grid import Granularity
+from roundwise.problem import Rewrite
 from roundwise.ranges import RANGE_ESTIMATORS
 from roundwise.recipe import Activations, Recipe, Weights
+from roundwise.rewrites import REWRITES
 from roundwise.rounding import ROUNDING_SOLVERS
 
 M = TypeVar("M")
@@ -39,8 +42,11 @@ class RecipeOptions:
         ranges, rounding: names in the tables.
         activations: bits of activations; 0 leaves them in float, whatever the recipe file says.
         activation_ranges: name in the table.
+        correction: name in the table, or "none".
+        rewrites: names in the table, in order; "none" leaves out those of the recipe file.
         settings: `NAME=VALUE` for the rounding method, `ranges.NAME=VALUE` for range estimation,
-            `activations.NAME=VALUE` for activations and `activations.ranges.NAME=VALUE` for their ranges.
+            `activations.NAME=VALUE` for activations and `activations.ranges.NAME=VALUE` for their ranges,
+            `rewrites.REWRITE.NAME=VALUE` for a rewrite.
         overrides: `LAYER=BITS` or `LAYER=float`.
     """
 
@@ -52,6 +58,8 @@ class RecipeOptions:
     rounding: str | None = None
     activations: int | None = None
     activation_ranges: str | None = None
+    correction: str | None = None
+    rewrites: Sequence[str] = ()
     settings: Sequence[str] = ()
     overrides: Sequence[str] = ()
     seed: int | None = None
@@ -69,6 +77,7 @@ def build_recipe(options: RecipeOptions) -> Recipe:
     rounding = _method(base.rounding, options.rounding, ROUNDING_SOLVERS)
     ranges = _method(base.weights.ranges, options.ranges, RANGE_ESTIMATORS)
     activations = _activations(base.activations, options)
+    rewrites = _rewrites(base.rewrites, options.rewrites)
     for setting in options.settings:
         name, value = _pair(setting, "--set", "iterations=2000")
         prefix, _, rest = name.rpartition(".")
@@ -84,8 +93,10 @@ def build_recipe(options: RecipeOptions) -> Recipe:
             else:
                 chosen = with_setting(activations.ranges, rest, value, ACTIVATION_RANGES)
                 activations = dataclasses.replace(activations, ranges=chosen)
+        elif prefix.startswith("rewrites."):
+            rewrites = _with_rewrite_setting(rewrites, prefix.removeprefix("rewrites."), rest, value)
         else:
-            known = "'rounding', 'ranges', 'activations' or 'activations.ranges'"
+            known = "'rounding', 'ranges', 'activations', 'activations.ranges' or 'rewrites.REWRITE'"
             raise RecipeError(f"--set {setting}: '{prefix}' is none of {known}.")
     weights = dataclasses.replace(
         base.weights, ranges=ranges, **_given(bits=options.bits, granularity=options.granularity)
@@ -97,6 +108,8 @@ def build_recipe(options: RecipeOptions) -> Recipe:
         weights=weights,
         rounding=rounding,
         activations=activations,
+        rewrites=rewrites,
+        correction=_optional(base.correction, options.correction, CORRECTIONS),
         overrides={**base.overrides, **dict(_override(text, weights) for text in options.overrides)},
         **_given(seed=options.seed, batch_size=options.batch_size, memory_budget=options.memory_budget),
     )
@@ -211,6 +224,36 @@ def _method(base: M, name: str | None, table: Mapping[str, type]) -> M:
         return base
     chosen: M = table[name]()
     return chosen
+
+
+def _optional(base: M | None, name: str | None, table: Mapping[str, type]) -> M | None:
+    """As `_method`, for what may be left out: the word for that is "none"."""
+    if name == "none":
+        return None
+    if base is None and name is not None:
+        chosen: M = table[name]()
+        return chosen
+    return base if base is None else _method(base, name, table)
+
+
+def _rewrites(base: Sequence[Rewrite], names: Sequence[str]) -> list[Rewrite]:
+    """Those that are named, with their settings where they are in the recipe already; without names, the recipe's."""
+    if "none" in names:
+        if len(names) > 1:
+            raise RecipeError(f"--rewrite none stands alone; found {', '.join(names)}.")
+        return []
+    known = {type(rewrite): rewrite for rewrite in base}
+    return [known.get(REWRITES[name]) or REWRITES[name]() for name in names] or list(base)
+
+
+def _with_rewrite_setting(rewrites: Sequence[Rewrite], called: str, name: str, text: str) -> list[Rewrite]:
+    wanted = REWRITES.get(called)
+    if not any(type(rewrite) is wanted for rewrite in rewrites):
+        raise RecipeError(
+            f"--set rewrites.{called}.{name}={text}: '{called}' is none of the rewrites that the recipe asks for. "
+            f"Give --rewrite with one of {', '.join(REWRITES)}."
+        )
+    return [with_setting(one, name, text, REWRITES) if type(one) is wanted else one for one in rewrites]
 
 
 def _activations(base: Activations | None, options: RecipeOptions) -> Activations | None:

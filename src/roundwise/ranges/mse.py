@@ -14,6 +14,9 @@ Min-max itself is among the candidates, so the result is never worse. Wider inte
 scale, which can then be laid so that they happen to lie on codes: at the 9 weights of a depthwise channel and 4 bits it
 takes a tenth off the error; with hundreds of weights such a candidate never wins.
 
+With `Nearest` rounding and a scale per output channel this is OMSE without its extensions (Choukroun et al. 2019,
+arXiv:1902.06822), which finds the same minimum by a line search; `NearestScaled` is for the extension "+opt".
+
 Each scale has its own search, over the weights that share it; they run side by side. The cost is some 6 passes over the
 weights for every candidate (120 of them, 600 on an asymmetric grid), in pieces that stay in the processor's cache: 2 to
 3 ns for each weight and candidate on one core.

@@ -1,12 +1,19 @@
-"""Rewrites: float graph to float graph, the same outputs. One file per method, one line here."""
+"""Rewrites: float graph to float graph, the same outputs. One file per method, one line here.
+
+`ALWAYS` are applied to every network; those in `REWRITES` where the recipe asks for them, in the order of the recipe.
+"""
 
 from collections.abc import Callable
 
 from roundwise.graph.graph import Graph
+from roundwise.problem import Rewrite
 from roundwise.rewrites.fold_batchnorm import fold_batchnorm
+from roundwise.rewrites.outlier_channel_splitting import OutlierChannelSplitting
 
-REWRITES: dict[str, Callable[[Graph], Graph]] = {
-    "fold-batchnorm": fold_batchnorm,
+ALWAYS: tuple[Callable[[Graph], Graph], ...] = (fold_batchnorm,)
+
+REWRITES: dict[str, type[Rewrite]] = {
+    "outlier-channel-splitting": OutlierChannelSplitting,
 }
 
-__all__ = ["REWRITES", "fold_batchnorm"]
+__all__ = ["ALWAYS", "REWRITES", "OutlierChannelSplitting", "fold_batchnorm"]

@@ -12,6 +12,8 @@ from roundwise.rounding.coordinate_descent import CoordinateDescent
 from roundwise.rounding.directed import Ceil, Floor
 from roundwise.rounding.gptq import GPTQ
 from roundwise.rounding.nearest import Nearest
+from roundwise.rounding.nearest_moments import NearestMoments
+from roundwise.rounding.nearest_scaled import NearestScaled
 from roundwise.rounding.stochastic import Stochastic
 from roundwise.rounding.straight_through import StraightThrough
 from roundwise.rounding.tabu import TabuSearch
@@ -24,6 +26,8 @@ ROUNDING_SOLVERS: dict[str, type[RoundingSolver[Any]]] = {
     "floor": Floor,
     "gptq": GPTQ,
     "nearest": Nearest,
+    "nearest-moments": NearestMoments,
+    "nearest-scaled": NearestScaled,
     "stochastic": Stochastic,
     "straight-through": StraightThrough,
     "tabu-search": TabuSearch,
@@ -38,6 +42,8 @@ __all__ = [
     "CoordinateDescent",
     "Floor",
     "Nearest",
+    "NearestMoments",
+    "NearestScaled",
     "Stochastic",
     "StraightThrough",
     "TabuSearch",

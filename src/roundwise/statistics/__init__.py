@@ -6,6 +6,7 @@ through `add`, and hands it over. `Nothing` needs no pass over the samples at al
 
 from roundwise.statistics.base import Nothing, Statistic
 from roundwise.statistics.gram import Gram, Moments, Pairs
+from roundwise.statistics.means import Means
 from roundwise.statistics.samples import Samples
 from roundwise.statistics.values import Extremes, Histogram, ValueStatistic
 
@@ -13,6 +14,7 @@ __all__ = [
     "Extremes",
     "Gram",
     "Histogram",
+    "Means",
     "Moments",
     "Nothing",
     "Pairs",

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from roundwise.activations import ACTIVATION_RANGES
+from roundwise.correction import CORRECTIONS
 from roundwise.errors import RecipeError
-from roundwise.problem import ActivationRanges, RoundingSolver
+from roundwise.problem import ActivationRanges, Correction, Rewrite, RoundingSolver
 from roundwise.ranges import RANGE_ESTIMATORS
 from roundwise.recipe import Activations, Recipe, Weights
+from roundwise.rewrites import REWRITES
 from roundwise.rounding import ROUNDING_SOLVERS
 from roundwise.statistics import Statistic, ValueStatistic
 from roundwise.testing.requirement import require
@@ -41,10 +43,10 @@ def check_is_a_frozen_dataclass(kind: type) -> None:
 
 
 def check_says_what_it_needs(kind: type) -> None:
-    """`needs` is a statistic, and the documentation is a sentence with a source."""
+    """`needs` is a statistic (but a rewrite sees no samples), and the documentation is a sentence with a source."""
     needs = getattr(kind, "needs", None)
     known = isinstance(needs, type) and issubclass(needs, Statistic | ValueStatistic)
-    require(known, f"{kind.__name__}.needs is {needs!r}")
+    require(issubclass(kind, Rewrite) or known, f"{kind.__name__}.needs is {needs!r}")
     text = (kind.__doc__ or "").strip()
     require(text.partition("\n")[0].endswith("."), f"{kind.__name__}'s documentation does not begin with a sentence")
     require("References:" in text, f"{kind.__name__} has no 'References:'")
@@ -52,7 +54,9 @@ def check_says_what_it_needs(kind: type) -> None:
 
 def check_survives_a_recipe_file(kind: type) -> None:
     """If it is in a table: with any one setting changed it comes back from plain data, also through JSON."""
-    if kind not in (*ROUNDING_SOLVERS.values(), *RANGE_ESTIMATORS.values(), *ACTIVATION_RANGES.values()):
+    methods = (REWRITES, RANGE_ESTIMATORS, ROUNDING_SOLVERS, CORRECTIONS, ACTIVATION_RANGES)
+    tables: tuple[Mapping[str, type], ...] = methods
+    if not any(kind in table.values() for table in tables):
         return
     for method in (kind(), *_changed(kind)):
         recipe = _recipe(method)
@@ -106,4 +110,8 @@ def _recipe(method: Any) -> Recipe:
         return Recipe(rounding=method)
     if isinstance(method, ActivationRanges):
         return Recipe(activations=Activations(ranges=method))
+    if isinstance(method, Correction):
+        return Recipe(correction=method)
+    if isinstance(method, Rewrite):
+        return Recipe(rewrites=(method,))
     return Recipe(weights=Weights(ranges=method))

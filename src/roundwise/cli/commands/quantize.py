@@ -20,10 +20,12 @@ from roundwise.cli.outputs import check_outputs, write_outputs, write_report
 from roundwise.cli.parameters import EXISTING_FILE, Device, Memory, default
 from roundwise.cli.recipes import RecipeOptions, build_recipe, describe, describe_methods
 from roundwise.cli.terminal import exits, layer_progress, say, show_json
+from roundwise.correction import CORRECTIONS
 from roundwise.evaluation.data import load_data
 from roundwise.grid import BITS, Granularity, PerChannel, PerGroup, PerTensor
 from roundwise.ranges import RANGE_ESTIMATORS
 from roundwise.recipe import Activations, Recipe, granularity_name
+from roundwise.rewrites import REWRITES
 from roundwise.rounding import ROUNDING_SOLVERS
 
 DEFAULT = Recipe()
@@ -55,8 +57,10 @@ class MethodsCommand(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         tables: dict[str, dict[str, type]] = {
+            "Rewrites": REWRITES,
             "Rounding methods": ROUNDING_SOLVERS,
             "Range estimation": RANGE_ESTIMATORS,
+            "Correction": CORRECTIONS,
             "Ranges of activations": ACTIVATION_RANGES,
         }
         for title, table in tables.items():
@@ -101,6 +105,19 @@ class MethodsCommand(click.Command):
     help="How codes are chosen; explained below." + default(describe(DEFAULT.rounding, ROUNDING_SOLVERS)),
 )
 @click.option(
+    "--rewrite",
+    "rewrites",
+    type=click.Choice([*REWRITES, "none"]),
+    multiple=True,
+    help="Change the float network first, but not its outputs; explained below. Repeatable, in order."
+    + default("none"),
+)
+@click.option(
+    "--correction",
+    type=click.Choice([*CORRECTIONS, "none"]),
+    help="What biases do about the error that codes leave; explained below." + default("none"),
+)
+@click.option(
     "--activations",
     type=click.Choice([*map(str, BITS), "float"]),
     help="Quantize what flows between operations too, to this many bits." + default("float"),
@@ -117,7 +134,7 @@ class MethodsCommand(click.Command):
     multiple=True,
     metavar="NAME=VALUE",
     help="A setting of the rounding method; with ranges.NAME=VALUE of range estimation, activations.NAME=VALUE of "
-    "activations, activations.ranges.NAME=VALUE of their ranges. Repeatable.",
+    "activations, activations.ranges.NAME=VALUE of their ranges, rewrites.REWRITE.NAME=VALUE of a rewrite. Repeatable.",
 )
 @click.option(
     "--override",

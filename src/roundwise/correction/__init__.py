@@ -1,0 +1,12 @@
+"""Correction: what a layer's bias does about an error that its codes leave. One file per method, one line here."""
+
+from typing import Any
+
+from roundwise.correction.empirical_bias import EmpiricalBias
+from roundwise.problem import Correction
+
+CORRECTIONS: dict[str, type[Correction[Any]]] = {
+    "empirical-bias": EmpiricalBias,
+}
+
+__all__ = ["CORRECTIONS", "EmpiricalBias"]

@@ -1,0 +1,124 @@
+"""Rewrites that a recipe asks for: what they are held to, what they do for a network, and how they are asked for."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import roundwise as rw
+from roundwise.cli.recipes import RecipeOptions, build_recipe
+
+
+def network():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(2), nn.Linear(16, 4)).eval()
+    with torch.no_grad():
+        model[0].weight[:, 3] *= 6  # the outlier
+    return model
+
+
+SAMPLES = torch.randn(16, 8, 6, 6, generator=torch.Generator().manual_seed(1))
+PER_TENSOR = rw.Weights(bits=4, granularity=rw.PerTensor(), ranges=rw.MinMax())
+
+
+@dataclass(frozen=True)
+class Wrong(rw.Rewrite):
+    """Scales a weight, or drops an output's last digits."""
+
+    factor: float
+
+    def apply(self, graph):
+        graph = graph.copy()
+        graph.constants["0.weight"] = graph.constants["0.weight"] * self.factor
+        return graph
+
+
+@pytest.mark.parametrize("factor", [1.01, float("nan"), float("inf")])
+def test_a_rewrite_that_changes_outputs_is_named_with_the_difference(factor):
+    with pytest.raises(
+        rw.ModelError, match=r"rewrite 'Wrong' changed what the float network computes: output 0 differ"
+    ):
+        rw.quantize(network(), SAMPLES, rw.Recipe(rewrites=(Wrong(factor),)))
+
+
+def test_rounding_errors_are_no_change():
+    rw.quantize(network(), SAMPLES, rw.Recipe(rounding=rw.Nearest(), rewrites=[Wrong(1 + 1e-6)]))
+    half = network().bfloat16()
+    recipe = rw.Recipe(rounding=rw.Nearest(), rewrites=[rw.OutlierChannelSplitting(bits=4)])
+    assert rw.quantize(half, SAMPLES.bfloat16(), recipe)(SAMPLES.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_rewrite_that_changes_what_is_returned_is_named():
+    class Shorter(rw.Rewrite):
+        def apply(self, graph):
+            graph = graph.copy()
+            output = next(node for node in graph.operations.nodes if node.op == "output")
+            before = output.all_input_nodes[0].all_input_nodes[0]
+            output.replace_input_with(output.all_input_nodes[0], before)
+            return graph
+
+    with pytest.raises(rw.ModelError, match=r"rewrite 'Shorter' changed what the network returns, from .* to "):
+        rw.quantize(network(), SAMPLES, rw.Recipe(rewrites=(Shorter(),)))
+
+
+def test_splitting_an_outlier_makes_a_per_tensor_grid_finer_and_errors_smaller():
+    plain, halves, apart = (
+        rw.quantize(network(), SAMPLES, rw.Recipe(PER_TENSOR, rw.Nearest(), rewrites=rewrites)).report.layers[0]
+        for rewrites in (
+            (),
+            (rw.OutlierChannelSplitting(0.3),),
+            (rw.OutlierChannelSplitting(0.3, bits=4),),
+        )
+    )
+    assert apart.error < halves.error < plain.error
+    assert (plain.shape[1], halves.shape[1]) == (8, 11)
+
+
+def test_rewrites_survive_a_trip_through_toml(tmp_path):
+    recipe = rw.Recipe(rewrites=(rw.OutlierChannelSplitting(0.05, bits=4), rw.OutlierChannelSplitting()))
+    recipe.to_toml(tmp_path / "recipe.toml")
+    assert rw.Recipe.from_toml(tmp_path / "recipe.toml") == recipe
+    assert rw.Recipe.from_dict({"rewrites": ["outlier-channel-splitting"]}).rewrites == (rw.OutlierChannelSplitting(),)
+    assert "rewrites" not in rw.Recipe().as_dict()
+    hash(recipe)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: rw.Recipe(rewrites=rw.OutlierChannelSplitting()), "it must be a tuple of objects"),
+        (
+            lambda: rw.Recipe(rewrites=("outlier-channel-splitting",)),
+            r"Write rewrites\[0\]=OutlierChannelSplitting\(\)",
+        ),
+        (lambda: rw.Recipe.from_dict({"rewrites": ["ocs"]}), "'ocs' is not one of outlier-channel-splitting"),
+        (lambda: rw.Recipe.from_dict({"rewrites": "ocs"}), "expected a list"),
+        (lambda: rw.Recipe(rewrites=(Wrong(1.0),)).as_toml(), "a method of your own"),
+        (lambda: rw.OutlierChannelSplitting(ratio=0.0), "above 0 and up to 1"),
+        (lambda: rw.OutlierChannelSplitting(bits=9), "bits=9"),
+    ],
+)
+def test_what_no_recipe_can_mean_is_refused(make, message):
+    with pytest.raises(rw.RecipeError, match=message):
+        make()
+
+
+def test_a_rewrite_of_ones_own_comes_back_from_plain_data_as_its_words_and_does_not_run():
+    back = rw.Recipe.from_dict(rw.Recipe(rewrites=(Wrong(1.0),)).as_dict())
+    with pytest.raises(rw.RecipeError, match=r"Wrong\(factor=1\.0\) was used"):
+        rw.quantize(network(), SAMPLES, back)
+
+
+def test_options_ask_for_rewrites_and_corrections_and_change_their_settings(tmp_path):
+    name = "outlier-channel-splitting"
+    options = RecipeOptions(rewrites=[name], settings=[f"rewrites.{name}.ratio=0.1"], correction="empirical-bias")
+    recipe = build_recipe(options)
+    assert recipe == rw.Recipe(rewrites=(rw.OutlierChannelSplitting(0.1),), correction=rw.EmpiricalBias())
+    file = tmp_path / "recipe.toml"
+    recipe.to_toml(file)
+    assert build_recipe(RecipeOptions(file=file, rewrites=[name], correction="empirical-bias")) == recipe
+    assert build_recipe(RecipeOptions(file=file, settings=[f"rewrites.{name}.bits=4"])).rewrites[0].bits == 4
+    assert build_recipe(RecipeOptions(file=file, rewrites=["none"], correction="none")) == rw.Recipe()
+    with pytest.raises(rw.RecipeError, match="none of the rewrites that the recipe asks for"):
+        build_recipe(RecipeOptions(settings=[f"rewrites.{name}.ratio=0.1"]))
