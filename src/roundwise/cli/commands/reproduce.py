@@ -68,7 +68,7 @@ class TablesCommand(click.Command):
 @click.option("--imagenet", type=EXISTING_PATH, help="A folder with `train` and `val`, each one folder per class.")
 @click.option("--labels", type=EXISTING_FILE, help="Labels of --test in a file of their own.")
 @click.option("--bits", type=click.Choice([str(bits) for bits in BITS]), help="Of weights." + default(DEFAULT.bits))
-@click.option("--per-channel", is_flag=True, help="A scale for each output channel." + default("per tensor"))
+@click.option("--per-channel", "by_channel", is_flag=True, help="A scale for each output channel." + default("per tensor"))
 @click.option(
     "--iterations",
     type=click.IntRange(1),
@@ -94,7 +94,7 @@ def command(
     imagenet: Path | None,
     labels: Path | None,
     bits: str | None,
-    per_channel: bool,
+    by_channel: bool,
     iterations: int,
     seeds: int,
     batch_size: int,
@@ -129,7 +129,7 @@ def command(
 
     settings = Settings(
         bits=DEFAULT.bits if bits is None else int(bits),
-        granularity=PerChannel() if per_channel else PerTensor(),
+        granularity=PerChannel() if by_channel else PerTensor(),
         iterations=iterations,
         seeds=seeds,
     )
