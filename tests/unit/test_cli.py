@@ -360,7 +360,7 @@ def test_wrong_usage_ends_with_2_before_anything_runs(folder, no_run, monkeypatc
         (("--set", "iterations=few"), "--set iterations=few: 'few' is not a whole number"),
         (("--set", "iterations=0"), "iterations must be at least 1"),
         (("--set", "iterations"), "expected NAME=VALUE"),
-        (("--set", "grid.scale=1"), "'grid' is neither 'rounding' nor 'ranges'"),
+        (("--set", "grid.scale=1"), "'grid' is none of 'rounding', 'ranges'"),
         (
             ("--rounding", "nearest", "--set", "iterations=5"),
             "'nearest' has no setting 'iterations'; it has no settings",
