@@ -47,10 +47,22 @@ if TYPE_CHECKING:
         AdaRoundSGD,
         Ceil,
         CoordinateDescent,
+        CrossEntropyMethod,
         Floor,
+        Given,
         Nearest,
         Stochastic,
         TabuSearch,
+    )
+    from roundwise.taskloss import (
+        ExactHessian,
+        GaussNewton,
+        PredictedClasses,
+        PredictedProbabilities,
+        TaskHessian,
+        solve_qubo_cem,
+        solve_qubo_tabu,
+        task_hessian,
     )
 
 __version__ = _version("roundwise")
@@ -69,9 +81,13 @@ __all__ = [
     "CaptureError",
     "Ceil",
     "CoordinateDescent",
+    "CrossEntropyMethod",
+    "ExactHessian",
     "ExportError",
     "FileFormatError",
     "Floor",
+    "GaussNewton",
+    "Given",
     "Grid",
     "MemoryBudgetError",
     "MinMax",
@@ -80,6 +96,8 @@ __all__ = [
     "PerChannel",
     "PerGroup",
     "PerTensor",
+    "PredictedClasses",
+    "PredictedProbabilities",
     "Problem",
     "QuantizedModel",
     "RangeEstimator",
@@ -91,12 +109,16 @@ __all__ = [
     "RoundwiseError",
     "Stochastic",
     "TabuSearch",
+    "TaskHessian",
     "WeightMSE",
     "Weights",
     "export_onnx",
     "html_report",
     "load",
     "quantize",
+    "solve_qubo_cem",
+    "solve_qubo_tabu",
+    "task_hessian",
 ]
 
 _HOMES = (
@@ -112,6 +134,7 @@ _HOMES = (
     "pipeline",
     "export",
     "reporting",
+    "taskloss",
 )
 
 
