@@ -57,13 +57,25 @@ if TYPE_CHECKING:
         AdaRoundSGD,
         Ceil,
         CoordinateDescent,
+        CrossEntropyMethod,
         Floor,
+        Given,
         Nearest,
         NearestMoments,
         NearestScaled,
         Stochastic,
         StraightThrough,
         TabuSearch,
+    )
+    from roundwise.taskloss import (
+        ExactHessian,
+        GaussNewton,
+        PredictedClasses,
+        PredictedProbabilities,
+        TaskHessian,
+        solve_qubo_cem,
+        solve_qubo_tabu,
+        task_hessian,
     )
 
 __version__ = _version("roundwise")
@@ -84,10 +96,14 @@ __all__ = [
     "Ceil",
     "CoordinateDescent",
     "Correction",
+    "CrossEntropyMethod",
     "EmpiricalBias",
+    "ExactHessian",
     "ExportError",
     "FileFormatError",
     "Floor",
+    "GaussNewton",
+    "Given",
     "Grid",
     "MemoryBudgetError",
     "MinMax",
@@ -100,6 +116,8 @@ __all__ = [
     "PerChannel",
     "PerGroup",
     "PerTensor",
+    "PredictedClasses",
+    "PredictedProbabilities",
     "Problem",
     "QuantizedModel",
     "RangeEstimator",
@@ -113,12 +131,16 @@ __all__ = [
     "Stochastic",
     "StraightThrough",
     "TabuSearch",
+    "TaskHessian",
     "WeightMSE",
     "Weights",
     "export_onnx",
     "html_report",
     "load",
     "quantize",
+    "solve_qubo_cem",
+    "solve_qubo_tabu",
+    "task_hessian",
 ]
 
 _HOMES = (
@@ -136,6 +158,7 @@ _HOMES = (
     "pipeline",
     "export",
     "reporting",
+    "taskloss",
 )
 
 

@@ -12,21 +12,19 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
-import torch
 from torch import fx
 
 from roundwise.errors import CalibrationError, ModelError
 from roundwise.events import PassStarted, Progress
-from roundwise.graph.emit import QuantizedWeight
 from roundwise.graph.graph import Graph
 from roundwise.graph.quantizers import Quantizer, find_activations
 from roundwise.memory import ActivationStore
-from roundwise.problem import Problem, Rounding, RoundingSolver
 from roundwise.recipe import Activations, Recipe
 from roundwise.report import ActivationReport
-from roundwise.statistics import Nothing, ValueStatistic
+from roundwise.rounding import Given
+from roundwise.statistics import ValueStatistic
 from roundwise.stream import LayerTask, Stream, StreamResult
 
 
@@ -84,7 +82,11 @@ def run_passes(
     quantizers, reports = _choose(groups, watched, wanted)
     tell(PassStarted(f"quantizing {len(watched)} activations"))
     decided = [
-        dataclasses.replace(task, rounding=_Decided(weight), correction=None)  # its shift is among what was decided
+        dataclasses.replace(
+            task,
+            rounding=Given(weight.codes, weight.grid, weight.bias_shift),
+            correction=None,  # its shift is among what was decided
+        )
         for task, weight in zip(tasks, first.weights, strict=True)
     ]
     second = stream(decided, last=True, quantizers=quantizers).run()
@@ -146,16 +148,3 @@ def _check_values(node: fx.Node, values: ValueStatistic) -> None:
 def _with_seconds(result: StreamResult, other: StreamResult) -> StreamResult:
     """With the time that another pass took added."""
     return dataclasses.replace(result, seconds={name: s + other.seconds[name] for name, s in result.seconds.items()})
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Decided(RoundingSolver[Nothing]):
-    """Codes that an earlier pass chose."""
-
-    weight: QuantizedWeight
-    needs: ClassVar[type] = Nothing
-
-    def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
-        weight = self.weight
-        return Rounding(weight.codes.to(torch.int32), weight.grid, weight.bias_shift)

@@ -74,10 +74,10 @@ def quantize(
     """
     recipe = Recipe() if recipe is None else recipe
     _check_arguments(model, recipe)
-    device = _device(model)
+    device = device_of(model)
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
     begin = time.perf_counter()
-    with _undisturbed(device), ActivationStore(budget, device) as store:
+    with undisturbed(device), ActivationStore(budget, device) as store:
         samples = read_calibration(calibration, Signature.of(model), recipe.batch_size, store)
         read = time.perf_counter()
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(2))
@@ -220,6 +220,15 @@ def kept_float(graph: Graph, weights: list[QuantizedWeight]) -> list[KeptFloat]:
 
 
 def _check_arguments(model: object, recipe: object) -> None:
+    check_model(model)
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(
+            f"the recipe is a {type(recipe).__name__}; it must be a Recipe. (A dict becomes one by Recipe.from_dict.)"
+        )
+
+
+def check_model(model: object) -> None:
+    """Raise unless it is a network in float, of a kind that can be captured."""
     if not isinstance(model, nn.Module | ExportedProgram):
         raise ModelError(
             f"the model is a {type(model).__name__}; it must be an nn.Module or an ExportedProgram. (A dict of weights "
@@ -230,14 +239,10 @@ def _check_arguments(model: object, recipe: object) -> None:
             "the model is quantized already. Quantize the float model it was made from; a second time would add the "
             "errors of both, and measure only those of the second."
         )
-    if not isinstance(recipe, Recipe):
-        raise RecipeError(
-            f"the recipe is a {type(recipe).__name__}; it must be a Recipe. (A dict becomes one by Recipe.from_dict.)"
-        )
 
 
 @contextlib.contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
+def undisturbed(device: torch.device) -> Iterator[None]:
     """Gradients for the methods and the network's own precision, wherever the caller is."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -246,7 +251,8 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _device(model: nn.Module | ExportedProgram) -> torch.device:
+def device_of(model: nn.Module | ExportedProgram) -> torch.device:
+    """Where its first tensor is; the CPU if it has none."""
     tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
 

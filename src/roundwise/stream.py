@@ -249,9 +249,7 @@ class Stream:
         chosen = self._correct(task, chosen, statistics)
         return nearest, chosen, answer.note
 
-    def _correct(
-        self, task: LayerTask, weight: QuantizedWeight, statistics: Statistics
-    ) -> QuantizedWeight:
+    def _correct(self, task: LayerTask, weight: QuantizedWeight, statistics: Statistics) -> QuantizedWeight:
         """With the bias that the correction gives it, if there is one and the layer has a bias of its own."""
         layer, correction = task.layer, task.correction
         if correction is None or layer.own_bias is None or layer.map.bias is None:

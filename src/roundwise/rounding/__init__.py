@@ -9,7 +9,9 @@ from roundwise.problem import RoundingSolver
 from roundwise.rounding.adaround import AdaRound
 from roundwise.rounding.adaround_sgd import AdaRoundSGD
 from roundwise.rounding.coordinate_descent import CoordinateDescent
+from roundwise.rounding.cross_entropy_method import CrossEntropyMethod
 from roundwise.rounding.directed import Ceil, Floor
+from roundwise.rounding.given import Given
 from roundwise.rounding.gptq import GPTQ
 from roundwise.rounding.nearest import Nearest
 from roundwise.rounding.nearest_moments import NearestMoments
@@ -23,6 +25,7 @@ ROUNDING_SOLVERS: dict[str, type[RoundingSolver[Any]]] = {
     "adaround-sgd": AdaRoundSGD,
     "ceil": Ceil,
     "coordinate-descent": CoordinateDescent,
+    "cross-entropy-method": CrossEntropyMethod,
     "floor": Floor,
     "gptq": GPTQ,
     "nearest": Nearest,
@@ -40,7 +43,9 @@ __all__ = [
     "AdaRoundSGD",
     "Ceil",
     "CoordinateDescent",
+    "CrossEntropyMethod",
     "Floor",
+    "Given",
     "Nearest",
     "NearestMoments",
     "NearestScaled",

@@ -68,7 +68,7 @@ class TablesCommand(click.Command):
 @click.option("--imagenet", type=EXISTING_PATH, help="A folder with `train` and `val`, each one folder per class.")
 @click.option("--labels", type=EXISTING_FILE, help="Labels of --test in a file of their own.")
 @click.option("--bits", type=click.Choice([str(bits) for bits in BITS]), help="Of weights." + default(DEFAULT.bits))
-@click.option("--per-channel", "by_channel", is_flag=True, help="A scale for each output channel." + default("per tensor"))
+@click.option("--per-channel", "by_channel", is_flag=True, help="A scale for each output channel of weights.")
 @click.option(
     "--iterations",
     type=click.IntRange(1),

@@ -1,0 +1,81 @@
+"""What the local loss gives away: one layer rounded by the Hessian of the task loss, and by its own output's error.
+
+    python benchmarks/task_loss.py --network resnet20 --layer conv1 --bits 4 3 2 --samples 256 --exact-samples 32
+
+Only that layer is quantized, per tensor, on the grid of least weight error; all else stays in float. So it is the
+"First layer" of the paper's Table 2. Labels are the float network's own classes. Costs are dᵀ H d (Eq. 13) for the
+Gauss–Newton H, as shares of nearest rounding's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+
+import networks
+import torch
+from torch import Tensor
+
+import roundwise as rw
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--layer", default="conv1")
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument(
+        "--exact-samples", type=int, default=32, help="for the exact Hessian, which takes longer; 0: none"
+    )
+    parser.add_argument("--images", type=int, default=2000, help="to evaluate on")
+    options = parser.parse_args()
+    task = networks.load(options.network, options.samples)
+    task = dataclasses.replace(task, images=task.images[: options.images], labels=task.labels[: options.images])
+
+    hessians: dict[str, rw.TaskHessian] = {}
+    kinds = {"Gauss-Newton": (rw.GaussNewton(), options.samples), "exact": (rw.ExactHessian(), options.exact_samples)}
+    for name, (curvature, count) in kinds.items():
+        if count:
+            begin, images = time.process_time(), task.calibration[:count]
+            hessians[name] = rw.task_hessian(
+                task.model, options.layer, images, rw.PredictedClasses(), curvature=curvature
+            )
+            print(f"{name} Hessian of {count} images: {time.process_time() - begin:.0f} s", flush=True)
+    print(f"float: {task.accuracy(task.model):.2f} % on {options.images} images", flush=True)
+
+    judge = hessians["Gauss-Newton"]
+    for bits in options.bits:
+        weights = rw.Weights(bits=bits, granularity=rw.PerTensor())
+        grid = judge.grid(weights)
+        nearest = judge.cost(grid.fake_quantize(judge.weight))
+        contenders: dict[str, rw.RoundingSolver] = {
+            "nearest": rw.Nearest(),
+            "local MSE, CEM": rw.CrossEntropyMethod(),
+            "AdaRound, floor or ceiling": rw.AdaRound(any_code=False, free_bias=False, fit_scale=False),
+        }
+        for name, hessian in hessians.items():
+            contenders[f"{name}, CEM"] = rw.Given(rw.solve_qubo_cem(hessian, grid))
+            contenders[f"{name}, tabu"] = rw.Given(rw.solve_qubo_tabu(hessian, grid))
+        for name, solver in contenders.items():
+            one = dataclasses.replace(weights, rounding=solver)
+            quantized = rw.quantize(task.model, task.calibration, rw.Recipe(overrides={"*": None, options.layer: one}))
+            cost = judge.cost(_weight_of(quantized, judge, options.layer)) / nearest
+            accuracy = task.accuracy(quantized)
+            print(f"{bits} bits  {name:28} accuracy {accuracy:6.2f}  cost {cost:6.3f}", flush=True)
+
+
+def _weight_of(quantized: rw.QuantizedModel, judge: rw.TaskHessian, layer: str) -> Tensor:
+    """The layer's weights on its codes, as a matrix (of a layer whose matrix is its weight, reshaped)."""
+    constants = quantized.graph.constants
+    (codes,) = (value for name, value in constants.items() if name.startswith(layer) and name.endswith("_codes"))
+    node = next(n for n in quantized.graph.operations.nodes if "dequantize_per_tensor" in str(n.target))
+    scale, zero_point = node.args[1:3]
+    return ((codes.float() - zero_point) * scale).reshape(judge.weight.shape)
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()

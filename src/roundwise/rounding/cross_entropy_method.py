@@ -1,0 +1,131 @@
+"""The cross-entropy method: sample roundings, keep the best of them, and sample again nearer to those.
+
+Every weight has a probability of its own to be rounded up, at first that of stochastic rounding (Gupta et al., 2015):
+
+    P(v_j = 1) = p_j = W_j/s − ⌊W_j/s⌋
+
+Each iteration draws `samples` roundings v of every row, takes those with the least objective, the *elite*, and moves
+the probabilities towards how often the elite rounds up:
+
+    p_j ← (1 − smoothing) p_j + smoothing · mean of v_j over the elite
+
+until all are near 0 or 1. The answer is the best rounding that was ever drawn, or nearest rounding where none is
+better. So the paper solves the quadratic problems of Eqs. 13 and 20 before it has AdaRound (Section 5, Table 2).
+
+An iteration costs what `samples` products of the layer's weights with H cost; the paper speaks of hours for a network.
+It needs no gradient, and no sign of the objective's curvature: it is a check on the methods that do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from roundwise.errors import RecipeError
+from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, Slope, solve
+from roundwise.grid import Grid
+from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
+from roundwise.statistics import Gram
+
+DECIDED = 0.01
+"""A probability nearer to 0 or 1 than this is no longer a question."""
+
+PIECE = 1 << 22
+"""Numbers that are drawn at a time: 16 MiB of them. A wide layer's rows take their turns."""
+
+
+@final
+@dataclass(frozen=True)
+class CrossEntropyMethod(RoundingSolver[Gram]):
+    """Sample roundings and learn from the best, for the output before any activation function.
+
+    Args:
+        iterations: at most; it ends when every probability is decided.
+        samples: roundings of every row in each iteration; more find better ones, and take longer.
+        elite: the share of them to learn from, above 0 and below 1.
+        smoothing: how far the probabilities go towards the elite's at each iteration, above 0 and up to 1.
+        free_bias: let the layer's bias take up the mean error, where it has one of its own.
+
+    Raises:
+        RecipeError: a setting is out of range or of the wrong type.
+
+    References:
+        Rubinstein, The Cross-Entropy Method for Combinatorial and Continuous Optimization, Methodology and Computing in
+        Applied Probability 1(2), 1999; as in Nagel et al., ICML 2020, arXiv:2004.10568, Section 5.
+    """
+
+    iterations: int = 100
+    samples: int = 200
+    elite: float = 0.1
+    smoothing: float = 0.5
+    free_bias: bool = False
+    needs: ClassVar[type] = Gram
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.iterations < 1 or self.samples < 2:
+            raise RecipeError(f"{self}: there must be at least 1 iteration, and 2 samples in each.")
+        if not (0 < self.elite < 1 and 0 < self.smoothing <= 1):
+            raise RecipeError(f"{self}: elite must be above 0 and below 1, smoothing above 0 and up to 1.")
+
+    def work(self, rows_per_sample: int, samples: int) -> float:
+        return WORK * rows_per_sample * samples
+
+    def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
+        def search(quadratic: Quadratic, grid: Grid, choices: Choices, _: Slope | None) -> Tensor:
+            return self.sample(quadratic, grid, choices, generator)
+
+        return solve(problem, search, Freedom(any_code=False, free_bias=self.free_bias))
+
+    def sample(self, quadratic: Quadratic, grid: Grid, choices: Choices, generator: torch.Generator) -> Tensor:
+        """The best codes that were drawn, row by row; each is `choices.low` or `choices.high`."""
+        groups, rows, cols = quadratic.weight.shape
+        up = grid.quantize(quadratic.weight) > choices.low
+        chance = (grid.position(quadratic.weight) - choices.low).clamp(0, 1)
+        low = grid.dequantize(choices.low) - quadratic.weight
+        span = grid.dequantize(choices.high) - quadratic.weight - low
+        together = max(1, PIECE // (self.samples * cols))
+        for group in range(groups):
+            for start in range(0, rows, together):
+                piece = group, slice(start, start + together)
+                objective = _Rows(quadratic.hessian[group], quadratic.pull[piece], low[piece], span[piece])
+                up[piece] = self._decide(objective, up[piece], chance[piece], generator)
+        return torch.where(up, choices.high, choices.low).to(torch.int32)
+
+    def _decide(self, objective: _Rows, up: Tensor, chance: Tensor, generator: torch.Generator) -> Tensor:
+        """Which weights of a few rows to round up, from a first idea and the probabilities to begin with."""
+        best, least = up, objective(up.unsqueeze(0)).squeeze(0)
+        count = max(1, round(self.elite * self.samples))
+        for _ in range(self.iterations):
+            # Drawn on the CPU so that the codes do not depend on the device.
+            draws = torch.rand((self.samples, *chance.shape), generator=generator).to(chance.device)
+            tried = draws < chance
+            losses, order = objective(tried).topk(count, dim=0, largest=False)
+            elite = tried.gather(0, order.unsqueeze(-1).expand(-1, -1, chance.shape[-1]))
+            better = losses[0] < least
+            best = torch.where(better.unsqueeze(-1), elite[0], best)
+            least = torch.where(better, losses[0], least)
+            chance = chance.lerp(elite.float().mean(0), self.smoothing)
+            if bool((torch.minimum(chance, 1 - chance) < DECIDED).all()):
+                break
+        settled = chance > 0.5
+        return torch.where((objective(settled.unsqueeze(0)).squeeze(0) < least).unsqueeze(-1), settled, best)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The objective of a few rows with the same H, less its constant, for many roundings at once."""
+
+    hessian: Float[Tensor, "cols cols"]
+    pull: Float[Tensor, "rows cols"]
+    low: Float[Tensor, "rows cols"]
+    span: Float[Tensor, "rows cols"]
+
+    def __call__(self, up: Bool[Tensor, "samples rows cols"]) -> Float[Tensor, "samples rows"]:
+        difference = self.low + up * self.span
+        return ((difference @ self.hessian - 2 * self.pull) * difference).sum(-1)
