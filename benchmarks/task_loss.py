@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000, help="to evaluate on")
     options = parser.parse_args()
     task = networks.load(options.network, options.samples)
-    task = dataclasses.replace(task, images=task.images[: options.images], labels=task.labels[: options.images])
+    some = torch.arange(options.images) * len(task.labels) // options.images  # evenly: they may be sorted by class
+    task = dataclasses.replace(task, images=task.images[some], labels=task.labels[some])
 
     hessians: dict[str, rw.TaskHessian] = {}
     kinds = {"Gauss-Newton": (rw.GaussNewton(), options.samples), "exact": (rw.ExactHessian(), options.exact_samples)}

@@ -103,6 +103,18 @@ def test_at_the_networks_own_probabilities_both_kinds_agree_and_the_gradient_is_
     assert float(approximate.gradient.abs().max()) < 1e-12
 
 
+def test_gauss_newton_is_exact_before_piecewise_linear_operations():
+    torch.manual_seed(0)
+    parts = nn.Conv2d(1, 2, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)
+    model, inputs = nn.Sequential(*parts).double().eval(), torch.randn(6, 1, 3, 3, dtype=torch.float64)
+    exact, approximate = (
+        rw.task_hessian(model, "0", inputs, [0, 1, 2, 2, 1, 0], curvature=kind).hessian
+        for kind in (rw.ExactHessian(), rw.GaussNewton())
+    )
+    assert float(exact.abs().max()) > 1e-3
+    assert torch.allclose(exact, approximate, atol=1e-12)
+
+
 @KINDS
 def test_predicted_classes_are_labels_like_any_others(network, samples, curvature):
     with torch.no_grad():
