@@ -187,10 +187,6 @@ class Recipe:
     Args:
         weights: for every layer that no override names.
         rounding: the solver for every layer that does not name its own.
-        activations: how tensors between operations are quantized; None leaves them in float.
-        correction: what each layer's bias does about an error that the codes leave; None leaves it to the solver.
-        rewrites: what is done to the float network before, in order; its outputs stay the same. Batch-norms are folded
-            in any case, before these.
         overrides: from layer names or globs (`"features.0.*"`) to other `Weights`, or to None to keep a layer in float.
             Where several match, the last one counts, and it counts alone: `Weights(bits=8)` has the defaults for all
             else. (`dataclasses.replace(weights, bits=8)` changes the bits only.)
@@ -199,6 +195,10 @@ class Recipe:
             batch sizes, never with how the samples were handed over.
         memory_budget: bytes of activations kept in memory between layers; what exceeds it goes to temporary files.
             None takes half of what is free when the run starts.
+        activations: how tensors between operations are quantized; None leaves them in float.
+        correction: what each layer's bias does about an error that the codes leave; None leaves it to the solver.
+        rewrites: what is done to the float network before, in order; its outputs stay the same. Batch-norms are folded
+            in any case, before these.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
@@ -211,13 +211,13 @@ class Recipe:
 
     weights: Weights = Weights()
     rounding: RoundingSolver[Any] = AdaRound()
-    activations: Activations | None = None
-    correction: Correction[Any] | None = None
-    rewrites: Sequence[Rewrite] = ()
     overrides: Mapping[str, Weights | None] = field(default_factory=dict)
     seed: int = 0
     batch_size: int = 32
     memory_budget: int | None = None
+    activations: Activations | None = None
+    correction: Correction[Any] | None = None
+    rewrites: Sequence[Rewrite] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.weights, Weights):
