@@ -13,7 +13,7 @@ from torch import nn
 import roundwise as rw
 from roundwise.errors import ExportError
 from roundwise.grid import Grid
-from roundwise.report import KeptFloat, LayerReport, Report, WeightSummary
+from roundwise.report import ActivationReport, KeptFloat, LayerReport, Report, WeightSummary
 from roundwise.reporting.charts import Axis, Series, bar_chart, dot_chart, weight_figure
 from roundwise.reporting.layers import layer_table
 from roundwise.reporting.page import render
@@ -352,3 +352,12 @@ def test_a_page_needs_a_file_in_a_folder_that_is_there(tmp_path):
         rw.html_report(result(layer()), tmp_path)
     with pytest.raises(ExportError, match="there is no folder"):
         rw.html_report(result(layer()), tmp_path / "absent" / "report.html")
+
+
+def test_quantized_activations_have_a_table_and_float_ones_no_heading():
+    activation = ActivationReport("relu <&>", 8, False, 0.5, 3, -1.5, 126.0, ("other", "third"))
+    found = page(result(layer(), activations=(activation,)))
+    rows = [row for table in found.tables for row in table]
+    assert ["relu <&>", "8, unsigned", "−1.5 … 126", "0.5", "3", "other, third"] in rows
+    assert "Activations" in found.texts
+    assert "Activations" not in page(result(layer())).texts

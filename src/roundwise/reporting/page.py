@@ -4,7 +4,8 @@ One HTML file with its style, its figures (SVG) and a few lines of script inside
 browser: its content security policy allows that script alone, by its hash. Whatever comes from outside (names of
 layers, models and files; notes; the recipe) goes through `escaped`.
 
-    summary ─ time ─ charts and table of all layers ─ weights and grid of each ─ kept in float ─ notes ─ recipe
+    summary ─ time ─ charts and table of all layers ─ weights and grid of each ─ activations ─ kept in float ─ notes
+    ─ recipe
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from roundwise.recipe import Recipe
 from roundwise.report import Report, human_bytes
 from roundwise.reporting.charts import share_bar
 from roundwise.reporting.layers import layer_charts, layer_table, weight_cards
-from roundwise.reporting.words import decibels, escaped, number, percent, scrolling, seconds
+from roundwise.reporting.words import between, decibels, escaped, number, percent, scrolling, seconds
 
 
 class Reported(Protocol):
@@ -103,6 +104,7 @@ def render(
         _section("Time", _times(report)),
         _section("Layers", layer_charts(report.layers) + layer_table(report.layers)),
         _section("Weights and grids", weight_cards(report.layers)),
+        _section("Activations", _activations(report)),
         _section("Kept in float", _kept_float(report)),
         _section("Notes", _notes(report)),
         _section("To do it again", _reproduction(quantized, facts)),
@@ -171,6 +173,33 @@ def _times(report: Report) -> str:
         '<table class="stages"><caption>Wall time by stage</caption><thead><tr><th scope="col">stage</th>'
         '<th scope="col" class="number">time</th><th scope="col" class="number">share</th><td></td></tr></thead>\n'
         f"<tbody>\n{_lines(rows)}</tbody></table>"
+    )
+
+
+def _activations(report: Report) -> str:
+    """The quantized tensors between operations; nothing where they stay in float."""
+    if not report.activations:
+        return ""
+    rows = []
+    for activation in report.activations:
+        cells = (
+            f"{activation.bits}{'' if activation.symmetric else ', unsigned'}",
+            between((activation.low, activation.high)),
+            number(activation.scale),
+            str(activation.zero_point),
+            ", ".join(activation.shared_with) or "–",
+        )
+        rows.append(
+            f'<tr><th scope="row">{escaped(activation.name)}</th>'
+            + "".join(f'<td class="number">{escaped(cell)}</td>' for cell in cells)
+            + "</tr>"
+        )
+    names = ("operation or input", "bits", "values seen", "scale", "zero point", "same range as")
+    heads = "".join(f'<th scope="col"{" class=number" if name != names[0] else ""}>{name}</th>' for name in names)
+    return scrolling(
+        "activations",
+        "<table><caption>What flows between operations, as codes; all errors are measured with it</caption>"
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{_lines(rows)}</tbody></table>",
     )
 
 
