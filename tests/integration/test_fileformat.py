@@ -244,7 +244,7 @@ def test_places_that_cannot_be_written_are_errors_that_say_so(tmp_path, monkeypa
     with pytest.raises(rw.FileFormatError, match=r"there is no folder '.*missing'. Create it first"):
         quantized().save(tmp_path / "missing" / "model.rw")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(rw.FileFormatError, match=r"cannot write .*folder: .*[Dd]irectory"):
+    with pytest.raises(rw.FileFormatError, match=r"cannot write .*folder': it is a folder"):
         quantized().save(tmp_path / "folder")
 
     def refuse(*_, **__):

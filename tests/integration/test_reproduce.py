@@ -34,7 +34,9 @@ def study():
     return Study(model, images, score, "a small network")
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(
+    "table", [name if name == "table6" else pytest.param(name, marks=pytest.mark.slow) for name in TABLES]
+)
 def test_every_table_runs_and_has_a_page(table):
     few = Settings(bits=3, iterations=2, seeds=2)
     rows = TABLES[table].rows(few)

@@ -32,6 +32,7 @@ def test_the_optimum_is_no_worse_than_any_simple_rounding(case):
         assert objective(case, problem.grid, codes) >= value * (1 - 1e-4) - 1e-9
 
 
+@pytest.mark.slow
 def test_adaround_comes_near_the_optimum():
     """It is a relaxation: on one of these layers it stops early, where λ outweighs what there is to gain."""
     left = lost = 0.0

@@ -79,7 +79,7 @@ def test_the_search_finds_what_a_dense_search_finds(bits, seed):
     assert squared_error(grid, matrix) <= 1.02 * dense
 
 
-@pytest.mark.parametrize("estimator", RANGE_ESTIMATORS.values(), ids=RANGE_ESTIMATORS)
+@pytest.mark.parametrize("estimator", [kind for kind in RANGE_ESTIMATORS.values() if kind.needs is Nothing])
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1.0, 1e20])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_extreme_magnitudes_give_a_finite_grid(estimator, scale, symmetric):

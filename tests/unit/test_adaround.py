@@ -58,6 +58,7 @@ def test_held_to_the_papers_choices_it_comes_within_a_few_percent_of_the_optimum
     assert sum(excess) / len(excess) < 0.1  # an eighth of the samples is held out, and it never sees them
 
 
+@pytest.mark.slow
 def test_it_does_as_well_as_minibatches_do():
     ratios = []
     for case in tiny_cases():

@@ -84,6 +84,7 @@ def learnt(solver, case=tiny_cases()[0]):
         return solver.learn(case.problem(Samples), torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
 def test_nearly_every_variable_is_a_decision_at_the_end(relaxation):
     settings = {"iterations": 1000, "batch_size": 48, "relaxation": relaxation}
