@@ -147,9 +147,7 @@ def apply_rewrites(
             _check_same(before, changes, word)
         else:
             change = max(changes, default=0.0)
-            said.append(
-                f"the float network's outputs changed by {change:.2g} of their size, and errors count from there"
-            )
+            said.append(f"the float network's outputs moved by {change:.2g} of their size; errors count from there")
             before = after
         notes += [f"{word}: {'; '.join(filter(None, said))}"] if any(said) else []
     return graph, tuple(notes)

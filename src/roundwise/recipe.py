@@ -189,8 +189,8 @@ class Recipe:
         rounding: the solver for every layer that does not name its own.
         activations: how tensors between operations are quantized; None leaves them in float.
         correction: what each layer's bias does about an error that the codes leave; None leaves it to the solver.
-        rewrites: what is done to the float network before, in order; its outputs stay the same. Batch-norms are folded
-            in any case, before these.
+        rewrites: what is done to the float network before, in order; its outputs stay the same, unless a rewrite says
+            that it is not exact. Batch-norms are folded in any case, before these.
         overrides: from layer names or globs (`"features.0.*"`) to other `Weights`, or to None to keep a layer in float.
             Where several match, the last one counts, and it counts alone: `Weights(bits=8)` has the defaults for all
             else. (`dataclasses.replace(weights, bits=8)` changes the bits only.)
