@@ -30,8 +30,9 @@ them, and each operation there keeps channels apart: pooling, padding with zeros
 over places, and flattening before a linear layer, which makes several columns of a channel. Anything else, such as
 additions and concatenations, ends a chain.
 
-A channel whose range, in one of the two layers, is 0 or below 2⁻²⁴ of the layer's largest keeps s = 1: it does not
-count on any grid that all channels share, and its s would be out of all proportion.
+A channel whose range, in one of the two layers, is 0 or below 2⁻⁸⁰ of the layer's largest keeps s = 1, so that no s is
+beyond what float32 holds. Channels that are merely negligible are scaled as all others: trained networks have some with
+weights of 10⁻¹² in one layer and of 50 in the next, whose grid they would spoil for all.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, fx
@@ -54,7 +55,7 @@ aten = torch.ops.aten
 
 Clamps = Literal["clip-per-channel", "keep", "relu"]
 
-DEAD = 2.0**-24
+DEAD = 2.0**-80
 """Channels with a smaller share of their layer's range are left alone."""
 
 _EQUIVARIANT = frozenset({aten.relu.default, aten.leaky_relu.default, aten.prelu.default})
@@ -62,7 +63,7 @@ _EXTREMES = frozenset({aten.minimum.default, aten.maximum.default})
 _PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
 _RESHAPES = frozenset({aten.flatten.using_ints, aten.view.default, aten.reshape.default})
 # How many of the last dimensions they work over, each channel by itself.
-_OVER_PLACES = {
+_OVER_PLACES: dict[Any, int] = {
     aten.avg_pool1d.default: 1,
     aten.avg_pool2d.default: 2,
     aten.avg_pool3d.default: 3,
@@ -206,8 +207,8 @@ def _pair(graph: Graph, first: fx.Node, relu6: Clamps) -> Pair | None:
     if layer is None or not _alone(first, "weight", "bias"):
         return None
     groups, rows, _ = layer.matrix_shape
-    place, clamps = _Place(_channel_axis(first, layer)), []
-    node = first
+    node, place = first, _Place(_channel_axis(first, layer))
+    clamps: list[tuple[fx.Node, _Place]] = []
     while len(node.users) == 1:
         user = next(iter(node.users))
         second = linear_map(graph, user)
