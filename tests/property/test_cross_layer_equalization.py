@@ -208,6 +208,18 @@ def test_channels_without_range_on_either_side_keep_their_scale():
     assert all(value.isfinite().all() for value in after.constants.values())
 
 
+def test_a_negligible_channel_does_not_spoil_the_grid_of_the_next_layer():
+    torch.manual_seed(0)
+    first, second = nn.Linear(3, 5), nn.Linear(5, 2)
+    with torch.no_grad():
+        first.weight[1], second.weight[:, 1] = 1e-12, 50
+    model = sequential(first, Call(aten.relu.default), second)
+    inputs = torch.randn(4, 3)
+    after = CrossLayerEqualization().apply(graph_of(model, inputs))
+    assert after.constants["2.weight"].abs().max() < 1
+    torch.testing.assert_close(after.module()(inputs), model(inputs))
+
+
 class Network(nn.Module):
     """Two convolutions with something between them that a test chooses."""
 
