@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from roundwise.recipe import Activations, Recipe, Weights
     from roundwise.report import Report
     from roundwise.reporting import html_report
-    from roundwise.rewrites import OutlierChannelSplitting
+    from roundwise.rewrites import CrossLayerEqualization, OutlierChannelSplitting
     from roundwise.rounding import (
         GPTQ,
         AdaRound,
@@ -97,6 +97,7 @@ __all__ = [
     "CoordinateDescent",
     "Correction",
     "CrossEntropyMethod",
+    "CrossLayerEqualization",
     "EmpiricalBias",
     "ExactHessian",
     "ExportError",

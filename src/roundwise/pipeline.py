@@ -83,14 +83,15 @@ def quantize(
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(2))
         graph = capture(model, args, kwargs)
         captured = time.perf_counter()
-        kept_samples = take(samples, graph.batch or 8)
+        kept_samples, notes = take(samples, graph.batch or 8), samples.notes
         graph = rewrite(graph)
         if recipe.rewrites:
             args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(graph.batch or 2))
-            graph = apply_rewrites(graph, recipe.rewrites, args, kwargs)
+            graph, rewrite_notes = apply_rewrites(graph, recipe.rewrites, args, kwargs)
+            notes = (*notes, *rewrite_notes)
         rewritten = time.perf_counter()
         tasks = plan_layers(graph, recipe)
-        batches, count, notes = list(samples.batches), samples.samples, samples.notes
+        batches, count = list(samples.batches), samples.samples
         del samples  # so that the passes decide how long they stay
         passed = run_passes(graph, batches, count, tasks, recipe, store, progress)
     result = passed.result
@@ -118,23 +119,38 @@ def rewrite(graph: Graph) -> Graph:
     return graph
 
 
-def apply_rewrites(graph: Graph, rewrites: Sequence[Rewrite], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
+def apply_rewrites(
+    graph: Graph, rewrites: Sequence[Rewrite], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Graph, tuple[str, ...]]:
     """Apply rewrites one after the other, and see to it that the network computes what it did.
+
+    One that is not exact may change outputs, but not their shapes; what comes after it is held to the new outputs.
 
     Args:
         graph: in normal form.
         rewrites: in order.
         args, kwargs: a few samples, as the model is called.
 
+    Returns:
+        The new graph, and what a reader of the report must know.
+
     Raises:
         ModelError: outputs changed by more than rounding errors do; names the rewrite.
     """
-    before = _floats(graph, args, kwargs)
+    before, notes = _floats(graph, args, kwargs), []
     for one in rewrites:
+        word, said = _word(one, REWRITES), [one.note(graph)]
         graph = one.apply(graph)
         after = _floats(graph, args, kwargs)
-        _check_same(before, after, _word(one, REWRITES))
-    return graph
+        changes = _changes(before, after, word)
+        if one.exact:
+            _check_same(before, changes, word)
+        else:
+            change = max(changes, default=0.0)
+            said.append(f"the float network's outputs moved by {change:.2g} of their size; errors count from there")
+            before = after
+        notes += [f"{word}: {'; '.join(filter(None, said))}"] if any(said) else []
+    return graph, tuple(notes)
 
 
 def _floats(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -144,16 +160,24 @@ def _floats(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def _check_same(before: list[Tensor], after: list[Tensor], word: str) -> None:
+def _changes(before: list[Tensor], after: list[Tensor], word: str) -> list[float]:
+    """Relative differences of the outputs; NaN where one has become infinite or NaN."""
     shapes = [[(list(t.shape), t.dtype) for t in tensors] for tensors in (before, after)]
     if shapes[0] != shapes[1]:
         raise ModelError(f"the rewrite '{word}' changed what the network returns, from {shapes[0]} to {shapes[1]}.")
-    for number, (was, now) in enumerate(zip(before, after, strict=True)):
+    changes = []
+    for was, now in zip(before, after, strict=True):
         finite = was.isfinite()  # the −∞ of a mask has no error
         energy = torch.linalg.vector_norm(was[finite].double())
         error = float(torch.linalg.vector_norm(now[finite].double() - was[finite].double()) / energy.clamp(min=1e-30))
+        changes.append(error if torch.equal(finite, now.isfinite()) else math.nan)
+    return changes
+
+
+def _check_same(before: list[Tensor], changes: list[float], word: str) -> None:
+    for number, (was, error) in enumerate(zip(before, changes, strict=True)):
         allowed = math.sqrt(torch.finfo(was.dtype).eps)
-        if not error <= allowed or not torch.equal(finite, now.isfinite()):
+        if not error <= allowed:
             raise ModelError(
                 f"the rewrite '{word}' changed what the float network computes: output {number} differs by {error:.2g} "
                 f"of its size, where rounding errors of {was.dtype} explain no more than {allowed:.2g}. Leave it out "

@@ -156,9 +156,10 @@ class Correction(ABC, Generic[S]):
 
 
 class Rewrite(ABC):
-    """Changes how the float network computes, never what. Implementations are frozen dataclasses.
+    """Changes how the float network computes, not what. Implementations are frozen dataclasses.
 
-    The pipeline runs the network before and after on a few samples, and holds a rewrite to the same outputs.
+    The pipeline runs the network before and after on a few samples, and holds a rewrite to the same outputs, unless it
+    says that it is not exact; then the report says how far outputs moved.
     """
 
     @abstractmethod
@@ -167,6 +168,15 @@ class Rewrite(ABC):
 
         What is added has `meta["val"]`, a tensor with the shape and dtype of its value, as all operations have.
         """
+
+    @property
+    def exact(self) -> bool:
+        """Whether outputs stay the same; False where the method changes them on purpose."""
+        return True
+
+    def note(self, graph: Graph) -> str:
+        """What a reader of the report must know about applying this to the graph, or empty."""
+        return ""
 
 
 class ActivationRanges(ABC, Generic[V]):

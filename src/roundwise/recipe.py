@@ -197,8 +197,8 @@ class Recipe:
             None takes half of what is free when the run starts.
         activations: how tensors between operations are quantized; None leaves them in float.
         correction: what each layer's bias does about an error that the codes leave; None leaves it to the solver.
-        rewrites: what is done to the float network before, in order; its outputs stay the same. Batch-norms are folded
-            in any case, before these.
+        rewrites: what is done to the float network before, in order; its outputs stay the same, unless a rewrite says
+            that it is not exact. Batch-norms are folded in any case, before these.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.

@@ -12,6 +12,9 @@ import pytest
 import torch
 
 import roundwise as rw
+from roundwise.graph.capture import capture
+from roundwise.pipeline import rewrite
+from roundwise.rewrites.cross_layer_equalization import pairs
 
 _SPEC = importlib.util.spec_from_file_location(
     "benchmark_networks", Path(__file__).parents[2] / "benchmarks" / "networks.py"
@@ -69,3 +72,14 @@ def test_adaround_recovers_most_of_what_nearest_rounding_loses():
     assert task().accuracy(model) > 70
     assert model.report.output_error < 0.5 * quantized(3, rw.Nearest()).report.output_error
     assert all(0.02 < layer.flips < 0.5 for layer in model.report.layers)
+
+
+@pytest.mark.parametrize(("network", "count"), [("resnet20", 9), ("mobilenet_v1_075", 27)])
+def test_equalization_finds_the_pairs_of_trained_networks_and_leaves_their_outputs(network, count):
+    whole = networks.load(network, 8)
+    graph = rewrite(capture(whole.model, (whole.calibration,), {}))
+    assert len(pairs(graph)) == count
+    with torch.no_grad():
+        expected = graph.module()(whole.calibration)
+        outputs = rw.CrossLayerEqualization().apply(graph).module()(whole.calibration)
+    assert torch.linalg.vector_norm(outputs - expected) < 1e-5 * torch.linalg.vector_norm(expected)

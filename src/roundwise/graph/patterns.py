@@ -156,10 +156,10 @@ def _activation(graph: Graph, node: fx.Node, layer: LinearMap) -> Activation | N
     def activation(values: Tensor) -> Tensor:
         return function(values, *rest, **named)  # type: ignore[no-any-return]
 
-    return Activation(activation, _limits(user))
+    return Activation(activation, clamp_limits(user))
 
 
-def _limits(node: fx.Node) -> tuple[float, float] | None:
+def clamp_limits(node: fx.Node) -> tuple[float, float] | None:
     """The ends of the range if the operation is a clamp."""
     if node.target is aten.relu.default:
         return 0.0, math.inf

@@ -1,4 +1,4 @@
-"""Rewrites: float graph to float graph, the same outputs. One file per method, one line here.
+"""Rewrites: float graph to float graph, the same outputs unless asked otherwise. One file per method, one line here.
 
 `ALWAYS` are applied to every network; those in `REWRITES` where the recipe asks for them, in the order of the recipe.
 """
@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 from roundwise.graph.graph import Graph
 from roundwise.problem import Rewrite
+from roundwise.rewrites.cross_layer_equalization import CrossLayerEqualization
 from roundwise.rewrites.fold_batchnorm import fold_batchnorm
 from roundwise.rewrites.outlier_channel_splitting import OutlierChannelSplitting
 
 ALWAYS: tuple[Callable[[Graph], Graph], ...] = (fold_batchnorm,)
 
 REWRITES: dict[str, type[Rewrite]] = {
+    "cross-layer-equalization": CrossLayerEqualization,
     "outlier-channel-splitting": OutlierChannelSplitting,
 }
 
-__all__ = ["ALWAYS", "REWRITES", "OutlierChannelSplitting", "fold_batchnorm"]
+__all__ = ["ALWAYS", "REWRITES", "CrossLayerEqualization", "OutlierChannelSplitting", "fold_batchnorm"]
