@@ -136,12 +136,13 @@ def _check_values(node: fx.Node, values: ValueStatistic) -> None:
     if not (math.isfinite(values.low) and math.isfinite(values.high)):
         raise ModelError(
             f"'{node.name}' has values from {values.low:g} to {values.high:g} for the calibration samples, which no "
-            "range covers. Check the samples' preprocessing, or keep the layers that read it in float (overrides)."
+            "range covers. Check the samples' preprocessing; where it must be so, leave activations in float."
         )
     if values.low == values.high == 0:
         raise CalibrationError(
             f"'{node.name}' is 0 everywhere, for all calibration samples: a range cannot be read off it. Give samples "
-            "like those that the network will see, or keep the layers that read it in float (overrides)."
+            "like those that the network will see. If it is 0 for all of them, that part of the network is dead: take "
+            "it out, or leave activations in float."
         )
 
 

@@ -131,11 +131,18 @@ def test_spilling_to_disk_changes_nothing(adapt):
     assert torch.equal(spilled(IMAGES)[0], kept(IMAGES)[0])
 
 
-def test_half_precision_networks_keep_their_dtype():
-    result = rw.quantize(
-        Net().eval().bfloat16(), IMAGES.bfloat16(), rw.Recipe(rounding=rw.Nearest(), activations=rw.Activations())
-    )
-    assert result(IMAGES.bfloat16())[0].dtype == torch.bfloat16
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_networks_in_another_precision_keep_their_dtype_and_do_what_the_report_says(dtype):
+    recipe = rw.Recipe(rounding=rw.Nearest(), activations=rw.Activations(bits=4))
+    model = Net().eval().to(dtype)
+    result = rw.quantize(model, IMAGES.to(dtype), recipe)
+    assert result(IMAGES.to(dtype))[0].dtype == dtype
+    with torch.no_grad():
+        pairs = [
+            (y.double(), z.double()) for y, z in zip(model(IMAGES.to(dtype)), result(IMAGES.to(dtype)), strict=True)
+        ]
+    error = sum(float((y - z).square().sum()) for y, z in pairs) / sum(float(y.square().sum()) for y, _ in pairs)
+    assert result.report.output_error == pytest.approx(error, rel=0.05)
 
 
 def test_of_a_single_layer_the_input_is_quantized_and_the_output_is_not():
@@ -228,3 +235,10 @@ def test_onnx_runtime_fuses_8_bit_layers_into_integer_kernels(tmp_path):
     runtime.InferenceSession(tmp_path / "net.onnx", options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node]
     assert kinds.count("QLinearConv") >= 2
+
+
+def test_a_half_precision_network_is_exported_with_its_activations(tmp_path):
+    pytest.importorskip("onnxruntime")
+    recipe = rw.Recipe(rounding=rw.Nearest(), activations=rw.Activations())
+    result = rw.quantize(Net().eval().half(), IMAGES.half(), recipe)
+    assert all(output.passes for output in rw.export_onnx(result, tmp_path / "net.onnx").outputs)

@@ -16,9 +16,9 @@ run with that choice switched off, and both figures are reported.
 Where *activations are quantized*, correct runtimes differ by more: a sum that is 1e-7 larger can lie on the other side
 of the middle between two codes, and from there the difference grows from layer to layer (to 1 % of the largest output
 with 8-bit activations in ResNet-20, to 10 % with 4-bit ones). How far it grows in the network at hand is measured, by
-changing all its float constants by a millionth; `SENSITIVITY` times that passes. ONNX Runtime's integer kernels round
-once more between sums and codes; where the default run is not within that, the file is judged by a run that takes the
-graph literally, and again both figures are reported.
+changing all its float constants by a millionth (in float16, a thousandth); `SENSITIVITY` times that passes. ONNX
+Runtime's integer kernels round once more between sums and codes; where the default run is not within that, the file is
+judged by a run that takes the graph literally, and again both figures are reported.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ INTEGER_TOLERANCE = 0.01
 """Share of the elements of an integer or boolean output that may differ: an argmax between nearly equal numbers."""
 
 SENSITIVITY, CHANGE = 5.0, 1e-6
-"""How many times what a relative `CHANGE` of all float constants makes of a network with quantized activations."""
+"""How many times what a relative `CHANGE` of all float32 constants makes of a network with quantized activations."""
 
 FLOAT_INPUTS = {"session.qdq_matmulnbits_accuracy_level": "0"}
 """Session setting under which ONNX Runtime leaves a layer's inputs in float."""
@@ -239,7 +239,7 @@ def _sensitivity(program: ExportedProgram, feeds: list[dict[str, Array]], refere
         return 0.0
     module, names, generator = program.module(), output_names(program), torch.Generator().manual_seed(0)
     changed = {
-        name: tensor * (1 + CHANGE * torch.randn(tensor.shape, generator=generator)).to(tensor.device, tensor.dtype)
+        name: tensor * (1 + _change(tensor) * torch.randn(tensor.shape, generator=generator)).to(tensor)
         for name, tensor in module.state_dict().items()
         if tensor.is_floating_point()
     }
@@ -254,6 +254,11 @@ def _sensitivity(program: ExportedProgram, feeds: list[dict[str, Array]], refere
         results.append([_array(outputs[leaf]) for leaf in output_leaves(program)])
     differences = _compare(names, references, results, tolerance=math.inf)
     return max((difference.relative_difference for difference in differences), default=0.0)
+
+
+def _change(tensor: Tensor) -> float:
+    """Relative, and no less than neighbouring numbers of its dtype differ by."""
+    return max(CHANGE, torch.finfo(tensor.dtype).eps) if tensor.dtype.itemsize < 4 else CHANGE
 
 
 def _run(

@@ -12,7 +12,9 @@ The rule: *a tensor is quantized if an integer operation reads it.*
   function, since nothing but the function reads the layer.
 - What nobody but the caller reads, the network's output, stays in float.
 
-Constants that are added or multiplied stay in float; hardware takes them into the bias or the scale.
+What does not depend on the network's inputs, but for their sizes (buffers, masks), stays in float where it is added,
+multiplied or joined; hardware takes it into the bias or the scale. Attention as one operation
+(`scaled_dot_product_attention`), `einsum` and `baddbmm` compute in float as well.
 
 In the program a quantizer is `quantize_per_tensor` → `dequantize_per_tensor` of `quantized_decomposed`, after the
 operation that makes the tensor, and all that reads the tensor reads it quantized. In ONNX that is QuantizeLinear →
@@ -69,6 +71,7 @@ AVERAGES = frozenset(
 MOVES = frozenset(
     {
         aten.view.default,
+        aten._unsafe_view.default,
         aten.reshape.default,
         aten.flatten.using_ints,
         aten.unflatten.int,
@@ -89,11 +92,6 @@ MOVES = frozenset(
         aten.index_select.default,
         aten.roll.default,
         aten.flip.default,
-        aten.chunk.default,
-        aten.split.Tensor,
-        aten.split_with_sizes.default,
-        aten.unbind.int,
-        operator.getitem,
         aten.channel_shuffle.default,
         aten.pixel_shuffle.default,
         aten.pixel_unshuffle.default,
@@ -108,6 +106,25 @@ MOVES = frozenset(
     }
 )
 """Operations that give some of the numbers that they were given, and no others but zeros."""
+
+SPLITS = frozenset(
+    {aten.chunk.default, aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.unbind.int}
+)
+"""Operations that move numbers into several tensors, which `getitem` then takes apart."""
+
+OF_A_SHAPE = frozenset(
+    {
+        aten.zeros_like.default,
+        aten.ones_like.default,
+        aten.full_like.default,
+        aten.empty_like.default,
+        aten.new_zeros.default,
+        aten.new_ones.default,
+        aten.new_full.default,
+        aten.new_empty.default,
+    }
+)
+"""Operations that take no more than the shape of their input."""
 
 PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
 """Moves as well, if what they put around is 0 (the default) or taken from the tensor."""
@@ -151,7 +168,7 @@ class Quantizer:
 
     def fake_quantize(self, values: Tensor) -> Tensor:
         """Quantize to the nearest code, then back to the values' dtype: exactly what the emitted operations do."""
-        codes = dialect.quantize_per_tensor.default(values, *self.arguments)
+        codes = dialect.quantize_per_tensor.default(values.float(), *self.arguments)
         return dialect.dequantize_per_tensor.default(codes, *self.arguments).to(values.dtype)  # type: ignore[no-any-return]
 
     @property
@@ -168,10 +185,11 @@ def find_activations(graph: Graph, layers: Collection[fx.Node]) -> list[list[fx.
         layers: the calls of quantized layers.
     """
     group_of: dict[fx.Node, list[fx.Node]] = {}
+    computed = _computed(graph)
     for node in graph.operations.nodes:
-        for read in _read_as_codes(node, layers):
+        for read in _read_as_codes(node, layers, computed):
             joined: list[fx.Node] = []
-            for source in dict.fromkeys(_sources(read)):
+            for source in dict.fromkeys(_sources(read, computed)):
                 joined += [other for other in group_of.get(source, [source]) if other not in joined]
             group_of.update(dict.fromkeys(joined, joined))
     order = {node: number for number, node in enumerate(graph.operations.nodes)}
@@ -189,24 +207,44 @@ def insert_quantizers(graph: Graph, quantizers: Mapping[str, Quantizer]) -> None
             continue
         dtype = node.meta["val"].dtype
         with operations.inserting_before(first if node.op == "placeholder" else node.next):
-            codes = operations.call_function(dialect.quantize_per_tensor.default, (node, *quantizer.arguments))
+            source = node
+            if dtype != torch.float32:
+                source = operations.call_function(aten.to.dtype, (node, torch.float32))
+            codes = operations.call_function(dialect.quantize_per_tensor.default, (source, *quantizer.arguments))
             real = operations.call_function(dialect.dequantize_per_tensor.default, (codes, *quantizer.arguments))
             if dtype != torch.float32:
                 real = operations.call_function(aten.to.dtype, (real, dtype))
-        node.replace_all_uses_with(real, delete_user_cb=lambda user, codes=codes: user is not codes)
+        own = codes if source is node else source
+        node.replace_all_uses_with(real, delete_user_cb=lambda user, own=own: user is not own)
 
 
-def _read_as_codes(node: fx.Node, layers: Collection[fx.Node]) -> Iterable[fx.Node]:
+def _computed(graph: Graph) -> set[fx.Node]:
+    """What depends on the numbers that the network is given, and not just on their shapes."""
+    computed: set[fx.Node] = set()
+    for node in graph.operations.nodes:
+        tensors = (
+            source for source in node.all_input_nodes if isinstance(source.meta.get("val"), Tensor | tuple | list)
+        )
+        if node.op == "placeholder" or (
+            node.op == "call_function" and node.target not in OF_A_SHAPE and any(t in computed for t in tensors)
+        ):
+            computed.add(node)
+    return computed
+
+
+def _read_as_codes(node: fx.Node, layers: Collection[fx.Node], computed: Collection[fx.Node]) -> Iterable[fx.Node]:
     """The operands that an operation reads as codes."""
     if node in layers or node.target in AVERAGES:
         return node.all_input_nodes[:1]
     if node.target in OF_TWO:
-        operands = [operand for operand in node.args[:2] if isinstance(operand, fx.Node) and any(_sources(operand))]
+        operands = [
+            operand for operand in node.args[:2] if isinstance(operand, fx.Node) and any(_sources(operand, computed))
+        ]
         return operands if len(operands) == 2 else ()
     return ()
 
 
-def _sources(node: fx.Node) -> Iterator[fx.Node]:
+def _sources(node: fx.Node, computed: Collection[fx.Node]) -> Iterator[fx.Node]:
     """The operations and inputs that made a tensor's numbers, before they were moved."""
     stack, seen = [node], {node}
     while stack:
@@ -215,16 +253,18 @@ def _sources(node: fx.Node) -> Iterator[fx.Node]:
             new = [source for source in _moved(last) if source not in seen]
             seen.update(new)
             stack += new
-        elif last.op != "get_attr" and _is_real(last):
+        elif last in computed and _is_real(last):
             yield last
 
 
 def _moves(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], fx.Node) and node.args[0].target in SPLITS
     if node.target in PADS:
         mode = node.args[2] if node.target is aten.pad.default and len(node.args) > 2 else "constant"
         value = node.args[3 if node.target is aten.pad.default else 2 :]
         return mode != "constant" or not value or value[0] in (0, None)
-    return node.target in MOVES
+    return node.target in MOVES or node.target in SPLITS
 
 
 def _moved(node: fx.Node) -> list[fx.Node]:

@@ -66,7 +66,7 @@ class Row:
 
     Attributes:
         name: the paper's, or ours where it says so.
-        published: the paper's figure for ResNet-18 on ImageNet, in percent, as text; empty where there is none.
+        published: the paper's figure, in percent, as text; empty where there is none.
         recipe: what to do.
         first_layer_only: all other layers stay in float.
         runs: how many seeds; None takes the settings', 1 is for what has no chance in it.
@@ -88,11 +88,15 @@ class Table:
         title: what it compares.
         rows: from settings to its lines.
         remark: where ours differs from the paper's, or empty.
+        paper: the network and data of the paper's figures.
+        published_float: the paper's figure for the float network.
     """
 
     title: str
     rows: Callable[[Settings], Sequence[Row]]
     remark: str = ""
+    paper: str = "ResNet-18, ImageNet"
+    published_float: str = "69.68"
 
 
 @final
@@ -179,9 +183,9 @@ def page(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, PyTorch "
         f"{torch.__version__}; {total:.0f} s for all quantizations together.",
         "",
-        "| row | paper (ResNet-18, ImageNet) | ours | runs | s per run |",
+        f"| row | paper ({table.paper}) | ours | runs | s per run |",
         "|---|---|---|---|---|",
-        f"| float | 69.68 | {float_score:.2f} | 1 | |",
+        f"| float | {table.published_float} | {float_score:.2f} | 1 | |",
     ]
     lines += [
         f"| {r.row.name} | {r.row.published} | {r} | {len(r.scores)} | {statistics.median(r.seconds):.1f} |"
