@@ -5,8 +5,7 @@ An error is always *relative and measured at the layer's output*, against the fl
     error = Σ ‖y − ŷ‖² / Σ ‖y‖²        over all calibration samples, before the activation function,
 
 where ŷ is what the layer gives in the network whose earlier layers are quantized already. So it contains the error that
-the layer inherits; `error_nearest` is the same with this layer's weights rounded to nearest (by the ratio of both on an
-eighth of the batches).
+the layer inherits; `error_nearest` is the same with this layer's weights rounded to nearest.
 """
 
 from __future__ import annotations
@@ -64,8 +63,7 @@ class LayerReport:
         operation: `linear`, `conv2d`, `conv_transpose1d`, …
         shape: of the weight tensor.
         bits, granularity, symmetric, ranges, rounding: how it was quantized, in the recipe's words.
-        error_nearest: relative output error with nearest rounding: `error` times the ratio of both on one batch in
-            eight, the first among them.
+        error_nearest: relative output error with nearest rounding.
         error: relative output error with the rounding that was chosen.
         flips: share of the weights whose code is not the nearest one, 0 to 1.
         seconds: spent on ranges and rounding.

@@ -51,9 +51,6 @@ aten = torch.ops.aten
 SLICE = 1 << 18
 """Numbers in one slice of an activation: a mebibyte of them."""
 
-NEAREST_EVERY = 8
-"""One batch in so many, the first among them, tells a layer's error with nearest rounding."""
-
 
 class Pair(NamedTuple):
     """One thing in both streams; the same object where they agree."""
@@ -280,24 +277,19 @@ class Stream:
         return energy
 
     def _cross(self, layer: Layer, chosen: QuantizedWeight, nearest: QuantizedWeight) -> tuple[float, float]:
-        """Let the quantized stream pass the layer; returns Σ‖y − ŷ‖² with these weights, and with nearest ones.
-
-        The latter is what the former would be times the ratio that both have on one batch in `NEAREST_EVERY`, since it
-        takes a forward pass of the layer that nobody needs but the report.
-        """
-        difference = part = part_nearest = 0.0
+        """Let the quantized stream pass the layer; returns Σ‖y − ŷ‖² with these weights, and with nearest ones."""
+        difference = difference_nearest = 0.0
         constants, constants_nearest = self._constants(chosen), self._constants(nearest)
         same = all(torch.equal(constants[node], constants_nearest[node]) for node in constants)
         weight = next(iter(constants.values()))
-        for number, values in enumerate(self._batches):
+        for values in self._batches:
             inputs = self._fetch(layer.node, values).quantized
             target = self._store.fetch(values[layer.node].float)
             output = _execute(layer.node, {**inputs, **constants})
-            of_batch = _distance(output, target)
-            difference += of_batch
-            if not same and number % NEAREST_EVERY == 0:
-                part += of_batch
-                part_nearest += _distance(_execute(layer.node, {**inputs, **constants_nearest}), target)
+            difference += _distance(output, target)
+            if not same:
+                output_nearest = _execute(layer.node, {**inputs, **constants_nearest})
+                difference_nearest += _distance(output_nearest, target)
             passed = self._passed(layer.node, target, output).quantized
             values[layer.node] = Pair(values[layer.node].float, self._store.hold(passed))
             self._release(layer.node, values)
@@ -307,10 +299,7 @@ class Stream:
                 f"quantized weights: activations come too near to the end of {weight.dtype}. Use more bits, or "
                 "quantize the model in float32 or bfloat16."
             )
-        if same:
-            return difference, difference
-        share = difference / part if part else len(self._batches) / len(self._batches[::NEAREST_EVERY])
-        return difference, part_nearest * share
+        return difference, difference if same else difference_nearest
 
     def _constants(self, quantized: QuantizedWeight) -> dict[fx.Node, Tensor]:
         """The layer's weight and bias as it is quantized, by the nodes that give them."""
