@@ -15,6 +15,7 @@ import math
 import types
 import typing
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, final
 
@@ -242,6 +243,17 @@ def check_types(settings: object) -> None:
             if typing.get_origin(kinds[field.name]) is typing.Literal:
                 wanted = f"one of {', '.join(map(repr, typing.get_args(kinds[field.name])))}"
             raise RecipeError(f"{type(settings).__name__}: {field.name}={value!r}, but it must be {wanted}.")
+
+
+def check_rules(settings: object, rules: Mapping[str, bool]) -> None:
+    """For a method's `__post_init__`: raise unless every rule, in words, holds.
+
+    Raises:
+        RecipeError: the method with its settings, and the first rule that they break.
+    """
+    for rule, holds in rules.items():
+        if not holds:
+            raise RecipeError(f"{settings}: {rule}.")
 
 
 _WORDS: dict[Any, str] = {

@@ -51,6 +51,9 @@ aten = torch.ops.aten
 SLICE = 1 << 18
 """Numbers in one slice of an activation: a mebibyte of them."""
 
+OUTPUT_SLICE = 1 << 22
+"""Numbers of an output that is computed only to be measured."""
+
 
 class Pair(NamedTuple):
     """One thing in both streams; the same object where they agree."""
@@ -288,8 +291,7 @@ class Stream:
             output = _execute(layer.node, {**inputs, **constants})
             difference += _distance(output, target)
             if not same:
-                output_nearest = _execute(layer.node, {**inputs, **constants_nearest})
-                difference_nearest += _distance(output_nearest, target)
+                difference_nearest += _output_distance(layer, {**inputs, **constants_nearest}, target)
             passed = self._passed(layer.node, target, output).quantized
             values[layer.node] = Pair(values[layer.node].float, self._store.hold(passed))
             self._release(layer.node, values)
@@ -548,6 +550,14 @@ def _distance(values: Tensor, targets: Tensor) -> float:
     rows = max(1, SLICE // max(1, values[:1].numel()))
     slices = zip(values.split(rows), targets.split(rows), strict=True)
     return sum(_squares(some.to(dtype) - wanted.to(dtype)) for some, wanted in slices)
+
+
+def _output_distance(layer: Layer, inputs: dict[fx.Node, Any], targets: Tensor) -> float:
+    """Σ‖v − t‖² for the layer's output v, a few rows at a time: memory that is used again is twice as fast."""
+    some, wanted = layer.map.as_rows(inputs[layer.input]), layer.map.as_rows(targets)
+    rows = max(1, OUTPUT_SLICE // max(1, wanted[:1].numel()))
+    slices = zip(some.split(rows), wanted.split(rows), strict=True)
+    return sum(_distance(_execute(layer.node, {**inputs, layer.input: x}), t) for x, t in slices)
 
 
 def _ratio(part: float, whole: float) -> float:

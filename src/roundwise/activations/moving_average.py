@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from roundwise.errors import RecipeError
 from roundwise.grid import Codebook
-from roundwise.problem import ActivationRanges, check_types
+from roundwise.problem import ActivationRanges, check_rules, check_types
 from roundwise.statistics import Extremes
 
 
@@ -28,8 +27,7 @@ class ActivationMovingAverage(ActivationRanges[Extremes]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        if not 0 <= self.momentum < 1:
-            raise RecipeError(f"{self}: momentum is from 0 up to but not including 1.")
+        check_rules(self, {"momentum is from 0 up to but not including 1": 0 <= self.momentum < 1})
 
     def limits(self, values: Extremes, codebook: Codebook) -> tuple[float, float]:
         low, high = values.lows[0], values.highs[0]

@@ -13,9 +13,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from roundwise.errors import RecipeError
 from roundwise.grid import Codebook, affine_grid
-from roundwise.problem import ActivationRanges, check_types
+from roundwise.problem import ActivationRanges, check_rules, check_types
 from roundwise.statistics import Histogram
 
 
@@ -37,8 +36,7 @@ class ActivationMSE(ActivationRanges[Histogram]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.candidates < 1:
-            raise RecipeError(f"{self}: the search needs at least one candidate.")
+        check_rules(self, {"the search needs at least one candidate": self.candidates >= 1})
 
     def limits(self, values: Histogram, codebook: Codebook) -> tuple[float, float]:
         factors = torch.arange(self.candidates, 0, -1, dtype=torch.float64) / self.candidates

@@ -33,9 +33,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from roundwise.errors import RecipeError
 from roundwise.grid import Codebook, Granularity, Grid, affine_grid, blocked, positive_scale
-from roundwise.problem import RangeEstimator, check_types
+from roundwise.problem import RangeEstimator, check_rules, check_types
 from roundwise.statistics import Nothing
 
 WIDEST = 1.2
@@ -64,11 +63,8 @@ class WeightMSE(RangeEstimator[Nothing]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.candidates < 1 or self.refinements < 0:
-            raise RecipeError(
-                f"WeightMSE(candidates={self.candidates}, refinements={self.refinements}): the search needs at least "
-                "one candidate and no negative number of refinements."
-            )
+        rule = "the search needs at least one candidate and no negative number of refinements"
+        check_rules(self, {rule: self.candidates >= 1 and self.refinements >= 0})
 
     def estimate(
         self,

@@ -16,9 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from roundwise.errors import RecipeError
 from roundwise.grid import Codebook, Granularity, Grid, affine_grid, blocked
-from roundwise.problem import RangeEstimator, check_types
+from roundwise.problem import RangeEstimator, check_rules, check_types
 from roundwise.statistics import Gram
 
 
@@ -41,8 +40,7 @@ class OutputMSE(RangeEstimator[Gram]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.candidates < 1:
-            raise RecipeError(f"{self}: the search needs at least one candidate.")
+        check_rules(self, {"the search needs at least one candidate": self.candidates >= 1})
 
     def estimate(
         self,

@@ -44,10 +44,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from roundwise.errors import RecipeError
 from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, Slope, descend, solve
 from roundwise.grid import Grid, expand_blocks
-from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
+from roundwise.problem import Problem, Rounding, RoundingSolver, check_rules, check_types
 from roundwise.statistics import Gram
 
 aten = torch.ops.aten
@@ -112,15 +111,15 @@ class AdaRound(RoundingSolver[Gram]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        checks = {
-            "iterations must be at least 1": self.iterations >= 1,
-            "learning_rate must be positive": self.learning_rate > 0,
-            "regularization must not be negative": self.regularization >= 0,
-            "turns and damping must not be negative": self.turns >= 0 and self.damping >= 0,
-        }
-        for rule, holds in checks.items():
-            if not holds:
-                raise RecipeError(f"{self}: {rule}.")
+        check_rules(
+            self,
+            {
+                "iterations must be at least 1": self.iterations >= 1,
+                "learning_rate must be positive": self.learning_rate > 0,
+                "regularization must not be negative": self.regularization >= 0,
+                "turns and damping must not be negative": self.turns >= 0 and self.damping >= 0,
+            },
+        )
 
     @property
     def floor_or_ceil(self) -> bool:

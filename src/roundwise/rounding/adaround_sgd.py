@@ -39,8 +39,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from roundwise.errors import RecipeError
-from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
+from roundwise.problem import Problem, Rounding, RoundingSolver, check_rules, check_types
 from roundwise.statistics import Samples
 
 NEVER_QUITE = 1e-3
@@ -94,21 +93,22 @@ class AdaRoundSGD(RoundingSolver[Samples]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        checks = {
-            "iterations must be at least 1": self.iterations >= 1,
-            "batch_size must be at least 1": self.batch_size >= 1,
-            "learning_rate must be positive": self.learning_rate > 0,
-            "regularization must not be negative": self.regularization >= 0,
-            "beta must fall from beta_start to beta_end, both at least 1": self.beta_start >= self.beta_end >= 1,
-            "warm_up is a share of the iterations, from 0 up to but not including 1": 0 <= self.warm_up < 1,
-            "the rectified sigmoid must reach past 0 and 1: gamma < 0 and zeta > 1": self.gamma < 0 and self.zeta > 1,
-            "temperature must fall from temperature_start to temperature_end, both positive": (
-                self.temperature_start >= self.temperature_end > 0
-            ),
-        }
-        for rule, holds in checks.items():
-            if not holds:
-                raise RecipeError(f"{self}: {rule}.")
+        check_rules(
+            self,
+            {
+                "iterations must be at least 1": self.iterations >= 1,
+                "batch_size must be at least 1": self.batch_size >= 1,
+                "learning_rate must be positive": self.learning_rate > 0,
+                "regularization must not be negative": self.regularization >= 0,
+                "beta must fall from beta_start to beta_end, both at least 1": self.beta_start >= self.beta_end >= 1,
+                "warm_up is a share of the iterations, from 0 up to but not including 1": 0 <= self.warm_up < 1,
+                "the rectified sigmoid must reach past 0 and 1: gamma < 0 and zeta > 1": self.gamma < 0
+                and self.zeta > 1,
+                "temperature must fall from temperature_start to temperature_end, both positive": (
+                    self.temperature_start >= self.temperature_end > 0
+                ),
+            },
+        )
 
     @property
     def float_inputs(self) -> bool:

@@ -12,10 +12,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from roundwise.errors import RecipeError
 from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, Slope, descend, solve
 from roundwise.grid import Grid
-from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
+from roundwise.problem import Problem, Rounding, RoundingSolver, check_rules, check_types
 from roundwise.statistics import Gram
 
 
@@ -43,8 +42,7 @@ class CoordinateDescent(RoundingSolver[Gram]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.sweeps < 1:
-            raise RecipeError(f"{self}: sweeps must be at least 1.")
+        check_rules(self, {"sweeps must be at least 1": self.sweeps >= 1})
 
     @property
     def floor_or_ceil(self) -> bool:

@@ -25,10 +25,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from roundwise.errors import RecipeError
 from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, Slope, solve
 from roundwise.grid import Grid
-from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
+from roundwise.problem import Problem, Rounding, RoundingSolver, check_rules, check_types
 from roundwise.statistics import Gram
 
 DECIDED = 0.01
@@ -67,10 +66,14 @@ class CrossEntropyMethod(RoundingSolver[Gram]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.iterations < 1 or self.samples < 2:
-            raise RecipeError(f"{self}: there must be at least 1 iteration, and 2 samples in each.")
-        if not (0 < self.elite < 1 and 0 < self.smoothing <= 1):
-            raise RecipeError(f"{self}: elite must be above 0 and below 1, smoothing above 0 and up to 1.")
+        check_rules(
+            self,
+            {
+                "there must be at least 1 iteration, and 2 samples in each": self.iterations >= 1 and self.samples >= 2,
+                "elite must be above 0 and below 1": 0 < self.elite < 1,
+                "smoothing must be above 0 and up to 1": 0 < self.smoothing <= 1,
+            },
+        )
 
     def work(self, rows_per_sample: int, samples: int) -> float:
         return WORK * rows_per_sample * samples

@@ -22,7 +22,7 @@ from torch import Tensor
 from roundwise.errors import RecipeError
 from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, Slope, solve
 from roundwise.grid import Grid, expand_blocks
-from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
+from roundwise.problem import Problem, Rounding, RoundingSolver, check_rules, check_types
 from roundwise.statistics import Gram
 
 BLOCK = 64
@@ -53,8 +53,8 @@ class GPTQ(RoundingSolver[Gram]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.damping <= 0:
-            raise RecipeError(f"{self}: damping must be positive, since H has no inverse where inputs are dependent.")
+        rule = "damping must be positive, since H has no inverse where inputs are dependent"
+        check_rules(self, {rule: self.damping > 0})
 
     @property
     def floor_or_ceil(self) -> bool:

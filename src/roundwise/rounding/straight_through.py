@@ -45,9 +45,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from roundwise.errors import RecipeError
 from roundwise.grid import Grid
-from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
+from roundwise.problem import Problem, Rounding, RoundingSolver, check_rules, check_types
 from roundwise.statistics import Samples
 
 
@@ -78,14 +77,14 @@ class StraightThrough(RoundingSolver[Samples]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        checks = {
-            "iterations must be at least 1": self.iterations >= 1,
-            "batch_size must be at least 1": self.batch_size >= 1,
-            "reach must be positive": self.reach > 0,
-        }
-        for rule, holds in checks.items():
-            if not holds:
-                raise RecipeError(f"{self}: {rule}.")
+        check_rules(
+            self,
+            {
+                "iterations must be at least 1": self.iterations >= 1,
+                "batch_size must be at least 1": self.batch_size >= 1,
+                "reach must be positive": self.reach > 0,
+            },
+        )
 
     @property
     def floor_or_ceil(self) -> bool:

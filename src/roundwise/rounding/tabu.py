@@ -18,10 +18,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from roundwise.errors import RecipeError
 from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, Slope, descend, solve
 from roundwise.grid import Grid, expand_blocks
-from roundwise.problem import Problem, Rounding, RoundingSolver, check_types
+from roundwise.problem import Problem, Rounding, RoundingSolver, check_rules, check_types
 from roundwise.statistics import Gram
 
 
@@ -51,8 +50,7 @@ class TabuSearch(RoundingSolver[Gram]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.iterations < 1 or self.tenure < 1:
-            raise RecipeError(f"{self}: iterations and tenure must be at least 1.")
+        check_rules(self, {"iterations and tenure must be at least 1": min(self.iterations, self.tenure) >= 1})
 
     @property
     def floor_or_ceil(self) -> bool:
