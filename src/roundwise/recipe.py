@@ -77,7 +77,8 @@ def _check_choice(what: str, value: object, kind: Any, table: Mapping[str, type]
     raise RecipeError(f"{what} is {value!r}; it must be an object such as {', '.join(choices.values())}.{hint}")
 
 
-def _check_whole_number(what: str, value: object, at_least: int | None = None) -> None:
+def check_whole_number(what: str, value: object, at_least: int | None = None) -> None:
+    """Raise a `RecipeError` unless the value is an int, and not a bool, of at least so much."""
     if type(value) is not int or (at_least is not None and value < at_least):
         limit = "" if at_least is None else f", {at_least} or more"
         raise RecipeError(f"{what}={value!r}: it must be a whole number (an int){limit}.")
@@ -249,10 +250,10 @@ class Recipe:
                     "the layer in float."
                 )
         object.__setattr__(self, "overrides", Overrides(self.overrides))
-        _check_whole_number("seed", self.seed)
-        _check_whole_number("batch_size", self.batch_size, at_least=1)
+        check_whole_number("seed", self.seed)
+        check_whole_number("batch_size", self.batch_size, at_least=1)
         if self.memory_budget is not None:
-            _check_whole_number("memory_budget", self.memory_budget, at_least=0)
+            check_whole_number("memory_budget", self.memory_budget, at_least=0)
 
     def resolve(self, names: Sequence[str]) -> dict[str, Weights | None]:
         """The settings of each layer in `names`; None where it stays in float.

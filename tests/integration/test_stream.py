@@ -233,6 +233,21 @@ def test_reported_errors_are_those_of_the_finished_model(name):
     assert result.output_error == pytest.approx(difference / energy, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_error_of_nearest_rounding_is_that_of_all_outputs_in_slices_of_any_size(name, monkeypatch):
+    errors = []
+    for size in (1, 300, 1 << 22):
+        monkeypatch.setattr("roundwise.stream.OUTPUT_SLICE", size)
+        with ActivationStore(1 << 30, torch.device("cpu")) as store:
+            result = stream(captured(name), rw.Recipe(COARSE, rw.Ceil()), store).run()
+        errors.append([report.error_nearest for report in result.reports])
+    assert errors[0] == pytest.approx(errors[2], rel=1e-4)
+    assert errors[1] == pytest.approx(errors[2], rel=1e-4)
+    with ActivationStore(1 << 30, torch.device("cpu")) as store:
+        nearest = stream(captured(name), rw.Recipe(COARSE, rw.Nearest()), store).run()
+    assert errors[2][0] == pytest.approx(nearest.reports[0].error, rel=1e-4)  # the first layer's inputs are the same
+
+
 def test_with_nearest_rounding_both_errors_are_one_and_nothing_flips():
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
         for layer in stream(captured("residual"), rw.Recipe(COARSE, rw.Nearest()), store).run().reports:

@@ -658,6 +658,16 @@ def test_settings_of_another_type_are_refused(name, text, message):
         with_setting(Method(), name, text, {"method": Method})
 
 
+def test_the_bits_of_activations_are_said_once_and_settings_are_named_as_they_were_written():
+    twice = RecipeOptions(activations=8, settings=["activations.bits=4"])
+    with pytest.raises(rw.RecipeError, match="--set activations.bits=4: --activations 8 says the bits already"):
+        build_recipe(twice)
+    with pytest.raises(rw.RecipeError, match="--set activations.foo=1: 'activations' has no setting 'foo'"):
+        build_recipe(RecipeOptions(activations=8, settings=["activations.foo=1"]))
+    changed = build_recipe(RecipeOptions(activations=8, settings=["activations.adapt_rounding=no"]))
+    assert changed.activations == rw.Activations(bits=8, adapt_rounding=False)
+
+
 def test_amounts_of_memory_have_units():
     assert [parse_bytes(text) for text in ("0", "12", "1KiB", "2 gb", "0.5 MiB")] == [0, 12, 1024, 2 * 10**9, 2**19]
     for text in ("", "GiB", "-1", "2 parsecs", "1e9"):

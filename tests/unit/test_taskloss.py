@@ -213,6 +213,12 @@ def test_a_layer_that_is_not_there_is_refused_with_those_that_are(network, sampl
         rw.task_hessian(network, "cnov", *samples)
 
 
+@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"batch_size": 2.0}, {"limit": None}], ids=str)
+def test_settings_of_the_hessian_have_ranges(network, samples, settings):
+    with pytest.raises(RecipeError, match="whole number"):
+        rw.task_hessian(network, "fc", *samples, **settings)
+
+
 def test_a_curvature_that_is_a_word_is_refused(network, samples):
     with pytest.raises(RecipeError, match=r"'exact'; it must be ExactHessian\(\) or GaussNewton\(\)"):
         rw.task_hessian(network, "conv", *samples, curvature="exact")
@@ -340,6 +346,12 @@ def test_settings_out_of_range_and_grids_of_other_layers_are_refused(solve):
         solve(task, task.grid(PER_TENSOR), iterations=0)
     with pytest.raises(RecipeError, match="does not fit layer 'layer'"):
         solve(task, task_of(weights=9, rows=3).grid(rw.Weights(bits=3)))
+    with pytest.raises(RecipeError, match="seed='a'.*whole number"):
+        solve(task, task.grid(PER_TENSOR), seed="a")
+    with pytest.raises(RecipeError, match="grid is a NoneType; it must be a Grid"):
+        solve(task, None)
+    with pytest.raises(RecipeError, match="task is a dict"):
+        solve({}, task.grid(PER_TENSOR))
 
 
 @pytest.mark.parametrize("settings", [{"elite": 0.0}, {"elite": 1.0}, {"smoothing": 0.0}, {"samples": 1}], ids=str)

@@ -82,19 +82,21 @@ def build_recipe(options: RecipeOptions) -> Recipe:
         name, value = _pair(setting, "--set", "iterations=2000")
         prefix, _, rest = name.rpartition(".")
         if prefix == "ranges":
-            ranges = with_setting(ranges, rest, value, RANGE_ESTIMATORS)
+            ranges = with_setting(ranges, rest, value, RANGE_ESTIMATORS, setting)
         elif prefix in ("", "rounding"):
-            rounding = with_setting(rounding, rest, value, ROUNDING_SOLVERS)
+            rounding = with_setting(rounding, rest, value, ROUNDING_SOLVERS, setting)
         elif prefix in ("activations", "activations.ranges"):
             if activations is None:
                 raise RecipeError(f"--set {setting}: activations stay in float; give --activations 8 to quantize them.")
             if prefix == "activations":
-                activations = with_setting(activations, rest, value, {"activations": Activations})
+                if rest == "bits" and options.activations is not None:
+                    raise RecipeError(f"--set {setting}: --activations {options.activations} says the bits already.")
+                activations = with_setting(activations, rest, value, {"activations": Activations}, setting)
             else:
-                chosen = with_setting(activations.ranges, rest, value, ACTIVATION_RANGES)
+                chosen = with_setting(activations.ranges, rest, value, ACTIVATION_RANGES, setting)
                 activations = dataclasses.replace(activations, ranges=chosen)
         elif prefix.startswith("rewrites."):
-            rewrites = _with_rewrite_setting(rewrites, prefix.removeprefix("rewrites."), rest, value)
+            rewrites = _with_rewrite_setting(rewrites, prefix.removeprefix("rewrites."), rest, value, setting)
         else:
             known = "'rounding', 'ranges', 'activations', 'activations.ranges' or 'rewrites.REWRITE'"
             raise RecipeError(f"--set {setting}: '{prefix}' is none of {known}.")
@@ -115,12 +117,19 @@ def build_recipe(options: RecipeOptions) -> Recipe:
     )
 
 
-def with_setting(method: M, name: str, text: str, table: Mapping[str, type]) -> M:
+def with_setting(method: M, name: str, text: str, table: Mapping[str, type], setting: str = "") -> M:
     """A method with one of its settings replaced by what `text` says, read as the type of that setting.
+
+    Args:
+        method: as it is so far.
+        name, text: of the setting, and its new value.
+        table: where the method's own name is.
+        setting: both as the user wrote them, for messages; `name=text` if empty.
 
     Raises:
         RecipeError: the method has no such setting, or the text is no value for it.
     """
+    setting = setting or f"{name}={text}"
     kind = type(method)
     called = next((key for key, value in table.items() if value is kind), kind.__name__)
     known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
@@ -128,12 +137,12 @@ def with_setting(method: M, name: str, text: str, table: Mapping[str, type]) -> 
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         what = f"its settings are {', '.join(known)}" if known else "it has no settings"
-        raise RecipeError(f"--set {name}={text}: '{called}' has no setting '{name}'; {what}.{hint}")
+        raise RecipeError(f"--set {setting}: '{called}' has no setting '{name}'; {what}.{hint}")
     wanted = typing.get_type_hints(kind)[name]
     try:
         value = parse_value(text, wanted)
     except ValueError as error:
-        raise RecipeError(f"--set {name}={text}: {error}") from error
+        raise RecipeError(f"--set {setting}: {error}") from error
     replaced: M = dataclasses.replace(method, **{name: value})  # type: ignore[type-var]
     return replaced
 
@@ -246,14 +255,16 @@ def _rewrites(base: Sequence[Rewrite], names: Sequence[str]) -> list[Rewrite]:
     return [known.get(REWRITES[name]) or REWRITES[name]() for name in names] or list(base)
 
 
-def _with_rewrite_setting(rewrites: Sequence[Rewrite], called: str, name: str, text: str) -> list[Rewrite]:
+def _with_rewrite_setting(
+    rewrites: Sequence[Rewrite], called: str, name: str, text: str, setting: str
+) -> list[Rewrite]:
     wanted = REWRITES.get(called)
     if not any(type(rewrite) is wanted for rewrite in rewrites):
         raise RecipeError(
-            f"--set rewrites.{called}.{name}={text}: '{called}' is none of the rewrites that the recipe asks for. "
-            f"Give --rewrite with one of {', '.join(REWRITES)}."
+            f"--set {setting}: '{called}' is none of the rewrites that the recipe asks for. Give --rewrite with one "
+            f"of {', '.join(REWRITES)}."
         )
-    return [with_setting(one, name, text, REWRITES) if type(one) is wanted else one for one in rewrites]
+    return [with_setting(one, name, text, REWRITES, setting) if type(one) is wanted else one for one in rewrites]
 
 
 def _activations(base: Activations | None, options: RecipeOptions) -> Activations | None:

@@ -48,7 +48,7 @@ from roundwise.graph.patterns import Layer, find_layers
 from roundwise.grid import Grid
 from roundwise.memory import ActivationStore, default_budget
 from roundwise.pipeline import check_model, device_of, rewrite, undisturbed
-from roundwise.recipe import Weights
+from roundwise.recipe import Weights, check_whole_number
 from roundwise.statistics import Nothing
 
 LIMIT = 2048
@@ -166,6 +166,8 @@ def task_hessian(
     check_model(model)
     if not isinstance(curvature, ExactHessian | GaussNewton):
         raise RecipeError(f"curvature is {curvature!r}; it must be ExactHessian() or GaussNewton().")
+    check_whole_number("batch_size", batch_size, at_least=1)
+    check_whole_number("limit", limit, at_least=1)
     device = device_of(model)
     with undisturbed(device), ActivationStore(default_budget(device), device) as store:
         samples = read_calibration(inputs, Signature.of(model), batch_size, store)

@@ -21,6 +21,7 @@ from torch import Tensor
 from roundwise.errors import RecipeError
 from roundwise.gramspace import Choices, Quadratic
 from roundwise.grid import Grid, expand_blocks
+from roundwise.recipe import check_whole_number
 from roundwise.rounding import CrossEntropyMethod, TabuSearch
 from roundwise.taskloss.hessian import TaskHessian
 
@@ -103,6 +104,10 @@ def _solve(
     search: Callable[[Quadratic, Grid, Choices, torch.Generator], Tensor],
 ) -> Tensor:
     """Search on the layer as one row; nearest rounding where that is better."""
+    for what, value, kind in (("task", task, TaskHessian), ("grid", grid, Grid)):
+        if not isinstance(value, kind):
+            raise RecipeError(f"{what} is a {type(value).__name__}; it must be a {kind.__name__}.")
+    check_whole_number("seed", seed)
     weight = task.weight
     try:
         nearest = grid.quantize(weight)

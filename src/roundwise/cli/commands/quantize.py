@@ -61,6 +61,7 @@ class MethodsCommand(click.Command):
             "Rounding methods": ROUNDING_SOLVERS,
             "Range estimation": RANGE_ESTIMATORS,
             "Correction": CORRECTIONS,
+            "Activations (--set activations.NAME=VALUE)": {"activations": Activations},
             "Ranges of activations": ACTIVATION_RANGES,
         }
         for title, table in tables.items():
