@@ -660,9 +660,9 @@ def test_settings_of_another_type_are_refused(name, text, message):
 
 def test_the_bits_of_activations_are_said_once_and_settings_are_named_as_they_were_written():
     twice = RecipeOptions(activations=8, settings=["activations.bits=4"])
-    with pytest.raises(rw.RecipeError, match="--set activations.bits=4: --activations 8 says the bits already"):
+    with pytest.raises(rw.RecipeError, match=r"--set activations.bits=4: --activations 8 says the bits already"):
         build_recipe(twice)
-    with pytest.raises(rw.RecipeError, match="--set activations.foo=1: 'activations' has no setting 'foo'"):
+    with pytest.raises(rw.RecipeError, match=r"--set activations.foo=1: 'activations' has no setting 'foo'"):
         build_recipe(RecipeOptions(activations=8, settings=["activations.foo=1"]))
     changed = build_recipe(RecipeOptions(activations=8, settings=["activations.adapt_rounding=no"]))
     assert changed.activations == rw.Activations(bits=8, adapt_rounding=False)

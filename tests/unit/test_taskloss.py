@@ -346,7 +346,7 @@ def test_settings_out_of_range_and_grids_of_other_layers_are_refused(solve):
         solve(task, task.grid(PER_TENSOR), iterations=0)
     with pytest.raises(RecipeError, match="does not fit layer 'layer'"):
         solve(task, task_of(weights=9, rows=3).grid(rw.Weights(bits=3)))
-    with pytest.raises(RecipeError, match="seed='a'.*whole number"):
+    with pytest.raises(RecipeError, match=r"seed='a'.*whole number"):
         solve(task, task.grid(PER_TENSOR), seed="a")
     with pytest.raises(RecipeError, match="grid is a NoneType; it must be a Grid"):
         solve(task, None)
