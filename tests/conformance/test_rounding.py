@@ -16,8 +16,8 @@ SOLVERS = pytest.mark.parametrize("kind", ROUNDING_SOLVERS.values(), ids=ROUNDIN
 CHECKS = pytest.mark.parametrize("check", SOLVER_CHECKS, ids=lambda check: check.__name__)
 
 
-@SOLVERS
 @CHECKS
+@SOLVERS
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_a_solver_holds_to(check, case, kind):
     check(quick(kind), case)
