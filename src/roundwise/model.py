@@ -21,6 +21,7 @@ from roundwise.errors import ExportError, FileFormatError, ModelError
 from roundwise.fileformat import Contents, read, write
 from roundwise.graph.graph import Graph, InputSpec
 from roundwise.graph.plain import graph_from_plain, graph_to_plain
+from roundwise.graph.quantizers import without_quantizers
 from roundwise.recipe import Recipe
 from roundwise.report import Report
 
@@ -101,6 +102,10 @@ class QuantizedModel(nn.Module):
                 return torch.export.export(self.graph_module, args, kwargs, dynamic_shapes=dynamic)
         except Exception as error:
             raise ExportError(f"PyTorch cannot export the quantized graph as a program: {error}") from error
+
+    def with_float_activations(self) -> QuantizedModel:
+        """The network with the same weights and no quantizers between operations; shares its tensors."""
+        return QuantizedModel(without_quantizers(self.graph), self.report, self.recipe, self.versions, self.samples)
 
     def example(self, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`(args, kwargs)` of the right structure: zeros for a batch of this size (or of the only one that works)."""

@@ -1,6 +1,7 @@
 """Quantized activations, from the recipe to what the network computes, saves and exports."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -242,3 +243,27 @@ def test_a_half_precision_network_is_exported_with_its_activations(tmp_path):
     recipe = rw.Recipe(rounding=rw.Nearest(), activations=rw.Activations())
     result = rw.quantize(Net().eval().half(), IMAGES.half(), recipe)
     assert all(output.passes for output in rw.export_onnx(result, tmp_path / "net.onnx").outputs)
+
+
+def test_a_wrong_scale_cannot_hide_behind_what_quantized_activations_do_to_small_differences(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from roundwise.export import onnx_graph, onnx_verify
+
+    monkeypatch.setattr(onnx_verify, "CHANGE", 0.01)  # as if the network were deep, and so sensitive
+    result = quantized(bits=4)
+    exported = rw.export_onnx(result, tmp_path / "net.onnx")
+    strict, wide = exported.outputs_of_weights[0], exported.outputs[0]
+    assert strict.relative_difference < 1e-5 < strict.tolerance < 0.05 < wide.tolerance
+    assert "with activations left in float" in str(exported)
+    read = onnx_graph._read_weight
+
+    def corrupted(*arguments):
+        weight = read(*arguments)
+        scale = weight.scale.copy()
+        scale[:1] *= 1.01
+        return replace(weight, scale=scale)
+
+    monkeypatch.setattr(onnx_graph, "_read_weight", corrupted)
+    with pytest.raises(rw.ExportError, match="does not agree"):
+        rw.export_onnx(result, tmp_path / "other.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]

@@ -54,6 +54,9 @@ class Exportable(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs that the file must reproduce."""
 
+    def with_float_activations(self) -> Exportable:
+        """The same weights, without quantizers between operations."""
+
 
 @final
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class OnnxExport:
         max_difference: largest absolute difference from the model's outputs, ONNX Runtime computing in float.
         relative_difference: largest difference relative to the output's largest magnitude, likewise.
         outputs: these figures for each output, with predicted classes.
+        outputs_of_weights: the same for a file without the quantizers of activations, made only to judge the weights
+            alone, strictly; empty where activations are not quantized.
         default_outputs: the same as ONNX Runtime runs the file by default. Where weights feed a MatMul it rounds that
             layer's inputs to 8 bits, unless the session sets `session.qdq_matmulnbits_accuracy_level` to "0"; where
             activations are quantized it uses integer kernels that round their results once more.
@@ -79,6 +84,7 @@ class OnnxExport:
     max_difference: float
     relative_difference: float
     outputs: tuple[OutputDifference, ...]
+    outputs_of_weights: tuple[OutputDifference, ...]
     default_outputs: tuple[OutputDifference, ...]
     verified_on: str
     opset: int
@@ -95,6 +101,8 @@ class OnnxExport:
             f"checked in ONNX Runtime on {self.verified_on}:",
             *(f"  {output}" for output in self.outputs),
         ]
+        if self.outputs_of_weights:
+            lines += ["with activations left in float:", *(f"  {output}" for output in self.outputs_of_weights)]
         if self.default_outputs != self.outputs:
             lines += [
                 "note: with its default settings ONNX Runtime rounds elsewhere too (the inputs of MatMul layers to 8",
@@ -125,8 +133,8 @@ def export_onnx(
         samples: inputs to compare on: a tensor, or `(positional inputs, inputs by name)`. None takes the calibration
             samples that the model carries, and random numbers where it carries none because it was loaded from a file.
         tolerance: the largest difference that passes, relative to an output's largest magnitude. None takes 1e-4, or
-            5e-3 for a float16 model, or where activations are quantized what the model's own sensitivity explains;
-            `onnx_verify` says why.
+            5e-3 for a float16 model; where activations are quantized that is what passes without their quantizers, and
+            with them what the model's own sensitivity explains. `onnx_verify` says why.
 
     Raises:
         ExportError: the packages are missing, the path cannot be written to, an operation has no ONNX form, or the file
@@ -150,12 +158,17 @@ def export_onnx(
         samples = ((samples,), {})
     model, weight_types = onnx_graph.build_graph(program)
     _describe(model, quantized.recipe)
+    samples = samples or quantized.samples
+    of_weights: tuple[OutputDifference, ...] = ()
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            if onnx_verify.quantizes_activations(program):
+                plain = quantized.with_float_activations()
+                alone, _ = onnx_graph.build_graph(plain.program)
+                path = _write(alone, Path(folder) / f"weights-{target.name}")[0]
+                of_weights = onnx_verify.verify(path, plain, plain.program, samples, source, tolerance).outputs
             written = _write(model, Path(folder) / target.name)
-            checked = onnx_verify.verify(
-                written[0], quantized, program, samples or quantized.samples, source, tolerance
-            )
+            checked = onnx_verify.verify(written[0], quantized, program, samples, source, tolerance)
             size = sum(file.stat().st_size for file in written)
             for file in reversed(written):  # the file proper last: while it is not there, nobody reads its data
                 file.replace(target.with_name(file.name))
@@ -167,6 +180,7 @@ def export_onnx(
         max_difference=max((output.max_difference for output in checked.outputs), default=0.0),
         relative_difference=max((output.relative_difference for output in checked.outputs), default=0.0),
         outputs=checked.outputs,
+        outputs_of_weights=of_weights,
         default_outputs=checked.default_outputs,
         verified_on=checked.verified_on,
         opset=onnx_graph.OPSET,

@@ -13,12 +13,13 @@ as well (`session.qdq_matmulnbits_accuracy_level`, 4). That is the runtime's cho
 about 0.5 % of the output's range per layer. So where the default run is not within tolerance, the file is judged by a
 run with that choice switched off, and both figures are reported.
 
-Where *activations are quantized*, correct runtimes differ by more: a sum that is 1e-7 larger can lie on the other side
-of the middle between two codes, and from there the difference grows from layer to layer (to 1 % of the largest output
-with 8-bit activations in ResNet-20, to 10 % with 4-bit ones). How far it grows in the network at hand is measured, by
-changing all its float constants by a millionth (in float16, a thousandth); `SENSITIVITY` times that passes. ONNX
-Runtime's integer kernels round once more between sums and codes; where the default run is not within that, the file is
-judged by a run that takes the graph literally, and again both figures are reported.
+Where *activations are quantized*, the network is first exported and held to `TOLERANCE` without their quantizers, so
+that its weights are judged as strictly as ever. With them correct runtimes differ by more: a sum that is 1e-7 larger
+can lie on the other side of the middle between two codes, and from there the difference grows from layer to layer (to
+1 % of the largest output with 8-bit activations in ResNet-20, to 10 % with 4-bit ones). How far it grows in the network
+at hand is measured, by changing all its float constants by a millionth (in float16, a thousandth); `SENSITIVITY` times
+that passes. ONNX Runtime's integer kernels round once more between sums and codes; where the default run is not within
+that, the file is judged by a run that takes the graph literally, and again both figures are reported.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def verify(
     compare = partial(_compare, output_names(program), references, tolerance=tolerance)
     default = outputs = compare(_run(path, feeds, {}))
     if not all(output.passes for output in default):
-        outputs = compare(_run(path, feeds, FLOAT_INPUTS, literally=_quantizes_activations(program)))
+        outputs = compare(_run(path, feeds, FLOAT_INPUTS, literally=quantizes_activations(program)))
     failed = [str(output) for output in outputs if not output.passes]
     if failed:
         raise ExportError(
@@ -229,13 +230,14 @@ def _random_samples(program: ExportedProgram) -> Arguments:
     return args, kwargs
 
 
-def _quantizes_activations(program: ExportedProgram) -> bool:
+def quantizes_activations(program: ExportedProgram) -> bool:
+    """Whether anything but weights is quantized."""
     return any(node.target is dialect.quantize_per_tensor.default for node in program.graph.nodes)
 
 
 def _sensitivity(program: ExportedProgram, feeds: list[dict[str, Array]], references: list[list[Array]]) -> float:
     """The largest relative difference that a small change of all float constants makes; 0 without quantizers."""
-    if not _quantizes_activations(program):
+    if not quantizes_activations(program):
         return 0.0
     module, names, generator = program.module(), output_names(program), torch.Generator().manual_seed(0)
     changed = {

@@ -218,6 +218,19 @@ def insert_quantizers(graph: Graph, quantizers: Mapping[str, Quantizer]) -> None
         node.replace_all_uses_with(real, delete_user_cb=lambda user, own=own: user is not own)
 
 
+def without_quantizers(graph: Graph) -> Graph:
+    """The graph with everything between operations left in float; weights stay as they are."""
+    graph = graph.copy()
+    for node in graph.operations.nodes:
+        codes = node.args[0] if node.target is dialect.dequantize_per_tensor.default else None
+        if isinstance(codes, fx.Node) and codes.target is dialect.quantize_per_tensor.default:
+            source = codes.args[0]
+            assert isinstance(source, fx.Node)
+            node.replace_all_uses_with(source)
+    graph.prune()
+    return graph
+
+
 def _computed(graph: Graph) -> set[fx.Node]:
     """What depends on the numbers that the network is given, and not just on their shapes."""
     computed: set[fx.Node] = set()
