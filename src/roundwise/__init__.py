@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from roundwise.activations import (
+        ActivationBatchNorm,
         ActivationMinMax,
         ActivationMovingAverage,
         ActivationMSE,
         ActivationPercentile,
     )
-    from roundwise.correction import EmpiricalBias
+    from roundwise.correction import AnalyticBias, EmpiricalBias
     from roundwise.errors import (
         CalibrationError,
         CaptureError,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from roundwise.recipe import Activations, Recipe, Weights
     from roundwise.report import Report
     from roundwise.reporting import html_report
-    from roundwise.rewrites import CrossLayerEqualization, OutlierChannelSplitting
+    from roundwise.rewrites import CrossLayerEqualization, HighBiasAbsorption, OutlierChannelSplitting
     from roundwise.rounding import (
         GPTQ,
         AdaRound,
@@ -83,6 +84,7 @@ __version__ = _version("roundwise")
 __all__ = [
     "ACIQ",
     "GPTQ",
+    "ActivationBatchNorm",
     "ActivationMSE",
     "ActivationMinMax",
     "ActivationMovingAverage",
@@ -91,6 +93,7 @@ __all__ = [
     "Activations",
     "AdaRound",
     "AdaRoundSGD",
+    "AnalyticBias",
     "CalibrationError",
     "CaptureError",
     "Ceil",
@@ -106,6 +109,7 @@ __all__ = [
     "GaussNewton",
     "Given",
     "Grid",
+    "HighBiasAbsorption",
     "MemoryBudgetError",
     "MinMax",
     "ModelError",

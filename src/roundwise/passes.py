@@ -25,7 +25,8 @@ from roundwise.recipe import Activations, Recipe
 from roundwise.report import ActivationReport
 from roundwise.rounding import Given
 from roundwise.statistics import ValueStatistic
-from roundwise.stream import LayerTask, Stream, StreamResult
+from roundwise.stream import Stream, StreamResult
+from roundwise.task import LayerTask
 
 
 @final

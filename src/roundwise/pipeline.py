@@ -9,12 +9,12 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from roundwise.calibration import Signature, read_calibration, take
@@ -23,6 +23,7 @@ from roundwise.events import Progress
 from roundwise.graph.capture import capture
 from roundwise.graph.emit import QuantizedWeight, emit, packed_bits
 from roundwise.graph.graph import Graph
+from roundwise.graph.moments import Known, expected_columns, propagate
 from roundwise.graph.normalize import normalize
 from roundwise.graph.patterns import Layer, find_layers
 from roundwise.memory import ActivationStore, default_budget
@@ -34,7 +35,8 @@ from roundwise.recipe import Recipe, Weights, granularity_name
 from roundwise.report import KeptFloat, Report
 from roundwise.rewrites import ALWAYS, REWRITES
 from roundwise.rounding import ROUNDING_SOLVERS
-from roundwise.stream import LayerTask
+from roundwise.statistics import ExpectedMeans
+from roundwise.task import LayerTask
 
 
 def quantize(
@@ -199,13 +201,16 @@ def plan_layers(graph: Graph, recipe: Recipe) -> list[LayerTask]:
             "layer and no convolution with a constant weight."
         )
     settings = recipe.resolve([layer.name for layer in layers])
-    tasks = [_task(graph, layer, weights, recipe) for layer in layers if (weights := settings[layer.name]) is not None]
+    known = propagate(graph)
+    tasks = [
+        _task(graph, layer, weights, recipe, known) for layer in layers if (weights := settings[layer.name]) is not None
+    ]
     if not tasks:
         raise ModelError(f"the recipe's overrides keep all {len(layers)} layers in float: nothing is left to quantize.")
     return tasks
 
 
-def _task(graph: Graph, layer: Layer, weights: Weights, recipe: Recipe) -> LayerTask:
+def _task(graph: Graph, layer: Layer, weights: Weights, recipe: Recipe, known: Mapping[fx.Node, Known]) -> LayerTask:
     tensor = graph.constants[layer.weight].float()
     if not torch.isfinite(tensor).all():
         raise ModelError(
@@ -218,7 +223,24 @@ def _task(graph: Graph, layer: Layer, weights: Weights, recipe: Recipe) -> Layer
         _word(weights.ranges, RANGE_ESTIMATORS),
         _word(rounding, ROUNDING_SOLVERS),
     )
-    return LayerTask(layer, weights.codebook, weights.granularity, weights.ranges, rounding, words, recipe.correction)
+    return LayerTask(
+        layer=layer,
+        codebook=weights.codebook,
+        granularity=weights.granularity,
+        ranges=weights.ranges,
+        rounding=rounding,
+        words=words,
+        correction=recipe.correction,
+        known={ExpectedMeans: _expected_means(layer, tensor, known)},
+    )
+
+
+def _expected_means(layer: Layer, weight: Tensor, known: Mapping[fx.Node, Known]) -> ExpectedMeans:
+    try:
+        inputs = expected_columns(layer.map, layer.node, known)
+    except LookupError as error:
+        return ExpectedMeans(layer.map, missing=str(error))
+    return ExpectedMeans(layer.map, layer.map.to_matrix(weight), inputs)
 
 
 def _word(method: object, table: dict[str, type]) -> str:
