@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ActivationMSE,
         ActivationPercentile,
     )
+    from roundwise.calibration import DataFree
     from roundwise.correction import AnalyticBias, EmpiricalBias
     from roundwise.errors import (
         CalibrationError,
@@ -101,6 +102,7 @@ __all__ = [
     "Correction",
     "CrossEntropyMethod",
     "CrossLayerEqualization",
+    "DataFree",
     "EmpiricalBias",
     "ExactHessian",
     "ExportError",
@@ -158,6 +160,7 @@ _HOMES = (
     "rounding",
     "correction",
     "rewrites",
+    "calibration",
     "recipe",
     "model",
     "pipeline",

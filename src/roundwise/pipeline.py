@@ -17,7 +17,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from roundwise.calibration import Signature, read_calibration, take
+from roundwise.calibration import DataFree, Signature, read_calibration, take
 from roundwise.errors import ModelError, RecipeError
 from roundwise.events import Progress
 from roundwise.graph.capture import capture
@@ -28,7 +28,7 @@ from roundwise.graph.normalize import normalize
 from roundwise.graph.patterns import Layer, find_layers
 from roundwise.memory import ActivationStore, default_budget
 from roundwise.model import QuantizedModel, versions
-from roundwise.passes import run_passes
+from roundwise.passes import run_passes, run_without_data
 from roundwise.problem import Rewrite
 from roundwise.ranges import RANGE_ESTIMATORS
 from roundwise.recipe import Recipe, Weights, granularity_name
@@ -53,8 +53,9 @@ def quantize(
             result shares no memory with it. Or a program that was exported already.
         calibration: a few hundred unlabelled inputs: a tensor or array `[samples, …]`; a tuple (positional inputs) or
             dict (named inputs) of them; or an iterable of batches of these, such as a `DataLoader`. Labels are dropped
-            (see `calibration.py` for the rule).
-        recipe: what to do; by default 4-bit weights per channel and AdaRound for every layer.
+            (see `calibration.py` for the rule). Or `DataFree(…)`, where there are none: then errors are not measured.
+        recipe: what to do; by default 4-bit weights per channel and AdaRound for every layer, and without data
+            `Recipe.data_free()`.
         progress: called with an `Event` as the run goes; `print` will do.
 
     Returns:
@@ -64,7 +65,7 @@ def quantize(
         CalibrationError: no samples, or samples that are not finite, not alike, or not the model's inputs.
         CaptureError: the model cannot be captured as a graph; the message says where and what to do.
         ModelError: no layer to quantize, weights that are not finite, or parameters on several devices.
-        RecipeError: the recipe does not fit the model.
+        RecipeError: the recipe does not fit the model, or needs data where there are none.
         MemoryBudgetError: activations would fit neither in memory nor on disk.
 
     Example:
@@ -74,13 +75,16 @@ def quantize(
         >>> quantized(torch.randn(5, 3, 8, 8)).shape
         torch.Size([5, 8, 6, 6])
     """
-    recipe = Recipe() if recipe is None else recipe
+    no_data = calibration if isinstance(calibration, DataFree) else None
+    if recipe is None:
+        recipe = Recipe() if no_data is None else Recipe.data_free()
     _check_arguments(model, recipe)
     device = device_of(model)
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
     begin = time.perf_counter()
     with undisturbed(device), ActivationStore(budget, device) as store:
-        samples = read_calibration(calibration, Signature.of(model), recipe.batch_size, store)
+        inputs = calibration if no_data is None else no_data.samples()
+        samples = read_calibration(inputs, Signature.of(model), recipe.batch_size, store)
         read = time.perf_counter()
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(2))
         graph = capture(model, args, kwargs)
@@ -89,13 +93,16 @@ def quantize(
         graph = rewrite(graph)
         if recipe.rewrites:
             args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(graph.batch or 2))
-            graph, rewrite_notes = apply_rewrites(graph, recipe.rewrites, args, kwargs)
+            graph, rewrite_notes = apply_rewrites(graph, recipe.rewrites, args, kwargs, real=no_data is None)
             notes = (*notes, *rewrite_notes)
         rewritten = time.perf_counter()
         tasks = plan_layers(graph, recipe)
         batches, count = list(samples.batches), samples.samples
         del samples  # so that the passes decide how long they stay
-        passed = run_passes(graph, batches, count, tasks, recipe, store, progress)
+        if no_data is None:
+            passed = run_passes(graph, batches, count, tasks, recipe, store, progress)
+        else:
+            passed, count = run_without_data(graph, tasks, recipe), 0
     result = passed.result
     quantized = emit(graph, result.weights, passed.quantizers)
     report = Report(
@@ -122,7 +129,12 @@ def rewrite(graph: Graph) -> Graph:
 
 
 def apply_rewrites(
-    graph: Graph, rewrites: Sequence[Rewrite], args: tuple[Any, ...], kwargs: dict[str, Any]
+    graph: Graph,
+    rewrites: Sequence[Rewrite],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    real: bool = True,
 ) -> tuple[Graph, tuple[str, ...]]:
     """Apply rewrites one after the other, and see to it that the network computes what it did.
 
@@ -132,6 +144,7 @@ def apply_rewrites(
         graph: in normal form.
         rewrites: in order.
         args, kwargs: a few samples, as the model is called.
+        real: whether they are samples, so that how far outputs move is worth telling.
 
     Returns:
         The new graph, and what a reader of the report must know.
@@ -147,9 +160,12 @@ def apply_rewrites(
         changes = _changes(before, after, word)
         if one.exact:
             _check_same(before, changes, word)
-        else:
-            change = max(changes, default=0.0)
-            said.append(f"the float network's outputs moved by {change:.2g} of their size; errors count from there")
+        elif not all(change <= _allowed(was) for was, change in zip(before, changes, strict=True)):
+            said.append(
+                f"the float network's outputs moved by {max(changes):.2g} of their size; errors count from there"
+                if real
+                else "the float network's outputs moved; how far was not measured, without data"
+            )
             before = after
         notes += [f"{word}: {'; '.join(filter(None, said))}"] if any(said) else []
     return graph, tuple(notes)
@@ -178,13 +194,18 @@ def _changes(before: list[Tensor], after: list[Tensor], word: str) -> list[float
 
 def _check_same(before: list[Tensor], changes: list[float], word: str) -> None:
     for number, (was, error) in enumerate(zip(before, changes, strict=True)):
-        allowed = math.sqrt(torch.finfo(was.dtype).eps)
+        allowed = _allowed(was)
         if not error <= allowed:
             raise ModelError(
                 f"the rewrite '{word}' changed what the float network computes: output {number} differs by {error:.2g} "
                 f"of its size, where rounding errors of {was.dtype} explain no more than {allowed:.2g}. Leave it out "
                 "of the recipe's rewrites for this network; if it is one of Roundwise's own, please report it."
             )
+
+
+def _allowed(output: Tensor) -> float:
+    """The relative difference that rounding errors explain."""
+    return math.sqrt(torch.finfo(output.dtype).eps)
 
 
 def plan_layers(graph: Graph, recipe: Recipe) -> list[LayerTask]:

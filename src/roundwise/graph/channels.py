@@ -28,7 +28,7 @@ EXTREMES = frozenset({aten.minimum.default, aten.maximum.default})
 """Clamps whose limit may be a tensor, with one number for each channel."""
 
 _ELEMENTWISE = frozenset({aten.relu.default, aten.leaky_relu.default, aten.prelu.default, *EXTREMES})
-_PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
+PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
 _RESHAPES = frozenset({aten.flatten.using_ints, aten.view.default, aten.reshape.default})
 _AVERAGES = frozenset({aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default})
 # How many of the last dimensions they work over, each channel by itself.
@@ -135,7 +135,7 @@ def _pair(graph: Graph, first: fx.Node, accepts: Callable[[fx.Node], bool]) -> P
             if after is None:
                 return None
             place = after
-            pads |= user.target in _PADS or (user.target in _AVERAGES and any(_numbers(bind(user)["padding"])))
+            pads |= user.target in PADS or (user.target in _AVERAGES and any(_numbers(bind(user)["padding"])))
         node = user
     return None
 
@@ -169,7 +169,7 @@ def place_after(node: fx.Node, place: Place) -> Place | None:
         gone = 0 if arguments["keepdim"] else sum(dim < place.axis for dim in over)
         return Place(place.axis - gone, place.repeats)
     last = _OVER_PLACES.get(node.target, 0)
-    if node.target in _PADS and (arguments.get("mode", "constant") != "constant" or arguments["value"] in (0, None)):
+    if node.target in PADS and (arguments.get("mode", "constant") != "constant" or arguments["value"] in (0, None)):
         last = len(arguments["pad"]) // 2
     return place if last and place.axis < value.dim() - last else None
 

@@ -18,8 +18,8 @@ that of z² φ is Φ(b) − Φ(a) + a φ(a) − b φ(b). ∎ With l = 0 and u = 
 *Sums.* Means add, whatever the operands. Variances are added as if the operands were independent, which is not so where
 a branch comes back to what it left, and the sum is taken for normal again.
 
-*Concatenations* along the channels put channels side by side, and `index_select` picks some. *Pooling, resizing and
-padding*: averages keep means. Their variance is smaller than that of what they average, by an amount that nothing
+*Concatenations* along the channels put channels side by side; slices and `index_select` pick some. *Pooling, resizing
+and padding*: averages keep means. Their variance is smaller than that of what they average, by an amount that nothing
 tells, and is left as it was, so that ranges are rather too wide. Maxima are larger than what they are maxima of, by an
 amount that depends on how alike neighbours are; means are left as they were, below the true ones. Zeros around an image
 count as if they were not there.
@@ -41,7 +41,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from roundwise.graph.channels import EXTREMES, Place, channel_axis, place_after, weight_name
+from roundwise.graph.channels import EXTREMES, PADS, Place, channel_axis, place_after, weight_name
 from roundwise.graph.graph import ChannelMoments, Graph, bind
 from roundwise.graph.matrix import LinearMap
 from roundwise.graph.patterns import clamp_limits, linear_map
@@ -106,9 +106,12 @@ class Spread:
         mean, std = self.mean + other.mean, (self.std.square() + other.std.square()).sqrt()
         return Spread(mean, std, mean, std, self.low + other.low, self.high + other.high)
 
-    def at(self, index: Tensor) -> Spread:
-        """Of some of the channels."""
-        return Spread(*(getattr(self, name)[index] for name in _FIELDS))
+    def at(self, index: Index) -> Spread:
+        """Of some of the channels; −1 stands for one that is always 0."""
+        fields = (getattr(self, name) for name in _FIELDS)
+        if isinstance(index, slice):
+            return Spread(*(values[index] for values in fields))
+        return Spread(*(torch.cat([values, values.new_zeros(1)])[index] for values in fields))
 
     def limits(self, deviations: float) -> tuple[float, float]:
         """From the lowest to the highest number that any channel has within so many deviations of its center."""
@@ -117,6 +120,9 @@ class Spread:
         high = torch.minimum(torch.maximum(self.center + reach, self.low), self.high)
         return float(low.min()), float(high.max())
 
+
+Index = Tensor | slice
+"""Which channels, in which order."""
 
 _FIELDS = ("mean", "std", "center", "deviation", "low", "high")
 
@@ -198,10 +204,10 @@ def _after(graph: Graph, node: fx.Node, known: Mapping[fx.Node, Known]) -> Known
     before = known.get(source) if isinstance(source, fx.Node) else None
     if before is None:
         return None
-    if node.target is aten.index_select.default:
-        index = graph.constant(node.args[2])
-        fits = index is not None and node.args[1] == before.place.axis and before.place.repeats == 1
-        return Known(before.spread.at(index), before.place) if fits and index is not None else None
+    if before.place.repeats == 1 and (chosen := _chosen(graph, node, before.place.axis)) is not None:
+        return Known(before.spread.at(chosen), before.place)
+    if node.target is aten.slice.Tensor:
+        return None if bind(node)["dim"] % node.meta["val"].dim() == before.place.axis else before
     limits = clamp_limits(node)
     if limits is not None:
         return Known(before.spread.clamped(*limits), before.place)
@@ -209,6 +215,24 @@ def _after(graph: Graph, node: fx.Node, known: Mapping[fx.Node, Known]) -> Known
         return _limited(graph, node, before)
     place = place_after(node, before.place)
     return None if place is None else Known(before.spread, place)
+
+
+def _chosen(graph: Graph, node: fx.Node, axis: int) -> Index | None:
+    """The channels that an operation keeps, or puts zeros beside; None if it is none of those."""
+    arguments, dims = bind(node), node.meta["val"].dim()
+    if node.target is aten.index_select.default and arguments["dim"] % dims == axis:
+        return graph.constant(arguments["index"])
+    if node.target is aten.slice.Tensor and arguments["dim"] % dims == axis:
+        ends = arguments["start"], arguments["end"], arguments["step"]
+        return slice(*ends) if all(end is None or isinstance(end, int) for end in ends) else None
+    if node.target in PADS and (arguments.get("mode", "constant") == "constant" and not arguments["value"]):
+        # Two numbers for each dimension, the last dimension first.
+        pad = arguments["pad"][2 * (dims - 1 - axis) :]
+        if not pad or not all(isinstance(number, int) and number >= 0 for number in pad[:2]):
+            return None
+        index = torch.arange(-pad[0], node.meta["val"].shape[axis] - pad[0])
+        return index.where((index >= 0) & (index < len(index) - pad[0] - pad[1]), -1)
+    return None
 
 
 def _limited(graph: Graph, node: fx.Node, before: Known) -> Known | None:
