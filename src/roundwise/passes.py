@@ -195,7 +195,8 @@ def _expected(graph: Graph, groups: Sequence[Sequence[fx.Node]], wanted: Activat
         if node.op == "placeholder" and isinstance(ranges, ActivationBatchNorm) and ranges.input_low is None:
             raise RecipeError(
                 f"activations: nothing tells the range of the network's input '{node.name}'. Give its smallest and "
-                "largest number: ActivationBatchNorm(input_low=…, input_high=…); for images, (0 − mean)/std and "
+                "largest number: ActivationBatchNorm(input_low=…, input_high=…), on the command line --mean and --std, "
+                "or --set activations.ranges.input_low=… and input_high. For images they are (0 − mean)/std and "
                 "(1 − mean)/std."
             )
         if node.op != "placeholder" and node not in known:
