@@ -164,7 +164,15 @@ def test_a_size_that_is_none_is_refused(size):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"deviations": 0.0}, {"input_low": 1.0}, {"input_low": 1.0, "input_high": 1.0}], ids=str
+    "settings",
+    [
+        {"deviations": 0.0},
+        {"channels": 0.0},
+        {"channels": 1.5},
+        {"input_low": 1.0},
+        {"input_low": 1.0, "input_high": 1.0},
+    ],
+    ids=str,
 )
 def test_ranges_that_mean_nothing_are_refused(settings):
     with pytest.raises(rw.RecipeError, match="ActivationBatchNorm"):

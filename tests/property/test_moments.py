@@ -78,6 +78,15 @@ def test_clamps_after_clamps_are_one(mean, clamps):
     assert spread.limits(4.0) == pytest.approx(tuple(ends.tolist()))
 
 
+def test_one_channel_in_two_hundred_may_reach_beyond_the_range():
+    def limits(channels, share):
+        means = torch.arange(channels, dtype=torch.float64)
+        return Spread.normal(ChannelMoments(means, torch.ones_like(means))).limits(2.0, share)
+
+    assert limits(200, 0.995) == limits(200, 1.0) == (-2.0, 201.0)
+    assert limits(402, 0.995) == (0.0, 401.0)
+
+
 class Normed(nn.Module):
     """A linear layer on normal numbers, and a batch-norm: its outputs are exactly what the batch-norm says."""
 

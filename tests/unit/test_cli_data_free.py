@@ -41,7 +41,7 @@ def test_it_quantizes_and_limits_of_inputs_come_from_mean_and_std(net, tmp_path)
     assert shown["data"] == "none; inputs of 3×8×8 (--input-size)"
     assert (shown["report"]["samples"], shown["report"]["output_error"]) == (0, None)
     assert shown["recipe"]["activations"]["ranges"] == {
-        "method": "batch-norm", "deviations": 6.0, "input_low": -2.0, "input_high": 2.0,
+        "method": "batch-norm", "deviations": 6.0, "channels": 0.995, "input_low": -2.0, "input_high": 2.0,
     }  # fmt: skip
     assert shown["recipe"]["correction"] == {"method": "analytic-bias"}
     assert [rewrite["method"] for rewrite in shown["recipe"]["rewrites"]] == [

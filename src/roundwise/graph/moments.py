@@ -113,12 +113,15 @@ class Spread:
             return Spread(*(values[index] for values in fields))
         return Spread(*(torch.cat([values, values.new_zeros(1)])[index] for values in fields))
 
-    def limits(self, deviations: float) -> tuple[float, float]:
-        """From the lowest to the highest number that any channel has within so many deviations of its center."""
+    def limits(self, deviations: float, share: float = 1.0) -> tuple[float, float]:
+        """From the lowest to the highest number that this share of the channels has within deviations of its center."""
         reach = deviations * self.deviation
         low = torch.minimum(torch.maximum(self.center - reach, self.low), self.high)
         high = torch.minimum(torch.maximum(self.center + reach, self.low), self.high)
-        return float(low.min()), float(high.max())
+        return (
+            float(low.quantile(1 - share, interpolation="lower")),
+            float(high.quantile(share, interpolation="higher")),
+        )
 
 
 Index = Tensor | slice

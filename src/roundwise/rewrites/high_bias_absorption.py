@@ -14,7 +14,9 @@ with the mean β and deviation γ that batch-norm gave the channel. So b₁ beco
 exact; c is at most u.
 
 What does change, and makes this rewrite one that is not exact: values below c, and the border of what is padded with
-zeros. A zero there stood for 0, and now stands for c. `across_padding=False` leaves such pairs alone.
+zeros. A zero there stood for 0, and now stands for c. `across_padding=False` leaves such pairs alone, which keeps
+weights alone nearer to the float network, but may leave activations that no 8 bits can hold: channels with γ near 0 are
+constants, which equalization may make very large.
 
 *Where.* In pairs of layers as `graph/channels.py` finds them, with a ReLU of some kind between them (all that is the
 identity from 0 up), and where batch-norm's moments of the first layer's output are known.
