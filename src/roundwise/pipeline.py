@@ -89,7 +89,8 @@ def quantize(
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(2))
         graph = capture(model, args, kwargs)
         captured = time.perf_counter()
-        kept_samples, notes = take(samples, graph.batch or 8), samples.notes
+        kept_samples = take(samples, graph.batch or 8) if no_data is None else None
+        notes = samples.notes
         graph = rewrite(graph)
         if recipe.rewrites:
             args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(graph.batch or 2))
@@ -244,6 +245,8 @@ def _task(graph: Graph, layer: Layer, weights: Weights, recipe: Recipe, known: M
         _word(weights.ranges, RANGE_ESTIMATORS),
         _word(rounding, ROUNDING_SOLVERS),
     )
+    methods = [method for method in (weights.ranges, rounding, recipe.correction) if method is not None]
+    expects = any(method.needs is ExpectedMeans for method in methods)
     return LayerTask(
         layer=layer,
         codebook=weights.codebook,
@@ -252,7 +255,7 @@ def _task(graph: Graph, layer: Layer, weights: Weights, recipe: Recipe, known: M
         rounding=rounding,
         words=words,
         correction=recipe.correction,
-        known={ExpectedMeans: _expected_means(layer, tensor, known)},
+        known={ExpectedMeans: _expected_means(layer, tensor, known)} if expects else {},
     )
 
 

@@ -93,6 +93,7 @@ def test_a_file_of_it_loads(quantized, tmp_path):
     quantized.save(tmp_path / "net.rw")
     loaded = rw.load(tmp_path / "net.rw")
     assert loaded.recipe == quantized.recipe
+    assert quantized.samples is None  # so that an export is checked on what calls itself random
     assert not loaded.report.measured
     with torch.no_grad():
         assert torch.equal(loaded(WITH_DATA), quantized(WITH_DATA))
