@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from roundwise.activations import (
+        ActivationBatchNorm,
         ActivationMinMax,
         ActivationMovingAverage,
         ActivationMSE,
         ActivationPercentile,
     )
-    from roundwise.correction import EmpiricalBias
+    from roundwise.calibration import DataFree
+    from roundwise.correction import AnalyticBias, EmpiricalBias
     from roundwise.errors import (
         CalibrationError,
         CaptureError,
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from roundwise.recipe import Activations, Recipe, Weights
     from roundwise.report import Report
     from roundwise.reporting import html_report
-    from roundwise.rewrites import CrossLayerEqualization, OutlierChannelSplitting
+    from roundwise.rewrites import CrossLayerEqualization, HighBiasAbsorption, OutlierChannelSplitting
     from roundwise.rounding import (
         GPTQ,
         AdaRound,
@@ -83,6 +85,7 @@ __version__ = _version("roundwise")
 __all__ = [
     "ACIQ",
     "GPTQ",
+    "ActivationBatchNorm",
     "ActivationMSE",
     "ActivationMinMax",
     "ActivationMovingAverage",
@@ -91,6 +94,7 @@ __all__ = [
     "Activations",
     "AdaRound",
     "AdaRoundSGD",
+    "AnalyticBias",
     "CalibrationError",
     "CaptureError",
     "Ceil",
@@ -98,6 +102,7 @@ __all__ = [
     "Correction",
     "CrossEntropyMethod",
     "CrossLayerEqualization",
+    "DataFree",
     "EmpiricalBias",
     "ExactHessian",
     "ExportError",
@@ -106,6 +111,7 @@ __all__ = [
     "GaussNewton",
     "Given",
     "Grid",
+    "HighBiasAbsorption",
     "MemoryBudgetError",
     "MinMax",
     "ModelError",
@@ -154,6 +160,7 @@ _HOMES = (
     "rounding",
     "correction",
     "rewrites",
+    "calibration",
     "recipe",
     "model",
     "pipeline",

@@ -31,6 +31,48 @@ from roundwise.memory import ActivationStore
 
 USUAL_NAMES = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "data", "input_values", "input_ids")
 
+
+@final
+@dataclass(frozen=True, eq=False)
+class DataFree:
+    """In the place of calibration samples: there are none, and this is what an input looks like.
+
+    The network is captured, and rewrites are checked to be exact, on random numbers of this shape; nothing is learnt,
+    and no error is measured, on them. Methods that learn from samples are refused.
+
+    Args:
+        example: the size of one sample, such as `(3, 224, 224)`, for a network with one float32 input; else inputs of
+            any content in one of the forms that calibration samples have.
+
+    Raises:
+        CalibrationError: the example is a size with anything but positive whole numbers.
+    """
+
+    example: Any
+
+    def __post_init__(self) -> None:
+        size = self.example
+        whole = isinstance(size, tuple | list | torch.Size) and all(type(number) is int for number in size)
+        if whole and (not size or min(size) < 1):
+            raise CalibrationError(
+                f"DataFree({size!r}): the size of one sample has positive whole numbers, such as (3, 224, 224)."
+            )
+
+    def samples(self) -> Any:
+        """Random numbers like the example: normal where it has real numbers, and what it has itself elsewhere."""
+        generator, example = torch.Generator().manual_seed(0), self.example
+        if isinstance(example, tuple | list) and all(type(number) is int for number in example):
+            return torch.randn(2, *example, generator=generator)
+
+        def like(leaf: Any) -> Any:
+            value = _tensor(leaf)
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            return torch.randn(value.shape, generator=generator).to(value.dtype)
+
+        return pytree.tree_map(like, example)
+
+
 Batch = list[Any]
 """The leaves of one batch of inputs: tensors with samples along dimension 0, or constants."""
 

@@ -1,5 +1,8 @@
 """The passes over the samples that a recipe asks for: one for weights alone, two where activations are quantized too.
 
+Without data there is none: layers are rounded one by one, and nothing is measured. Where ranges of activations are not
+read off samples either, they are chosen before the first pass.
+
 With `adapt_rounding` the first pass runs the float network alone and reads the ranges of its activations; in the second
 they are quantized, and the rounding of weights adapts to that. Without, as in the paper, weights are rounded in the
 first pass, where activations stay in float while their ranges are read off the network with rounded weights; the second
@@ -10,22 +13,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 from torch import fx
 
-from roundwise.errors import CalibrationError, ModelError
+from roundwise.activations import ActivationBatchNorm
+from roundwise.errors import CalibrationError, ModelError, RecipeError
 from roundwise.events import PassStarted, Progress
 from roundwise.graph.graph import Graph
+from roundwise.graph.moments import propagate
 from roundwise.graph.quantizers import Quantizer, find_activations
 from roundwise.memory import ActivationStore
 from roundwise.recipe import Activations, Recipe
 from roundwise.report import ActivationReport
 from roundwise.rounding import Given
-from roundwise.statistics import ValueStatistic
-from roundwise.stream import LayerTask, Stream, StreamResult
+from roundwise.statistics import ExpectedValues, ValueStatistic
+from roundwise.stream import Stream, StreamResult
+from roundwise.task import LayerTask, layer_report, solve_layer
 
 
 @final
@@ -71,6 +77,12 @@ def run_passes(
     if wanted is None:
         return Passed(stream(tasks, last=True, progress=progress).run(), {}, ())
     groups = find_activations(graph, {call for task in tasks for call in task.layer.calls})
+    if not wanted.ranges.needs.from_samples:
+        quantizers, reports = _choose(groups, _expected(graph, groups, wanted), wanted)
+        if wanted.adapt_rounding:
+            return Passed(stream(tasks, last=True, quantizers=quantizers, progress=progress).run(), quantizers, reports)
+        first = stream(tasks, last=False, progress=progress).run()
+        return _with_rounded(first, stream, tasks, quantizers, reports, tell)
     watched: dict[fx.Node, ValueStatistic] = {node: wanted.ranges.needs() for group in groups for node in group}
     if wanted.adapt_rounding:
         tell(PassStarted(f"reading the ranges of {len(watched)} activations"))
@@ -80,7 +92,50 @@ def run_passes(
         return Passed(_with_seconds(second, first), quantizers, reports)
     first = stream(tasks, last=False, watched=watched, progress=progress).run()
     quantizers, reports = _choose(groups, watched, wanted)
-    tell(PassStarted(f"quantizing {len(watched)} activations"))
+    return _with_rounded(first, stream, tasks, quantizers, reports, tell)
+
+
+def run_without_data(graph: Graph, tasks: Sequence[LayerTask], recipe: Recipe) -> Passed:
+    """Round the layers one by one, from what is known of them without any sample; no error is measured.
+
+    Raises:
+        RecipeError: a method learns from samples, or a range cannot be had without.
+    """
+    for task in tasks:
+        task.check_without_data()
+    wanted = recipe.activations
+    quantizers: dict[fx.Node, Quantizer] = {}
+    activations: tuple[ActivationReport, ...] = ()
+    if wanted is not None:
+        kind = wanted.ranges.needs
+        if kind.from_samples:
+            raise RecipeError(
+                f"activations: {type(wanted.ranges).__name__} learns ranges from samples ({kind.__name__}), and there "
+                "is no data. Give calibration samples, take ranges=ActivationBatchNorm(), or leave them in float."
+            )
+        groups = find_activations(graph, {call for task in tasks for call in task.layer.calls})
+        quantizers, activations = _choose(groups, _expected(graph, groups, wanted), wanted)
+    weights, reports, seconds = [], [], {"ranges": 0.0, "rounding": 0.0}
+    for task in tasks:
+        matrix = task.layer.map.to_matrix(graph.constants[task.layer.weight]).float()
+        solved = solve_layer(graph, task, matrix, task.statistics(0, recipe.seed), recipe.seed)
+        weights.append(solved.chosen)
+        reports.append(layer_report(task, matrix, solved, math.nan, math.nan))
+        seconds["ranges"] += solved.seconds_ranges
+        seconds["rounding"] += solved.seconds_rounding
+    return Passed(StreamResult(weights, reports, math.nan, seconds), quantizers, activations)
+
+
+def _with_rounded(
+    first: StreamResult,
+    stream: Callable[..., Stream],
+    tasks: Sequence[LayerTask],
+    quantizers: Mapping[fx.Node, Quantizer],
+    reports: tuple[ActivationReport, ...],
+    tell: Progress,
+) -> Passed:
+    """A second pass, with activations quantized and weights as the first rounded them."""
+    tell(PassStarted(f"quantizing {len(quantizers)} activations"))
     decided = [
         dataclasses.replace(
             task,
@@ -104,13 +159,16 @@ def _choose(
     quantizers: dict[fx.Node, Quantizer] = {}
     reports = []
     for group in groups:
+        limits = []
         for node in group:
-            _check_values(node, watched[node])
-        limits = [wanted.ranges.limits(watched[node], wanted.codebook) for node in group]
+            if watched[node].from_samples:
+                _check_values(node, watched[node])
+            limits.append(wanted.ranges.limits(watched[node], wanted.codebook))
         low, high = (end(values) for end, values in zip((min, max), zip(*limits, strict=True), strict=True))
         quantizer = Quantizer.spanning(low, high, wanted.codebook)
-        for node in group:
+        for node, expected in zip(group, limits, strict=True):
             quantizers[node] = quantizer
+            seen = watched[node]
             reports.append(
                 ActivationReport(
                     name=node.name,
@@ -118,12 +176,36 @@ def _choose(
                     symmetric=wanted.symmetric,
                     scale=quantizer.scale,
                     zero_point=quantizer.zero_point,
-                    low=watched[node].low,
-                    high=watched[node].high,
+                    low=seen.low if seen.from_samples else expected[0],
+                    high=seen.high if seen.from_samples else expected[1],
                     shared_with=tuple(other.name for other in group if other is not node),
                 )
             )
     return quantizers, tuple(reports)
+
+
+def _expected(graph: Graph, groups: Sequence[Sequence[fx.Node]], wanted: Activations) -> dict[fx.Node, ValueStatistic]:
+    """What batch-norm lets expect of each tensor.
+
+    Raises:
+        RecipeError: nothing, for one of them; names it.
+    """
+    known, ranges = propagate(graph), wanted.ranges
+    for node in (node for group in groups for node in group):
+        if node.op == "placeholder" and isinstance(ranges, ActivationBatchNorm) and ranges.input_low is None:
+            raise RecipeError(
+                f"activations: nothing tells the range of the network's input '{node.name}'. Give its smallest and "
+                "largest number: ActivationBatchNorm(input_low=…, input_high=…), on the command line --mean and --std, "
+                "or --set activations.ranges.input_low=… and input_high. For images they are (0 − mean)/std and "
+                "(1 − mean)/std."
+            )
+        if node.op != "placeholder" and node not in known:
+            raise RecipeError(
+                f"activations: nothing tells the range of '{node.name}' ({node.target}): batch-norm's statistics do "
+                "not reach it. Leave activations in float, keep the layers that read it in float (overrides), or give "
+                "calibration samples and take ranges that are read off them, such as ActivationMSE()."
+            )
+    return {node: ExpectedValues(known[node].spread if node in known else None) for group in groups for node in group}
 
 
 def _check_values(node: fx.Node, values: ValueStatistic) -> None:

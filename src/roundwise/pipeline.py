@@ -9,32 +9,34 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from roundwise.calibration import Signature, read_calibration, take
+from roundwise.calibration import DataFree, Signature, read_calibration, take
 from roundwise.errors import ModelError, RecipeError
 from roundwise.events import Progress
 from roundwise.graph.capture import capture
 from roundwise.graph.emit import QuantizedWeight, emit, packed_bits
 from roundwise.graph.graph import Graph
+from roundwise.graph.moments import Known, expected_columns, propagate
 from roundwise.graph.normalize import normalize
 from roundwise.graph.patterns import Layer, find_layers
 from roundwise.memory import ActivationStore, default_budget
 from roundwise.model import QuantizedModel, versions
-from roundwise.passes import run_passes
+from roundwise.passes import run_passes, run_without_data
 from roundwise.problem import Rewrite
 from roundwise.ranges import RANGE_ESTIMATORS
 from roundwise.recipe import Recipe, Weights, granularity_name
 from roundwise.report import KeptFloat, Report
 from roundwise.rewrites import ALWAYS, REWRITES
 from roundwise.rounding import ROUNDING_SOLVERS
-from roundwise.stream import LayerTask
+from roundwise.statistics import ExpectedMeans
+from roundwise.task import LayerTask
 
 
 def quantize(
@@ -51,8 +53,9 @@ def quantize(
             result shares no memory with it. Or a program that was exported already.
         calibration: a few hundred unlabelled inputs: a tensor or array `[samples, …]`; a tuple (positional inputs) or
             dict (named inputs) of them; or an iterable of batches of these, such as a `DataLoader`. Labels are dropped
-            (see `calibration.py` for the rule).
-        recipe: what to do; by default 4-bit weights per channel and AdaRound for every layer.
+            (see `calibration.py` for the rule). Or `DataFree(…)`, where there are none: then errors are not measured.
+        recipe: what to do; by default 4-bit weights per channel and AdaRound for every layer, and without data
+            `Recipe.data_free()`.
         progress: called with an `Event` as the run goes; `print` will do.
 
     Returns:
@@ -62,7 +65,7 @@ def quantize(
         CalibrationError: no samples, or samples that are not finite, not alike, or not the model's inputs.
         CaptureError: the model cannot be captured as a graph; the message says where and what to do.
         ModelError: no layer to quantize, weights that are not finite, or parameters on several devices.
-        RecipeError: the recipe does not fit the model.
+        RecipeError: the recipe does not fit the model, or needs data where there are none.
         MemoryBudgetError: activations would fit neither in memory nor on disk.
 
     Example:
@@ -72,28 +75,35 @@ def quantize(
         >>> quantized(torch.randn(5, 3, 8, 8)).shape
         torch.Size([5, 8, 6, 6])
     """
-    recipe = Recipe() if recipe is None else recipe
+    no_data = calibration if isinstance(calibration, DataFree) else None
+    if recipe is None:
+        recipe = Recipe() if no_data is None else Recipe.data_free()
     _check_arguments(model, recipe)
     device = device_of(model)
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
     begin = time.perf_counter()
     with undisturbed(device), ActivationStore(budget, device) as store:
-        samples = read_calibration(calibration, Signature.of(model), recipe.batch_size, store)
+        inputs = calibration if no_data is None else no_data.samples()
+        samples = read_calibration(inputs, Signature.of(model), recipe.batch_size, store)
         read = time.perf_counter()
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(2))
         graph = capture(model, args, kwargs)
         captured = time.perf_counter()
-        kept_samples, notes = take(samples, graph.batch or 8), samples.notes
+        kept_samples = take(samples, graph.batch or 8) if no_data is None else None
+        notes = samples.notes
         graph = rewrite(graph)
         if recipe.rewrites:
             args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(graph.batch or 2))
-            graph, rewrite_notes = apply_rewrites(graph, recipe.rewrites, args, kwargs)
+            graph, rewrite_notes = apply_rewrites(graph, recipe.rewrites, args, kwargs, real=no_data is None)
             notes = (*notes, *rewrite_notes)
         rewritten = time.perf_counter()
         tasks = plan_layers(graph, recipe)
         batches, count = list(samples.batches), samples.samples
         del samples  # so that the passes decide how long they stay
-        passed = run_passes(graph, batches, count, tasks, recipe, store, progress)
+        if no_data is None:
+            passed = run_passes(graph, batches, count, tasks, recipe, store, progress)
+        else:
+            passed, count = run_without_data(graph, tasks, recipe), 0
     result = passed.result
     quantized = emit(graph, result.weights, passed.quantizers)
     report = Report(
@@ -120,7 +130,12 @@ def rewrite(graph: Graph) -> Graph:
 
 
 def apply_rewrites(
-    graph: Graph, rewrites: Sequence[Rewrite], args: tuple[Any, ...], kwargs: dict[str, Any]
+    graph: Graph,
+    rewrites: Sequence[Rewrite],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    real: bool = True,
 ) -> tuple[Graph, tuple[str, ...]]:
     """Apply rewrites one after the other, and see to it that the network computes what it did.
 
@@ -130,6 +145,7 @@ def apply_rewrites(
         graph: in normal form.
         rewrites: in order.
         args, kwargs: a few samples, as the model is called.
+        real: whether they are samples, so that how far outputs move is worth telling.
 
     Returns:
         The new graph, and what a reader of the report must know.
@@ -145,9 +161,12 @@ def apply_rewrites(
         changes = _changes(before, after, word)
         if one.exact:
             _check_same(before, changes, word)
-        else:
-            change = max(changes, default=0.0)
-            said.append(f"the float network's outputs moved by {change:.2g} of their size; errors count from there")
+        elif not all(change <= _allowed(was) for was, change in zip(before, changes, strict=True)):
+            said.append(
+                f"the float network's outputs moved by {max(changes):.2g} of their size; errors count from there"
+                if real
+                else "the float network's outputs moved; how far was not measured, without data"
+            )
             before = after
         notes += [f"{word}: {'; '.join(filter(None, said))}"] if any(said) else []
     return graph, tuple(notes)
@@ -176,13 +195,18 @@ def _changes(before: list[Tensor], after: list[Tensor], word: str) -> list[float
 
 def _check_same(before: list[Tensor], changes: list[float], word: str) -> None:
     for number, (was, error) in enumerate(zip(before, changes, strict=True)):
-        allowed = math.sqrt(torch.finfo(was.dtype).eps)
+        allowed = _allowed(was)
         if not error <= allowed:
             raise ModelError(
                 f"the rewrite '{word}' changed what the float network computes: output {number} differs by {error:.2g} "
                 f"of its size, where rounding errors of {was.dtype} explain no more than {allowed:.2g}. Leave it out "
                 "of the recipe's rewrites for this network; if it is one of Roundwise's own, please report it."
             )
+
+
+def _allowed(output: Tensor) -> float:
+    """The relative difference that rounding errors explain."""
+    return math.sqrt(torch.finfo(output.dtype).eps)
 
 
 def plan_layers(graph: Graph, recipe: Recipe) -> list[LayerTask]:
@@ -199,13 +223,16 @@ def plan_layers(graph: Graph, recipe: Recipe) -> list[LayerTask]:
             "layer and no convolution with a constant weight."
         )
     settings = recipe.resolve([layer.name for layer in layers])
-    tasks = [_task(graph, layer, weights, recipe) for layer in layers if (weights := settings[layer.name]) is not None]
+    known = propagate(graph)
+    tasks = [
+        _task(graph, layer, weights, recipe, known) for layer in layers if (weights := settings[layer.name]) is not None
+    ]
     if not tasks:
         raise ModelError(f"the recipe's overrides keep all {len(layers)} layers in float: nothing is left to quantize.")
     return tasks
 
 
-def _task(graph: Graph, layer: Layer, weights: Weights, recipe: Recipe) -> LayerTask:
+def _task(graph: Graph, layer: Layer, weights: Weights, recipe: Recipe, known: Mapping[fx.Node, Known]) -> LayerTask:
     tensor = graph.constants[layer.weight].float()
     if not torch.isfinite(tensor).all():
         raise ModelError(
@@ -218,7 +245,26 @@ def _task(graph: Graph, layer: Layer, weights: Weights, recipe: Recipe) -> Layer
         _word(weights.ranges, RANGE_ESTIMATORS),
         _word(rounding, ROUNDING_SOLVERS),
     )
-    return LayerTask(layer, weights.codebook, weights.granularity, weights.ranges, rounding, words, recipe.correction)
+    methods = [method for method in (weights.ranges, rounding, recipe.correction) if method is not None]
+    expects = any(method.needs is ExpectedMeans for method in methods)
+    return LayerTask(
+        layer=layer,
+        codebook=weights.codebook,
+        granularity=weights.granularity,
+        ranges=weights.ranges,
+        rounding=rounding,
+        words=words,
+        correction=recipe.correction,
+        known={ExpectedMeans: _expected_means(layer, tensor, known)} if expects else {},
+    )
+
+
+def _expected_means(layer: Layer, weight: Tensor, known: Mapping[fx.Node, Known]) -> ExpectedMeans:
+    try:
+        inputs = expected_columns(layer.map, layer.node, known)
+    except LookupError as error:
+        return ExpectedMeans(layer.map, missing=str(error))
+    return ExpectedMeans(layer.map, layer.map.to_matrix(weight), inputs)
 
 
 def _word(method: object, table: dict[str, type]) -> str:

@@ -155,6 +155,10 @@ class Correction(ABC, Generic[S]):
             statistics: of the layer's inputs and targets.
         """
 
+    def note(self, statistics: S) -> str:
+        """What a reader of the layer's report must know about its correction, or empty."""
+        return ""
+
 
 class Rewrite(ABC):
     """Changes how the float network computes, not what. Implementations are frozen dataclasses.
@@ -167,7 +171,8 @@ class Rewrite(ABC):
     def apply(self, graph: Graph) -> Graph:
         """Return another graph, in normal form as this one is, with the same inputs and outputs; leave this one alone.
 
-        What is added has `meta["val"]`, a tensor with the shape and dtype of its value, as all operations have.
+        What is added has `meta["val"]`, a tensor with the shape and dtype of its value, as all operations have. Where
+        the output of a layer changes, its entry in `graph.moments` follows, or goes.
         """
 
     @property
@@ -194,7 +199,7 @@ class ActivationRanges(ABC, Generic[V]):
         """The smallest and the largest value that codes shall stand for; 0.0 is added to the interval if it is outside.
 
         Args:
-            values: of all calibration samples; finite, at least one, and not all zero.
+            values: of all calibration samples; finite, at least one, and not all zero. Or what is expected of them.
             codebook: the integers that codes may take.
         """
 

@@ -40,14 +40,14 @@ from typing import Any, ClassVar, NoReturn, final
 import torch
 
 from roundwise.activations import ACTIVATION_RANGES, ActivationMSE
-from roundwise.correction import CORRECTIONS
+from roundwise.correction import CORRECTIONS, AnalyticBias
 from roundwise.errors import RecipeError
 from roundwise.graph.graph import Graph
 from roundwise.grid import Codebook, Granularity, Grid, PerChannel, PerGroup, PerTensor
 from roundwise.problem import ActivationRanges, Correction, Problem, RangeEstimator, Rewrite, Rounding, RoundingSolver
 from roundwise.ranges import RANGE_ESTIMATORS, WeightMSE
-from roundwise.rewrites import REWRITES
-from roundwise.rounding import ROUNDING_SOLVERS, AdaRound
+from roundwise.rewrites import REWRITES, CrossLayerEqualization, HighBiasAbsorption
+from roundwise.rounding import ROUNDING_SOLVERS, AdaRound, Nearest
 from roundwise.statistics import Extremes, Nothing
 from roundwise.toml import to_toml
 
@@ -254,6 +254,12 @@ class Recipe:
         check_whole_number("batch_size", self.batch_size, at_least=1)
         if self.memory_budget is not None:
             check_whole_number("memory_budget", self.memory_budget, at_least=0)
+
+    @classmethod
+    def data_free(cls) -> Recipe:
+        """What needs no data: 8-bit weights rounded to nearest, after equalization, absorption and correction."""
+        rewrites = (CrossLayerEqualization(), HighBiasAbsorption())
+        return cls(Weights(bits=8), Nearest(), correction=AnalyticBias(), rewrites=rewrites)
 
     def resolve(self, names: Sequence[str]) -> dict[str, Weights | None]:
         """The settings of each layer in `names`; None where it stays in float.

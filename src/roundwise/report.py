@@ -63,8 +63,8 @@ class LayerReport:
         operation: `linear`, `conv2d`, `conv_transpose1d`, …
         shape: of the weight tensor.
         bits, granularity, symmetric, ranges, rounding: how it was quantized, in the recipe's words.
-        error_nearest: relative output error with nearest rounding.
-        error: relative output error with the rounding that was chosen.
+        error_nearest: relative output error with nearest rounding; NaN where there was no data to measure it on.
+        error: relative output error with the rounding that was chosen; likewise.
         flips: share of the weights whose code is not the nearest one, 0 to 1.
         seconds: spent on ranges and rounding.
         note: anything a reader must know ("shared by 2 calls", …), or empty.
@@ -101,7 +101,8 @@ class ActivationReport:
         name: of the operation or input that gives it, in the graph.
         bits, symmetric: of its codes.
         scale, zero_point: step in real units per code; the code of 0.0.
-        low, high: the smallest and the largest value that the calibration samples showed.
+        low, high: the smallest and the largest value that the calibration samples showed; or that was expected, where
+            the range was not read off them.
         shared_with: other tensors that have the same scale and zero point, since a concatenation joins them.
     """
 
@@ -133,7 +134,7 @@ class Report:
     Attributes:
         layers: the quantized layers in the order in which they ran.
         kept_float: float parameters with more than one dimension that remain, each with the reason.
-        samples: how many calibration samples there were.
+        samples: how many calibration samples there were; 0 where it went without data, and no error was measured.
         output_error: relative error of the network's outputs, Σ‖y − ŷ‖²/Σ‖y‖², on the calibration samples.
         float_bytes: size of the model's parameters and statistics before.
         quantized_bytes: size of codes (packed to their bits), scales, zero points and float parameters after.
@@ -154,6 +155,11 @@ class Report:
     peak_activation_bytes: int
     notes: tuple[str, ...] = ()
     activations: tuple[ActivationReport, ...] = ()
+
+    @property
+    def measured(self) -> bool:
+        """Whether there was data to measure errors on."""
+        return self.samples > 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON: dicts, lists, strings and numbers, and None for an error that is no finite number."""
@@ -187,7 +193,8 @@ class Report:
         return cls(**{**restored(data), **lists})
 
     def __str__(self) -> str:
-        header = ("layer", "operation", "shape", "bits", "granularity", "nearest", "chosen", "flips", "seconds")
+        errors = ("nearest", "chosen") if self.measured else ()
+        header = ("layer", "operation", "shape", "bits", "granularity", *errors, "flips", "seconds")
         rows = [
             (
                 layer.name,
@@ -195,8 +202,7 @@ class Report:
                 "×".join(map(str, layer.shape)),
                 str(layer.bits),
                 layer.granularity,
-                f"{layer.error_nearest:.5f}",
-                f"{layer.error:.5f}",
+                *((f"{layer.error_nearest:.5f}", f"{layer.error:.5f}") if errors else ()),
                 f"{layer.flips:.1%}",
                 f"{layer.seconds:.1f}",
             )
@@ -213,19 +219,27 @@ class Report:
 
         lines = [line(header), "  ".join("─" * width for width in widths), *map(line, rows), ""]
         lines.append(
-            f"{len(self.layers)} layers quantized from {self.samples} samples in {sum(self.seconds.values()):.1f} s; "
+            f"{len(self.layers)} layers quantized "
+            + (f"from {self.samples} samples" if self.measured else "without data")
+            + f" in {sum(self.seconds.values()):.1f} s; "
             f"weights {human_bytes(self.float_bytes)} → {human_bytes(self.quantized_bytes)}; "
-            f"relative error of the network's output {self.output_error:.5f}."
+            + (
+                f"relative error of the network's output {self.output_error:.5f}."
+                if self.measured
+                else "no error was measured, since there was nothing to measure it on."
+            )
         )
         if self.activations:
             bits = "/".join(map(str, sorted({activation.bits for activation in self.activations})))
             lines.append(
-                f"{len(self.activations)} activations quantized to {bits} bits; errors are measured with them."
+                f"{len(self.activations)} activations quantized to {bits} bits"
+                + ("; errors are measured with them." if self.measured else ".")
             )
-        lines.append(
-            "nearest, chosen: relative error of the layer's output before its activation function, Σ‖y − ŷ‖²/Σ‖y‖², "
-            "with the layers before it quantized as chosen."
-        )
+        if self.measured:
+            lines.append(
+                "nearest, chosen: relative error of the layer's output before its activation function, "
+                "Σ‖y − ŷ‖²/Σ‖y‖², with the layers before it quantized as chosen."
+            )
         lines += [f"{layer.name}: {layer.note}" for layer in self.layers if layer.note]
         lines += [f"kept in float: {kept.name} ({kept.weights:,} weights): {kept.reason}" for kept in self.kept_float]
         lines += [f"note: {note}" for note in self.notes]

@@ -8,7 +8,7 @@ At each layer, in order:
 
     inputs x̂ (quantized stream) and targets y (float stream)  ──▶  the statistics that the methods need
     (a solver may ask for the float stream's inputs x instead)
-    statistics  ──▶  grid  ──▶  codes  ──▶  correction of the bias, where the recipe asks for it
+    statistics  ──▶  grid, codes, bias (`task.py`)
     codes, bias  ──▶  the quantized stream goes on with the layer's output on these
 
 Before anything is quantized the two streams are one and the same tensors; they are computed and kept once.
@@ -19,8 +19,6 @@ reads the tensor in the quantized stream reads what the quantizer leaves of it.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import math
 import sys
 import time
@@ -32,19 +30,17 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from roundwise.errors import ModelError, RecipeError
+from roundwise.errors import ModelError
 from roundwise.events import LayerFinished, LayerStarted, Plan, Planned, Progress
 from roundwise.graph.emit import QuantizedWeight
 from roundwise.graph.graph import Graph, bind
 from roundwise.graph.normalize import WEIGHTED
 from roundwise.graph.patterns import Layer
 from roundwise.graph.quantizers import Quantizer
-from roundwise.grid import Codebook, Granularity
 from roundwise.memory import ActivationStore, held_bytes
-from roundwise.problem import Correction, Problem, RangeEstimator, RoundingSolver, check_answer
 from roundwise.report import LayerReport
-from roundwise.statistics import Statistic, ValueStatistic
-from roundwise.summary import summarize
+from roundwise.statistics import ValueStatistic
+from roundwise.task import LayerTask, layer_report, solve_layer
 
 aten = torch.ops.aten
 
@@ -62,43 +58,8 @@ class Pair(NamedTuple):
     quantized: Any
 
 
-class Need(NamedTuple):
-    """A kind of statistic, and which stream's inputs it is shown."""
-
-    kind: type[Statistic]
-    float_inputs: bool
-
-    def choose(self, inputs: Pair) -> Tensor:
-        """The layer's inputs that the statistic is shown."""
-        chosen: Tensor = inputs.float if self.float_inputs else inputs.quantized
-        return chosen
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class LayerTask:
-    """A layer and how to quantize it, with the words for it in the report."""
-
-    layer: Layer
-    codebook: Codebook
-    granularity: Granularity
-    ranges: RangeEstimator[Any]
-    rounding: RoundingSolver[Any]
-    words: tuple[str, str, str]  # granularity, ranges, rounding
-    correction: Correction[Any] | None = None
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        """What its methods need to know: range estimation, the solver, and the correction if there is one."""
-        needs = Need(self.ranges.needs, False), Need(self.rounding.needs, self.rounding.float_inputs)
-        return needs if self.correction is None else (*needs, Need(self.correction.needs, False))
-
-
 Values = dict[fx.Node, Pair]
 """One batch: everything that operations gave and that is still needed."""
-
-Statistics = dict[Need, Statistic]
-"""What is known of one layer; what both methods need is collected once."""
 
 
 @final
@@ -186,85 +147,30 @@ class Stream:
     def _quantize(self, segment: _Segment) -> tuple[QuantizedWeight, LayerReport]:
         """Collect the layer's statistics, choose its codes, and let the quantized stream pass it."""
         task, layer = segment.task, segment.task.layer
-        statistics: Statistics = {
-            need: need.kind.empty(layer.map, self._samples, generator_for(self._seed, f"{layer.name}: samples"))
-            for need in task.needs
-        }
+        statistics = task.statistics(self._samples, self._seed)
         energy = 0.0
         for number, values in enumerate(self._batches):
             self._forward(segment.nodes, values)
             energy += self._measure_target(layer, number, values)
             self._hold((*segment.nodes, layer.node), values)
             for need, statistic in statistics.items():
-                statistic.add(need.choose(values[layer.input]), values[layer.node].float, self._counts[number])
+                pair = values[layer.input]
+                inputs = pair.float if need.float_inputs else pair.quantized
+                statistic.add(inputs, values[layer.node].float, self._counts[number])
         for node in segment.nodes:
             self._weights.pop(node, None)
 
         source = self._graph.constants[layer.weight]
         matrix = layer.map.to_matrix(source).float()
-        before = sum(self._seconds.values())
-        nearest, quantized, note = self._solve(task, matrix, statistics)
-        seconds = sum(self._seconds.values()) - before
+        solved = solve_layer(self._graph, task, matrix, statistics, self._seed)
+        self._seconds["ranges"] += solved.seconds_ranges
+        self._seconds["rounding"] += solved.seconds_rounding
         del statistics
 
-        flips = (quantized.codes != quantized.grid.quantize(matrix)).float().mean().item()
-        self._weights.update(dict.fromkeys(layer.calls[1:], quantized.weight(source.dtype)))
-        difference, difference_nearest = self._cross(layer, quantized, nearest)
-        granularity, ranges, rounding = task.words
-        report = LayerReport(
-            name=layer.name,
-            operation=layer.map.operation,
-            shape=layer.map.weight_shape,
-            bits=task.codebook.bits,
-            granularity=granularity,
-            symmetric=task.codebook.symmetric,
-            ranges=ranges,
-            rounding=rounding,
-            error_nearest=_ratio(difference_nearest, energy),
-            error=_ratio(difference, energy),
-            flips=flips,
-            seconds=seconds,
-            note="; ".join([*_notes(task, matrix), *([note] if note else [])]),
-            summary=summarize(matrix, quantized.grid),
-        )
-        return quantized, report
-
-    def _solve(
-        self, task: LayerTask, matrix: Tensor, statistics: Statistics
-    ) -> tuple[QuantizedWeight, QuantizedWeight, str]:
-        """The layer rounded to nearest and as the solver chooses, and the solver's note."""
-        name, start = task.layer.name, time.perf_counter()
-        of_ranges, of_rounding, *_ = task.needs
-        grid = task.ranges.estimate(matrix, task.codebook, task.granularity, statistics[of_ranges], name)
-        middle = time.perf_counter()
-        layer, bias_is_free = task.layer, task.layer.own_bias is not None
-        problem = Problem(name, matrix, grid, statistics[of_rounding], layer.activation, bias_is_free)
-        answer = task.rounding.solve(problem, generator_for(self._seed, name))
-        check_answer(answer, problem, task.rounding)
-        self._seconds["ranges"] += middle - start
-        self._seconds["rounding"] += time.perf_counter() - middle
-        dtype = task.codebook.dtype
-        nearest = QuantizedWeight(layer, grid.quantize(matrix).to(dtype), grid)
-        chosen = QuantizedWeight(layer, answer.codes.to(dtype), answer.grid or grid, answer.bias_shift)
-        chosen = self._correct(task, chosen, statistics)
-        return nearest, chosen, answer.note
-
-    def _correct(self, task: LayerTask, weight: QuantizedWeight, statistics: Statistics) -> QuantizedWeight:
-        """With the bias that the correction gives it, if there is one and the layer has a bias of its own."""
-        layer, correction = task.layer, task.correction
-        if correction is None or layer.own_bias is None or layer.map.bias is None:
-            return weight
-        shape = weight.codes.shape[:2]
-        before = torch.zeros(shape, device=layer.map.device) if weight.bias_shift is None else weight.bias_shift
-        dtype = self._graph.constants[layer.weight].dtype
-        matrix = layer.map.to_matrix(weight.weight(dtype)).float()  # as the program computes with it
-        bias = layer.map.bias.float().reshape(shape) + before
-        shift = correction.shift(matrix, bias, statistics[Need(correction.needs, False)])
-        if shift.shape != shape:
-            raise RecipeError(
-                f"{correction!r} gave layer '{layer.name}' a shift {list(shift.shape)}, not {list(shape)}."
-            )
-        return dataclasses.replace(weight, bias_shift=before + shift)
+        self._weights.update(dict.fromkeys(layer.calls[1:], solved.chosen.weight(source.dtype)))
+        difference, difference_nearest = self._cross(layer, solved.chosen, solved.nearest)
+        errors = _ratio(difference_nearest, energy), _ratio(difference, energy)
+        return solved.chosen, layer_report(task, matrix, solved, *errors)
 
     def _measure_target(self, layer: Layer, number: int, values: Values) -> float:
         """The layer's output in the float stream becomes a value; returns its energy Σ‖y‖²."""
@@ -445,12 +351,6 @@ class Stream:
         return held_bytes(tensors) + held_bytes(tainted)
 
 
-def generator_for(seed: int, name: str) -> torch.Generator:
-    """A layer's own source of randomness: the same for the same seed and name, whatever else happens in the run."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
 # ------------------------------------------------------------------------------------------------ on the graph
 
 
@@ -490,21 +390,6 @@ def _tainted(graph: Graph, calls: Iterable[fx.Node], quantizers: Mapping[fx.Node
         if node.op == "call_function" and any(source in tainted or source in quantizers for source in sources):
             tainted.add(node)
     return tainted
-
-
-def _notes(task: LayerTask, matrix: Tensor) -> list[str]:
-    """What a reader of the layer's report must know."""
-    layer = task.layer
-    notes = [f"used by {len(layer.calls)} calls; rounded for the first"] if len(layer.calls) > 1 else []
-    weight = layer.node.args[1]
-    if isinstance(weight, fx.Node) and len(weight.users) > len(layer.calls):
-        notes.append("its weight is also read by other operations, which keep the float one")
-    if not matrix.any():
-        notes.append("all weights are zero")
-    if task.correction is not None and layer.own_bias is None:
-        why = "no bias" if layer.map.bias is None else "a bias that is not its own alone"
-        notes.append(f"not corrected: it has {why}")
-    return notes
 
 
 # --------------------------------------------------------------------------------------------------- on values

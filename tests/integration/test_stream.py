@@ -22,7 +22,8 @@ from roundwise.memory import ActivationStore
 from roundwise.pipeline import plan_layers, rewrite
 from roundwise.problem import RangeEstimator, Rounding, RoundingSolver
 from roundwise.statistics import Nothing, Statistic
-from roundwise.stream import Stream, _distance, generator_for
+from roundwise.stream import Stream, _distance
+from roundwise.task import generator_for
 
 
 class Chain(nn.Module):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from roundwise.activations.batchnorm import ActivationBatchNorm
 from roundwise.activations.minmax import ActivationMinMax
 from roundwise.activations.moving_average import ActivationMovingAverage
 from roundwise.activations.mse import ActivationMSE
@@ -9,6 +10,7 @@ from roundwise.activations.percentile import ActivationPercentile
 from roundwise.problem import ActivationRanges
 
 ACTIVATION_RANGES: dict[str, type[ActivationRanges[Any]]] = {
+    "batch-norm": ActivationBatchNorm,
     "min-max": ActivationMinMax,
     "moving-average": ActivationMovingAverage,
     "mse": ActivationMSE,
@@ -17,6 +19,7 @@ ACTIVATION_RANGES: dict[str, type[ActivationRanges[Any]]] = {
 
 __all__ = [
     "ACTIVATION_RANGES",
+    "ActivationBatchNorm",
     "ActivationMSE",
     "ActivationMinMax",
     "ActivationMovingAverage",

@@ -34,6 +34,20 @@ class Size(click.ParamType[tuple[int, int]]):
 
 
 @final
+class Shape(click.ParamType[tuple[int, ...]]):
+    """`3x224x224`: whole numbers, as many as an input has dimensions."""
+
+    name = "C[xHxW]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        if re.fullmatch(r"0*[1-9]\d*(?:[x×]0*[1-9]\d*)*", str(value)) is None:
+            self.fail(f"'{value}' is no size of an input; write 3x224x224, or 16 for a vector.", param, ctx)
+        return tuple(map(int, re.split("[x×]", str(value))))
+
+
+@final
 class ChannelValues(click.ParamType[tuple[float, ...]]):
     """`0.485,0.456,0.406`: a number for each of three colours, or one for grey."""
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-from roundwise.activations import ACTIVATION_RANGES
+from roundwise.activations import ACTIVATION_RANGES, ActivationBatchNorm
 from roundwise.correction import CORRECTIONS
 from roundwise.errors import RecipeError
 from roundwise.grid import Granularity
@@ -37,6 +37,7 @@ class RecipeOptions:
 
     Attributes:
         file: a recipe in TOML.
+        data_free: whether the recipe, where no file gives one, is the one that needs no data; and ranges likewise.
         bits, granularity, seed, batch_size, memory_budget: as in the recipe.
         asymmetric: as in the recipe, the other way round.
         ranges, rounding: names in the tables.
@@ -51,6 +52,7 @@ class RecipeOptions:
     """
 
     file: Path | None = None
+    data_free: bool = False
     bits: int | None = None
     granularity: Granularity | None = None
     asymmetric: bool = False
@@ -73,7 +75,10 @@ def build_recipe(options: RecipeOptions) -> Recipe:
     Raises:
         RecipeError: an option or a line of the file makes no sense; what is known is listed.
     """
-    base = Recipe() if options.file is None else Recipe.from_toml(options.file)
+    if options.file is not None:
+        base = Recipe.from_toml(options.file)
+    else:
+        base = Recipe.data_free() if options.data_free else Recipe()
     rounding = _method(base.rounding, options.rounding, ROUNDING_SOLVERS)
     ranges = _method(base.weights.ranges, options.ranges, RANGE_ESTIMATORS)
     activations = _activations(base.activations, options)
@@ -277,7 +282,7 @@ def _activations(base: Activations | None, options: RecipeOptions) -> Activation
         if options.activation_ranges is not None:
             raise RecipeError("--activation-ranges: activations stay in float; give --activations 8 to quantize them.")
         return None
-    chosen = base or Activations()
+    chosen = base or (Activations(ranges=ActivationBatchNorm()) if options.data_free else Activations())
     ranges = _method(chosen.ranges, options.activation_ranges, ACTIVATION_RANGES)
     return dataclasses.replace(chosen, ranges=ranges, **_given(bits=options.activations))
 

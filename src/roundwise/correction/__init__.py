@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from roundwise.correction.analytic_bias import AnalyticBias
 from roundwise.correction.empirical_bias import EmpiricalBias
 from roundwise.problem import Correction
 
 CORRECTIONS: dict[str, type[Correction[Any]]] = {
+    "analytic-bias": AnalyticBias,
     "empirical-bias": EmpiricalBias,
 }
 
-__all__ = ["CORRECTIONS", "EmpiricalBias"]
+__all__ = ["CORRECTIONS", "AnalyticBias", "EmpiricalBias"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -33,6 +33,27 @@ class ConstantInput:
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class ChannelMoments:
+    """How a layer's output is distributed, channel by channel, over all samples and places.
+
+    Attributes:
+        mean, std: float64 `[channels]`; `std` is 0 or more.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def scaled(self, factor: Tensor) -> ChannelMoments:
+        """Of the output times a factor for each channel, above 0."""
+        return ChannelMoments(self.mean * factor, self.std * factor)
+
+    def lowered(self, by: Tensor) -> ChannelMoments:
+        """Of the output less a number for each channel."""
+        return ChannelMoments(self.mean - by, self.std)
+
+
+@final
 @dataclass
 class Graph:
     """A network: pure operations in order, and the tensors they read.
@@ -43,12 +64,15 @@ class Graph:
         constants: parameters and buffers by name.
         inputs: what each placeholder takes, in order.
         batch: None where any batch size will do; else the only one that works.
+        moments: what training knew of the outputs of layers, by the names of their weights; of those layers of which it
+            knew nothing, or which have changed since, nothing. `graph/moments.py` says where it comes from.
     """
 
     operations: fx.Graph
     constants: dict[str, Tensor]
     inputs: tuple[InputSpec | ConstantInput, ...]
     batch: int | None = None
+    moments: dict[str, ChannelMoments] = field(default_factory=dict)
 
     @classmethod
     def of_module(
@@ -72,7 +96,7 @@ class Graph:
 
     def copy(self) -> Graph:
         """A graph that can be changed without changing this one; tensors are shared."""
-        return Graph(_copy_fx(self.operations), dict(self.constants), self.inputs, self.batch)
+        return Graph(_copy_fx(self.operations), dict(self.constants), self.inputs, self.batch, dict(self.moments))
 
     def module(self) -> fx.GraphModule:
         """A module that runs the graph and is called as the model was."""
@@ -108,6 +132,7 @@ class Graph:
         read = {str(node.target) for node in self.operations.nodes if node.op == "get_attr"}
         for name in [name for name in self.constants if name not in read]:
             del self.constants[name]
+            self.moments.pop(name, None)
 
 
 def bind(node: fx.Node) -> dict[str, Any]:

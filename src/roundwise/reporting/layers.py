@@ -15,42 +15,50 @@ Layers = Sequence[LayerReport]
 # ----------------------------------------------------------------------------------------------------------- charts
 
 
-def layer_charts(layers: Layers) -> str:
-    """Errors, signal to noise, flips and seconds, layer by layer."""
+def layer_charts(layers: Layers, measured: bool = True) -> str:
+    """Errors and signal to noise, where they were measured; flips and seconds, layer by layer."""
+    return "\n".join([*(_error_charts(layers) if measured else []), *_other_charts(layers)])
+
+
+def _error_charts(layers: Layers) -> list[str]:
     names = [layer.name for layer in layers]
     errors = [
         Series("nearest", "nearest", [layer.error_nearest for layer in layers]),
         Series("chosen", "chosen", [layer.error for layer in layers]),
     ]
     ratios = [Series("chosen", "chosen", [decibels(layer.error) for layer in layers])]
+    return [
+        _figure(
+            "Error of each layer's output",
+            'Logarithmic. <span class="key nearest">□ nearest</span>: with this layer rounded to nearest; '
+            '<span class="key chosen">● chosen</span>: with the rounding that was chosen. Relative to the float '
+            "network, before the activation function, with the layers before it quantized as chosen.",
+            dot_chart("Error of each layer's output, nearest and chosen", names, errors, log=True),
+        ),
+        _figure(
+            "Signal to noise after each layer",
+            "In decibels, −10 log₁₀ of the error that was chosen: 20 dB is an error of 1 %, and more is better.",
+            dot_chart("Signal to quantization noise after each layer, in decibels", names, ratios, unit=" dB"),
+        ),
+    ]
+
+
+def _other_charts(layers: Layers) -> list[str]:
+    names = [layer.name for layer in layers]
     flips = [layer.flips * 100 for layer in layers]
     times = [layer.seconds for layer in layers]
-    return "\n".join(
-        (
-            _figure(
-                "Error of each layer's output",
-                'Logarithmic. <span class="key nearest">□ nearest</span>: with this layer rounded to nearest; '
-                '<span class="key chosen">● chosen</span>: with the rounding that was chosen. Relative to the float '
-                "network, before the activation function, with the layers before it quantized as chosen.",
-                dot_chart("Error of each layer's output, nearest and chosen", names, errors, log=True),
-            ),
-            _figure(
-                "Signal to noise after each layer",
-                "In decibels, −10 log₁₀ of the error that was chosen: 20 dB is an error of 1 %, and more is better.",
-                dot_chart("Signal to quantization noise after each layer, in decibels", names, ratios, unit=" dB"),
-            ),
-            _figure(
-                "Weights rounded the other way",
-                "Per cent of a layer's weights whose code is not the nearest one.",
-                bar_chart("Per cent of weights rounded the other way, by layer", names, flips, unit=" %"),
-            ),
-            _figure(
-                "Seconds per layer",
-                "Spent on its ranges and rounding.",
-                bar_chart("Seconds spent on each layer", names, times, unit=" s"),
-            ),
-        )
-    )
+    return [
+        _figure(
+            "Weights rounded the other way",
+            "Per cent of a layer's weights whose code is not the nearest one.",
+            bar_chart("Per cent of weights rounded the other way, by layer", names, flips, unit=" %"),
+        ),
+        _figure(
+            "Seconds per layer",
+            "Spent on its ranges and rounding.",
+            bar_chart("Seconds spent on each layer", names, times, unit=" s"),
+        ),
+    ]
 
 
 def _figure(heading: str, caption: str, chart: str) -> str:
@@ -69,21 +77,22 @@ HOW: tuple[tuple[str, Callable[[LayerReport], str]], ...] = (
 )
 
 
-def layer_table(layers: Layers) -> str:
-    """Every layer's figures."""
+def layer_table(layers: Layers, measured: bool = True) -> str:
+    """Every layer's figures; errors where they were measured."""
     varying = [(name, of) for name, of in HOW if len({of(layer) for layer in layers}) > 1]
     common = [f"{name} {of(layers[0])}" for name, of in HOW if (name, of) not in varying] if layers else []
-    numbers = ("error, nearest", "error, chosen", "SQNR, dB", "flips", "seconds")
+    errors = ("error, nearest", "error, chosen", "SQNR, dB") if measured else ()
+    numbers = (*errors, "flips", "seconds")
     head = '<th scope="col" class="number">no.</th>'
     head += "".join(f'<th scope="col">{name}</th>' for name in ("layer", "operation", "shape"))
     head += "".join(f'<th scope="col" class="number">{name}</th>' for name in numbers)
     head += "".join(f'<th scope="col">{name}</th>' for name, _ in varying)
-    rows = [_row(index, layer, [of(layer) for _, of in varying]) for index, layer in enumerate(layers, start=1)]
+    rows = [
+        _row(index, layer, [of(layer) for _, of in varying], measured) for index, layer in enumerate(layers, start=1)
+    ]
     shared = f"<p>For all layers: {escaped(', '.join(common))}.</p>\n" if common else ""
-    shared += (
-        "<p>Errors are those of the first chart, one in bold is larger than with nearest rounding; flips are weights "
-        "rounded the other way.</p>\n"
-    )
+    explained = "Errors are those of the first chart, one in bold is larger than with nearest rounding; "
+    shared += f"<p>{explained if measured else ''}flips are weights rounded the other way.</p>\n"
     table = (
         '<table class="sortable"><caption>The layers, in the order in which they run</caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
@@ -91,16 +100,19 @@ def layer_table(layers: Layers) -> str:
     return f"<h3>All figures</h3>\n{shared}{scrolling('figures of all layers', table)}"
 
 
-def _row(index: int, layer: LayerReport, how: Sequence[str]) -> str:
+def _row(index: int, layer: LayerReport, how: Sequence[str], measured: bool) -> str:
     shape = "×".join(map(str, layer.shape))
+    errors = [
+        _number_cell(layer.error_nearest, number(layer.error_nearest)),
+        _number_cell(layer.error, number(layer.error), "error"),
+        _number_cell(decibels(layer.error), number(round(decibels(layer.error), 1))),
+    ]
     cells = [
         _number_cell(index, str(index)),
         f'<th scope="row">{escaped(layer.name)}</th>',
         f"<td>{escaped(layer.operation)}</td>",
         f'<td data-value="{escaped(layer.weights)}">{escaped(shape)}</td>',
-        _number_cell(layer.error_nearest, number(layer.error_nearest)),
-        _number_cell(layer.error, number(layer.error), "error"),
-        _number_cell(decibels(layer.error), number(round(decibels(layer.error), 1))),
+        *(errors if measured else []),
         _number_cell(layer.flips, percent(layer.flips)),
         _number_cell(layer.seconds, seconds(layer.seconds).removesuffix(" s")),
         *(f"<td>{escaped(word)}</td>" for word in how),

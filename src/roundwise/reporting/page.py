@@ -102,7 +102,7 @@ def render(
     sections = [
         _section("Summary", _summary(report, accuracy)),
         _section("Time", _times(report)),
-        _section("Layers", layer_charts(report.layers) + layer_table(report.layers)),
+        _section("Layers", layer_charts(report.layers, report.measured) + layer_table(report.layers, report.measured)),
         _section("Weights and grids", weight_cards(report.layers)),
         _section("Activations", _activations(report)),
         _section("Kept in float", _kept_float(report)),
@@ -138,13 +138,19 @@ def _summary(report: Report, accuracy: Mapping[str, tuple[float, float]]) -> str
             f"{percent(ratio)} of before",
         ),
         ("bits of a weight", bits, f"{weights:,} weights in {len(report.layers)} layers"),
-        ("calibration samples", f"{report.samples:,}", "on which all errors were measured"),
-        (
-            "error of the outputs",
-            number(report.output_error),
-            f"{number(decibels(report.output_error))} dB, relative to the float network",
-        ),
     ]
+    if report.measured:
+        ratio_in_decibels = number(decibels(report.output_error))
+        tiles += [
+            ("calibration samples", f"{report.samples:,}", "on which all errors were measured"),
+            (
+                "error of the outputs",
+                number(report.output_error),
+                f"{ratio_in_decibels} dB, relative to the float network",
+            ),
+        ]
+    else:
+        tiles.append(("calibration samples", "none", "so that no error was measured"))
     tiles += [
         (name, f"{percent(before)} → {percent(after)}", "float → quantized, on the calibration samples")
         for name, (before, after) in accuracy.items()
@@ -194,11 +200,12 @@ def _activations(report: Report) -> str:
             + "".join(f'<td class="number">{escaped(cell)}</td>' for cell in cells)
             + "</tr>"
         )
-    names = ("operation or input", "bits", "values seen", "scale", "zero point", "same range as")
+    seen, remark = ("seen", "; all errors are measured with it") if report.measured else ("expected", "")
+    names = ("operation or input", "bits", f"values {seen}", "scale", "zero point", "same range as")
     heads = "".join(f'<th scope="col"{" class=number" if name != names[0] else ""}>{name}</th>' for name in names)
     return scrolling(
         "activations",
-        "<table><caption>What flows between operations, as codes; all errors are measured with it</caption>"
+        f"<table><caption>What flows between operations, as codes{remark}</caption>"
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{_lines(rows)}</tbody></table>",
     )
 

@@ -9,13 +9,22 @@ from roundwise.graph.graph import Graph
 from roundwise.problem import Rewrite
 from roundwise.rewrites.cross_layer_equalization import CrossLayerEqualization
 from roundwise.rewrites.fold_batchnorm import fold_batchnorm
+from roundwise.rewrites.high_bias_absorption import HighBiasAbsorption
 from roundwise.rewrites.outlier_channel_splitting import OutlierChannelSplitting
 
 ALWAYS: tuple[Callable[[Graph], Graph], ...] = (fold_batchnorm,)
 
 REWRITES: dict[str, type[Rewrite]] = {
     "cross-layer-equalization": CrossLayerEqualization,
+    "high-bias-absorption": HighBiasAbsorption,
     "outlier-channel-splitting": OutlierChannelSplitting,
 }
 
-__all__ = ["ALWAYS", "REWRITES", "CrossLayerEqualization", "OutlierChannelSplitting", "fold_batchnorm"]
+__all__ = [
+    "ALWAYS",
+    "REWRITES",
+    "CrossLayerEqualization",
+    "HighBiasAbsorption",
+    "OutlierChannelSplitting",
+    "fold_batchnorm",
+]

@@ -25,10 +25,7 @@ a constant. The methods that look at the function after a layer see the ReLU, an
 the lower limit is another than 0, no function. Where activations are quantized, the quantizer stands after the minimum.
 The source replaces ReLU6 by ReLU, which changes the network; so does `relu6="relu"`.
 
-*Where pairs are.* Neither layer shares its weight, the first does not share its bias, nobody else reads what is between
-them, and each operation there keeps channels apart: pooling, padding with zeros or with what is there, resizing, means
-over places, and flattening before a linear layer, which makes several columns of a channel. Anything else, such as
-additions and concatenations, ends a chain.
+*Where pairs are* says `graph/channels.py`.
 
 A channel whose range, in one of the two layers, is 0 or below 2⁻⁸⁰ of the layer's largest keeps s = 1, so that no s is
 beyond what float32 holds. Channels that are merely negligible are scaled as all others: trained networks have some with
@@ -40,12 +37,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, fx
 
 from roundwise.errors import RecipeError
+from roundwise.graph.channels import Pair, change_limits, find_pairs, weight_name
 from roundwise.graph.graph import Graph, bind
 from roundwise.graph.matrix import LinearMap
 from roundwise.graph.patterns import clamp_limits, linear_map
@@ -59,56 +57,6 @@ DEAD = 2.0**-80
 """Channels with a smaller share of their layer's range are left alone."""
 
 _EQUIVARIANT = frozenset({aten.relu.default, aten.leaky_relu.default, aten.prelu.default})
-_EXTREMES = frozenset({aten.minimum.default, aten.maximum.default})
-_PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
-_RESHAPES = frozenset({aten.flatten.using_ints, aten.view.default, aten.reshape.default})
-# How many of the last dimensions they work over, each channel by itself.
-_OVER_PLACES: dict[Any, int] = {
-    aten.avg_pool1d.default: 1,
-    aten.avg_pool2d.default: 2,
-    aten.avg_pool3d.default: 3,
-    aten.adaptive_avg_pool1d.default: 1,
-    aten.adaptive_avg_pool2d.default: 2,
-    aten.adaptive_avg_pool3d.default: 3,
-    aten.max_pool1d.default: 1,
-    aten.max_pool2d.default: 2,
-    aten.max_pool3d.default: 3,
-    aten.upsample_bilinear2d.default: 2,
-    aten.upsample_bilinear2d.vec: 2,
-    aten.upsample_nearest2d.default: 2,
-    aten.upsample_nearest2d.vec: 2,
-}
-
-
-@final
-@dataclass(frozen=True)
-class _Place:
-    """Where a layer's channels are in a value made of its output: on an axis, each `repeats` times in a row."""
-
-    axis: int
-    repeats: int = 1
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """Two layers with the same channels between them.
-
-    Attributes:
-        first, second: the calls.
-        channels: how many output channels the first has.
-        clamps: operations between them whose limits scale with the channels, and where the channels are.
-    """
-
-    first: fx.Node
-    second: fx.Node
-    channels: int
-    clamps: tuple[tuple[fx.Node, _Place], ...]
-
-    @property
-    def weights(self) -> tuple[str, str]:
-        """The names of both weights."""
-        return _weight(self.first), _weight(self.second)
 
 
 @final
@@ -152,7 +100,7 @@ class CrossLayerEqualization(Rewrite):
     def apply(self, graph: Graph) -> Graph:
         graph = graph.copy()
         found = pairs(graph, self.relu6)
-        layers = {_weight(node): _linear_map(graph, node) for pair in found for node in (pair.first, pair.second)}
+        layers = {weight_name(node): _linear_map(graph, node) for pair in found for node in (pair.first, pair.second)}
         matrices = {name: layer.to_matrix(graph.constants[name].double()) for name, layer in layers.items()}
         for pair, scale in zip(found, self._scales(found, matrices), strict=True):
             if bool((scale == 1).all()):
@@ -167,8 +115,14 @@ class CrossLayerEqualization(Rewrite):
             if bias is not None:
                 value = graph.constants[str(bias.target)]
                 graph.constants[str(bias.target)] = (value.double() / scale).to(value.dtype)
-            for clamp, place in pair.clamps:
-                _scale_clamp(graph, clamp, place, scale, f"{first}_limit", to_relu=self.relu6 == "relu")
+            for function, place in pair.functions:
+                if not _is_equivariant(function):
+                    divisor = place.along(scale, function.meta["val"].dim())
+                    change_limits(
+                        graph, function, f"{first}_limit", divisor.reciprocal().mul, to_relu=self.relu6 == "relu"
+                    )
+            if first in graph.moments:
+                graph.moments[first] = graph.moments[first].scaled(1 / scale)
         graph.prune()
         return graph
 
@@ -198,86 +152,17 @@ class CrossLayerEqualization(Rewrite):
 
 def pairs(graph: Graph, relu6: Clamps = "clip-per-channel") -> list[Pair]:
     """The pairs of layers in a graph that can be equalized, in the order of the first."""
-    return [pair for node in graph.operations.nodes if (pair := _pair(graph, node, relu6)) is not None]
-
-
-def _pair(graph: Graph, first: fx.Node, relu6: Clamps) -> Pair | None:
-    """The pair that begins with a node, if one does."""
-    layer = linear_map(graph, first)
-    if layer is None or not _alone(first, "weight", "bias"):
-        return None
-    groups, rows, _ = layer.matrix_shape
-    node, place = first, _Place(_channel_axis(first, layer))
-    clamps: list[tuple[fx.Node, _Place]] = []
-    while len(node.users) == 1:
-        user = next(iter(node.users))
-        second = linear_map(graph, user)
-        if second is not None:
-            # What it reads is its input: a weight is a constant.
-            fits = place.axis == _channel_axis(node, second) and _alone(user, "weight")
-            return Pair(first, user, groups * rows, tuple(clamps)) if fits else None
-        if user.op != "call_function" or not user.args or user.args[0] is not node:
-            return None
-        if not _is_equivariant(user):
-            if _is_clamp(graph, user, relu6):
-                clamps.append((user, place))
-            else:
-                after = _place_after(user, place)
-                if after is None:
-                    return None
-                place = after
-        node = user
-    return None
-
-
-def _alone(call: fx.Node, *names: str) -> bool:
-    """Whether nobody but the call reads its weight, or its weight and bias."""
-    arguments = bind(call)
-    return all(arguments[name] is None or set(arguments[name].users) == {call} for name in names)
-
-
-def _channel_axis(node: fx.Node, layer: LinearMap) -> int:
-    """Of a layer's input or output; a batch dimension may be missing, and positions may stand before features."""
-    return int(node.meta["val"].dim()) - max(layer.dims, 0) - 1
+    return find_pairs(graph, lambda node: _is_equivariant(node) or _can_follow(node, relu6))
 
 
 def _is_equivariant(node: fx.Node) -> bool:
     return node.target in _EQUIVARIANT or clamp_limits(node) in ((0, math.inf), (-math.inf, math.inf))
 
 
-def _is_clamp(graph: Graph, node: fx.Node, relu6: Clamps) -> bool:
-    """Whether an operation is a clamp that shall be scaled, or replaced."""
-    limits = clamp_limits(node)
-    if limits is not None:
-        return relu6 == "clip-per-channel" or (relu6 == "relu" and limits[0] == 0)
-    if node.target not in _EXTREMES or graph.constant(node.args[1]) is None:
-        return False
-    shapes = [str(list(it.meta["val"].shape)) for it in (node, node.args[0]) if isinstance(it, fx.Node)]
-    return relu6 == "clip-per-channel" and shapes[0] == shapes[1]
-
-
-def _place_after(node: fx.Node, place: _Place) -> _Place | None:
-    """Where channels are after an operation that keeps them apart; None if it may not."""
-    source, arguments = node.args[0], bind(node)
-    assert isinstance(source, fx.Node)
-    value = source.meta["val"]
-    if node.target in _RESHAPES:
-        before, after = value.shape, node.meta["val"].shape
-        flat = len(after) == 2 and len(before) >= 2 and str(before[0]) == str(after[0])
-        sizes = list(before[2:])
-        if not flat or place != _Place(1) or not all(isinstance(size, int) for size in sizes):
-            return None
-        return _Place(1, math.prod(sizes))
-    if node.target is aten.mean.dim:
-        over = {dim % value.dim() for dim in arguments["dim"] or range(value.dim())}
-        if place.axis in over or arguments["dtype"] is not None:
-            return None
-        gone = 0 if arguments["keepdim"] else sum(dim < place.axis for dim in over)
-        return _Place(place.axis - gone, place.repeats)
-    last = _OVER_PLACES.get(node.target, 0)
-    if node.target in _PADS and (arguments.get("mode", "constant") != "constant" or arguments["value"] in (0, None)):
-        last = len(arguments["pad"]) // 2
-    return place if last and place.axis < value.dim() - last else None
+def _can_follow(clamp: fx.Node, relu6: Clamps) -> bool:
+    """Whether a clamp may be scaled, or replaced."""
+    limits = clamp_limits(clamp)
+    return relu6 == "clip-per-channel" or (relu6 == "relu" and limits is not None and limits[0] == 0)
 
 
 def _ranges(pair: Pair, sizes: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -293,48 +178,6 @@ def _scaled_rows(matrix: Tensor, scale: Tensor) -> Tensor:
 def _scaled_columns(matrix: Tensor, scale: Tensor) -> Tensor:
     groups, _, cols = matrix.shape
     return matrix * scale.repeat_interleave(groups * cols // scale.numel()).reshape(groups, 1, cols)
-
-
-def _scale_clamp(
-    graph: Graph, node: fx.Node, place: _Place, scale: Tensor, name: str, *, to_relu: bool = False
-) -> None:
-    """Let a clamp have its limits divided by the channels' scales; or let it be a ReLU."""
-    value, limits = node.meta["val"], clamp_limits(node)
-    shape = [1] * value.dim()
-    shape[place.axis] = -1
-    divisor = scale.repeat_interleave(place.repeats).reshape(shape)
-
-    def insert(target: object, source: fx.Node, limit: float | Tensor | None = None) -> fx.Node:
-        arguments = [source]
-        if limit is not None:
-            arguments.append(graph.add_constant(name, (limit / divisor).to(value.dtype)))
-        with graph.operations.inserting_before(node):
-            new = graph.operations.call_function(target, tuple(arguments))  # type: ignore[arg-type]  # it is callable
-        new.meta = dict(node.meta)
-        return new
-
-    result = node.args[0]
-    assert isinstance(result, fx.Node)
-    if limits is None:
-        constant = graph.constant(node.args[1])
-        assert constant is not None
-        result = insert(node.target, result, constant.double())
-    else:
-        low, high = limits
-        if low == 0:
-            result = insert(aten.relu.default, result)
-        elif low > -math.inf:
-            result = insert(aten.maximum.default, result, low)
-        if high < math.inf and not to_relu:
-            result = insert(aten.minimum.default, result, high)
-    node.replace_all_uses_with(result)
-    graph.operations.erase_node(node)
-
-
-def _weight(call: fx.Node) -> str:
-    source = call.args[1]
-    assert isinstance(source, fx.Node)
-    return str(source.target)
 
 
 def _linear_map(graph: Graph, call: fx.Node) -> LinearMap:

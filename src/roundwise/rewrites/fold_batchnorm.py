@@ -20,6 +20,9 @@ A batch-norm stays, and goes on working, where its layer's output is used by oth
 shared with a call that is not followed by the same batch-norm, where its channels are not the layer's (a linear layer
 on sequences), where its statistics come from the batch, and where the folded weights would overflow their dtype.
 
+What a batch-norm after a layer tells of that layer's outputs, their means and deviations, stays behind as
+`Graph.moments`. Where several calls share the weight it is true of all of them together and of none alone, and goes.
+
 References:
     Krishnamoorthi 2018, arXiv:1806.08342, Section 3.2; Nagel et al., ICCV 2019, arXiv:1906.04721, Section 5.
 """
@@ -28,13 +31,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, fx
 
 from roundwise.graph.graph import Graph, bind
+from roundwise.graph.moments import BATCH_NORM, batchnorm_moments
 from roundwise.graph.patterns import find_layers, has_channels_second, linear_map
-
-_BATCH_NORM = torch.ops.aten.batch_norm.default
 
 
 class _Affine(NamedTuple):
@@ -64,7 +65,7 @@ def _fold_after(graph: Graph, weight: fx.Node) -> bool:
         layer, users = linear_map(graph, call), list(call.users)
         if layer is None or call.args[1] is not weight or not has_channels_second(call, layer):
             return False
-        if len(users) != 1 or users[0].target is not _BATCH_NORM or users[0].args[0] is not call:
+        if len(users) != 1 or users[0].target is not BATCH_NORM or users[0].args[0] is not call:
             return False
         norms.append(users[0])
     if any(norm.args[1:] != norms[0].args[1:] for norm in norms) or any(
@@ -77,14 +78,19 @@ def _fold_after(graph: Graph, weight: fx.Node) -> bool:
     groups, rows, _ = layer.matrix_shape
     matrix = layer.to_matrix(_double(graph, weight)) * affine.scale.reshape(groups, rows, 1)
     bias = affine.shift if layer.bias is None else layer.bias.double() * affine.scale + affine.shift
-    return _replace(graph, calls, layer.to_weight(matrix), bias) and _bypass(graph, norms)
+    moments = batchnorm_moments(graph, norms[0])
+    if not _replace(graph, calls, layer.to_weight(matrix), bias):
+        return False
+    if moments is not None and len(calls) == 1:
+        graph.moments[str(weight.target)] = moments
+    return _bypass(graph, norms)
 
 
 def _fold_before(graph: Graph, weight: fx.Node) -> bool:
     """Fold the batch-norm before a weight's only call; say whether it was."""
     call, *others = weight.users
     layer, norm = linear_map(graph, call), call.args[0]
-    if others or layer is None or not isinstance(norm, fx.Node) or norm.target is not _BATCH_NORM:
+    if others or layer is None or not isinstance(norm, fx.Node) or norm.target is not BATCH_NORM:
         return False
     affine = _affine(graph, norm)
     if affine is None or set(norm.users) != {call} or not has_channels_second(norm, layer):

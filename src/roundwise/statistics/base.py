@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor
@@ -12,7 +12,13 @@ from roundwise.graph.matrix import LinearMap
 
 
 class Statistic(ABC):
-    """What one layer's samples are reduced to."""
+    """What one layer's samples are reduced to.
+
+    Attributes:
+        from_samples: whether it is learnt from samples; False where a run without data can have it.
+    """
+
+    from_samples: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod
@@ -51,6 +57,8 @@ class Statistic(ABC):
 @final
 class Nothing(Statistic):
     """For methods that look at the weights alone."""
+
+    from_samples: ClassVar[bool] = False
 
     @classmethod
     def empty(cls, layer: LinearMap, samples: int, generator: torch.Generator) -> Self:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -28,8 +28,10 @@ class ValueStatistic(ABC):
 
     Attributes:
         lows, highs: the smallest and the largest value of each batch, in order.
+        from_samples: whether it is learnt from samples; False where a run without data can have it.
     """
 
+    from_samples: ClassVar[bool] = True
     lows: list[float]
     highs: list[float]
 

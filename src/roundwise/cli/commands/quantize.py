@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ import torch
 from roundwise import quantize
 from roundwise.activations import ACTIVATION_RANGES
 from roundwise.cli.accuracy import before_and_after, check_labels, measure
+from roundwise.cli.datafree import check_data_or_none, no_data
 from roundwise.cli.models import load_model
 from roundwise.cli.options import DataRequest, data_options, move, weight_options, weight_source
 from roundwise.cli.outputs import check_outputs, write_outputs, write_report
-from roundwise.cli.parameters import EXISTING_FILE, Device, Memory, default
+from roundwise.cli.parameters import EXISTING_FILE, Device, Memory, Shape, default
 from roundwise.cli.recipes import RecipeOptions, build_recipe, describe, describe_methods
 from roundwise.cli.terminal import exits, layer_progress, say, show_json
 from roundwise.correction import CORRECTIONS
-from roundwise.evaluation.data import load_data
+from roundwise.evaluation.data import Dataset, load_data
 from roundwise.grid import BITS, Granularity, PerChannel, PerGroup, PerTensor
 from roundwise.ranges import RANGE_ESTIMATORS
 from roundwise.recipe import Activations, Recipe, granularity_name
@@ -49,6 +51,7 @@ Examples:
   roundwise quantize net.py:build --data inputs.npy --activations 8 --out integer.onnx
   roundwise quantize net.py:build --data inputs.npy --override classifier=8 --override 'stem.*=float'
   roundwise quantize net.py:build --data inputs.npz --out net.rw --report net.html
+  roundwise quantize timm:mobilenetv2_100 --pretrained --data-free --activations 8 --out mobilenet.onnx
 """
 
 
@@ -81,7 +84,18 @@ class MethodsCommand(click.Command):
 )
 @click.argument("model")
 @weight_options
-@data_options
+@partial(data_options, required=False)
+@click.option(
+    "--data-free",
+    is_flag=True,
+    help="Use no data at all: 8 bits, rounded to nearest after equalization, biases corrected by what batch-norm "
+    "tells. Other options change that, but methods that need data are refused. No error is measured.",
+)
+@click.option(
+    "--input-size",
+    type=Shape(),
+    help="With --data-free: the size of one input, such as 3x224x224." + default("what MODEL states"),
+)
 @click.option(
     "--bits",
     type=click.Choice([str(bits) for bits in BITS]),
@@ -188,13 +202,16 @@ def command(
     page: Path | None,
     labels: Path | None,
     as_json: bool,
+    data_free: bool,
     **options: Any,
 ) -> None:
     """Run `roundwise quantize`."""
     started = time.perf_counter()
+    check_data_or_none(options, data_free=data_free, labels=labels)
     check_outputs(outputs, page)
+    input_size = options.pop("input_size")
     request = DataRequest.take(options)
-    want_labels = check_labels(labels, request, page)
+    want_labels = not data_free and check_labels(labels, request, page)
     granularity = _granularity(**{name: options.pop(name) for name in ("per_tensor", "per_channel", "per_group")})
     bits, activations = options.pop("bits"), options.pop("activations")
     source = weight_source(options, seed=options["seed"] or DEFAULT.seed)
@@ -203,6 +220,7 @@ def command(
             granularity=granularity,
             bits=None if bits is None else int(bits),
             activations=None if activations is None else 0 if activations == "float" else int(activations),
+            data_free=data_free,
             **options,
         )
     )
@@ -210,35 +228,43 @@ def command(
     loaded = load_model(model, source, num_classes)
     for note in loaded.notes:
         say(f"{model}: {note}")
-    data, preprocessing_source = request.options(loaded.preprocessing, recipe.seed)
-    dataset = load_data(request.data, replace(data, want_labels=want_labels, labels=labels))
-    say(f"data: {dataset.description}")
-    if dataset.preprocessing is not None:
-        say(f"images: {dataset.preprocessing} ({preprocessing_source})")
+    dataset: Dataset | None = None
+    inputs: Any = None
+    facts = {"model": model}
+    if data_free:
+        inputs, recipe, facts["samples"] = no_data(loaded, request, input_size, recipe)
+    else:
+        data, preprocessing_source = request.options(loaded.preprocessing, recipe.seed)
+        dataset = load_data(request.data, replace(data, want_labels=want_labels, labels=labels))
+        inputs, facts["samples"] = dataset.batches(recipe.batch_size), dataset.description
+        if dataset.preprocessing is not None:
+            facts["images"] = f"{dataset.preprocessing} ({preprocessing_source})"
+    say(f"data: {facts['samples']}")
+    if "images" in facts:
+        say(f"images: {facts['images']}")
     network = move(loaded.network, device)
-    before = measure(model, network, dataset, recipe.batch_size, device) if want_labels else None
+    before = None
+    if dataset is not None and want_labels:
+        before = measure(model, network, dataset, recipe.batch_size, device)
     with layer_progress() as progress:
-        quantized = quantize(network, dataset.batches(recipe.batch_size), recipe, progress=progress)
+        quantized = quantize(network, inputs, recipe, progress=progress)
     if not as_json:
         # Before the files are written, so that the report of a long run is there even if one of them fails.
         click.echo(str(quantized.report))
         sys.stdout.flush()
     accuracy: dict[str, tuple[float, float]] = {}
-    if before is not None:
+    if before is not None and dataset is not None:
         after = measure("the quantized network", quantized, dataset, recipe.batch_size, device)
         accuracy = before_and_after(before, after)
     written = write_outputs(quantized, outputs)
     if page is not None:
-        facts = {"model": model, "samples": dataset.description}
-        if dataset.preprocessing is not None:
-            facts["images"] = f"{dataset.preprocessing} ({preprocessing_source})"
         written.append(write_report(quantized, page, title=model, facts=facts, accuracy=accuracy))
     if as_json:
         show_json(
             {
                 "model": model,
-                "data": dataset.description,
-                "preprocessing": None if dataset.preprocessing is None else str(dataset.preprocessing),
+                "data": facts["samples"],
+                "preprocessing": None if dataset is None else _text(dataset.preprocessing),
                 "recipe": quantized.recipe.as_dict(),
                 "report": quantized.report.as_dict(),
                 "versions": quantized.versions,
@@ -254,6 +280,10 @@ def command(
         click.echo(f"written: {text}")
     if not outputs:
         say("the network was not written; give --out model.rw or --out model.onnx to keep the result")
+
+
+def _text(thing: object | None) -> str | None:
+    return None if thing is None else str(thing)
 
 
 def _granularity(per_tensor: bool, per_channel: bool, per_group: int | None) -> Granularity | None:

@@ -1,0 +1,186 @@
+"""Quantization without any data: the same network as with data and that recipe, and a report that claims nothing."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import roundwise as rw
+from roundwise.report import Report
+from roundwise.reporting.page import render
+
+WITH_DATA = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+class Net(nn.Module):
+    """A small network in the style of MobileNetV2, whose batch-norms know what the layers give for normal inputs."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU6(),
+            nn.Conv2d(16, 16, 3, groups=16, padding=1), nn.BatchNorm2d(16), nn.ReLU6(),
+        )  # fmt: skip
+        self.project, self.norm = nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
+        self.last = nn.Linear(16, 5)
+        with torch.no_grad():
+            self.body[0].weight *= torch.logspace(-1, 1, 16).reshape(-1, 1, 1, 1)
+        for norm in (self.body[1], self.body[4], self.norm):
+            norm.momentum = None
+            nn.init.normal_(norm.bias, 1.0)
+            nn.init.uniform_(norm.weight, 0.2, 1.0)
+        self.train()
+        with torch.no_grad():
+            for _ in range(4):
+                self(torch.randn(64, 3, 8, 8))
+        self.eval()
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.last((x + self.norm(self.project(x))).mean((2, 3)))
+
+
+NET = Net()
+FREE = rw.DataFree((3, 8, 8))
+RANGES = rw.ActivationBatchNorm(input_low=-4.0, input_high=4.0)
+
+
+def recipe(**changes):
+    plain = rw.Weights(bits=8, ranges=rw.MinMax())
+    return dataclasses.replace(rw.Recipe.data_free(), **{"weights": plain, **changes})
+
+
+@pytest.fixture(scope="module")
+def quantized():
+    return rw.quantize(NET, FREE, recipe(activations=rw.Activations(ranges=RANGES)))
+
+
+@pytest.mark.parametrize("adapt", [True, False])
+def test_it_gives_what_the_same_recipe_gives_with_data(quantized, adapt):
+    free, activations = quantized, rw.Activations(ranges=RANGES, adapt_rounding=adapt)
+    with_data = rw.quantize(NET, WITH_DATA, recipe(activations=activations))
+    ours, theirs = free.state_dict(), with_data.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    with torch.no_grad():
+        assert torch.equal(free(WITH_DATA), with_data(WITH_DATA))
+    assert free.report.activations == with_data.report.activations
+    assert not free.report.measured
+    assert with_data.report.measured
+
+
+def test_the_report_tells_that_no_error_was_measured(quantized):
+    report = quantized.report
+    text, html = str(report), render(quantized, title="net", facts={}, accuracy={}).partition("<script>")[0]
+    assert "4 layers quantized without data" in text
+    assert "no error was measured" in text
+    for word in ("nan", "NaN", "nearest  chosen"):
+        assert word not in text
+        assert word not in html
+    assert "so that no error was measured" in html
+    assert [layer.note for layer in report.layers if layer.note] == [
+        "not corrected: batch-norm tells nothing of what it reads"
+    ]
+    plain = json.loads(json.dumps(report.as_dict()))
+    assert plain["output_error"] is None
+    assert str(Report.from_dict(plain)) == text
+
+
+def test_a_file_of_it_loads(quantized, tmp_path):
+    quantized.save(tmp_path / "net.rw")
+    loaded = rw.load(tmp_path / "net.rw")
+    assert loaded.recipe == quantized.recipe
+    assert quantized.samples is None  # so that an export is checked on what calls itself random
+    assert not loaded.report.measured
+    with torch.no_grad():
+        assert torch.equal(loaded(WITH_DATA), quantized(WITH_DATA))
+
+
+def test_the_correction_takes_most_of_the_mean_error_away():
+    samples = torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(6))
+
+    @torch.no_grad()
+    def error(correction):
+        coarse = rw.Recipe(rw.Weights(3, rw.PerTensor(), ranges=rw.MinMax()), rw.Nearest(), correction=correction)
+        difference = rw.quantize(NET, FREE, coarse)(samples) - NET(samples)
+        return float(difference.mean(0).square().sum())
+
+    assert error(rw.AnalyticBias()) < 0.2 * error(None)
+
+
+def test_inputs_of_any_form_can_be_described():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.last = nn.Embedding(7, 4), nn.Linear(4, 2)
+
+        def forward(self, tokens, scale):
+            return self.last(self.embed(tokens).mean(1) * scale)
+
+    example = (torch.zeros(2, 5, dtype=torch.int64), torch.ones(2, 4))
+    plain = rw.Recipe(rounding=rw.Nearest())
+    assert len(rw.quantize(Two().eval(), rw.DataFree(example), plain).report.layers) == 1
+
+
+def test_a_network_with_nothing_to_do_runs_through_and_says_so():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Sigmoid(), nn.Linear(4, 2)).eval()
+    report = rw.quantize(model, rw.DataFree((6,))).report
+    assert report.notes == (
+        "cross-layer-equalization: no pair of layers to equalize",
+        "high-bias-absorption: no layer is followed by a batch-norm, so nothing is known of what channels are above",
+    )
+    assert all("not corrected" in layer.note for layer in report.layers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounding": rw.AdaRound()}, r"layer 'body\.0': AdaRound learns from samples.*rounding=Nearest\(\)"),
+        ({"correction": rw.EmpiricalBias()}, r"EmpiricalBias learns from samples.*AnalyticBias\(\)"),
+        ({"weights": rw.Weights(ranges=rw.OutputMSE())}, "OutputMSE learns from samples"),
+        ({"activations": rw.Activations()}, r"ActivationMSE learns ranges from samples.*ActivationBatchNorm\(\)"),
+        ({"activations": rw.Activations(ranges=rw.ActivationBatchNorm())}, "range of the network's input 'x'"),
+    ],
+    ids=["rounding", "correction", "ranges", "activations", "limits of the input"],
+)
+def test_methods_that_learn_from_samples_are_refused(changes, message):
+    with pytest.raises(rw.RecipeError, match=message):
+        rw.quantize(NET, FREE, recipe(**changes))
+
+
+@pytest.mark.parametrize("data", [rw.DataFree((4,)), torch.randn(9, 4)], ids=["without data", "with data"])
+def test_an_activation_of_which_nothing_is_known_is_named(data):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    with pytest.raises(rw.RecipeError, match=r"range of 'relu'.*Leave activations in float"):
+        rw.quantize(model, data, recipe(activations=rw.Activations(ranges=RANGES)))
+
+
+@pytest.mark.parametrize("size", [(), (3, 0, 8), [-1]])
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(rw.CalibrationError, match="positive whole numbers"):
+        rw.DataFree(size)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"deviations": 0.0},
+        {"channels": 0.0},
+        {"channels": 1.5},
+        {"input_low": 1.0},
+        {"input_low": 1.0, "input_high": 1.0},
+    ],
+    ids=str,
+)
+def test_ranges_that_mean_nothing_are_refused(settings):
+    with pytest.raises(rw.RecipeError, match="ActivationBatchNorm"):
+        rw.ActivationBatchNorm(**settings)
+
+
+def test_the_recipe_survives_a_trip_through_toml(tmp_path):
+    wanted = recipe(activations=rw.Activations(ranges=RANGES))
+    wanted.to_toml(tmp_path / "recipe.toml")
+    assert rw.Recipe.from_toml(tmp_path / "recipe.toml") == wanted

@@ -1,0 +1,137 @@
+"""Absorption: nothing changes where channels are always above what is absorbed, and it says where it may."""
+
+import pytest
+import torch
+from test_fold_batchnorm import Norm, sequential
+from test_fold_batchnorm import graph_of as traced
+from torch import nn
+
+from roundwise.errors import RecipeError
+from roundwise.pipeline import apply_rewrites
+from roundwise.rewrites import CrossLayerEqualization, HighBiasAbsorption, fold_batchnorm
+
+aten = torch.ops.aten
+SHIFTS = torch.tensor([5.0, 4.0, -1.0, 9.0], dtype=torch.float64)
+
+
+def network(function, second=None):
+    """A layer whose outputs lie within 1.74 deviations of batch-norm's means, far above 0 but for one channel."""
+    torch.manual_seed(0)
+    first, norm = nn.Conv2d(1, 4, 1, bias=False), Norm(4, shift=False)
+    with torch.no_grad():
+        norm.variance.copy_(first.weight.flatten().square())
+        norm.weight.fill_(1.0)
+        norm.bias.copy_(SHIFTS)
+    return sequential(first, norm, *function, second or nn.Conv2d(4, 3, 1)).double()
+
+
+def graph_of(model, inputs):
+    return fold_batchnorm(traced(model, inputs))
+
+
+def samples():
+    generator = torch.Generator().manual_seed(1)
+    return (torch.rand(3, 1, 6, 6, generator=generator, dtype=torch.float64) * 2 - 1) * 3**0.5  # of deviation 1
+
+
+class Call(nn.Module):
+    """An operation, as a captured graph has it."""
+
+    def __init__(self, operation, *args):
+        super().__init__()
+        self.operation, self.args = operation, args
+
+    def forward(self, x):
+        return self.operation(x, *self.args)
+
+
+RELU = Call(aten.relu.default)
+FUNCTIONS = {
+    "relu": [RELU],
+    "leaky": [Call(aten.leaky_relu.default, 0.1)],
+    "relu6": [Call(aten.hardtanh.default, 0.0, 6.0)],
+    "a low ceiling": [Call(aten.hardtanh.default, 0.0, 4.5)],
+    "a pool after it": [RELU, Call(aten.max_pool2d.default, [2, 2])],
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+@pytest.mark.parametrize("equalized", [False, True], ids=["", "equalized"])
+@pytest.mark.parametrize("bias", [True, False], ids=["", "no bias"])
+def test_outputs_stay_where_channels_are_always_above(function, equalized, bias):
+    model, inputs = network(function, nn.Conv2d(4, 3, 2, bias=bias)), samples()
+    graph = graph_of(model, inputs)
+    if equalized:
+        graph = CrossLayerEqualization().apply(graph)
+    before = {name: value.clone() for name, value in graph.constants.items()}
+    after = HighBiasAbsorption().apply(graph)
+    with torch.no_grad():
+        torch.testing.assert_close(after.module()(inputs), model(inputs), rtol=1e-9, atol=1e-9)
+    assert before.keys() == graph.constants.keys()
+    assert all(torch.equal(graph.constants[name], value) for name, value in before.items())
+    taken = graph.constants["0.bias"] - after.constants["0.bias"]
+    assert (taken > 0).tolist() == [True, True, False, True]
+    torch.testing.assert_close(after.moments["0.weight"].mean, graph.moments["0.weight"].mean - taken)
+    again = HighBiasAbsorption().apply(after).constants["0.bias"]
+    torch.testing.assert_close(again, after.constants["0.bias"])  # no more to take
+
+
+def test_the_fewer_deviations_the_more_is_absorbed():
+    graph = graph_of(network([RELU]), samples())
+    biases = [HighBiasAbsorption(n).apply(graph).constants["0.bias"].sum() for n in (3.0, 1.0, 0.0)]
+    assert biases == sorted(biases, reverse=True)
+    moments = graph.moments["0.weight"]
+    expected = graph.constants["0.bias"] - (SHIFTS - 3 * moments.std).clamp(min=0)
+    torch.testing.assert_close(HighBiasAbsorption().apply(graph).constants["0.bias"], expected)
+
+
+def test_zeros_around_change_borders_alone_and_such_pairs_can_be_left():
+    model, inputs = network([RELU], nn.Conv2d(4, 3, 3, padding=1)), samples()
+    graph = graph_of(model, inputs)
+    with torch.no_grad():
+        wanted, given = model(inputs), HighBiasAbsorption().apply(graph).module()(inputs)
+    torch.testing.assert_close(given[..., 1:-1, 1:-1], wanted[..., 1:-1, 1:-1])
+    assert not torch.allclose(given, wanted, rtol=0.01)
+    assert "3 channels between 1 pairs of layers, 1 of them with padding" in HighBiasAbsorption().note(graph)
+    left = HighBiasAbsorption(across_padding=False)
+    assert str(left.apply(graph).operations) == str(graph.operations)
+    assert left.note(graph) == "no channel is always above 0 between two layers: nothing to absorb"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        network([]),
+        network([Call(aten.sigmoid.default)]),
+        network([Call(aten.hardtanh.default, 0.5, 20.0)]),
+        network([RELU], nn.ConvTranspose2d(4, 3, 3, 2)),
+        sequential(nn.Conv2d(1, 4, 1), RELU, nn.Conv2d(4, 2, 1)).double(),
+    ],
+    ids=["no function", "another function", "a floor above 0", "a transposed layer", "no batch-norm"],
+)
+def test_what_it_cannot_shift_it_leaves(model):
+    inputs = samples()
+    graph = graph_of(model, inputs)
+    rewrite = HighBiasAbsorption()
+    after, notes = apply_rewrites(graph, (rewrite,), (inputs,), {})
+    assert str(after.operations) == str(graph.operations)
+    assert all(torch.equal(value, graph.constants[name]) for name, value in after.constants.items())
+    (note,) = notes
+    assert "nothing to absorb" in note or "nothing is known" in note
+    assert "moved" not in note
+
+
+def test_the_report_tells_how_far_outputs_moved():
+    model, inputs = network([RELU], nn.Conv2d(4, 3, 3, padding=1)), samples()
+    graph = graph_of(model, inputs)
+    (measured,), (not_measured,) = (
+        apply_rewrites(graph, (HighBiasAbsorption(),), (inputs,), {}, real=real)[1] for real in (True, False)
+    )
+    assert "outputs moved by" in measured
+    assert not_measured.endswith("outputs moved; how far was not measured, without data")
+
+
+@pytest.mark.parametrize("deviations", [-1.0, float("nan")])
+def test_deviations_that_mean_nothing_are_refused(deviations):
+    with pytest.raises(RecipeError, match="deviations"):
+        HighBiasAbsorption(deviations)

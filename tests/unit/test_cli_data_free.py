@@ -1,0 +1,111 @@
+"""`roundwise quantize --data-free`: where the size of an input comes from, and what does not go with it."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import roundwise as rw
+from roundwise.cli.app import app
+from roundwise.cli.commands import quantize as quantize_command
+
+NET = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+"""
+
+
+@pytest.fixture
+def net(tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    return f"{tmp_path / 'net.py'}:build"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["quantize", *map(str, arguments)])
+
+
+def test_it_quantizes_and_limits_of_inputs_come_from_mean_and_std(net, tmp_path):
+    page = tmp_path / "page.html"
+    result = run(
+        net, "--data-free", "--input-size", "3x8x8", "--activations", 8, "--mean", "0.5,0.5,0.5", "--std", "0.25,0.5,1",
+        "--set", "ranges.candidates=5", "--json", "--report", page,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    shown = json.loads(result.stdout)
+    assert shown["data"] == "none; inputs of 3×8×8 (--input-size)"
+    assert (shown["report"]["samples"], shown["report"]["output_error"]) == (0, None)
+    assert shown["recipe"]["activations"]["ranges"] == {
+        "method": "batch-norm", "deviations": 6.0, "channels": 0.995, "input_low": -2.0, "input_high": 2.0,
+    }  # fmt: skip
+    assert shown["recipe"]["correction"] == {"method": "analytic-bias"}
+    assert [rewrite["method"] for rewrite in shown["recipe"]["rewrites"]] == [
+        "cross-layer-equalization",
+        "high-bias-absorption",
+    ]
+    assert "none; inputs of 3×8×8" in page.read_text()
+
+
+class CalledError(Exception):
+    """Instead of a run."""
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `quantize` is asked for, without the run."""
+    found = []
+
+    def note(network, inputs, recipe, progress):
+        found.append((inputs, recipe))
+        raise CalledError
+
+    monkeypatch.setattr(quantize_command, "quantize", note)
+    return found
+
+
+def test_the_size_of_an_input_is_the_crop_that_is_asked_for(net, asked):
+    run(net, "--data-free", "--size", "32")
+    assert asked[0][0].example == (3, 32, 32)
+    assert asked[0][1] == rw.Recipe.data_free()
+
+
+def test_a_program_knows_its_inputs(asked, tmp_path):
+    program = torch.export.export(torch.nn.Linear(4, 3), (torch.zeros(2, 4),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    result = run(tmp_path / "net.pt2", "--data-free")
+    assert isinstance(result.exception, CalledError), result.stderr
+    assert [list(tensor.shape) for tensor in asked[0][0].example] == [[2, 4]]
+
+
+def test_a_recipe_file_is_taken_as_it_is(net, asked, tmp_path):
+    rw.Recipe(rounding=rw.Nearest()).to_toml(tmp_path / "recipe.toml")
+    run(net, "--data-free", "--input-size", "3x8x8", "--recipe", tmp_path / "recipe.toml")
+    assert asked[0][1] == rw.Recipe(rounding=rw.Nearest())
+
+
+def test_a_size_that_nothing_states_has_to_be_given(net):
+    result = run(net, "--data-free")
+    assert result.exit_code == 1
+    assert "Give the size of one, such as --input-size 3x224x224" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "--data-free quantizes without any data"),
+        (("--data-free", "--limit", "5"), "leave out --limit"),
+        (("--data-free", "--data", "."), "leave out --data"),
+        (("--data-free", "--input-size", "3x0"), "no size of an input"),
+        (("--data", ".", "--input-size", "3x8x8"), "goes with --data-free"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_is_wrong_usage(net, options, message):
+    result = run(net, *options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
