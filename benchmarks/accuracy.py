@@ -56,13 +56,15 @@ def measure(
     *,
     seeds: Iterable[int],
     samples: int,
+    equalize: bool = False,
     journal: Path | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Quantize one network with each solver and seed; one record per run, appended to `journal` as it is finished."""
     task = networks.load(network, samples)
     right_float = correct(task, task.model)
-    base = rw.Recipe(weights=weights, rounding=rw.Nearest())
+    rewrites = (rw.CrossLayerEqualization(),) if equalize else ()
+    base = rw.Recipe(weights=weights, rounding=rw.Nearest(), rewrites=rewrites)
     right_nearest = correct(task, rw.quantize(task.model, task.calibration, base))
     records = []
     for name, solver in solvers.items():
@@ -77,7 +79,7 @@ def measure(
                 "network": network,
                 "bits": weights.bits,
                 "granularity": granularity_name(weights.granularity),
-                "solver": name,
+                "solver": f"{name}, equalized" if equalize else name,
                 "seed": seed,
                 "samples": samples,
                 "float": percent(right_float),
@@ -139,6 +141,7 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
     parser.add_argument("--granularity", nargs="+", choices=("per-tensor", "per-channel"), default=["per-tensor"])
     parser.add_argument("--solver", nargs="+", default=["adaround-sgd:iterations=1000"])
+    parser.add_argument("--equalize", action="store_true", help="cross-layer equalization first, nearest rounding too")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--samples", type=int, default=1024)
@@ -159,6 +162,7 @@ def main() -> None:
             {text: solver_from(text) for text in arguments.solver},
             seeds=range(arguments.first_seed, arguments.first_seed + arguments.seeds),
             samples=arguments.samples,
+            equalize=arguments.equalize,
             journal=arguments.json,
             progress=print_event if arguments.verbose else None,
         )

@@ -214,7 +214,7 @@ def main() -> None:
         }
         solver = Compare(tuple(arguments.layers), chosen, setting, journal)
         weights = rw.Weights(bits=bits, granularity=GRANULARITIES[granularity]())
-        rw.quantize(task.model, task.calibration, rw.Recipe(weights=weights, rounding=solver))
+        rw.quantize(task.model, task.calibration, rw.Recipe(weights=weights, rounding=solver, rewrites=()))
     print(table(journal.records))
 
 

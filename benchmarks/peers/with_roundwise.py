@@ -18,7 +18,7 @@ def quantize(model: nn.Module, calibration: Tensor, job: Job) -> Result:
         raise CannotError(f"Roundwise has no solver {name!r}; it has {', '.join(ROUNDING_SOLVERS)}.")
     solver = ROUNDING_SOLVERS[name](**settings)
     weights = rw.Weights(bits=job.bits, granularity=GRANULARITIES[job.granularity]())
-    recipe = rw.Recipe(weights=weights, rounding=solver, seed=job.seed)
+    recipe = rw.Recipe(weights=weights, rounding=solver, seed=job.seed, rewrites=())
     return Result(rw.quantize(model, calibration, recipe), [f"{solver}; ranges: {weights.ranges}"])
 
 

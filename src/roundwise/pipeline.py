@@ -92,9 +92,9 @@ def quantize(
         kept_samples = take(samples, graph.batch or 8) if no_data is None else None
         notes = samples.notes
         graph = rewrite(graph)
-        if recipe.rewrites:
+        if recipe.all_rewrites:
             args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(graph.batch or 2))
-            graph, rewrite_notes = apply_rewrites(graph, recipe.rewrites, args, kwargs, real=no_data is None)
+            graph, rewrite_notes = apply_rewrites(graph, recipe.all_rewrites, args, kwargs, real=no_data is None)
             notes = (*notes, *rewrite_notes)
         rewritten = time.perf_counter()
         tasks = plan_layers(graph, recipe)

@@ -199,7 +199,9 @@ class Recipe:
         activations: how tensors between operations are quantized; None leaves them in float.
         correction: what each layer's bias does about an error that the codes leave; None leaves it to the solver.
         rewrites: what is done to the float network before, in order; its outputs stay the same, unless a rewrite says
-            that it is not exact. Batch-norms are folded in any case, before these.
+            that it is not exact. Batch-norms are folded in any case, before these. None equalizes
+            (`CrossLayerEqualization`) where one scale serves a whole weight tensor, and does nothing else; an empty
+            sequence is nothing in any case.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
@@ -218,7 +220,7 @@ class Recipe:
     memory_budget: int | None = None
     activations: Activations | None = None
     correction: Correction[Any] | None = None
-    rewrites: Sequence[Rewrite] = ()
+    rewrites: Sequence[Rewrite] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.weights, Weights):
@@ -226,11 +228,12 @@ class Recipe:
         _check_choice("rounding", self.rounding, RoundingSolver, ROUNDING_SOLVERS)
         if self.correction is not None:
             _check_choice("correction", self.correction, Correction, CORRECTIONS)
-        if not isinstance(self.rewrites, list | tuple):
-            raise RecipeError(f"rewrites is {self.rewrites!r}; it must be a tuple of objects, empty for none.")
-        for number, one in enumerate(self.rewrites):
-            _check_choice(f"rewrites[{number}]", one, Rewrite, REWRITES)
-        object.__setattr__(self, "rewrites", tuple(self.rewrites))
+        if self.rewrites is not None:
+            if not isinstance(self.rewrites, list | tuple):
+                raise RecipeError(f"rewrites is {self.rewrites!r}; it must be a tuple of objects, empty for none.")
+            for number, one in enumerate(self.rewrites):
+                _check_choice(f"rewrites[{number}]", one, Rewrite, REWRITES)
+            object.__setattr__(self, "rewrites", tuple(self.rewrites))
         if not isinstance(self.activations, Activations | None):
             raise RecipeError(
                 f"activations is {self.activations!r}; it must be an object such as Activations(bits=8), or None to "
@@ -260,6 +263,18 @@ class Recipe:
         """What needs no data: 8-bit weights rounded to nearest, after equalization, absorption and correction."""
         rewrites = (CrossLayerEqualization(), HighBiasAbsorption())
         return cls(Weights(bits=8), Nearest(), correction=AnalyticBias(), rewrites=rewrites)
+
+    @property
+    def all_rewrites(self) -> Sequence[Rewrite]:
+        """The rewrites, and where they were left open those that the granularity of the weights asks for.
+
+        With one scale for a tensor, equalization is the difference between a network and noise: MobileNetV2 with 4 bits
+        has 78.8 % of its classes right instead of 0.3 %. With a scale for each channel or group it gains nothing in the
+        first layer of a pair, whose channels have scales of their own, and may lose in the second.
+        """
+        if self.rewrites is not None:
+            return self.rewrites
+        return (CrossLayerEqualization(),) if isinstance(self.weights.granularity, PerTensor) else ()
 
     def resolve(self, names: Sequence[str]) -> dict[str, Weights | None]:
         """The settings of each layer in `names`; None where it stays in float.
@@ -302,7 +317,7 @@ class Recipe:
             }
         if self.correction is not None:
             data["correction"] = _method_to_dict(self.correction, CORRECTIONS)
-        if self.rewrites:
+        if self.rewrites is not None:
             data["rewrites"] = [_method_to_dict(rewrite, REWRITES) for rewrite in self.rewrites]
         if self.memory_budget is not None:
             data["memory_budget"] = self.memory_budget
@@ -340,7 +355,7 @@ class Recipe:
         """
         all_weights = [self.weights, *(weights for weights in self.overrides.values() if weights is not None)]
         methods: list[object] = [
-            *self.rewrites,
+            *(self.rewrites or ()),
             self.rounding,
             self.correction,
             *(method for w in all_weights for method in (w.ranges, w.rounding)),

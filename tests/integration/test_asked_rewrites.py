@@ -84,6 +84,28 @@ def test_rewrites_survive_a_trip_through_toml(tmp_path):
     hash(recipe)
 
 
+@pytest.mark.parametrize("rewrites", [None, (), (rw.CrossLayerEqualization(),)], ids=str)
+def test_rewrites_left_open_stay_so_in_files_and_are_not_the_same_as_none(rewrites, tmp_path):
+    recipe = rw.Recipe(PER_TENSOR, rewrites=rewrites)
+    recipe.to_toml(tmp_path / "recipe.toml")
+    assert rw.Recipe.from_toml(tmp_path / "recipe.toml").rewrites == rewrites
+    assert build_recipe(RecipeOptions(file=tmp_path / "recipe.toml")).rewrites == rewrites
+
+
+def test_left_open_they_equalize_per_tensor_and_do_nothing_per_channel():
+    def outcome(weights, **rewrites):
+        result = rw.quantize(network(), SAMPLES, rw.Recipe(weights, rw.Nearest(), **rewrites))
+        return result.report.output_error, any("cross-layer-equalization" in note for note in result.report.notes)
+
+    per_channel = rw.Weights(bits=PER_TENSOR.bits)
+    equalized = rw.CrossLayerEqualization()
+    assert outcome(PER_TENSOR) == outcome(PER_TENSOR, rewrites=(equalized,))
+    assert outcome(PER_TENSOR)[1]
+    assert outcome(PER_TENSOR) != outcome(PER_TENSOR, rewrites=())
+    assert outcome(per_channel) == outcome(per_channel, rewrites=())
+    assert not outcome(per_channel)[1]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -119,6 +141,6 @@ def test_options_ask_for_rewrites_and_corrections_and_change_their_settings(tmp_
     recipe.to_toml(file)
     assert build_recipe(RecipeOptions(file=file, rewrites=[name], correction="empirical-bias")) == recipe
     assert build_recipe(RecipeOptions(file=file, settings=[f"rewrites.{name}.bits=4"])).rewrites[0].bits == 4
-    assert build_recipe(RecipeOptions(file=file, rewrites=["none"], correction="none")) == rw.Recipe()
+    assert build_recipe(RecipeOptions(file=file, rewrites=["none"], correction="none")) == rw.Recipe(rewrites=())
     with pytest.raises(rw.RecipeError, match="none of the rewrites that the recipe asks for"):
         build_recipe(RecipeOptions(settings=[f"rewrites.{name}.ratio=0.1"]))

@@ -207,6 +207,7 @@ def quantize(
     recipe = rw.Recipe(
         weights=rw.Weights(bits=bits, granularity=rw.PerTensor()),
         rounding=rounding,
+        rewrites=(),  # so that rounding alone makes the difference
         batch_size=CALIBRATION_IMAGES,  # so small that all of them run through the network at once
     )
     layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())

@@ -250,21 +250,23 @@ def _optional(base: M | None, name: str | None, table: Mapping[str, type]) -> M 
     return base if base is None else _method(base, name, table)
 
 
-def _rewrites(base: Sequence[Rewrite], names: Sequence[str]) -> list[Rewrite]:
+def _rewrites(base: Sequence[Rewrite] | None, names: Sequence[str]) -> Sequence[Rewrite] | None:
     """Those that are named, with their settings where they are in the recipe already; without names, the recipe's."""
     if "none" in names:
         if len(names) > 1:
             raise RecipeError(f"--rewrite none stands alone; found {', '.join(names)}.")
         return []
-    known = {type(rewrite): rewrite for rewrite in base}
-    return [known.get(REWRITES[name]) or REWRITES[name]() for name in names] or list(base)
+    if not names:
+        return base
+    known = {type(rewrite): rewrite for rewrite in base or ()}
+    return [known.get(REWRITES[name]) or REWRITES[name]() for name in names]
 
 
 def _with_rewrite_setting(
-    rewrites: Sequence[Rewrite], called: str, name: str, text: str, setting: str
+    rewrites: Sequence[Rewrite] | None, called: str, name: str, text: str, setting: str
 ) -> list[Rewrite]:
     wanted = REWRITES.get(called)
-    if not any(type(rewrite) is wanted for rewrite in rewrites):
+    if rewrites is None or not any(type(rewrite) is wanted for rewrite in rewrites):
         raise RecipeError(
             f"--set {setting}: '{called}' is none of the rewrites that the recipe asks for. Give --rewrite with one "
             f"of {', '.join(REWRITES)}."

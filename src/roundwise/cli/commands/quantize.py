@@ -125,7 +125,7 @@ class MethodsCommand(click.Command):
     type=click.Choice([*REWRITES, "none"]),
     multiple=True,
     help="Change the float network first, but not its outputs; explained below. Repeatable, in order."
-    + default("none"),
+    + default("cross-layer-equalization with --per-tensor, else none"),
 )
 @click.option(
     "--correction",
