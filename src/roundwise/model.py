@@ -49,7 +49,8 @@ class QuantizedModel(nn.Module):
         report: what was done, per layer, with errors.
         recipe: what was asked for.
         versions: of the software that made it.
-        samples: `(args, kwargs)` of a few calibration samples to check exports with; None after loading, and without data.
+        samples: `(args, kwargs)` of a few calibration samples to check exports with; None after loading, or without
+            data.
     """
 
     def __init__(
