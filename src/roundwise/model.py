@@ -50,7 +50,8 @@ class QuantizedModel(nn.Module):
         report: what was done, per layer, with errors.
         recipe: what was asked for.
         versions: of the software that made it.
-        samples: `(args, kwargs)` of a few calibration samples to check exports with; None after loading, without data.
+        samples: `(args, kwargs)` of a few calibration samples to check exports with; None after loading, or without
+            data.
     """
 
     def __init__(

@@ -3,10 +3,10 @@
     low = least β − n γ of a share of the channels          high = largest β + n γ of a share of the channels
 
 with the mean β and deviation γ that batch-norm gave each channel, cut where a ReLU or another clamp cuts the values,
-and carried along the graph by `graph/moments.py`. The source takes all channels. But channels
-are not normal, and in one of hundreds equalization may make of a γ that hardly matters one that sets the range for all:
-in MobileNetV2 a channel of 960 would reach up to 2,110 by its β and γ, stays below 0 in fact, and all others end at 50.
-So by default one channel in 200 may reach beyond the range; of 200 or fewer none.
+and carried along the graph by `graph/moments.py`. The source takes all channels. But channels are not normal, and of
+hundreds one may have a γ that hardly matters until equalization makes it large, and then sets the range for all: in
+MobileNetV2 one of 960 channels reaches up to 2,110 by its β and γ, while on 8 images it stays below 0 and no channel of
+that tensor goes beyond 15. So by default one channel in 200 may reach beyond the range; of 200 or fewer none.
 
 Of the network's input batch-norm knows nothing. Its limits must be given: for an image with pixels in [0, 1], less a
 mean and divided by a deviation, they are the smallest (0 − mean)/std and the largest (1 − mean)/std.
@@ -34,7 +34,7 @@ class ActivationBatchNorm(ActivationRanges[ExpectedValues]):
         input_low, input_high: the smallest and the largest number in the network's inputs; both or none.
 
     References:
-        Nagel et al., ICCV 2019, arXiv:1906.04721, Section 5, where n is 6.
+        Nagel et al., ICCV 2019, arXiv:1906.04721, where n is 6 and all channels count.
     """
 
     deviations: float = 6.0

@@ -4,7 +4,7 @@ Equalization divides channels with small weights by small numbers, and with them
 large, and a grid shared by all of a tensor coarse. But a channel whose values x hardly ever come below c > 0 passes a
 ReLU as it is, so that c can be taken away before and added behind:
 
-    W₂ f(x) + b₂ = W₂ f(x − c) + (b₂ + W₂ c)        for x ≥ c, with f(x) = x for x ≥ 0               (Eq. 15 and after)
+    W₂ f(x) + b₂ = W₂ f(x − c) + (b₂ + W₂ c)        for x ≥ c, with f(x) = x for x ≥ 0
 
     c = max(0, β − n γ)                             n = 3: a normal x is below c for 0.13 % of its values
 
@@ -55,7 +55,7 @@ class HighBiasAbsorption(Rewrite):
         RecipeError: a setting is out of range or of the wrong type.
 
     References:
-        Nagel et al., ICCV 2019, arXiv:1906.04721, Section 4.1.3.
+        Nagel et al., ICCV 2019, arXiv:1906.04721, Section 4.1.
     """
 
     deviations: float = 3.0
