@@ -104,7 +104,8 @@ def test_the_correction_takes_most_of_the_mean_error_away():
 
     @torch.no_grad()
     def error(correction):
-        coarse = rw.Recipe(rw.Weights(3, rw.PerTensor(), ranges=rw.MinMax()), rw.Nearest(), correction=correction)
+        weights = rw.Weights(3, rw.PerTensor(), ranges=rw.MinMax())
+        coarse = rw.Recipe(weights, rw.Nearest(), correction=correction, rewrites=())
         difference = rw.quantize(NET, FREE, coarse)(samples) - NET(samples)
         return float(difference.mean(0).square().sum())
 
