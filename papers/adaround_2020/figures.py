@@ -12,7 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from plan import DOMAINS, PARTS, Part, study
+from plan import DOMAINS, PARTS, Part, float_score, study
 from torch import Tensor
 
 from roundwise import Recipe, quantize
@@ -90,7 +90,7 @@ def figure1(results: Results, path: Path) -> str:
 def figure2(_: Results, path: Path) -> str:
     """f_reg over h(V), for several β."""
     up = torch.linspace(0, 1, 401)
-    axes = one_plot("High β acts on decided weights only; as it falls, on all")
+    axes = one_plot("At β = 20 only decided weights are pulled to an end, at β = 2 all")
     for beta, style in ((20, "-"), (8, "--"), (4, "-."), (2, ":")):
         axes.plot(up, 1 - (2 * up - 1).abs() ** beta, style, label=f"β = {beta}", color="black", linewidth=1.5)
     axes.set_xlabel("h(V), from down (0) to up (1)")
@@ -177,8 +177,8 @@ def figure4(results: Results, path: Path) -> str:
             means, deviations = ([point[i] for point in points.values()] for i in (0, 1))
             axes.errorbar(list(points), means, deviations, capsize=3, label=f"{domain}{own}", markersize=5, **style)
             said.append(f"{network}, {domain}: " + ", ".join(f"{n}: {m:.2f} ± {d:.2f}" for n, (m, d) in points.items()))
-        of = study(next(part for part in PARTS if (part.table, part.network) == ("figure4", network)))
-        axes.axhline(of.score(of.model), color="black", linestyle=":", linewidth=1.2, label="float")
+        tests = next(part.tests for part in PARTS if (part.table, part.network) == ("figure4", network))
+        axes.axhline(float_score(network, tests), color="black", linestyle=":", linewidth=1.2, label="float")
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(ticks := {part.samples for part in results if part.network == network}))
         axes.set_xticklabels([str(tick) for tick in sorted(ticks)], fontsize=8)

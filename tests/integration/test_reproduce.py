@@ -163,10 +163,19 @@ def test_a_file_that_is_no_journal_is_refused_with_its_line(tmp_path, wrong):
         Journal(path)
 
 
-@pytest.mark.parametrize("wrong", [{"bits": 9}, {"iterations": 0}, {"seeds": 0}, {"seeds": 1.5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"bits": 9}, {"iterations": 0}, {"seeds": 0}, {"seeds": 1.5}, {"first_layer_iterations": 0}],
+)
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(RecipeError):
         Settings(**wrong)
+
+
+@pytest.mark.parametrize(("more", "expected"), [(50, 50), (None, 2)])
+def test_the_first_layer_alone_may_have_iterations_of_its_own(more, expected):
+    for row in TABLES["table3"].rows(Settings(iterations=2, first_layer_iterations=more)):
+        assert row.recipe.rounding.iterations == (expected if row.first_layer_only else 2)
 
 
 def test_the_first_layer_is_the_one_that_runs_first():

@@ -40,6 +40,7 @@ class Settings:
         bits: of the weights.
         granularity: what shares a scale.
         iterations: of methods that learn by minibatches; 20,000 in the paper's Table 7, else 10,000.
+        first_layer_iterations: of the same in rows that quantize the first layer alone, which cost less; None: as many.
         seeds: how often a row with chance in it is run.
 
     Raises:
@@ -50,11 +51,14 @@ class Settings:
     granularity: Granularity = PerTensor()
     iterations: int = 10_000
     seeds: int = 5
+    first_layer_iterations: int | None = None
 
     def __post_init__(self) -> None:
         Weights(bits=self.bits, granularity=self.granularity)  # raises
-        for name in ("iterations", "seeds"):
-            value = getattr(self, name)
+        counts = {name: getattr(self, name) for name in ("iterations", "seeds")}
+        if self.first_layer_iterations is not None:
+            counts["first_layer_iterations"] = self.first_layer_iterations
+        for name, value in counts.items():
             if type(value) is not int or value < 1:
                 raise RecipeError(f"{name}={value!r}: it must be a whole number, 1 or more.")
 
@@ -287,7 +291,7 @@ def page(
         f"    {command}",
         "",
         f"{study.name}; {settings.bits}-bit weights, {granularity_name(settings.granularity)}; minibatch methods with "
-        f"{settings.iterations:,} iterations; {_count(settings.seeds, 'seed')} where there is chance. {_machine()}, "
+        f"{_iterations(settings)}; {_count(settings.seeds, 'seed')} where there is chance. {_machine()}, "
         f"{_count(torch.get_num_threads(), 'thread')}, PyTorch {torch.__version__}; {total:.0f} s for all "
         "quantizations together.",
         "",
@@ -303,6 +307,11 @@ def page(
     if table.remark:
         lines += ["", table.remark]
     return "\n".join(lines) + "\n"
+
+
+def _iterations(settings: Settings) -> str:
+    first = settings.first_layer_iterations
+    return f"{settings.iterations:,} iterations" + (f" ({first:,} for the first layer alone)" if first else "")
 
 
 def _count(number: int, what: str) -> str:
