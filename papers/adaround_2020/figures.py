@@ -136,7 +136,7 @@ def figure3(_: Results, path: Path) -> str:
     decided = ((after == 0) | (after == 1)).float().mean().item()
     turned = (before >= 0.5) != (after >= 0.5)
     share = turned.float().mean().item()
-    axes = one_plot(f"{100 * share:.0f} % of weights end on the other side than nearest rounding's")
+    axes = one_plot(f"{100 * decided:.0f} % of h(V) end at 0 or 1, {100 * share:.0f} % unlike nearest rounding")
     axes.axvspan(0, 0.5, 0.5, 1, color="0.93")
     axes.axvspan(0.5, 1, 0, 0.5, color="0.93")
     for chosen, marker, colour, label in (
