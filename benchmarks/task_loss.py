@@ -2,8 +2,9 @@
 
     python benchmarks/task_loss.py --network resnet20 --layer conv1 --bits 4 3 2 --samples 256 --exact-samples 32
 
-Only that layer is quantized, per tensor, on the grid of least weight error; all else stays in float. So it is the
-"First layer" of the paper's Table 2. Labels are the float network's own classes. Costs are dᵀ H d (Eq. 13) for the
+Only that layer is quantized, per tensor, on the grid of least weight error; all else stays in float. Table 2 in
+papers/adaround_2020 has accuracies over seeds; here is what is not there: the costs, several bit-widths, and the exact
+Hessian beside the Gauss–Newton one. Labels are the float network's own classes. Costs are dᵀ H d (Eq. 13) for the
 Gauss–Newton H, as shares of nearest rounding's.
 """
 

@@ -1,8 +1,40 @@
 """Published tables, run again: each row of a table is a recipe, and a study says on which network and images."""
 
 from roundwise.reproduction.adaround import ADAROUND
-from roundwise.reproduction.study import Result, Row, Settings, Study, Table, page, run
+from roundwise.reproduction.journal import Journal, Outcome
+from roundwise.reproduction.study import (
+    Result,
+    Row,
+    Settings,
+    Study,
+    Table,
+    TaskLoss,
+    finished,
+    page,
+    quantize_row,
+    run,
+    run_key,
+    run_once,
+    runs,
+)
 
 PAPERS: dict[str, dict[str, Table]] = {"adaround": ADAROUND}
 
-__all__ = ["PAPERS", "Result", "Row", "Settings", "Study", "Table", "page", "run"]
+__all__ = [
+    "PAPERS",
+    "Journal",
+    "Outcome",
+    "Result",
+    "Row",
+    "Settings",
+    "Study",
+    "Table",
+    "TaskLoss",
+    "finished",
+    "page",
+    "quantize_row",
+    "run",
+    "run_key",
+    "run_once",
+    "runs",
+]

@@ -24,7 +24,7 @@ from roundwise.evaluation.data import Dataset, load_data
 from roundwise.evaluation.metrics import evaluate
 from roundwise.files import replacing
 from roundwise.grid import BITS, PerChannel, PerTensor
-from roundwise.reproduction import PAPERS, Settings, Study, page, run
+from roundwise.reproduction import PAPERS, Journal, Settings, Study, page, run
 
 HELP = """
 Run a table of a paper again, on your network: every row over several seeds, beside the paper's figures.
@@ -111,6 +111,7 @@ def command(
     if out is not None:
         check_place("--out", out, (".md",))
     options["data"], test = _places(options["data"], test, imagenet)
+    runs = Journal(journal)
     request, source = DataRequest.take(options), weight_source(options)
     loaded = load_model(model, source, num_classes)
     if not isinstance(loaded.network, nn.Module):
@@ -145,7 +146,7 @@ def command(
     )
     float_score = score(network)
     say(f"float: {float_score:.2f} %")
-    results = run(study, tables[table], settings, journal=journal, tell=say)
+    results = run(study, tables[table], settings, runs, tell=say)
     words = ["roundwise", *sys.argv[1:]]
     text = page(study, tables[table], settings, results, shlex.join(words), float_score)
     if out is not None:

@@ -1,0 +1,76 @@
+"""Finished runs, one line each, so that a table of hours that was interrupted goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from roundwise.errors import FileFormatError
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """What one run came to.
+
+    Attributes:
+        score: in percent.
+        seconds: to quantize, without the time to measure.
+    """
+
+    score: float
+    seconds: float
+
+
+@final
+class Journal:
+    """Outcomes by what was run, in a file if there is one. It is read at once, so that a wrong file is told at once.
+
+    Args:
+        path: may not exist yet; None keeps outcomes in memory alone.
+
+    Raises:
+        FileFormatError: the file is something else.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._known = dict(_read(path)) if path is not None and path.exists() else {}
+
+    def get(self, key: str) -> Outcome | None:
+        """What is known of a run."""
+        return self._known.get(key)
+
+    def add(self, key: str, outcome: Outcome) -> None:
+        """Note a run, in the file at once."""
+        self._known[key] = outcome
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"run": key, "score": outcome.score, "seconds": outcome.seconds}) + "\n")
+
+
+def _read(path: Path) -> Iterable[tuple[str, Outcome]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{path} cannot be read as a journal: {error}. Give another name.") from error
+    for number, line in enumerate(lines, 1):
+        if line:
+            yield _parse(line, f"{path}, line {number}")
+
+
+def _parse(line: str, place: str) -> tuple[str, Outcome]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        record = line
+    match record:
+        case {"run": str(key), "score": int() | float() as score, "seconds": int() | float() as seconds}:
+            return key, Outcome(float(score), float(seconds))
+    raise FileFormatError(
+        f"{place}: {line[:60]!r} is not the line of a finished run, which has 'run', 'score' and 'seconds'; so this is "
+        "no journal of a reproduction. Give another name or remove the file."
+    )
