@@ -13,7 +13,7 @@ from typing import Any
 from roundwise.activations import ActivationMinMax
 from roundwise.correction import EmpiricalBias
 from roundwise.grid import PerChannel
-from roundwise.problem import RangeEstimator, RoundingSolver
+from roundwise.problem import RangeEstimator, Rewrite, RoundingSolver
 from roundwise.ranges import ACIQ, MinMax, OutputMSE, WeightMSE
 from roundwise.recipe import Activations, Recipe
 from roundwise.reproduction.study import Row, Settings, Table, TaskLoss
@@ -36,9 +36,15 @@ STOCHASTIC_RUNS = 100
 
 
 def _recipe(
-    settings: Settings, rounding: RoundingSolver[Any], ranges: RangeEstimator[Any] = WeightMSE(), **more: Any
+    settings: Settings,
+    rounding: RoundingSolver[Any],
+    ranges: RangeEstimator[Any] = WeightMSE(),
+    rewrites: Sequence[Rewrite] = (),
+    **more: Any,
 ) -> Recipe:
-    return Recipe(weights=dataclasses.replace(settings.weights, ranges=ranges), rounding=rounding, **more)
+    """The paper folds batch-norms and rewrites nothing else, unless a row says so."""
+    weights = dataclasses.replace(settings.weights, ranges=ranges)
+    return Recipe(weights=weights, rounding=rounding, rewrites=rewrites, **more)
 
 
 def _sgd(settings: Settings, **changes: Any) -> AdaRoundSGD:
