@@ -65,7 +65,7 @@ def costs(part: Part, count: int) -> tuple[list[float], float]:
         of.model, of.first_layer, of.samples(HESSIAN_SAMPLES), PredictedClasses(), curvature=GaussNewton()
     )
     draws = Draws(count)
-    quantize_row(of, Row("", "", Recipe(weights=weights, rounding=draws), first_layer_only=True), 0)
+    quantize_row(of, Row("", "", Recipe(weights=weights, rounding=draws, rewrites=()), first_layer_only=True), 0)
     return [hessian.cost(it) for it in draws.weights], hessian.cost(hessian.grid(weights).fake_quantize(hessian.weight))
 
 
@@ -136,7 +136,9 @@ def figure3(_: Results, path: Path) -> str:
     of, weights = study(part), part.settings().weights
     watched = Watched(AdaRoundSGD(iterations=ITERATIONS, asymmetric=False, activation_aware=False))
     only_first = {"*": None, of.first_layer: weights}
-    quantized = quantize(of.model, of.calibration, Recipe(weights=weights, rounding=watched, overrides=only_first))
+    quantized = quantize(
+        of.model, of.calibration, Recipe(weights=weights, rounding=watched, overrides=only_first, rewrites=())
+    )
     before, after = watched.seen["before"], watched.seen["after"]
     decided = ((after == 0) | (after == 1)).float().mean().item()
     turned = (before >= 0.5) != (after >= 0.5)
