@@ -21,7 +21,7 @@ from roundwise.problem import Problem, Rounding, RoundingSolver
 from roundwise.reproduction import Result, Row, quantize_row
 from roundwise.rounding import AdaRoundSGD, Nearest, Stochastic
 from roundwise.statistics import Nothing, Samples
-from roundwise.stream import generator_for
+from roundwise.task import generator_for
 from roundwise.taskloss import GaussNewton, PredictedClasses, TaskHessian, task_hessian
 
 Results = Mapping[Part, Sequence[Result]]
