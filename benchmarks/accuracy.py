@@ -7,6 +7,8 @@ Every row shows the float network, nearest rounding and the chosen solver (mean 
 and the paired difference to nearest rounding in points: on how many more evaluation images the solver is right, and the
 standard error of that count (McNemar), as both see the same images. `--json FILE` appends each finished run as a
 line, so that a long benchmark that was interrupted has lost nothing; `--summary FILE` prints the table of such a file.
+`--equalize` and `--activations` hold for nearest rounding too. `--onnx` exports each network and measures the file in
+ONNX Runtime, with its default settings, on the same images.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import math
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -49,23 +52,39 @@ def correct(task: networks.Task, model: nn.Module) -> torch.Tensor:
         return torch.cat([model(images).argmax(1) for images in task.images.split(250)]) == task.labels
 
 
+def correct_in_onnx_runtime(task: networks.Task, quantized: rw.QuantizedModel) -> torch.Tensor:
+    """Which evaluation images the exported file classifies rightly."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        file = rw.export_onnx(quantized, Path(folder) / "network.onnx").path
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        (name,) = (one.name for one in session.get_inputs())
+        outputs = [session.run(None, {name: images.numpy()})[0] for images in task.images.split(250)]
+    return torch.cat([torch.from_numpy(logits).argmax(1) for logits in outputs]) == task.labels
+
+
 def measure(
     network: str,
-    weights: rw.Weights,
+    base: rw.Recipe,
     solvers: Mapping[str, rw.RoundingSolver[Any]],
     *,
     seeds: Iterable[int],
     samples: int,
-    equalize: bool = False,
+    onnx: bool = False,
     journal: Path | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Quantize one network with each solver and seed; one record per run, appended to `journal` as it is finished."""
+    """Quantize one network by a recipe, with each solver and seed in place of its own.
+
+    Returns one record per run, appended to `journal` as it is finished.
+    """
     task = networks.load(network, samples)
     right_float = correct(task, task.model)
-    rewrites = (rw.CrossLayerEqualization(),) if equalize else ()
-    base = rw.Recipe(weights=weights, rounding=rw.Nearest(), rewrites=rewrites)
-    right_nearest = correct(task, rw.quantize(task.model, task.calibration, base))
+    nearest = dataclasses.replace(base, rounding=rw.Nearest())
+    right_nearest = correct(task, rw.quantize(task.model, task.calibration, nearest))
     records = []
     for name, solver in solvers.items():
         for seed in seeds:
@@ -77,14 +96,15 @@ def measure(
             gained, lost = int((right & ~right_nearest).sum()), int((right_nearest & ~right).sum())
             record = {
                 "network": network,
-                "bits": weights.bits,
-                "granularity": granularity_name(weights.granularity),
-                "solver": f"{name}, equalized" if equalize else name,
+                "bits": base.weights.bits,
+                "granularity": granularity_name(base.weights.granularity),
+                "solver": name,
                 "seed": seed,
                 "samples": samples,
                 "float": percent(right_float),
                 "nearest": percent(right_nearest),
                 "accuracy": percent(right),
+                **({"onnx": percent(correct_in_onnx_runtime(task, quantized))} if onnx else {}),
                 "gain_standard_error": 100 * math.sqrt(gained + lost) / len(right),
                 "output_error": quantized.report.output_error,
                 "layer_errors": {layer.name: layer.error for layer in quantized.report.layers},
@@ -114,6 +134,8 @@ def table(records: list[dict[str, Any]]) -> str:
         "| output error | s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    if with_onnx := any("onnx" in record for record in records):
+        lines = [lines[0] + " in ONNX Runtime |", lines[1] + "---|"]
     for (network, bits, granularity, solver, samples), runs in rows.items():
         accuracies = [r["accuracy"] for r in runs]
         mean = statistics.fmean(accuracies)
@@ -126,6 +148,9 @@ def table(records: list[dict[str, Any]]) -> str:
             f"| {network} | {bits} | {granularity} | {samples} | {runs[0]['float']:.2f} | {runs[0]['nearest']:.2f} "
             f"| {solver} | {mean:.2f}{spread} | {gain:+.2f} ± {error:.2f} | {output:.4f} | {seconds:.0f} |"
         )
+        if with_onnx:
+            found = [r["onnx"] for r in runs if "onnx" in r]
+            lines[-1] += f" {statistics.fmean(found):.2f} |" if found else " |"
     return "\n".join(lines)
 
 
@@ -142,6 +167,8 @@ def main() -> None:
     parser.add_argument("--granularity", nargs="+", choices=("per-tensor", "per-channel"), default=["per-tensor"])
     parser.add_argument("--solver", nargs="+", default=["adaround-sgd:iterations=1000"])
     parser.add_argument("--equalize", action="store_true", help="cross-layer equalization first, nearest rounding too")
+    parser.add_argument("--activations", type=int, help="quantize activations too, to so many bits")
+    parser.add_argument("--onnx", action="store_true", help="measure exported files in ONNX Runtime too")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--samples", type=int, default=1024)
@@ -154,15 +181,22 @@ def main() -> None:
     if arguments.summary:
         print(table([json.loads(line) for line in arguments.summary.read_text().splitlines()]))
         return
+    activations = None if arguments.activations is None else rw.Activations(bits=arguments.activations)
+    suffix = ", equalized" if arguments.equalize else ""
+    suffix += f", {arguments.activations}-bit activations" if activations else ""
     records = []
     for network, bits, granularity in itertools.product(arguments.network, arguments.bits, arguments.granularity):
         records += measure(
             network,
-            rw.Weights(bits=bits, granularity=GRANULARITIES[granularity]()),
-            {text: solver_from(text) for text in arguments.solver},
+            rw.Recipe(
+                weights=rw.Weights(bits=bits, granularity=GRANULARITIES[granularity]()),
+                activations=activations,
+                rewrites=(rw.CrossLayerEqualization(),) if arguments.equalize else (),
+            ),
+            {f"{text}{suffix}": solver_from(text) for text in arguments.solver},
             seeds=range(arguments.first_seed, arguments.first_seed + arguments.seeds),
             samples=arguments.samples,
-            equalize=arguments.equalize,
+            onnx=arguments.onnx,
             journal=arguments.json,
             progress=print_event if arguments.verbose else None,
         )

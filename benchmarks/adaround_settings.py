@@ -71,7 +71,7 @@ def main() -> None:
             base = rw.AdaRoundSGD(iterations=arguments.iterations, learning_rate=rate)
             done += accuracy.measure(
                 arguments.network,
-                rw.Weights(bits=arguments.bits, granularity=rw.PerTensor()),
+                rw.Recipe(weights=rw.Weights(bits=arguments.bits, granularity=rw.PerTensor()), rewrites=()),
                 {f"{arguments.iterations} steps, step size {rate:g}, norm: {norm}": WithNorm(base, norm)},
                 seeds=range(arguments.seeds),
                 samples=arguments.samples,
