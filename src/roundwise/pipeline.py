@@ -23,7 +23,7 @@ from roundwise.events import Progress
 from roundwise.graph.capture import capture
 from roundwise.graph.emit import QuantizedWeight, emit, packed_bits
 from roundwise.graph.graph import Graph
-from roundwise.graph.moments import Known, expected_columns, propagate
+from roundwise.graph.moments import Known, expected_columns, propagate, with_measured_moments
 from roundwise.graph.normalize import normalize
 from roundwise.graph.patterns import Layer, find_layers
 from roundwise.memory import ActivationStore, default_budget
@@ -37,6 +37,9 @@ from roundwise.rewrites import ALWAYS, REWRITES
 from roundwise.rounding import ROUNDING_SOLVERS
 from roundwise.statistics import ExpectedMeans
 from roundwise.task import LayerTask
+
+MEASURED = 32
+"""Samples that rewrites see which measure how outputs of layers are distributed: each has many places."""
 
 
 def quantize(
@@ -93,7 +96,8 @@ def quantize(
         notes = samples.notes
         graph = rewrite(graph)
         if recipe.all_rewrites:
-            args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(graph.batch or 2))
+            few = MEASURED if any(one.measures_moments for one in recipe.all_rewrites) else 2
+            args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(graph.batch or few))
             graph, rewrite_notes = apply_rewrites(graph, recipe.all_rewrites, args, kwargs, real=no_data is None)
             notes = (*notes, *rewrite_notes)
         rewritten = time.perf_counter()
@@ -155,6 +159,10 @@ def apply_rewrites(
     """
     before, notes = _floats(graph, args, kwargs), []
     for one in rewrites:
+        if one.measures_moments:
+            if not real:
+                raise RecipeError(f"{one!r} measures the outputs of layers on samples, and there are none.")
+            graph = with_measured_moments(graph, args, kwargs)
         word, said = _word(one, REWRITES), [one.note(graph)]
         graph = one.apply(graph)
         after = _floats(graph, args, kwargs)

@@ -180,6 +180,11 @@ class Rewrite(ABC):
         """Whether outputs stay the same; False where the method changes them on purpose."""
         return True
 
+    @property
+    def measures_moments(self) -> bool:
+        """Whether `graph.moments` shall be measured on samples before, instead of what batch-norms say."""
+        return False
+
     def note(self, graph: Graph) -> str:
         """What a reader of the report must know about applying this to the graph, or empty."""
         return ""

@@ -135,3 +135,28 @@ def test_the_report_tells_how_far_outputs_moved():
 def test_deviations_that_mean_nothing_are_refused(deviations):
     with pytest.raises(RecipeError, match="deviations"):
         HighBiasAbsorption(deviations)
+
+
+def test_without_batch_norm_samples_show_what_channels_are_above():
+    torch.manual_seed(0)
+    first, inputs = nn.Conv2d(1, 4, 1), samples()
+    with torch.no_grad():
+        first.bias.copy_(SHIFTS)
+    graph = graph_of(sequential(first, RELU, nn.Conv2d(4, 3, 1)).double(), inputs)
+    rewrite = HighBiasAbsorption(deviations=2.0, moments="data")  # a uniform distribution reaches to 1.74
+    after, (note,) = apply_rewrites(graph, (rewrite,), (inputs,), {})
+    with torch.no_grad():
+        torch.testing.assert_close(after.module()(inputs), graph.module()(inputs), rtol=1e-9, atol=1e-9)
+        outputs = torch.nn.functional.conv2d(inputs, graph.constants["0.weight"], graph.constants["0.bias"])
+    mean, std = outputs.mean((0, 2, 3)), outputs.std((0, 2, 3), correction=0)
+    taken = graph.constants["0.bias"] - after.constants["0.bias"]
+    torch.testing.assert_close(taken, (mean - 2 * std).clamp(min=0))
+    torch.testing.assert_close(after.moments["0.weight"].mean, mean - taken)
+    assert "3 channels between 1 pairs of layers" in note
+    assert not graph.moments
+
+
+def test_samples_that_are_not_there_cannot_be_measured():
+    graph = graph_of(network([RELU]), samples())
+    with pytest.raises(RecipeError, match=r"moments='data'.* measures .* on samples, and there are none"):
+        apply_rewrites(graph, (HighBiasAbsorption(moments="data"),), (samples(),), {}, real=False)

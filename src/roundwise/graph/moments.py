@@ -32,19 +32,21 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
+import torch.utils._pytree as pytree
 from jaxtyping import Float
 from torch import Tensor, fx
 
 from roundwise.graph.channels import EXTREMES, PADS, Place, channel_axis, place_after, weight_name
 from roundwise.graph.graph import ChannelMoments, Graph, bind
 from roundwise.graph.matrix import LinearMap
-from roundwise.graph.patterns import clamp_limits, linear_map
+from roundwise.graph.patterns import clamp_limits, find_layers, linear_map
 
 aten = torch.ops.aten
 
@@ -182,6 +184,28 @@ def expected_columns(layer: LinearMap, call: fx.Node, known: Mapping[fx.Node, Kn
         raise LookupError("which channel goes into which product depends on the place")
     groups, _, cols = layer.matrix_shape
     return spread.mean.repeat_interleave(groups * cols // spread.mean.numel()).reshape(groups, cols)
+
+
+@torch.no_grad()
+def with_measured_moments(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
+    """The graph with the moments of all its layers' outputs as the given samples show them, over samples and places.
+
+    A weight with several calls keeps none: each call has a distribution of its own.
+    """
+    measured: dict[str, ChannelMoments] = {}
+    layers = {layer.node.name: layer for layer in find_layers(graph) if len(layer.calls) == 1}
+
+    class Watching(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if (layer := layers.get(n.name)) is not None:
+                rows = value.double().movedim(channel_axis(layer.node, layer.map), 0).flatten(1)
+                measured[layer.weight] = ChannelMoments(rows.mean(1), rows.std(1, correction=0))
+            return value
+
+    module = graph.module()
+    Watching(module).run(*pytree.tree_leaves((args, kwargs)), enable_io_processing=False)
+    return dataclasses.replace(graph.copy(), moments=measured)
 
 
 def _after(graph: Graph, node: fx.Node, known: Mapping[fx.Node, Known]) -> Known | None:

@@ -8,7 +8,8 @@ ReLU as it is, so that c can be taken away before and added behind:
 
     c = max(0, β − n γ)                             n = 3: a normal x is below c for 0.13 % of its values
 
-with the mean β and deviation γ that batch-norm gave the channel. So b₁ becomes b₁ − c and b₂ becomes b₂ + W₂ c.
+with the mean β and deviation γ that batch-norm gave the channel, or that samples show, where there are some. So b₁
+becomes b₁ − c and b₂ becomes b₂ + W₂ c.
 
 *Upper limits*, of ReLU6 and as equalization leaves them, go down by c too: min(x, u) − c = min(x − c, u − c). This is
 exact; c is at most u.
@@ -19,14 +20,14 @@ weights alone nearer to the float network, but may leave activations that no 8 b
 constants, which equalization may make very large.
 
 *Where.* In pairs of layers as `graph/channels.py` finds them, with a ReLU of some kind between them (all that is the
-identity from 0 up), and where batch-norm's moments of the first layer's output are known.
+identity from 0 up), and where the moments of the first layer's output are known.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, fx
@@ -50,6 +51,8 @@ class HighBiasAbsorption(Rewrite):
     Args:
         deviations: n, 0 or more; the fewer, the more is absorbed and the more values are below it.
         across_padding: whether to absorb where zeros are put around the values, and so to be wrong at the border.
+        moments: where means and deviations are from: "batch-norm", or "data", a batch of the calibration samples, which
+            serves networks without batch-norm too.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
@@ -60,6 +63,7 @@ class HighBiasAbsorption(Rewrite):
 
     deviations: float = 3.0
     across_padding: bool = True
+    moments: Literal["batch-norm", "data"] = "batch-norm"
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -69,6 +73,10 @@ class HighBiasAbsorption(Rewrite):
     @property
     def exact(self) -> bool:
         return False
+
+    @property
+    def measures_moments(self) -> bool:
+        return self.moments == "data"
 
     def note(self, graph: Graph) -> str:
         if not graph.moments:
