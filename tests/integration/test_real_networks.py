@@ -37,7 +37,8 @@ def task():
 
 def quantized(bits, rounding, samples=256, **settings):
     weights = rw.Weights(bits=bits, granularity=rw.PerTensor(), ranges=rw.WeightMSE())
-    return rw.quantize(task().model, task().calibration[:samples], rw.Recipe(weights, rounding, **settings))
+    recipe = rw.Recipe(weights, rounding, rewrites=(), **settings)
+    return rw.quantize(task().model, task().calibration[:samples], recipe)
 
 
 @pytest.mark.parametrize(("bits", "expected", "tolerance"), [(4, 69, 2), (3, 25, 4)])

@@ -47,8 +47,9 @@ from roundwise.graph.graph import Graph
 from roundwise.graph.patterns import Layer, find_layers
 from roundwise.grid import Grid
 from roundwise.memory import ActivationStore, default_budget
+from roundwise.methods import check_whole_number
 from roundwise.pipeline import check_model, device_of, rewrite, undisturbed
-from roundwise.recipe import Weights, check_whole_number
+from roundwise.recipe import Weights
 from roundwise.statistics import Nothing
 
 LIMIT = 2048

@@ -21,7 +21,7 @@ from torch import Tensor
 from roundwise.errors import RecipeError
 from roundwise.gramspace import Choices, Quadratic
 from roundwise.grid import Grid, expand_blocks
-from roundwise.recipe import check_whole_number
+from roundwise.methods import check_whole_number
 from roundwise.rounding import CrossEntropyMethod, TabuSearch
 from roundwise.taskloss.hessian import TaskHessian
 
