@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from roundwise.grid import PerChannel, PerTensor
+from roundwise.grid import Granularity, PerChannel, PerTensor
 from roundwise.recipe import Recipe
 from roundwise.reproduction import PAPERS, Row, Settings, Study, Table
 from roundwise.rounding import AdaRound
@@ -41,7 +41,11 @@ FIGURE4 = Table(
 TABLES = {name: table for name, table in PAPERS["adaround"].items() if name != "table8"} | {"figure4": FIGURE4}
 """Without Table 8: no network for segmentation is at hand that has been trained."""
 
-DOMAINS = {"resnet20": ("CIFAR-10", "ImageNet"), "mobilenet_v1_075": ("ImageNet", "CIFAR-10")}
+DOMAINS = {
+    "resnet20": ("CIFAR-10", "ImageNet"),
+    "mobilenet_v1_075": ("ImageNet", "CIFAR-10"),
+    "mobilenet_v2": ("ImageNet", "CIFAR-10"),
+}
 """The images that a network was trained on, and the others."""
 
 ALL = 2048
@@ -63,7 +67,7 @@ class Part:
     Attributes:
         table: of `TABLES`.
         network: as `networks.load` knows it.
-        bits: of weights; per tensor for ResNet-20, per channel for MobileNets.
+        bits, granularity: of weights.
         samples: calibration images.
         tests: images to measure on, taken evenly.
         domain: where the calibration images are from.
@@ -77,6 +81,7 @@ class Part:
     tests: int = 5000
     domain: str = "CIFAR-10"
     draw: int = 0
+    granularity: Granularity = PerTensor()
 
     @property
     def name(self) -> str:
@@ -86,8 +91,7 @@ class Part:
 
     def settings(self, iterations: int = ITERATIONS, seeds: int = SEEDS) -> Settings:
         """For the rows of the table."""
-        granularity = PerTensor() if self.network == "resnet20" else PerChannel()
-        return Settings(self.bits, granularity, iterations, seeds, max(iterations, FIRST_LAYER_ITERATIONS))
+        return Settings(self.bits, self.granularity, iterations, seeds, max(iterations, FIRST_LAYER_ITERATIONS))
 
 
 PARTS = [
@@ -101,11 +105,12 @@ PARTS = [
         for draw in (1, 2, 3)
     ),
     *(
-        Part("figure4", "mobilenet_v1_075", bits=4, samples=count, tests=650, domain=domain, draw=1)
+        Part("figure4", "mobilenet_v1_075", 4, count, tests=650, domain=domain, draw=1, granularity=PerChannel())
         for domain in ("ImageNet", "CIFAR-10")
         for count in (64, 256)
     ),
     Part("table7"),
+    Part("table7-equalized", "mobilenet_v2", bits=4, tests=650, domain="ImageNet"),
     Part("ranges"),
 ]
 
