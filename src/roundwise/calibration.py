@@ -41,8 +41,8 @@ class DataFree:
     and no error is measured, on them. Methods that learn from samples are refused.
 
     Args:
-        example: the size of one sample, such as `(3, 224, 224)`, for a network with one float32 input; else inputs of
-            any content in one of the forms that calibration samples have.
+        example: the size of one sample, such as `(3, 224, 224)`, for a network with one input of its own dtype; else
+            inputs of any content in one of the forms that calibration samples have.
 
     Raises:
         CalibrationError: the example is a size with anything but positive whole numbers.
@@ -58,11 +58,15 @@ class DataFree:
                 f"DataFree({size!r}): the size of one sample has positive whole numbers, such as (3, 224, 224)."
             )
 
-    def samples(self) -> Any:
-        """Random numbers like the example: normal where it has real numbers, and what it has itself elsewhere."""
+    def samples(self, dtype: torch.dtype = torch.float32) -> Any:
+        """Random numbers like the example: normal where it has real numbers, and what it has itself elsewhere.
+
+        Args:
+            dtype: where the example is a size.
+        """
         generator, example = torch.Generator().manual_seed(0), self.example
         if isinstance(example, tuple | list) and all(type(number) is int for number in example):
-            return torch.randn(2, *example, generator=generator)
+            return torch.randn(2, *example, generator=generator).to(dtype)
 
         def like(leaf: Any) -> Any:
             value = _tensor(leaf)

@@ -86,7 +86,7 @@ def quantize(
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
     begin = time.perf_counter()
     with undisturbed(device), ActivationStore(budget, device) as store:
-        inputs = calibration if no_data is None else no_data.samples()
+        inputs = calibration if no_data is None else no_data.samples(_dtype_of(model))
         samples = read_calibration(inputs, Signature.of(model), recipe.batch_size, store)
         read = time.perf_counter()
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(2))
@@ -95,6 +95,8 @@ def quantize(
         kept_samples = take(samples, graph.batch or 8) if no_data is None else None
         notes = samples.notes
         graph = rewrite(graph)
+        if no_data is not None:
+            _check_sound(_floats(graph, args, kwargs))
         if recipe.all_rewrites:
             few = MEASURED if any(one.measures_moments for one in recipe.all_rewrites) else 2
             args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(graph.batch or few))
@@ -185,6 +187,16 @@ def _floats(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list
     with torch.no_grad():
         leaves = pytree.tree_leaves(graph.module()(*args, **kwargs))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _check_sound(outputs: list[Tensor]) -> None:
+    """Raise where the float network gives no numbers for random inputs; the −∞ of a mask is one."""
+    broken = sum(int((output.isnan() | (output == math.inf)).sum()) for output in outputs)
+    if broken:
+        raise ModelError(
+            f"the float network gives {broken} NaN or infinite outputs for random inputs. Check its weights, biases "
+            "and batch-norm statistics; where float16 is too narrow, quantize the model in float32 or bfloat16."
+        )
 
 
 def _changes(before: list[Tensor], after: list[Tensor], word: str) -> list[float]:
@@ -327,6 +339,12 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         if device.type != "meta" and torch.is_autocast_enabled(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))
         yield
+
+
+def _dtype_of(model: nn.Module | ExportedProgram) -> torch.dtype:
+    """Of its first parameter or buffer in floating point; float32 if it has none."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
 
 def device_of(model: nn.Module | ExportedProgram) -> torch.device:

@@ -185,3 +185,34 @@ def test_the_recipe_survives_a_trip_through_toml(tmp_path):
     wanted = recipe(activations=rw.Activations(ranges=RANGES))
     wanted.to_toml(tmp_path / "recipe.toml")
     assert rw.Recipe.from_toml(tmp_path / "recipe.toml") == wanted
+
+
+class Pooled(nn.Module):
+    """Means of four numbers with one scale: a quarter of them lies in the middle between two codes."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.norm, self.last = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+        nn.init.normal_(self.norm.bias, 0.5)
+
+    def forward(self, x):
+        return self.last(nn.functional.avg_pool2d(self.norm(self.first(x)).relu(), 2)).flatten(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_means_of_codes_may_be_rounded_either_way_by_an_exported_file(seed, tmp_path):
+    pytest.importorskip("onnxruntime")
+    quantized = rw.quantize(Pooled(seed).eval(), FREE, recipe(activations=rw.Activations(ranges=RANGES)))
+    assert all(output.passes for output in rw.export_onnx(quantized, tmp_path / "net.onnx").outputs)
+
+
+def test_a_network_that_gives_no_numbers_is_refused():
+    broken = Net()
+    broken.norm.running_var[3] = float("nan")
+    with pytest.raises(rw.ModelError, match=r"gives \d+ NaN or infinite outputs for random inputs"):
+        rw.quantize(broken, FREE)
+
+
+def test_random_inputs_have_the_networks_own_dtype():
+    assert rw.quantize(Net().half(), FREE).graph.inputs[0].dtype == torch.float16

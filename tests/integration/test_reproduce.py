@@ -139,6 +139,18 @@ def test_a_journal_is_gone_on_with_and_its_runs_are_not_done_again(tmp_path):
     assert [result.scores[0] for result in again] == [result.scores[0] for result in first]
 
 
+def test_a_run_that_was_stopped_while_it_was_written_is_done_again(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    Journal(path).add("a run", Outcome(1.0, 2.0))
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:-9])
+    journal = Journal(path)
+    assert path.read_bytes() == whole
+    journal.add("another", Outcome(3.0, 4.0))
+    assert Journal(path).get("another") == Outcome(3.0, 4.0)
+    assert Journal(path).get("a run") == Outcome(1.0, 2.0)
+
+
 def test_another_setting_is_another_run():
     one, other = (Row("", "", Recipe(Weights(bits=bits), Nearest())) for bits in (2, 3))
     by_task_loss = Row("", "", one.recipe, True, task_loss=TaskLoss())
@@ -213,6 +225,11 @@ def test_a_table_from_the_command_line(files):
     as_json = invoke(*words, *few, "--journal", "runs.jsonl", "--json")
     rows = json.loads(as_json.stdout)["rows"]
     assert f"| {rows[0]['scores'][0]:.2f} |" in text
+    runs = len((files / "runs.jsonl").read_text().splitlines())
+    with np.load("train.npz") as old:
+        np.savez(files / "train.npz", inputs=old["inputs"] + 1)
+    assert invoke(*words, *few, "--journal", "runs.jsonl").exit_code == 0
+    assert len((files / "runs.jsonl").read_text().splitlines()) == 2 * runs  # other images are other runs
 
 
 @pytest.mark.parametrize(

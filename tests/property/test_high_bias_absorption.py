@@ -105,9 +105,10 @@ def test_zeros_around_change_borders_alone_and_such_pairs_can_be_left():
         network([Call(aten.sigmoid.default)]),
         network([Call(aten.hardtanh.default, 0.5, 20.0)]),
         network([RELU], nn.ConvTranspose2d(4, 3, 3, 2)),
+        network([RELU, Call(aten.avg_pool2d.default, [2, 2], [2, 2], [0, 0], False, True, 1)]),
         sequential(nn.Conv2d(1, 4, 1), RELU, nn.Conv2d(4, 2, 1)).double(),
     ],
-    ids=["no function", "another function", "a floor above 0", "a transposed layer", "no batch-norm"],
+    ids=["no function", "another function", "a floor above 0", "a transposed layer", "sums", "no batch-norm"],
 )
 def test_what_it_cannot_shift_it_leaves(model):
     inputs = samples()
@@ -160,3 +161,10 @@ def test_samples_that_are_not_there_cannot_be_measured():
     graph = graph_of(network([RELU]), samples())
     with pytest.raises(RecipeError, match=r"moments='data'.* measures .* on samples, and there are none"):
         apply_rewrites(graph, (HighBiasAbsorption(moments="data"),), (samples(),), {}, real=False)
+
+
+def test_a_layer_on_a_single_vector_has_moments_too():
+    inputs = torch.randn(3).double()
+    graph = traced(sequential(nn.Linear(3, 4), RELU, nn.Linear(4, 2)).double(), inputs)
+    after, _ = apply_rewrites(graph, (HighBiasAbsorption(deviations=0.0, moments="data"),), (inputs,), {})
+    assert {len(moments.mean) for moments in after.moments.values()} == {4, 2}

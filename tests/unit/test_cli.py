@@ -668,6 +668,14 @@ def test_the_bits_of_activations_are_said_once_and_settings_are_named_as_they_we
     assert changed.activations == rw.Activations(bits=8, adapt_rounding=False)
 
 
+def test_rewrites_that_the_weights_ask_for_can_be_given_settings():
+    settings = ["rewrites.cross-layer-equalization.relu6=keep"]
+    recipe = build_recipe(RecipeOptions(granularity=rw.PerTensor(), settings=settings))
+    assert recipe.rewrites == (rw.CrossLayerEqualization(relu6="keep"),)
+    with pytest.raises(rw.RecipeError, match="none of the rewrites"):
+        build_recipe(RecipeOptions(granularity=rw.PerChannel(), settings=settings))
+
+
 def test_amounts_of_memory_have_units():
     assert [parse_bytes(text) for text in ("0", "12", "1KiB", "2 gb", "0.5 MiB")] == [0, 12, 1024, 2 * 10**9, 2**19]
     for text in ("", "GiB", "-1", "2 parsecs", "1e9"):

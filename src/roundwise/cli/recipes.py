@@ -101,6 +101,9 @@ def build_recipe(options: RecipeOptions) -> Recipe:
                 chosen = with_setting(activations.ranges, rest, value, ACTIVATION_RANGES, setting)
                 activations = dataclasses.replace(activations, ranges=chosen)
         elif prefix.startswith("rewrites."):
+            if rewrites is None:  # those that the weights ask for
+                granular = dataclasses.replace(base.weights, **_given(granularity=options.granularity))
+                rewrites = list(dataclasses.replace(base, weights=granular).all_rewrites)
             rewrites = _with_rewrite_setting(rewrites, prefix.removeprefix("rewrites."), rest, value, setting)
         else:
             known = "'rounding', 'ranges', 'activations', 'activations.ranges' or 'rewrites.REWRITE'"
@@ -263,10 +266,10 @@ def _rewrites(base: Sequence[Rewrite] | None, names: Sequence[str]) -> Sequence[
 
 
 def _with_rewrite_setting(
-    rewrites: Sequence[Rewrite] | None, called: str, name: str, text: str, setting: str
+    rewrites: Sequence[Rewrite], called: str, name: str, text: str, setting: str
 ) -> list[Rewrite]:
     wanted = REWRITES.get(called)
-    if rewrites is None or not any(type(rewrite) is wanted for rewrite in rewrites):
+    if not any(type(rewrite) is wanted for rewrite in rewrites):
         raise RecipeError(
             f"--set {setting}: '{called}' is none of the rewrites that the recipe asks for. Give --rewrite with one "
             f"of {', '.join(REWRITES)}."

@@ -168,6 +168,8 @@ def place_after(node: fx.Node, place: Place) -> Place | None:
             return None
         gone = 0 if arguments["keepdim"] else sum(dim < place.axis for dim in over)
         return Place(place.axis - gone, place.repeats)
+    if arguments.get("divisor_override") is not None:
+        return None  # no mean: it may be as much larger as it likes
     last = _OVER_PLACES.get(node.target, 0)
     if node.target in PADS and (arguments.get("mode", "constant") != "constant" or arguments["value"] in (0, None)):
         last = len(arguments["pad"]) // 2

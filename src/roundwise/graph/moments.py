@@ -199,7 +199,8 @@ def with_measured_moments(graph: Graph, args: tuple[Any, ...], kwargs: dict[str,
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
             if (layer := layers.get(n.name)) is not None:
-                rows = value.double().movedim(channel_axis(layer.node, layer.map), 0).flatten(1)
+                channels = value.double().movedim(channel_axis(layer.node, layer.map), 0)
+                rows = channels.reshape(len(channels), -1)
                 measured[layer.weight] = ChannelMoments(rows.mean(1), rows.std(1, correction=0))
             return value
 

@@ -10,6 +10,9 @@ from typing import final
 
 from roundwise.errors import FileFormatError
 
+BEGINNING = '{"run": '
+"""Of every line."""
+
 
 @final
 @dataclass(frozen=True)
@@ -54,12 +57,18 @@ class Journal:
 
 def _read(path: Path) -> Iterable[tuple[str, Outcome]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{path} cannot be read as a journal: {error}. Give another name.") from error
+    *lines, torn = text.split("\n")
     for number, line in enumerate(lines, 1):
         if line:
             yield _parse(line, f"{path}, line {number}")
+    if torn.startswith(BEGINNING):  # a run that was stopped while it wrote: it will be done again
+        with path.open("r+b") as file:
+            file.truncate(len("\n".join([*lines, ""]).encode()))
+    elif torn:
+        yield _parse(torn, f"{path}, line {len(lines) + 1}")
 
 
 def _parse(line: str, place: str) -> tuple[str, Outcome]:

@@ -265,7 +265,8 @@ def _by_task_loss(study: Study, by: TaskLoss, weights: Weights, seed: int) -> Gi
 
 def _looks_at_samples(recipe: Recipe) -> bool:
     methods = (recipe.rounding, recipe.weights.rounding, recipe.weights.ranges, recipe.correction)
-    return recipe.activations is not None or any(it is not None and it.needs is not Nothing for it in methods)
+    needs = any(it is not None and it.needs is not Nothing for it in methods)
+    return needs or recipe.activations is not None or any(one.measures_moments for one in recipe.all_rewrites)
 
 
 def run_key(study: str, row: Row, seed: int) -> str:

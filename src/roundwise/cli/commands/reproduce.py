@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shlex
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+import torch.utils._pytree as pytree
 from torch import nn
 
 from roundwise.cli.models import load_model
@@ -138,14 +141,16 @@ def command(
     def score(module: nn.Module) -> float:
         return _score(module, testing, batch_size, device)
 
-    study = Study(
-        network,
-        list(calibration.batches(batch_size)),
-        score,
-        f"{model} on {test} ({len(testing)} samples), calibrated on {len(calibration)} of {request.data}",
-    )
     float_score = score(network)
     say(f"float: {float_score:.2f} %")
+    batches = list(calibration.batches(batch_size))
+    study = Study(
+        network,
+        batches,
+        score,
+        f"{model} on {test} ({len(testing)} samples), calibrated on {len(calibration)} of {request.data} "
+        f"[{_fingerprint(network, batches, float_score)}]",
+    )
     results = run(study, tables[table], settings, runs, tell=say)
     words = ["roundwise", *sys.argv[1:]]
     text = page(study, tables[table], settings, results, shlex.join(words), float_score)
@@ -167,6 +172,18 @@ def command(
         )
     else:
         click.echo(text)
+
+
+def _fingerprint(network: nn.Module, batches: Sequence[Any], float_score: float) -> str:
+    """Of weights, calibration samples, and what the float network makes of the test samples.
+
+    A journal goes on only with these: files may change and keep their names.
+    """
+    digest = hashlib.sha256(repr(float_score).encode())
+    for leaf in pytree.tree_leaves([network.state_dict(), batches]):
+        if isinstance(leaf, torch.Tensor):
+            digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _places(data: Path | None, test: Path | None, imagenet: Path | None) -> tuple[Path, Path]:
