@@ -1,5 +1,6 @@
 """Rewrites that a recipe asks for: what they are held to, what they do for a network, and how they are asked for."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
@@ -104,6 +105,29 @@ def test_left_open_they_equalize_per_tensor_and_do_nothing_per_channel():
     assert outcome(PER_TENSOR) != outcome(PER_TENSOR, rewrites=())
     assert outcome(per_channel) == outcome(per_channel, rewrites=())
     assert not outcome(per_channel)[1]
+
+
+def test_left_open_high_biases_are_absorbed_where_activations_are_quantized():
+    recipe = rw.Recipe(PER_TENSOR, activations=rw.Activations())
+    assert recipe.all_rewrites == (rw.CrossLayerEqualization(), rw.HighBiasAbsorption())
+    assert rw.Recipe(PER_TENSOR, activations=rw.Activations(), rewrites=()).all_rewrites == ()
+    assert rw.Recipe(activations=rw.Activations()).all_rewrites == ()
+
+
+def test_a_constant_channel_that_equalization_makes_large_does_not_set_the_range_of_activations():
+    torch.manual_seed(0)
+    first, norm, last = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+    with torch.no_grad():
+        norm.weight[3], norm.bias[3] = 1e-10, 1.0  # it is 1 whatever the input is
+        norm.bias[:3] = 0.0
+    model = nn.Sequential(first, norm, nn.ReLU(), last).eval()
+    recipe = rw.Recipe(PER_TENSOR, rw.Nearest(), activations=rw.Activations())
+    images = torch.randn(16, 3, 4, 4)
+    alone = dataclasses.replace(recipe, rewrites=(rw.CrossLayerEqualization(),))
+    highest = [
+        max(report.high for report in rw.quantize(model, images, one).report.activations) for one in (recipe, alone)
+    ]
+    assert highest[0] < 100 < 1000 < highest[1]
 
 
 @pytest.mark.parametrize(

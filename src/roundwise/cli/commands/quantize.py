@@ -125,7 +125,9 @@ class MethodsCommand(click.Command):
     type=click.Choice([*REWRITES, "none"]),
     multiple=True,
     help="Change the float network first, but not its outputs; explained below. Repeatable, in order."
-    + default("cross-layer-equalization with --per-tensor, else none"),
+    + default(
+        "cross-layer-equalization with --per-tensor, high-bias-absorption after it with --activations, else none"
+    ),
 )
 @click.option(
     "--correction",
