@@ -172,7 +172,8 @@ def figure4(results: Results, path: Path) -> str:
     figure = Figure(figsize=(9, 4), layout="constrained")
     FigureCanvasAgg(figure)
     said = []
-    for axes, (network, domains) in zip(figure.subplots(1, 2), DOMAINS.items(), strict=True):
+    for axes, network in zip(figure.subplots(1, 2), NETWORKS, strict=True):
+        domains = DOMAINS[network]
         for domain, style in zip(domains, ({"fmt": "o-", "color": BLUE}, {"fmt": "s--", "color": ORANGE}), strict=True):
             found: dict[int, list[float]] = {}
             for part, rows in results.items():
