@@ -18,7 +18,6 @@ import dataclasses
 import itertools
 import json
 import math
-import platform
 import statistics
 import sys
 import tempfile
@@ -74,6 +73,7 @@ def measure(
     seeds: Iterable[int],
     samples: int,
     onnx: bool = False,
+    device: torch.device | str = "cpu",
     journal: Path | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ def measure(
 
     Returns one record per run, appended to `journal` as it is finished.
     """
-    task = networks.load(network, samples)
+    task = networks.load(network, samples, device)
     right_float = correct(task, task.model)
     nearest = dataclasses.replace(base, rounding=rw.Nearest())
     right_nearest = correct(task, rw.quantize(task.model, task.calibration, nearest))
@@ -110,6 +110,7 @@ def measure(
                 "layer_errors": {layer.name: layer.error for layer in quantized.report.layers},
                 "seconds": seconds,
                 "threads": torch.get_num_threads(),
+                "hardware": networks.device_name(device),
             }
             records.append(record)
             if journal:
@@ -172,6 +173,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
     parser.add_argument("--summary", type=Path, help="print the table of an earlier --json file and stop")
@@ -197,10 +199,11 @@ def main() -> None:
             seeds=range(arguments.first_seed, arguments.first_seed + arguments.seeds),
             samples=arguments.samples,
             onnx=arguments.onnx,
+            device=arguments.device,
             journal=arguments.json,
             progress=print_event if arguments.verbose else None,
         )
-    print(f"\n{platform.processor() or platform.machine()}, {arguments.threads} threads, PyTorch {torch.__version__}\n")
+    print(f"\n{networks.device_name(arguments.device)}, PyTorch {torch.__version__}\n")
     print(table(records))
 
 

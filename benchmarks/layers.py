@@ -60,14 +60,16 @@ class Both(Statistic):
     def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
         self.samples.add(inputs, targets, samples)
         self.batches.append((inputs, targets))
+        _finish()
         begin = time.perf_counter()
         self.gram.add(inputs, targets, samples)
+        _finish()
         self.seconds += time.perf_counter() - begin
 
     def fingerprint(self, problem: Problem[Any]) -> str:
         """Tells whether two problems are the same one."""
-        digest = hashlib.sha256(problem.grid.scale.numpy().tobytes())
-        digest.update(self.batches[0][0].contiguous().numpy().tobytes())
+        digest = hashlib.sha256(problem.grid.scale.cpu().numpy().tobytes())
+        digest.update(self.batches[0][0].contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def objective(self, problem: Problem[Any], rounding: Rounding) -> float:
@@ -107,10 +109,17 @@ class Compare(RoundingSolver[Both]):
                     own = both.gram if solver.needs is Gram else both.samples
                     begin = time.perf_counter()
                     rounding = solver.solve(with_statistics(problem, own), torch.Generator().manual_seed(0))
+                    _finish()
                     seconds = time.perf_counter() - begin + (both.seconds if solver.needs is Gram else 0.0)
                     result = {"objective": both.objective(problem, rounding), "seconds": seconds}
                     self.journal.add({**about, "contender": name, **result})
         return PREFIX.solve(with_statistics(problem, both.gram), generator)
+
+
+def _finish() -> None:
+    """Let an accelerator end what it was told to do, before a clock is read."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def with_statistics(problem: Problem[Any], own: Statistic) -> Problem[Any]:
@@ -186,6 +195,7 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=("default", "paper", "minibatches"), help="by default all")
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--iterations", type=int, default=10_000, help="of the minibatch solver")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
     parser.add_argument("--summary", type=Path, help="print the table of an earlier --json file and stop")
@@ -203,7 +213,7 @@ def main() -> None:
         ),
     }
     chosen = dict(contenders[key] for key in arguments.contenders or contenders)
-    task = networks.load(arguments.network, arguments.samples)
+    task = networks.load(arguments.network, arguments.samples, arguments.device)
     journal = Journal(arguments.json)
     for bits, granularity in itertools.product(arguments.bits, arguments.granularity):
         setting = {

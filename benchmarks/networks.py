@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +44,24 @@ class Task:
         return 100 * hits / len(self.labels)
 
 
-def load(network: str, samples: int) -> Task:
-    """The network and its images; `samples` of them to calibrate on."""
+def load(network: str, samples: int, device: torch.device | str = "cpu") -> Task:
+    """The network and its images on a device; `samples` of them to calibrate on."""
     if not available():
         raise SystemExit(f"{ROOT} holds no models/networks.py; set ROUNDWISE_DATA to the folder that does.")
-    model = _module("models/networks.py").load(network)
+    model = _module("models/networks.py").load(network).to(device)
     data = _module("data/samples.py")
     if network == "resnet20":
-        return Task(model, data.cifar10("calibration")[0][:samples], *data.cifar10("evaluation"))
-    return Task(model, data.imagenet_calibration(samples), *data.imagenet_evaluation())
+        images = data.cifar10("calibration")[0][:samples], *data.cifar10("evaluation")
+    else:
+        images = data.imagenet_calibration(samples), *data.imagenet_evaluation()
+    return Task(model, *(part.to(device) for part in images))
+
+
+def device_name(device: torch.device | str) -> str:
+    """What the hardware calls itself."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _module(path: str) -> ModuleType:

@@ -11,6 +11,7 @@ not run again. `roundwise reproduce adaround` runs the tables on any network and
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import shlex
@@ -45,6 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=DEFAULTS["seeds"], help="runs of a row with chance in it")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--device", default="cpu", help="where the networks run: cpu, cuda")
     parser.add_argument("--journal", type=Path, help="keeps finished runs, so that none is done twice")
     parser.add_argument("--finished", action="store_true", help="run nothing: write what the journal has")
     parser.add_argument("--out", type=Path, default=HERE, help="the folder for pages and figures")
@@ -56,16 +58,16 @@ def main() -> None:
     parts = {part: part.settings(arguments.iterations, arguments.seeds) for part in PARTS if part.table in needed}
 
     if not arguments.finished:
-        fill(journal, parts, arguments.workers)
+        fill(journal, parts, arguments.workers, arguments.device)
     options = [
         f"--{name}={value}" for name in ("iterations", "seeds") if (value := vars(arguments)[name]) != DEFAULTS[name]
     ]
     results = {part: finished(part.name, TABLES[part.table], settings, journal) for part, settings in parts.items()}
     tables = {part: rows for part, rows in results.items() if part.table in wanted and part.table != "figure4"}
     for part, rows in tables.items():
-        score = float_score(part.network, part.tests)
+        score = float_score(part.network, part.tests, arguments.device)
         command = shlex.join(["python", "papers/adaround_2020/on_real_networks.py", part.table, *options])
-        text = page(study(part), TABLES[part.table], parts[part], rows, command, score)
+        text = page(study(part, arguments.device), TABLES[part.table], parts[part], rows, command, score)
         write(arguments.out / "tables" / f"{part.table}.md", text)
     expect(tables, arguments.out / EXPECTED.name)
     for name in sorted(wanted & {*figures.FIGURES}):
@@ -73,13 +75,13 @@ def main() -> None:
     say(f"{time.perf_counter() - begin:.0f} s in all")
 
 
-def fill(journal: Journal, parts: dict[Part, Settings], workers: int) -> None:
+def fill(journal: Journal, parts: dict[Part, Settings], workers: int, device: str) -> None:
     """Run what the journal does not have, in several processes; only this one writes to it."""
     jobs = dict(missing(journal, parts))
     if not jobs:
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        outcomes = pool.map(work, jobs.values())
+        outcomes = pool.map(functools.partial(work, device), jobs.values())
         for number, ((key, job), outcome) in enumerate(zip(jobs.items(), outcomes, strict=True), 1):
             journal.add(key, outcome)
             part, _, row, seed = job
@@ -96,11 +98,11 @@ def missing(journal: Journal, parts: dict[Part, Settings]) -> Iterator[tuple[str
                 yield key, (part, settings, row.name, seed)
 
 
-def work(job: Job) -> Outcome:
+def work(device: str, job: Job) -> Outcome:
     """One run."""
     part, settings, name, seed = job
     (row,) = (row for row in TABLES[part.table].rows(settings) if row.name == name)
-    return run_once(study(part), row, seed)
+    return run_once(study(part, device), row, seed)
 
 
 def expect(tables: dict[Part, Sequence[Result]], path: Path) -> None:

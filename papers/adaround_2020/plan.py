@@ -116,22 +116,24 @@ PARTS = [
 
 
 @functools.lru_cache(maxsize=1)
-def study(part: Part) -> Study:
+def study(part: Part, device: str = "cpu") -> Study:
     """The network and images of a part; one at a time is kept."""
     own = part.domain == DOMAINS[part.network][0]
-    task = networks.load(part.network, ALL if own else 1)
-    images = task.calibration if own else _foreign(part.network)
+    task = networks.load(part.network, ALL if own else 1, device)
+    images = task.calibration if own else _foreign(part.network).to(device)
     if part.draw:
-        images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(part.draw))]
-    some = torch.arange(part.tests) * len(task.labels) // part.tests  # evenly: they may be sorted by class
+        images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(part.draw)).to(device)]
+    some = (
+        torch.arange(part.tests, device=device) * len(task.labels) // part.tests
+    )  # evenly: they may be sorted by class
     task = dataclasses.replace(task, images=task.images[some], labels=task.labels[some])
     return Study(task.model, images[: part.samples].clone(), task.accuracy, part.name)
 
 
 @functools.cache
-def float_score(network: str, tests: int) -> float:
+def float_score(network: str, tests: int, device: str = "cpu") -> float:
     """Top-1 accuracy in percent before anything is quantized."""
-    of = study(next(part for part in PARTS if (part.network, part.tests) == (network, tests)))
+    of = study(next(part for part in PARTS if (part.network, part.tests) == (network, tests)), device)
     return of.score(of.model)
 
 

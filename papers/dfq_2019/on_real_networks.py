@@ -139,7 +139,7 @@ def page() -> str:
     return "\n".join(lines)
 
 
-FIGURES = ("accuracy", "images", "seconds")
+FIGURES = ("accuracy", "images", "seconds", "hardware")
 """What a run found; all else in the journal's lines is what it was."""
 
 
@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", type=int, default=[8], help="32 measures the float network, rewritten")
     parser.add_argument("--activations", nargs="+", default=["float"], help="bits, or float")
     parser.add_argument("--per-channel", action="store_true")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -160,7 +161,7 @@ def main() -> None:
     elif arguments.what == "page":
         (HERE / "results.md").write_text(page(), encoding="utf-8")
     else:
-        task = networks.load(arguments.network, 4)
+        task = networks.load(arguments.network, 4, arguments.device)
         for bits in arguments.bits:
             for activations in arguments.activations:
                 for row in arguments.rows:
@@ -172,6 +173,7 @@ def main() -> None:
                     begin = time.perf_counter()
                     accuracy = measure(task, wanted)
                     found = {"accuracy": accuracy, "images": len(task.labels), "seconds": time.perf_counter() - begin}
+                    found["hardware"] = networks.device_name(arguments.device)
                     with JOURNAL.open("a") as file:
                         file.write(json.dumps({**wanted, **found}) + "\n")
                     print(f"{wanted} {accuracy:.2f} in {found['seconds']:.0f} s", flush=True)

@@ -111,7 +111,7 @@ class QuantizedModel(nn.Module):
     def example(self, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`(args, kwargs)` of the right structure: zeros for a batch of this size (or of the only one that works)."""
         leaves = [
-            spec.example(self._batch or batch).to(self._device()) if isinstance(spec, InputSpec) else spec.value
+            spec.example(self._batch or batch).to(self.device) if isinstance(spec, InputSpec) else spec.value
             for spec in self._inputs
         ]
         args, kwargs = pytree.tree_unflatten(leaves, self.graph.signature.in_spec)
@@ -152,7 +152,7 @@ class QuantizedModel(nn.Module):
 
     def _redirect(self) -> None:
         """Let operations that make tensors (`arange`, `zeros`, …) make them where the network is."""
-        device, changed = self._device(), False
+        device, changed = self.device, False
         for node in self.graph_module.graph.nodes:
             if any(
                 isinstance(value, torch.device) and value != device for value in (*node.args, *node.kwargs.values())
@@ -165,7 +165,13 @@ class QuantizedModel(nn.Module):
         if changed:
             self.graph_module.recompile()
 
-    def _device(self) -> torch.device:
+    def on_cpu(self) -> QuantizedModel:
+        """A copy on the CPU, or itself if it is there."""
+        return self if self.device.type == "cpu" else copy.deepcopy(self).to("cpu")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
         return next((tensor.device for tensor in self.state_dict().values()), torch.device("cpu"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModel:

@@ -159,6 +159,11 @@ def values_of(graph, inputs):
 # ------------------------------------------------------------------------------------------------ what layers see
 
 
+def assert_alike(values, expected):
+    """But for the last digits: processors have other kernels for other memory layouts."""
+    torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_layer_sees_the_inputs_of_the_finished_model_and_the_float_networks_targets(name):
     graph, recorder = captured(name), Recorder()
@@ -174,8 +179,8 @@ def test_each_layer_sees_the_inputs_of_the_finished_model_and_the_float_networks
             layer = weight.layer
             inputs, targets = recorder.seen[layer.name][number]
             expected = finals[nodes[layer.node.name].args[0].name]
-            assert torch.equal(inputs, expected), layer.name
-            assert torch.equal(targets, floats[layer.node.name]), layer.name
+            assert_alike(inputs, expected)
+            assert_alike(targets, floats[layer.node.name])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -187,8 +192,8 @@ def test_a_solver_that_asks_for_them_sees_the_float_networks_inputs(name):
         floats = values_of(graph, part)
         for layer in (weight.layer for weight in result.weights):
             inputs, targets = recorder.seen[layer.name][number]
-            assert torch.equal(inputs, floats[layer.input.name]), layer.name
-            assert torch.equal(targets, floats[layer.node.name]), layer.name
+            assert_alike(inputs, floats[layer.input.name])
+            assert_alike(targets, floats[layer.node.name])
 
 
 def test_methods_of_one_layer_may_see_inputs_of_different_streams():

@@ -409,7 +409,7 @@ class HandWrittenAttention(nn.Module):
     def forward(self, x):
         b, t, _ = x.shape
         q, k, v = self.qkv(x).reshape(b, t, 3, 2, 4).permute(2, 0, 3, 1, 4)
-        mask = torch.ones(t, t, dtype=torch.bool).tril()
+        mask = torch.ones(t, t, dtype=torch.bool, device=x.device).tril()
         x = self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(b, t, 8))
         q, k, v = F.linear(x, self.packed[:8]), F.linear(x, self.packed[8:16]), F.linear(x, self.packed[16:])
         scores = torch.softmax(torch.einsum("bqc,bkc->bqk", q, k) / 8**0.5, dim=-1)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -56,6 +57,9 @@ class Exportable(Protocol):
 
     def with_float_activations(self) -> Exportable:
         """The same weights, without quantizers between operations."""
+
+    def on_cpu(self) -> Exportable:
+        """The same on the CPU, where ONNX Runtime is to compute alike; itself if it is there."""
 
 
 @final
@@ -151,6 +155,7 @@ def export_onnx(
     _require_packages()
     from roundwise.export import onnx_graph, onnx_verify
 
+    quantized = quantized.on_cpu()
     program = quantized.program
     _refuse_bfloat16(program)
     source = "given samples" if samples is not None else "calibration samples"
@@ -158,7 +163,7 @@ def export_onnx(
         samples = ((samples,), {})
     model, weight_types = onnx_graph.build_graph(program)
     _describe(model, quantized.recipe)
-    samples = samples or quantized.samples
+    samples = pytree.tree_map_only(Tensor, Tensor.cpu, samples or quantized.samples)
     of_weights: tuple[OutputDifference, ...] = ()
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:

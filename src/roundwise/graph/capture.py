@@ -33,6 +33,9 @@ __all__ = ["ConstantInput", "Graph", "InputSpec", "bind", "capture"]
 _EXAMPLE = 23
 """Samples in the batch that is exported: PyTorch may take equal sizes for the same size, and 23 is hardly a layer's."""
 
+CUDA_BATCH = (1 << 16) - 1
+"""The most samples that one and the same kernel of PyTorch's takes for batch-norm on CUDA."""
+
 
 def capture(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs: dict[str, Any]) -> Graph:
     """Turn a model into a `Graph`.
@@ -47,13 +50,14 @@ def capture(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs: dic
         CaptureError: the model runs, but cannot be turned into a graph that computes the same; says where and what to
             do.
     """
-    dynamic, batch = Dim("batch", min=1), None
+    batch = None
     if isinstance(model, ExportedProgram):
         model = model.module(check_guards=False)
         dynamic = Dim.DYNAMIC  # a program may have limits of its own,
         batch = _inputs(Graph.of_module(model))[1]  # or be made for one batch size
     else:
         _check_parameters(model)
+        dynamic = batch_dimension(model)
         if any(module.training for module in model.modules()):
             warnings.warn(
                 "the model is in training mode; its evaluation behaviour is quantized (dropout off, batch-norm with "
@@ -69,6 +73,12 @@ def capture(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs: dic
         for samples in (batch,) if batch else (2, 1):
             _check_equal(model, graph, *_take(inputs, samples))
     return graph
+
+
+def batch_dimension(model: nn.Module) -> Dim:
+    """Any number of samples; on CUDA up to 65,535, since beyond that PyTorch's batch-norm takes another kernel."""
+    on_cuda = any(tensor.device.type == "cuda" for tensor in model.state_dict().values())
+    return Dim("batch", min=1, max=CUDA_BATCH if on_cuda else None)
 
 
 def _take(inputs: tuple[tuple[Any, ...], dict[str, Any]], samples: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

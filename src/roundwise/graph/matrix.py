@@ -190,17 +190,19 @@ class LinearMap:
         """u(x) and y at chosen places alone, without unfolding the rest.
 
         Args:
-            inputs, outputs: of the layer, with their batch dimension.
+            inputs, outputs: of the layer, with their batch dimension; each on any device, where its part of the result
+                is too.
             rows: along the batch dimension of `as_rows`.
             positions: along the flattened spatial dimensions of the output; all 0 for a linear layer.
         """
         x, y = self.as_rows(inputs), self.as_rows(outputs)
         groups, matrix_rows, cols = self.matrix_shape
+        space = y.shape[2:] if self.dims else ()
+        wanted = (rows * math.prod(space) + positions).to(y.device)
+        rows, positions = rows.to(x.device), positions.to(x.device)
         if self.dims == 0:
-            return x.index_select(0, rows).unsqueeze(0), y.index_select(0, rows).unsqueeze(0)
-        space = y.shape[2:]
-        y_flat = y.movedim(1, -1).reshape(-1, y.shape[1])
-        wanted = y_flat.index_select(0, rows * math.prod(space) + positions)
+            return x.index_select(0, rows).unsqueeze(0), y.index_select(0, wanted).unsqueeze(0)
+        wanted = y.movedim(1, -1).reshape(-1, y.shape[1]).index_select(0, wanted)
         if self.transposed:
             x, stride, before = self._spread(x), (1,) * self.dims, [0] * self.dims
         else:

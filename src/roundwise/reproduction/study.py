@@ -292,7 +292,7 @@ def page(
         f"    {command}",
         "",
         f"{study.name}; {settings.bits}-bit weights, {granularity_name(settings.granularity)}; minibatch methods with "
-        f"{_iterations(settings)}; {_count(settings.seeds, 'seed')} where there is chance. {_machine()}, "
+        f"{_iterations(settings)}; {_count(settings.seeds, 'seed')} where there is chance. {_machine(study.model)}, "
         f"{_count(torch.get_num_threads(), 'thread')}, PyTorch {torch.__version__}; {total:.0f} s for all "
         "quantizations together.",
         "",
@@ -319,12 +319,14 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def _machine() -> str:
-    """The processor, as the system names it, and how many of its cores there are."""
+def _machine(model: nn.Module) -> str:
+    """The accelerator where the model lies on one; the processor, as the system names it, and how many cores it has."""
     cores = _count(os.cpu_count() or 1, "core")
     try:
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     except OSError:
         names = []
     name = names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()
-    return f"{name}, {cores}"
+    on = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    accelerator = f"{torch.cuda.get_device_name(on)}, " if on.type == "cuda" else ""
+    return f"{accelerator}{name}, {cores}"

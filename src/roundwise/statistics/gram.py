@@ -51,6 +51,9 @@ CHUNK = 1 << 22
 KEEP = 1 << 25
 """Unfolded numbers, of inputs and targets, that are kept to be looked at again: 128 MiB of them."""
 
+ON_ACCELERATOR = 8
+"""Times as much of both on anything but a CPU, where an operation's start costs more than its work."""
+
 
 class Pairs(NamedTuple):
     """Unfolded inputs and targets of some positions."""
@@ -148,7 +151,7 @@ class Gram(Statistic):
         self.held_out = Moments.zeros(layer.matrix_shape, layer.device)
         self._generator = generator
         self._seen = 0
-        self._room = KEEP
+        self._room = KEEP * _times(layer.device)
         self._chunks: tuple[list[Pairs | _Places], list[Pairs | _Places]] = [], []
 
     @classmethod
@@ -161,8 +164,11 @@ class Gram(Statistic):
         # them the unfolded inputs that are kept, two indices of every position, and what is unfolded at work.
         groups, rows, cols = layer.matrix_shape
         taken = samples * min(positions, _positions_taken(cols, samples))
-        matrices, kept = groups * cols * (6 * cols + 14 * rows), min(KEEP, taken * groups * (cols + rows))
-        return 4 * (matrices + kept) + 16 * taken + 16 * CHUNK
+        matrices, kept = (
+            groups * cols * (6 * cols + 14 * rows),
+            min(KEEP * _times(layer.device), taken * groups * (cols + rows)),
+        )
+        return 4 * (matrices + kept) + 16 * taken + 16 * CHUNK * _times(layer.device)
 
     def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
         held_out = (torch.arange(self._seen, self._seen + samples) + 1) % min(HOLD_OUT, max(2, self.samples)) == 0
@@ -172,7 +178,7 @@ class Gram(Statistic):
         sample = rows * samples // self.layer.as_rows(targets).shape[0]
         self._seen += samples
         groups, _, cols = self.layer.matrix_shape
-        size = max(256, CHUNK // (groups * cols))
+        size = max(256, CHUNK * _times(self.layer.device) // (groups * cols))
         for moments, chosen in ((self.fit, ~held_out[sample]), (self.held_out, held_out[sample])):
             for some, where in zip(rows[chosen].split(size), positions[chosen].split(size), strict=True):
                 if len(some):
@@ -236,6 +242,11 @@ class Gram(Statistic):
 def _positions_taken(cols: int, samples: int) -> int:
     """How many positions of each sample are taken at most."""
     return max(min(POSITIONS, POSITIONS_OF_A_COLUMN * cols), math.ceil(POSITIONS_PER_COLUMN * cols / samples))
+
+
+def _times(device: torch.device) -> int:
+    """How many times `CHUNK` and `KEEP` are taken."""
+    return 1 if device.type == "cpu" else ON_ACCELERATOR
 
 
 def _length(chunk: Pairs | _Places) -> int:

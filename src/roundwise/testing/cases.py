@@ -62,6 +62,17 @@ class Case:
         """How many samples there are."""
         return self.inputs.shape[0]
 
+    def to(self, device: torch.device) -> Case:
+        """The same case on another device."""
+        bias = None if self.layer.bias is None else self.layer.bias.to(device)
+        return dataclasses.replace(
+            self,
+            layer=dataclasses.replace(self.layer, bias=bias, device=device),
+            weight=self.weight.to(device),
+            inputs=self.inputs.to(device),
+            targets=self.targets.to(device),
+        )
+
     def statistic(self, kind: type[S], batches: Sequence[int] = ()) -> S:
         """A statistic of the samples, shown to it in batches of the given sizes, or a few."""
         batches = batches or ((20, 20, 8) if self.samples == SAMPLES else (self.samples,))
