@@ -45,7 +45,8 @@ class Task:
 
 
 def load(network: str, samples: int, device: torch.device | str = "cpu") -> Task:
-    """The network and its images on a device; `samples` of them to calibrate on."""
+    """The network and its images on a device, in float32 as such; `samples` of them to calibrate on."""
+    torch.backends.cudnn.allow_tf32 = False
     if not available():
         raise SystemExit(f"{ROOT} holds no models/networks.py; set ROUNDWISE_DATA to the folder that does.")
     model = _module("models/networks.py").load(network).to(device)

@@ -333,8 +333,17 @@ def check_model(model: object) -> None:
 
 @contextlib.contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
-    """Gradients for the methods and the network's own precision, wherever the caller is."""
+    """Gradients for the methods and the network's own precision, wherever the caller is.
+
+    PyTorch lets CUDA convolutions round the inputs of a product to 10 bits (TF32) unless it is told not to. A rewrite
+    that is exact would then seem to change the network by half a percent, and codes would be chosen for such outputs.
+    """
     with contextlib.ExitStack() as stack:
+        # The older of PyTorch's two sets of switches, since torch.export reads them and refuses a mixture.
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("highest")
+        stack.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+        torch.backends.cudnn.allow_tf32 = False
         stack.enter_context(torch.inference_mode(False))
         if device.type != "meta" and torch.is_autocast_enabled(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))

@@ -378,6 +378,24 @@ def test_a_result_moves_between_devices_with_the_operations_that_make_tensors():
     assert "program" not in vars(moved)
 
 
+def test_float32_is_computed_as_such_whatever_the_caller_lets_matrix_units_do():
+    seen = []
+
+    def watch(_: object) -> None:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        quantized = rw.quantize(net(), SAMPLES, recipe(), progress=watch)
+        after = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    finally:
+        torch.set_float32_matmul_precision(before[1])
+    assert set(seen) == {(False, "highest")}
+    assert after == (before[0], "high")
+    assert_same_codes(quantized, reference())
+
+
 @pytest.mark.parametrize("change", [lambda m: m.half(), lambda m: m.to(torch.float64), lambda m: m.bfloat16()])
 def test_a_result_keeps_its_dtype(change):
     quantized = copy.deepcopy(reference())
