@@ -60,9 +60,8 @@ def main() -> None:
         ROUNDING_SOLVERS[arguments.solver](),
         rewrites=(),
     )
-    print(
-        f"{arguments.network}, {arguments.samples} images, {networks.device_name(arguments.device)}, PyTorch {torch.__version__}"
-    )
+    hardware = networks.device_name(arguments.device)
+    print(f"{arguments.network}, {arguments.samples} images, {hardware}, PyTorch {torch.__version__}")
     for _ in range(arguments.repeat):
         profile = cProfile.Profile()
         begin = time.perf_counter()

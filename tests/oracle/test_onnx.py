@@ -88,6 +88,9 @@ class Quantized(nn.Module):
     def forward(self, *args, **kwargs):
         return self.module(*args, **kwargs)
 
+    def on_cpu(self):
+        return self
+
 
 @pytest.fixture(autouse=True)
 def _seed():

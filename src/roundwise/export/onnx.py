@@ -163,7 +163,7 @@ def export_onnx(
         samples = ((samples,), {})
     model, weight_types = onnx_graph.build_graph(program)
     _describe(model, quantized.recipe)
-    samples = pytree.tree_map_only(Tensor, Tensor.cpu, samples or quantized.samples)
+    shown: Arguments | None = pytree.tree_map_only(Tensor, Tensor.cpu, samples or quantized.samples)
     of_weights: tuple[OutputDifference, ...] = ()
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
@@ -171,9 +171,9 @@ def export_onnx(
                 plain = quantized.with_float_activations()
                 alone, _ = onnx_graph.build_graph(plain.program)
                 path = _write(alone, Path(folder) / f"weights-{target.name}")[0]
-                of_weights = onnx_verify.verify(path, plain, plain.program, samples, source, tolerance).outputs
+                of_weights = onnx_verify.verify(path, plain, plain.program, shown, source, tolerance).outputs
             written = _write(model, Path(folder) / target.name)
-            checked = onnx_verify.verify(written[0], quantized, program, samples, source, tolerance)
+            checked = onnx_verify.verify(written[0], quantized, program, shown, source, tolerance)
             size = sum(file.stat().st_size for file in written)
             for file in reversed(written):  # the file proper last: while it is not there, nobody reads its data
                 file.replace(target.with_name(file.name))

@@ -63,18 +63,22 @@ class Samples(Statistic):
         starts = torch.tensor(self._starts)
         batch = torch.searchsorted(starts, rows, right=True) - 1
         counts = torch.bincount(batch, minlength=len(self._inputs)).tolist()
-        per_batch = (rows - starts[batch]).split(counts)
+        places = rows - starts[batch]
+        here = places.to(self.layer.device)  # in one go: each copy to an accelerator waits for what it is doing
+        per_batch = list(zip(places.split(counts), here.split(counts), strict=True))
         return self._gather(self._inputs, per_batch, counts), self._gather(self._targets, per_batch, counts)
 
-    def _gather(self, batches: Sequence[Tensor], per_batch: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-        """The chosen rows of every batch in one tensor."""
+    def _gather(
+        self, batches: Sequence[Tensor], per_batch: Sequence[tuple[Tensor, Tensor]], counts: Sequence[int]
+    ) -> Tensor:
+        """The chosen rows of every batch in one tensor; their places are given on the CPU and on the layer's device."""
         device, shape = self.layer.device, (sum(counts), *batches[0].shape[1:])
         gathered = torch.empty(shape, dtype=torch.float32, device=device, memory_format=_fast_layout(shape, device))
-        for batch, rows, count, place in zip(batches, per_batch, counts, gathered.split(counts), strict=True):
+        for batch, (rows, here), count, place in zip(batches, per_batch, counts, gathered.split(counts), strict=True):
             if count and (batch.dtype, batch.device) == (gathered.dtype, gathered.device):
-                torch.index_select(batch, 0, rows.to(device), out=place)
+                torch.index_select(batch, 0, here, out=place)
             elif count:
-                place.copy_(batch.index_select(0, rows.to(batch.device)))
+                place.copy_(batch.index_select(0, here if batch.device == device else rows))
         return gathered
 
 
