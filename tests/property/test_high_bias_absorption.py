@@ -92,7 +92,7 @@ def test_zeros_around_change_borders_alone_and_such_pairs_can_be_left():
         wanted, given = model(inputs), HighBiasAbsorption().apply(graph).module()(inputs)
     torch.testing.assert_close(given[..., 1:-1, 1:-1], wanted[..., 1:-1, 1:-1])
     assert not torch.allclose(given, wanted, rtol=0.01)
-    assert "3 channels between 1 pairs of layers, 1 of them with padding" in HighBiasAbsorption().note(graph)
+    assert "3 channels between 1 pair of layers, 1 of them with padding" in HighBiasAbsorption().note(graph)
     left = HighBiasAbsorption(across_padding=False)
     assert str(left.apply(graph).operations) == str(graph.operations)
     assert left.note(graph) == "no channel is always above 0 between two layers: nothing to absorb"
@@ -153,7 +153,7 @@ def test_without_batch_norm_samples_show_what_channels_are_above():
     taken = graph.constants["0.bias"] - after.constants["0.bias"]
     torch.testing.assert_close(taken, (mean - 2 * std).clamp(min=0))
     torch.testing.assert_close(after.moments["0.weight"].mean, mean - taken)
-    assert "3 channels between 1 pairs of layers" in note
+    assert "3 channels between 1 pair of layers" in note
     assert not graph.moments
 
 

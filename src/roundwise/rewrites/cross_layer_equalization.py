@@ -95,7 +95,8 @@ class CrossLayerEqualization(Rewrite):
 
     def note(self, graph: Graph) -> str:
         count = len(pairs(graph, self.relu6))
-        return f"{count} pairs of layers with channels in common" if count else "no pair of layers to equalize"
+        pairs_of = "pair of" if count == 1 else "pairs of"
+        return f"{count} {pairs_of} layers with channels in common" if count else "no pair of layers to equalize"
 
     def apply(self, graph: Graph) -> Graph:
         graph = graph.copy()

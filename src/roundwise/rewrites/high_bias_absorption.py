@@ -87,7 +87,8 @@ class HighBiasAbsorption(Rewrite):
         channels = sum(int((amount > 0).sum()) for _, amount in amounts)
         padded = sum(pair.pads for pair, _ in amounts)
         border = f", {padded} of them with padding, whose borders change" if padded else ""
-        return f"{channels} channels between {len(amounts)} pairs of layers{border}"
+        pairs_of = "pair of" if len(amounts) == 1 else "pairs of"
+        return f"{channels} channels between {len(amounts)} {pairs_of} layers{border}"
 
     def apply(self, graph: Graph) -> Graph:
         graph = graph.copy()
