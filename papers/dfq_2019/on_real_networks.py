@@ -31,6 +31,8 @@ import networks  # noqa: E402  where the networks and images are
 
 JOURNAL = HERE / "results.jsonl"
 
+NETWORKS = ("resnet20", "mobilenet_v2", "mobilenet_v1_075")
+
 INPUTS = {"resnet20": ((0 - 0.485) / 0.229, (1 - 0.406) / 0.225)}
 """The smallest and the largest number in an image, normalised; −1 and 1 for the MobileNets."""
 
@@ -147,7 +149,7 @@ def main() -> None:
     """Parse the command line; measure, draw, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["measure", "figures", "page"])
-    parser.add_argument("network", nargs="?", default="resnet20")
+    parser.add_argument("network", nargs="?", default="resnet20", choices=NETWORKS)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--bits", nargs="+", type=int, default=[8], help="32 measures the float network, rewritten")
     parser.add_argument("--activations", nargs="+", default=["float"], help="bits, or float")

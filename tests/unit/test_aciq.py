@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import roundwise as rw
-from roundwise.cli.recipes import with_setting
+from roundwise.cli.recipes import Setting, with_settings
 from roundwise.grid import Codebook, affine_grid
 from roundwise.ranges import RANGE_ESTIMATORS
 from roundwise.ranges.aciq import gauss_clip, laplace_clip
@@ -67,7 +67,7 @@ def test_the_interval_is_around_the_mean_and_no_wider_than_the_weights():
 
 
 def test_its_setting_can_be_given_as_text_and_comes_back_from_a_recipe():
-    estimator = with_setting(rw.ACIQ(), "distribution", "laplace", RANGE_ESTIMATORS)
+    estimator = with_settings(rw.ACIQ(), [Setting("distribution", "laplace", "distribution=laplace")], RANGE_ESTIMATORS)
     recipe = rw.Recipe(rw.Weights(ranges=estimator))
     assert estimator == rw.ACIQ("laplace")
     assert rw.Recipe.from_dict(recipe.as_dict()) == recipe

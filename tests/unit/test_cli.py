@@ -19,7 +19,7 @@ from roundwise import cli
 from roundwise.cli.app import COMMANDS, app
 from roundwise.cli.commands import evaluate as evaluate_command
 from roundwise.cli.commands import quantize as quantize_command
-from roundwise.cli.recipes import RecipeOptions, build_recipe, parse_bytes, parse_value, with_setting
+from roundwise.cli.recipes import RecipeOptions, Setting, build_recipe, parse_bytes, parse_value, with_settings
 from roundwise.cli.terminal import layer_progress, show_json
 from roundwise.events import LayerFinished, LayerStarted, Plan, Planned
 from roundwise.ranges import RANGE_ESTIMATORS
@@ -621,7 +621,7 @@ def test_every_setting_of_every_method_can_be_given_as_text(table):
 
     for kind in table.values():
         for field in fields(kind):
-            assert with_setting(kind(), field.name, str(getattr(kind(), field.name)), table) == kind()
+            assert with_settings(kind(), [Setting(field.name, str(getattr(kind(), field.name)), "")], table) == kind()
 
 
 @dataclass(frozen=True)
@@ -639,7 +639,7 @@ class Method:
      ("mode", "slow", "slow")],
 )  # fmt: skip
 def test_settings_are_read_as_the_type_of_their_field(name, text, value):
-    assert getattr(with_setting(Method(), name, text, {"method": Method}), name) == value
+    assert getattr(with_settings(Method(), [Setting(name, text, f"{name}={text}")], {"method": Method}), name) == value
 
 
 @pytest.mark.parametrize(
@@ -655,7 +655,7 @@ def test_settings_are_read_as_the_type_of_their_field(name, text, value):
 )
 def test_settings_of_another_type_are_refused(name, text, message):
     with pytest.raises(rw.RecipeError, match=message):
-        with_setting(Method(), name, text, {"method": Method})
+        with_settings(Method(), [Setting(name, text, f"{name}={text}")], {"method": Method})
 
 
 def test_the_bits_of_activations_are_said_once_and_settings_are_named_as_they_were_written():

@@ -88,6 +88,14 @@ def test_a_recipe_file_is_taken_as_it_is(net, asked, tmp_path):
     assert asked[0][1] == rw.Recipe(rounding=rw.Nearest())
 
 
+def test_settings_that_make_sense_only_together_can_be_given_one_after_the_other(net, asked):
+    limits = [f"activations.ranges.{name}" for name in ("input_low=-1", "input_high=1")]
+    options = ("--data-free", "--input-size", "3x8x8", "--activations", "8")
+    run(net, *options, "--set", limits[0], "--set", limits[1])
+    ranges = asked[0][1].activations.ranges
+    assert (ranges.input_low, ranges.input_high) == (-1.0, 1.0)
+
+
 def test_a_size_that_nothing_states_has_to_be_given(net):
     result = run(net, "--data-free")
     assert result.exit_code == 1

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, NamedTuple, TypeVar, final
 
 from roundwise.activations import ACTIVATION_RANGES, ActivationBatchNorm
 from roundwise.correction import CORRECTIONS
@@ -83,28 +83,29 @@ def build_recipe(options: RecipeOptions) -> Recipe:
     ranges = _method(base.weights.ranges, options.ranges, RANGE_ESTIMATORS)
     activations = _activations(base.activations, options)
     rewrites = _rewrites(base.rewrites, options.rewrites)
-    for setting in options.settings:
-        name, value = _pair(setting, "--set", "iterations=2000")
-        prefix, _, rest = name.rpartition(".")
+    for prefix, settings in _by_target(options.settings).items():
+        setting = settings[0].written
         if prefix == "ranges":
-            ranges = with_setting(ranges, rest, value, RANGE_ESTIMATORS, setting)
-        elif prefix in ("", "rounding"):
-            rounding = with_setting(rounding, rest, value, ROUNDING_SOLVERS, setting)
+            ranges = with_settings(ranges, settings, RANGE_ESTIMATORS)
+        elif prefix == "rounding":
+            rounding = with_settings(rounding, settings, ROUNDING_SOLVERS)
         elif prefix in ("activations", "activations.ranges"):
             if activations is None:
                 raise RecipeError(f"--set {setting}: activations stay in float; give --activations 8 to quantize them.")
             if prefix == "activations":
-                if rest == "bits" and options.activations is not None:
-                    raise RecipeError(f"--set {setting}: --activations {options.activations} says the bits already.")
-                activations = with_setting(activations, rest, value, {"activations": Activations}, setting)
+                if options.activations is not None and (bits := [it for it in settings if it.name == "bits"]):
+                    raise RecipeError(
+                        f"--set {bits[0].written}: --activations {options.activations} says the bits already."
+                    )
+                activations = with_settings(activations, settings, {"activations": Activations})
             else:
-                chosen = with_setting(activations.ranges, rest, value, ACTIVATION_RANGES, setting)
+                chosen = with_settings(activations.ranges, settings, ACTIVATION_RANGES)
                 activations = dataclasses.replace(activations, ranges=chosen)
         elif prefix.startswith("rewrites."):
             if rewrites is None:  # those that the weights ask for
                 granular = dataclasses.replace(base.weights, **_given(granularity=options.granularity))
                 rewrites = list(dataclasses.replace(base, weights=granular).all_rewrites)
-            rewrites = _with_rewrite_setting(rewrites, prefix.removeprefix("rewrites."), rest, value, setting)
+            rewrites = _with_rewrite_settings(rewrites, prefix.removeprefix("rewrites."), settings)
         else:
             known = "'rounding', 'ranges', 'activations', 'activations.ranges' or 'rewrites.REWRITE'"
             raise RecipeError(f"--set {setting}: '{prefix}' is none of {known}.")
@@ -125,33 +126,50 @@ def build_recipe(options: RecipeOptions) -> Recipe:
     )
 
 
-def with_setting(method: M, name: str, text: str, table: Mapping[str, type], setting: str = "") -> M:
-    """A method with one of its settings replaced by what `text` says, read as the type of that setting.
+class Setting(NamedTuple):
+    """One of a method's settings, its new value as text, and both as the user wrote them, for messages."""
+
+    name: str
+    text: str
+    written: str
+
+
+def _by_target(settings: Sequence[str]) -> dict[str, list[Setting]]:
+    """What is to be set, by whose it is: some settings make sense only together."""
+    targets: dict[str, list[Setting]] = {}
+    for written in settings:
+        name, text = _pair(written, "--set", "iterations=2000")
+        prefix, _, rest = name.rpartition(".")
+        targets.setdefault(prefix or "rounding", []).append(Setting(rest, text, written))
+    return targets
+
+
+def with_settings(method: M, settings: Sequence[Setting], table: Mapping[str, type]) -> M:
+    """A method with some of its settings replaced, together, by texts that are read as the type of each.
 
     Args:
         method: as it is so far.
-        name, text: of the setting, and its new value.
+        settings: of one name the last counts.
         table: where the method's own name is.
-        setting: both as the user wrote them, for messages; `name=text` if empty.
 
     Raises:
-        RecipeError: the method has no such setting, or the text is no value for it.
+        RecipeError: the method has no such setting, the text is no value for it, or they do not go together.
     """
-    setting = setting or f"{name}={text}"
     kind = type(method)
     called = next((key for key, value in table.items() if value is kind), kind.__name__)
     known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        what = f"its settings are {', '.join(known)}" if known else "it has no settings"
-        raise RecipeError(f"--set {setting}: '{called}' has no setting '{name}'; {what}.{hint}")
-    wanted = typing.get_type_hints(kind)[name]
-    try:
-        value = parse_value(text, wanted)
-    except ValueError as error:
-        raise RecipeError(f"--set {setting}: {error}") from error
-    replaced: M = dataclasses.replace(method, **{name: value})  # type: ignore[type-var]
+    values = {}
+    for name, text, written in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            what = f"its settings are {', '.join(known)}" if known else "it has no settings"
+            raise RecipeError(f"--set {written}: '{called}' has no setting '{name}'; {what}.{hint}")
+        try:
+            values[name] = parse_value(text, typing.get_type_hints(kind)[name])
+        except ValueError as error:
+            raise RecipeError(f"--set {written}: {error}") from error
+    replaced: M = dataclasses.replace(method, **values)  # type: ignore[type-var]
     return replaced
 
 
@@ -265,16 +283,14 @@ def _rewrites(base: Sequence[Rewrite] | None, names: Sequence[str]) -> Sequence[
     return [known.get(REWRITES[name]) or REWRITES[name]() for name in names]
 
 
-def _with_rewrite_setting(
-    rewrites: Sequence[Rewrite], called: str, name: str, text: str, setting: str
-) -> list[Rewrite]:
+def _with_rewrite_settings(rewrites: Sequence[Rewrite], called: str, settings: Sequence[Setting]) -> list[Rewrite]:
     wanted = REWRITES.get(called)
     if not any(type(rewrite) is wanted for rewrite in rewrites):
         raise RecipeError(
-            f"--set {setting}: '{called}' is none of the rewrites that the recipe asks for. Give --rewrite with one "
-            f"of {', '.join(REWRITES)}."
+            f"--set {settings[0].written}: '{called}' is none of the rewrites that the recipe asks for. Give --rewrite "
+            f"with one of {', '.join(REWRITES)}."
         )
-    return [with_setting(one, name, text, REWRITES, setting) if type(one) is wanted else one for one in rewrites]
+    return [with_settings(one, settings, REWRITES) if type(one) is wanted else one for one in rewrites]
 
 
 def _activations(base: Activations | None, options: RecipeOptions) -> Activations | None:
