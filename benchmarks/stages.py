@@ -26,7 +26,7 @@ from roundwise.rounding import ROUNDING_SOLVERS
 
 
 def build(network: str) -> nn.Module:
-    """A torchvision classifier, whose outputs keep their size from layer to layer as a trained one's do."""
+    """A torchvision classifier as it is before training."""
     if not torch.cuda.is_available():  # torchvision looks for these operators, which CPU wheels do not have
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
