@@ -126,7 +126,8 @@ def study(part: Part, device: str = "cpu") -> Study:
     some = (
         torch.arange(part.tests, device=device) * len(task.labels) // part.tests
     )  # evenly: they may be sorted by class
-    task = dataclasses.replace(task, images=task.images[some], labels=task.labels[some])
+    tests = task.images[some].contiguous(memory_format=torch.channels_last)  # half the time on a CPU
+    task = dataclasses.replace(task, images=tests, labels=task.labels[some])
     return Study(task.model, images[: part.samples].clone(), task.accuracy, part.name)
 
 

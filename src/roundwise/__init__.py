@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ActivationPercentile,
     )
     from roundwise.calibration import DataFree
+    from roundwise.captured import CapturedModel, capture_model
     from roundwise.correction import AnalyticBias, EmpiricalBias
     from roundwise.errors import (
         CalibrationError,
@@ -97,6 +98,7 @@ __all__ = [
     "AnalyticBias",
     "CalibrationError",
     "CaptureError",
+    "CapturedModel",
     "Ceil",
     "CoordinateDescent",
     "Correction",
@@ -141,6 +143,7 @@ __all__ = [
     "TaskHessian",
     "WeightMSE",
     "Weights",
+    "capture_model",
     "export_onnx",
     "html_report",
     "load",
@@ -163,6 +166,7 @@ _HOMES = (
     "calibration",
     "recipe",
     "model",
+    "captured",
     "pipeline",
     "export",
     "reporting",

@@ -98,14 +98,14 @@ class Calibration:
     samples: int
     notes: tuple[str, ...] = ()
 
-    def example(self, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """`(args, kwargs)` of the first `count` samples (repeated if there are fewer)."""
+    def example(self, count: int, device: torch.device | str = "cpu") -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """`(args, kwargs)` of the first `count` samples (repeated if there are fewer), on a device."""
         leaves = []
         for leaf in self.batches[0]:
             if _is_batched(leaf):
                 repeats = -(-count // leaf.shape[0])
                 leaf = leaf.repeat(repeats, *[1] * (leaf.dim() - 1))[:count]
-            leaves.append(leaf)
+            leaves.append(leaf.to(device) if isinstance(leaf, Tensor) else leaf)
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
         return args, kwargs
 

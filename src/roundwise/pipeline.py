@@ -5,11 +5,9 @@ model ─capture─▶ graph ─normalize, rewrites─▶ graph ─stream─▶ 
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +15,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from roundwise.calibration import DataFree, Signature, read_calibration, take
+from roundwise.calibration import DataFree, read_calibration, take
+from roundwise.captured import CapturedModel, Facts, graph_of, undisturbed
 from roundwise.errors import ModelError, RecipeError
 from roundwise.events import Progress
-from roundwise.graph.capture import capture
 from roundwise.graph.emit import QuantizedWeight, emit, packed_bits
 from roundwise.graph.graph import Graph
 from roundwise.graph.moments import Known, expected_columns, propagate, with_measured_moments
@@ -43,7 +41,7 @@ MEASURED = 32
 
 
 def quantize(
-    model: nn.Module | ExportedProgram,
+    model: nn.Module | ExportedProgram | CapturedModel,
     calibration: Any,
     recipe: Recipe | None = None,
     *,
@@ -53,7 +51,8 @@ def quantize(
 
     Args:
         model: any module that `torch.export` can capture, of any floating-point dtype; it is left as it is, and the
-            result shares no memory with it. Or a program that was exported already.
+            result shares no memory with it. Or a program that was exported already; or, for several recipes in turn,
+            what `capture_model` makes of either.
         calibration: a few hundred unlabelled inputs: a tensor or array `[samples, …]`; a tuple (positional inputs) or
             dict (named inputs) of them; or an iterable of batches of these, such as a `DataLoader`. Labels are dropped
             (see `calibration.py` for the rule). Or `DataFree(…)`, where there are none: then errors are not measured.
@@ -81,16 +80,17 @@ def quantize(
     no_data = calibration if isinstance(calibration, DataFree) else None
     if recipe is None:
         recipe = Recipe() if no_data is None else Recipe.data_free()
-    _check_arguments(model, recipe)
-    device = device_of(model)
+    _check_recipe(recipe)
+    facts = Facts.of(model)
+    device = facts.device
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
     begin = time.perf_counter()
     with undisturbed(device), ActivationStore(budget, device) as store:
-        inputs = calibration if no_data is None else no_data.samples(_dtype_of(model))
-        samples = read_calibration(inputs, Signature.of(model), recipe.batch_size, store)
+        inputs = calibration if no_data is None else no_data.samples(facts.dtype)
+        samples = read_calibration(inputs, facts.signature, recipe.batch_size, store)
         read = time.perf_counter()
-        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(2))
-        graph = capture(model, args, kwargs)
+        args, kwargs = samples.example(2, device)
+        graph = graph_of(model, args, kwargs)
         captured = time.perf_counter()
         kept_samples = take(samples, graph.batch or 8) if no_data is None else None
         notes = samples.notes
@@ -99,7 +99,7 @@ def quantize(
             _check_sound(_floats(graph, args, kwargs))
         if recipe.all_rewrites:
             few = MEASURED if any(one.measures_moments for one in recipe.all_rewrites) else 2
-            args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(graph.batch or few))
+            args, kwargs = samples.example(graph.batch or few, device)
             graph, rewrite_notes = apply_rewrites(graph, recipe.all_rewrites, args, kwargs, real=no_data is None)
             notes = (*notes, *rewrite_notes)
         rewritten = time.perf_counter()
@@ -117,7 +117,7 @@ def quantize(
         kept_float=tuple(kept_float(graph, result.weights)),
         samples=count,
         output_error=result.output_error,
-        float_bytes=_model_size(model),
+        float_bytes=facts.size,
         quantized_bytes=_size(quantized),
         seconds={"read": read - begin, "capture": captured - read, "rewrite": rewritten - captured, **result.seconds},
         peak_activation_bytes=store.peak,
@@ -309,63 +309,11 @@ def kept_float(graph: Graph, weights: list[QuantizedWeight]) -> list[KeptFloat]:
     return kept
 
 
-def _check_arguments(model: object, recipe: object) -> None:
-    check_model(model)
+def _check_recipe(recipe: object) -> None:
     if not isinstance(recipe, Recipe):
         raise RecipeError(
             f"the recipe is a {type(recipe).__name__}; it must be a Recipe. (A dict becomes one by Recipe.from_dict.)"
         )
-
-
-def check_model(model: object) -> None:
-    """Raise unless it is a network in float, of a kind that can be captured."""
-    if not isinstance(model, nn.Module | ExportedProgram):
-        raise ModelError(
-            f"the model is a {type(model).__name__}; it must be an nn.Module or an ExportedProgram. (A dict of weights "
-            "needs its module: build it and call `load_state_dict`.)"
-        )
-    if isinstance(model, QuantizedModel):
-        raise ModelError(
-            "the model is quantized already. Quantize the float model it was made from; a second time would add the "
-            "errors of both, and measure only those of the second."
-        )
-
-
-@contextlib.contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Gradients for the methods and the network's own precision, wherever the caller is.
-
-    PyTorch lets CUDA convolutions round the inputs of a product to 10 bits (TF32) unless it is told not to. A rewrite
-    that is exact would then seem to change the network by half a percent, and codes would be chosen for such outputs.
-    """
-    with contextlib.ExitStack() as stack:
-        # The older of PyTorch's two sets of switches, since torch.export reads them and refuses a mixture.
-        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-        torch.set_float32_matmul_precision("highest")
-        stack.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
-        torch.backends.cudnn.allow_tf32 = False
-        stack.enter_context(torch.inference_mode(False))
-        if device.type != "meta" and torch.is_autocast_enabled(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-        yield
-
-
-def _dtype_of(model: nn.Module | ExportedProgram) -> torch.dtype:
-    """Of its first parameter or buffer in floating point; float32 if it has none."""
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
-
-
-def device_of(model: nn.Module | ExportedProgram) -> torch.device:
-    """Where its first tensor is; the CPU if it has none."""
-    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if tensor is None else tensor.device
-
-
-def _model_size(model: nn.Module | ExportedProgram) -> int:
-    """Bytes of the parameters and floating-point buffers, shared ones counted once."""
-    tensors = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
-    return sum({(t.data_ptr(), t.nbytes): t.nbytes for t in tensors}.values())
 
 
 def _size(graph: Graph) -> int:

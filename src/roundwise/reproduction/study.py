@@ -18,8 +18,8 @@ from typing import Any, Literal, final
 import torch
 from torch import nn
 
+from roundwise.captured import CapturedModel, capture_model
 from roundwise.errors import RecipeError
-from roundwise.graph.capture import capture
 from roundwise.graph.patterns import find_layers
 from roundwise.grid import Granularity, PerTensor
 from roundwise.model import QuantizedModel
@@ -155,7 +155,12 @@ class Study:
     @functools.cached_property
     def first_layer(self) -> str:
         """The name of the first layer that can be quantized, in the order in which layers run."""
-        return find_layers(rewrite(capture(self.model, (self.samples(2),), {})))[0].name
+        return find_layers(rewrite(self.captured.graph))[0].name
+
+    @functools.cached_property
+    def captured(self) -> CapturedModel:
+        """The network, captured once for all rows."""
+        return capture_model(self.model, self.samples(2))
 
     @functools.cached_property
     def hessians(self) -> dict[int, TaskHessian]:
@@ -247,7 +252,7 @@ def quantize_row(study: Study, row: Row, seed: int) -> QuantizedModel:
         if row.task_loss is not None:
             weights = dataclasses.replace(weights, rounding=_by_task_loss(study, row.task_loss, weights, seed))
         recipe = dataclasses.replace(recipe, overrides={"*": None, study.first_layer: weights})
-    return quantize(study.model, study.calibration if _looks_at_samples(recipe) else study.samples(2), recipe)
+    return quantize(study.captured, study.calibration if _looks_at_samples(recipe) else study.samples(2), recipe)
 
 
 def _by_task_loss(study: Study, by: TaskLoss, weights: Weights, seed: int) -> Given:
@@ -256,7 +261,7 @@ def _by_task_loss(study: Study, by: TaskLoss, weights: Weights, seed: int) -> Gi
         samples, layer = study.samples(by.samples), study.first_layer
         # Whoever asks for this table knows that it takes hours for large layers, as it did the paper.
         hessian = task_hessian(
-            study.model, layer, samples, PredictedClasses(), curvature=GaussNewton(), limit=sys.maxsize
+            study.captured, layer, samples, PredictedClasses(), curvature=GaussNewton(), limit=sys.maxsize
         )
         study.hessians[by.samples] = hessian
     search = solve_qubo_tabu if by.search == "tabu" else solve_qubo_cem

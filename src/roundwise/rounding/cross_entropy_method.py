@@ -9,8 +9,10 @@ the probabilities towards how often the elite rounds up:
 
     p_j ← (1 − smoothing) p_j + smoothing · mean of v_j over the elite
 
-until all are near 0 or 1. The answer is the best rounding that was ever drawn, or nearest rounding where none is
-better. So the paper solves the quadratic problems of Eqs. 13 and 20 before it has AdaRound (Section 5, Table 2).
+A weight whose probability comes within 1 % of 0 or 1 is decided and no longer drawn: among hundreds of them a few would
+still be drawn the other way each time, which hides what the others do. It ends when all are decided. The answer is the
+best rounding that was ever drawn, or nearest rounding where none is better. So the paper solves the quadratic problems
+of Eqs. 13 and 20 before it has AdaRound (Section 5, Table 2).
 
 An iteration costs what `samples` products of the layer's weights with H cost; the paper speaks of hours for a network.
 It needs no gradient, and no sign of the objective's curvature: it is a check on the methods that do.
@@ -18,6 +20,7 @@ It needs no gradient, and no sign of the objective's curvature: it is a check on
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -33,8 +36,8 @@ from roundwise.statistics import Gram
 DECIDED = 0.01
 """A probability nearer to 0 or 1 than this is no longer a question."""
 
-PIECE = 1 << 22
-"""Numbers that are drawn at a time: 16 MiB of them. A wide layer's rows take their turns."""
+WORTH_IT = 0.1
+"""The share of the columns that must be decided before a smaller matrix is made for the others."""
 
 
 @final
@@ -86,49 +89,65 @@ class CrossEntropyMethod(RoundingSolver[Gram]):
 
     def sample(self, quadratic: Quadratic, grid: Grid, choices: Choices, generator: torch.Generator) -> Tensor:
         """The best codes that were drawn, row by row; each is `choices.low` or `choices.high`."""
-        groups, rows, cols = quadratic.weight.shape
+        groups, rows, _ = quadratic.weight.shape
         up = grid.quantize(quadratic.weight) > choices.low
         chance = (grid.position(quadratic.weight) - choices.low).clamp(0, 1)
         low = grid.dequantize(choices.low) - quadratic.weight
         span = grid.dequantize(choices.high) - quadratic.weight - low
-        together = max(1, PIECE // (self.samples * cols))
-        for group in range(groups):
-            for start in range(0, rows, together):
-                piece = group, slice(start, start + together)
-                objective = _Rows(quadratic.hessian[group], quadratic.pull[piece], low[piece], span[piece])
-                up[piece] = self._decide(objective, up[piece], chance[piece], generator)
+        for row in itertools.product(range(groups), range(rows)):
+            objective = _Row(quadratic.hessian[row[0]], quadratic.pull[row], low[row], span[row])
+            up[row] = self._decide(objective, up[row], chance[row], generator)
         return torch.where(up, choices.high, choices.low).to(torch.int32)
 
-    def _decide(self, objective: _Rows, up: Tensor, chance: Tensor, generator: torch.Generator) -> Tensor:
-        """Which weights of a few rows to round up, from a first idea and the probabilities to begin with."""
-        best, least = up, objective(up.unsqueeze(0)).squeeze(0)
+    def _decide(self, objective: _Row, up: Tensor, chance: Tensor, generator: torch.Generator) -> Tensor:
+        """Which weights of a row to round up, from a first idea and the probabilities to begin with."""
+        best, least = up, objective(up.unsqueeze(0))[0]
+        settled, undecided, left = chance > 0.5, torch.arange(len(up), device=up.device), objective
         count = max(1, round(self.elite * self.samples))
         for _ in range(self.iterations):
             # Drawn on the CPU so that the codes do not depend on the device.
-            draws = torch.rand((self.samples, *chance.shape), generator=generator).to(chance.device)
+            draws = torch.rand((self.samples, len(chance)), generator=generator).to(chance.device)
             tried = draws < chance
-            losses, order = objective(tried).topk(count, dim=0, largest=False)
-            elite = tried.gather(0, order.unsqueeze(-1).expand(-1, -1, chance.shape[-1]))
-            better = losses[0] < least
-            best = torch.where(better.unsqueeze(-1), elite[0], best)
-            least = torch.where(better, losses[0], least)
-            chance = chance.lerp(elite.float().mean(0), self.smoothing)
-            if bool((torch.minimum(chance, 1 - chance) < DECIDED).all()):
+            losses, order = left(tried).topk(count, largest=False)
+            if losses[0] < least:
+                best, least = settled.index_put((undecided,), tried[order[0]]), losses[0]
+            chance = chance.lerp(tried[order].float().mean(0), self.smoothing)
+            settled[undecided] = chance > 0.5
+            decided = torch.minimum(chance, 1 - chance) < DECIDED
+            chance = torch.where(decided, chance.round(), chance)
+            share = float(decided.float().mean())
+            if share == 1:
                 break
-        settled = chance > 0.5
-        return torch.where((objective(settled.unsqueeze(0)).squeeze(0) < least).unsqueeze(-1), settled, best)
+            if share > WORTH_IT:
+                left = left.without(decided, settled[undecided])
+                undecided, chance = undecided[~decided], chance[~decided]
+        return settled if objective(settled.unsqueeze(0))[0] < least else best
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class _Rows:
-    """The objective of a few rows with the same H, less its constant, for many roundings at once."""
+class _Row:
+    """The objective of a row, less its constant, for many roundings at once."""
 
     hessian: Float[Tensor, "cols cols"]
-    pull: Float[Tensor, "rows cols"]
-    low: Float[Tensor, "rows cols"]
-    span: Float[Tensor, "rows cols"]
+    pull: Float[Tensor, "cols"]
+    low: Float[Tensor, "cols"]
+    span: Float[Tensor, "cols"]
+    constant: Tensor | float = 0.0
 
-    def __call__(self, up: Bool[Tensor, "samples rows cols"]) -> Float[Tensor, "samples rows"]:
-        difference = self.low + up * self.span
-        return ((difference @ self.hessian - 2 * self.pull) * difference).sum(-1)
+    def __call__(self, up: Bool[Tensor, "samples cols"]) -> Float[Tensor, "samples"]:
+        difference = torch.addcmul(self.low, up, self.span)
+        return ((difference @ self.hessian).sub_(2 * self.pull).mul_(difference)).sum(-1) + self.constant
+
+    def without(self, gone: Bool[Tensor, "cols"], up: Bool[Tensor, "cols"]) -> _Row:
+        """The same of the other columns alone, where these stay rounded as `up` says."""
+        stay = ~gone
+        fixed = (self.low + up * self.span)[gone]
+        across = self.hessian[gone]
+        return _Row(
+            self.hessian[stay][:, stay],
+            self.pull[stay] - fixed @ across[:, stay],
+            self.low[stay],
+            self.span[stay],
+            self.constant + ((fixed @ across[:, gone] - 2 * self.pull[gone]) * fixed).sum(),
+        )

@@ -40,15 +40,15 @@ from torch.export import ExportedProgram
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from roundwise.calibration import Batch, Calibration, Signature, read_calibration
+from roundwise.calibration import Batch, Calibration, read_calibration
+from roundwise.captured import CapturedModel, Facts, graph_of, undisturbed
 from roundwise.errors import CalibrationError, ModelError, RecipeError
-from roundwise.graph.capture import capture
 from roundwise.graph.graph import Graph
 from roundwise.graph.patterns import Layer, find_layers
 from roundwise.grid import Grid
 from roundwise.memory import ActivationStore, default_budget
 from roundwise.methods import check_whole_number
-from roundwise.pipeline import check_model, device_of, rewrite, undisturbed
+from roundwise.pipeline import rewrite
 from roundwise.recipe import Weights
 from roundwise.statistics import Nothing
 
@@ -125,7 +125,7 @@ class TaskHessian:
 
 
 def task_hessian(
-    model: nn.Module | ExportedProgram,
+    model: nn.Module | ExportedProgram | CapturedModel,
     layer: str,
     inputs: Any,
     labels: Tensor | Sequence[int] | PredictedClasses | PredictedProbabilities,
@@ -164,17 +164,15 @@ def task_hessian(
         >>> task.hessian.shape
         torch.Size([18, 18])
     """
-    check_model(model)
+    facts = Facts.of(model)
     if not isinstance(curvature, ExactHessian | GaussNewton):
         raise RecipeError(f"curvature is {curvature!r}; it must be ExactHessian() or GaussNewton().")
     check_whole_number("batch_size", batch_size, at_least=1)
     check_whole_number("limit", limit, at_least=1)
-    device = device_of(model)
-    with undisturbed(device), ActivationStore(default_budget(device), device) as store:
-        samples = read_calibration(inputs, Signature.of(model), batch_size, store)
+    with undisturbed(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
+        samples = read_calibration(inputs, facts.signature, batch_size, store)
         targets = _read_labels(labels, samples.samples)
-        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), samples.example(2))
-        graph = rewrite(capture(model, args, kwargs))
+        graph = rewrite(graph_of(model, *samples.example(2, facts.device)))
         chosen = _find(graph, layer)
         network = _Network(graph, chosen, samples, store)
         _check_size(chosen, network.weight, limit)

@@ -1,0 +1,159 @@
+"""A model as the pipeline takes it: what must be known of it, and its graph, captured once for many recipes."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from roundwise.calibration import Signature, read_calibration
+from roundwise.errors import CalibrationError, ModelError
+from roundwise.graph.capture import capture
+from roundwise.graph.graph import ConstantInput, Graph
+from roundwise.memory import ActivationStore, default_budget
+from roundwise.model import QuantizedModel
+
+
+@final
+@dataclass(frozen=True)
+class Facts:
+    """What can be said of a model without running it.
+
+    Attributes:
+        signature: what its call takes.
+        device: where its first tensor is; the CPU if it has none.
+        dtype: of its first parameter or buffer in floating point; float32 if it has none.
+        size: bytes of the parameters and floating-point buffers, shared ones counted once.
+    """
+
+    signature: Signature
+    device: torch.device
+    dtype: torch.dtype
+    size: int
+
+    @classmethod
+    def of(cls, model: object) -> Facts:
+        """Look at a model.
+
+        Raises:
+            ModelError: it is no network in float, or of no kind that can be captured.
+        """
+        if isinstance(model, CapturedModel):
+            return model.facts
+        if isinstance(model, QuantizedModel):
+            raise ModelError(
+                "the model is quantized already. Quantize the float model it was made from; a second time would add "
+                "the errors of both, and measure only those of the second."
+            )
+        if not isinstance(model, nn.Module | ExportedProgram):
+            raise ModelError(
+                f"the model is a {type(model).__name__}; it must be an nn.Module or an ExportedProgram. (A dict of "
+                "weights needs its module: build it and call `load_state_dict`.)"
+            )
+        tensors = list(itertools.chain(model.parameters(), model.buffers()))
+        floats = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+        return cls(
+            Signature.of(model),
+            device=tensors[0].device if tensors else torch.device("cpu"),
+            dtype=next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32),
+            size=sum({(t.data_ptr(), t.nbytes): t.nbytes for t in floats}.values()),
+        )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class CapturedModel:
+    """A model's graph, captured once: `quantize` takes it in the model's place, as often as one likes.
+
+    Its tensors are the model's own: a model whose weights change afterwards must be captured again.
+    """
+
+    graph: Graph
+    facts: Facts
+
+
+def capture_model(model: nn.Module | ExportedProgram, samples: Any) -> CapturedModel:
+    """Capture a model by itself, for a comparison of recipes: each then costs what it does, and no capture.
+
+    Args:
+        model: as for `quantize`.
+        samples: two or more inputs, in any form that `quantize` takes; no more than the first ones are looked at.
+
+    Raises:
+        CalibrationError, CaptureError, ModelError: as for `quantize`.
+
+    Example:
+        >>> import roundwise as rw
+        >>> model, images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval(), torch.randn(16, 3, 8, 8)
+        >>> captured = rw.capture_model(model, images[:2])
+        >>> recipes = [rw.Recipe(weights=rw.Weights(bits=bits), rounding=rw.Nearest()) for bits in (4, 3)]
+        >>> four, three = (rw.quantize(captured, images, recipe) for recipe in recipes)
+        >>> four.report.output_error < three.report.output_error
+        True
+    """
+    facts = Facts.of(model)
+    with undisturbed(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
+        args, kwargs = read_calibration(samples, facts.signature, 2, store).example(2, facts.device)
+        return CapturedModel(graph_of(model, args, kwargs), facts)
+
+
+def graph_of(
+    model: nn.Module | ExportedProgram | CapturedModel,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Graph:
+    """The graph of a model, captured on an example of its inputs unless it has been captured before.
+
+    Raises:
+        CalibrationError: it was captured for other inputs than the example's.
+    """
+    if not isinstance(model, CapturedModel):
+        return capture(model, args, kwargs)
+    found = [_told(leaf) for leaf in pytree.tree_leaves((args, kwargs))]
+    wanted = [
+        spec.value if isinstance(spec, ConstantInput) else (spec.dtype, *spec.shape[1:]) for spec in model.graph.inputs
+    ]
+    if found != wanted:
+        raise CalibrationError(
+            f"the model was captured for samples of {_words(wanted)}, and these are {_words(found)}. Capture it with "
+            "two of these samples, or give `quantize` the model itself."
+        )
+    return model.graph
+
+
+def _told(leaf: Any) -> Any:
+    """An input as far as a capture holds for it: its number of samples may be another."""
+    return (leaf.dtype, *leaf.shape[1:]) if isinstance(leaf, Tensor) else leaf
+
+
+def _words(inputs: list[Any]) -> str:
+    shapes = [
+        f"{it[0]} {['samples', *it[1:]]}".replace("'", "") if isinstance(it, tuple) else repr(it) for it in inputs
+    ]
+    return ", ".join(shapes)
+
+
+@contextlib.contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Gradients for the methods and the network's own precision, wherever the caller is.
+
+    PyTorch lets CUDA convolutions round the inputs of a product to 10 bits (TF32) unless it is told not to. A rewrite
+    that is exact would then seem to change the network by half a percent, and codes would be chosen for such outputs.
+    """
+    with contextlib.ExitStack() as stack:
+        # The older of PyTorch's two sets of switches, since torch.export reads them and refuses a mixture.
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("highest")
+        stack.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+        torch.backends.cudnn.allow_tf32 = False
+        stack.enter_context(torch.inference_mode(False))
+        if device.type != "meta" and torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield

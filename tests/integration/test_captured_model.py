@@ -1,0 +1,92 @@
+"""`capture_model`: one capture for several recipes changes nothing but the time."""
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+import roundwise as rw
+
+SAMPLES = torch.randn(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+NEAREST = rw.Recipe(rounding=rw.Nearest())
+RECIPES = {
+    "nearest": NEAREST,
+    "AdaRound": rw.Recipe(),
+    "equalized": rw.Recipe(rewrites=(rw.CrossLayerEqualization(),)),
+    "8-bit activations": rw.Recipe(activations=rw.Activations()),
+}
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.second = nn.Conv2d(4, 5, 3)
+
+    def forward(self, image, flip=False):
+        x = self.second(self.norm(self.first(image)).relu()).mean((2, 3))
+        return x.flip(1) if flip else x
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def outputs(quantized):
+    with torch.no_grad():
+        return quantized(SAMPLES)
+
+
+@pytest.mark.parametrize("form", ["module", "program"])
+def test_recipes_one_after_the_other_give_what_each_gives_alone(model, form):
+    whole = model
+    if form == "program":
+        whole = torch.export.export(model, (SAMPLES,), dynamic_shapes=({0: Dim("n")},))
+    captured = rw.capture_model(whole, SAMPLES[:2])
+    for recipe in [*RECIPES.values(), *RECIPES.values()]:
+        shared, alone = rw.quantize(captured, SAMPLES, recipe), rw.quantize(whole, SAMPLES, recipe)
+        assert torch.equal(outputs(shared), outputs(alone))
+        assert shared.report.float_bytes == alone.report.float_bytes
+
+
+def test_a_result_shares_no_memory_with_the_capture(model):
+    captured = rw.capture_model(model, SAMPLES)
+    results = [rw.quantize(captured, SAMPLES, NEAREST) for _ in range(2)]
+    tensors = [{t.untyped_storage().data_ptr() for t in it.state_dict().values() if t.numel()} for it in results]
+    own = {t.untyped_storage().data_ptr() for t in captured.graph.constants.values()}
+    assert tensors[0] and own
+    assert tensors[0].isdisjoint(tensors[1])
+    assert own.isdisjoint(tensors[0] | tensors[1])
+
+
+def test_a_capture_serves_without_data_and_for_the_task_loss(model):
+    captured = rw.capture_model(model, SAMPLES)
+    free, alone = (rw.quantize(it, rw.DataFree((3, 6, 6))) for it in (captured, model))
+    assert torch.equal(outputs(free), outputs(alone))
+    hessians = [rw.task_hessian(it, "first", SAMPLES, rw.PredictedClasses()).hessian for it in (captured, model)]
+    assert torch.equal(*hessians)
+
+
+@pytest.mark.parametrize(
+    ("samples", "found"),
+    [
+        (torch.randn(4, 3, 7, 7), "torch.float32 [samples, 3, 7, 7]"),
+        (torch.randn(4, 3, 6, 6, dtype=torch.float64), "torch.float64 [samples, 3, 6, 6]"),
+    ],
+)
+def test_other_inputs_than_it_was_captured_for_are_refused(model, samples, found):
+    captured = rw.capture_model(model, SAMPLES)
+    with pytest.raises(rw.CalibrationError) as caught:
+        rw.quantize(captured, samples, NEAREST)
+    message = str(caught.value)
+    assert "captured for samples of torch.float32 [samples, 3, 6, 6]" in message
+    assert found in message
+    assert "Capture it with two of these samples" in message
+
+
+def test_what_cannot_be_captured_is_refused_as_by_quantize():
+    with pytest.raises(rw.ModelError, match="must be an nn.Module or an ExportedProgram"):
+        rw.capture_model({"weight": SAMPLES}, SAMPLES)
