@@ -58,6 +58,12 @@ def load(network: str, samples: int, device: torch.device | str = "cpu") -> Task
     return Task(model, *(part.to(device) for part in images))
 
 
+def calibration_labels() -> Tensor:
+    """The classes of ResNet-20's calibration images; those of the other networks' are not known."""
+    labels: Tensor = _module("data/samples.py").cifar10("calibration")[1]
+    return labels
+
+
 def device_name(device: torch.device | str) -> str:
     """What the hardware calls itself."""
     if torch.device(device).type == "cuda":

@@ -5,9 +5,10 @@ model ─capture─▶ graph ─normalize, rewrites─▶ graph ─stream─▶ 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.export import ExportedProgram
 
 from roundwise.calibration import DataFree, read_calibration, take
 from roundwise.captured import CapturedModel, Facts, graph_of, undisturbed
-from roundwise.errors import ModelError, RecipeError
+from roundwise.errors import CalibrationError, ModelError, RecipeError
 from roundwise.events import Progress
 from roundwise.graph.emit import QuantizedWeight, emit, packed_bits
 from roundwise.graph.graph import Graph
@@ -90,7 +91,8 @@ def quantize(
         samples = read_calibration(inputs, facts.signature, recipe.batch_size, store)
         read = time.perf_counter()
         args, kwargs = samples.example(2, device)
-        graph = graph_of(model, args, kwargs)
+        with _told_where_from(no_data):
+            graph = graph_of(model, args, kwargs)
         captured = time.perf_counter()
         kept_samples = take(samples, graph.batch or 8) if no_data is None else None
         notes = samples.notes
@@ -125,6 +127,22 @@ def quantize(
         activations=passed.activations,
     )
     return QuantizedModel(quantized, report, recipe, versions(), kept_samples)
+
+
+@contextlib.contextmanager
+def _told_where_from(no_data: DataFree | None) -> Iterator[None]:
+    """Errors of inputs that were made up say so: whoever has no samples cannot give better ones."""
+    try:
+        yield
+    except CalibrationError as error:
+        if no_data is None:
+            raise
+        raise CalibrationError(
+            f"{error}\nThere is no data: these samples are random numbers like the example of `DataFree`, or "
+            "`--input-size`. Give the size of one sample that the model takes. For several inputs, or whole "
+            "numbers such as tokens, the example is a tuple or dict of tensors, which only Python takes (or a program "
+            "that was exported with them)."
+        ) from error
 
 
 def rewrite(graph: Graph) -> Graph:
@@ -259,6 +277,12 @@ def _task(graph: Graph, layer: Layer, weights: Weights, recipe: Recipe, known: M
             f"layer '{layer.name}' has {int((~torch.isfinite(tensor)).sum())} weights that are NaN or infinite, of "
             f"{tensor.numel()}. Such a network computes nothing to compare with: load sound weights."
         )
+    if layer.map.bias is not None and not torch.isfinite(layer.map.bias).all():
+        raise ModelError(
+            f"layer '{layer.name}' has {int((~torch.isfinite(layer.map.bias)).sum())} biases that are NaN or infinite, "
+            f"of {layer.map.bias.numel()}; the means and variances of a batch-norm that follows it are part of them. "
+            "Such channels compute nothing: load sound weights."
+        )
     rounding = weights.rounding or recipe.rounding
     words = (
         granularity_name(weights.granularity),
@@ -292,7 +316,7 @@ def _word(method: object, table: dict[str, type]) -> str:
 
 
 def kept_float(graph: Graph, weights: list[QuantizedWeight]) -> list[KeptFloat]:
-    """Every weight (parameter with more than one dimension) that the quantized network reads as float, and why."""
+    """Every weight (a parameter that is no vector) that the quantized network reads as float, and why."""
     quantized = {weight.layer.weight: set(weight.layer.calls) for weight in weights}
     by_recipe = {layer.weight: layer.name for layer in find_layers(graph)}
     kept = []
@@ -304,7 +328,7 @@ def kept_float(graph: Graph, weights: list[QuantizedWeight]) -> list[KeptFloat]:
         readers = sorted({str(user.target) for user in node.users if user not in quantized.get(name, ())})
         if name in by_recipe and name not in quantized:
             kept.append(KeptFloat(by_recipe[name], value.numel(), "the recipe keeps it in float"))
-        elif readers:
+        elif readers and value.numel() > max(value.shape):  # not a number for each channel, such as a limit
             kept.append(KeptFloat(name, value.numel(), f"read by {', '.join(readers)}, which is not a layer"))
     return kept
 

@@ -57,7 +57,8 @@ def test_a_result_shares_no_memory_with_the_capture(model):
     results = [rw.quantize(captured, SAMPLES, NEAREST) for _ in range(2)]
     tensors = [{t.untyped_storage().data_ptr() for t in it.state_dict().values() if t.numel()} for it in results]
     own = {t.untyped_storage().data_ptr() for t in captured.graph.constants.values()}
-    assert tensors[0] and own
+    assert tensors[0]
+    assert own
     assert tensors[0].isdisjoint(tensors[1])
     assert own.isdisjoint(tensors[0] | tensors[1])
 
@@ -88,5 +89,5 @@ def test_other_inputs_than_it_was_captured_for_are_refused(model, samples, found
 
 
 def test_what_cannot_be_captured_is_refused_as_by_quantize():
-    with pytest.raises(rw.ModelError, match="must be an nn.Module or an ExportedProgram"):
+    with pytest.raises(rw.ModelError, match="must be an nn\\.Module"):
         rw.capture_model({"weight": SAMPLES}, SAMPLES)

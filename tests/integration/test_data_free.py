@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -205,6 +206,31 @@ def test_means_of_codes_may_be_rounded_either_way_by_an_exported_file(seed, tmp_
     pytest.importorskip("onnxruntime")
     quantized = rw.quantize(Pooled(seed).eval(), FREE, recipe(activations=rw.Activations(ranges=RANGES)))
     assert all(output.passes for output in rw.export_onnx(quantized, tmp_path / "net.onnx").outputs)
+
+
+@pytest.mark.parametrize(("size", "model"), [((8, 8), nn.Conv2d(3, 4, 3)), ((4,), nn.Embedding(5, 3))])
+def test_a_size_that_does_not_fit_is_not_answered_by_asking_for_samples(size, model):
+    with pytest.raises(rw.CalibrationError) as caught:
+        rw.quantize(model.eval(), rw.DataFree(size))
+    assert "There is no data: these samples are random numbers" in str(caught.value)
+    assert "--input-size" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_batch_norm_that_computes_nothing_is_refused(value):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    model[1].running_mean[1] = value
+    with pytest.raises(rw.ModelError, match="NaN or infinite"):
+        rw.quantize(model, rw.DataFree((3, 8, 8)))
+
+
+def test_a_limit_for_each_channel_is_no_weight_that_was_kept():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(), nn.Conv2d(4, 2, 3)).eval()
+    model[0].weight.data[1] *= 9
+    quantized = rw.quantize(model, rw.DataFree((3, 8, 8)))
+    assert any(str(node.target) == "aten.minimum.default" for node in quantized.graph.operations.nodes)
+    assert quantized.report.kept_float == ()
 
 
 def test_a_network_that_gives_no_numbers_is_refused():

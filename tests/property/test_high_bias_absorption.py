@@ -76,6 +76,11 @@ def test_outputs_stay_where_channels_are_always_above(function, equalized, bias)
     torch.testing.assert_close(again, after.constants["0.bias"])  # no more to take
 
 
+def test_it_says_so_where_no_relu_is_there_to_absorb_below():
+    graph = graph_of(network([Call(aten.sigmoid.default)]), samples())
+    assert HighBiasAbsorption().note(graph) == "no ReLU stands between layers: nothing to absorb"
+
+
 def test_the_fewer_deviations_the_more_is_absorbed():
     graph = graph_of(network([RELU]), samples())
     biases = [HighBiasAbsorption(n).apply(graph).constants["0.bias"].sum() for n in (3.0, 1.0, 0.0)]

@@ -82,6 +82,8 @@ class HighBiasAbsorption(Rewrite):
         if not graph.moments:
             return "no layer is followed by a batch-norm, so nothing is known of what channels are above"
         amounts = self._amounts(graph)
+        if not any(_is_relu(node) for node in graph.operations.nodes):
+            return "no ReLU stands between layers: nothing to absorb"
         if not amounts:
             return "no channel is always above 0 between two layers: nothing to absorb"
         channels = sum(int((amount > 0).sum()) for _, amount in amounts)
