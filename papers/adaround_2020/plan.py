@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-import mosaics
+import segments
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,7 +45,7 @@ DOMAINS = {
     "resnet20": ("CIFAR-10", "ImageNet"),
     "mobilenet_v1_075": ("ImageNet", "CIFAR-10"),
     "mobilenet_v2": ("ImageNet", "CIFAR-10"),
-    "mosaics": ("CIFAR-10", "ImageNet"),
+    "segmenter": ("CIFAR-10", "ImageNet"),
 }
 """The images that a network was trained on, and the others."""
 
@@ -53,7 +53,7 @@ ALL = 2048
 """Calibration images: of CIFAR-10 there are so many, of ImageNet 1000."""
 
 TRAINING = 1024
-"""Mosaics that the head is trained on."""
+"""Pictures that the head is trained on."""
 
 LARGE = 256
 """Images of CIFAR-10 that are brought to a MobileNet's size: all would take a gigabyte."""
@@ -70,7 +70,7 @@ class Part:
 
     Attributes:
         table: of `TABLES`.
-        network: as `networks.load` knows it; "mosaics" is the one for segmentation, see `mosaics.py`.
+        network: as `networks.load` knows it; "segmenter" is the one for segmentation, see `segments.py`.
         bits, granularity: of weights.
         samples: calibration images.
         tests: images to measure on, taken evenly.
@@ -114,8 +114,8 @@ PARTS = [
         for count in (64, 256)
     ),
     Part("table7"),
-    Part("table8", "mosaics", tests=500),
-    Part("table7-equalized", "mobilenet_v2", bits=4, tests=650, domain="ImageNet"),
+    Part("table8", "segmenter", tests=500),
+    Part("table7-equalized", "mobilenet_v2", 4, 256, tests=650, domain="ImageNet"),
     Part("ranges"),
 ]
 
@@ -123,7 +123,7 @@ PARTS = [
 @functools.lru_cache(maxsize=1)
 def study(part: Part, device: str = "cpu") -> Study:
     """The network and images of a part; one at a time is kept."""
-    if part.network == "mosaics":
+    if part.network == "segmenter":
         return _segmentation(part, device)
     own = part.domain == DOMAINS[part.network][0]
     task = networks.load(part.network, ALL if own else 1, device)
@@ -147,15 +147,15 @@ def float_score(network: str, tests: int, device: str = "cpu") -> float:
 
 def _segmentation(part: Part, device: str) -> Study:
     task, count = networks.load("resnet20", ALL), max(part.samples, TRAINING)
-    pictures, masks = mosaics.mosaics(task.calibration, networks.calibration_labels(), count, seed=1)
-    model = mosaics.train(task.model, pictures[:TRAINING], masks[:TRAINING]).to(device)
-    tests = (some.to(device) for some in mosaics.mosaics(task.images, task.labels, part.tests, seed=2))
+    pictures, masks = segments.placed(task.calibration, networks.calibration_labels(), count, seed=1)
+    model = segments.train(task.model, pictures[:TRAINING], masks[:TRAINING]).to(device)
+    tests = (some.to(device) for some in segments.placed(task.images, task.labels, part.tests, seed=2))
     score = functools.partial(_mean_iou, *tests)
     return Study(model, pictures[: part.samples].to(device), score, part.name)
 
 
 def _mean_iou(images: Tensor, masks: Tensor, model: nn.Module) -> float:
-    return mosaics.mean_iou(model, images, masks)
+    return segments.mean_iou(model, images, masks)
 
 
 def _foreign(network: str) -> Tensor:

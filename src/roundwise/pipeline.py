@@ -280,8 +280,7 @@ def _task(graph: Graph, layer: Layer, weights: Weights, recipe: Recipe, known: M
     if layer.map.bias is not None and not torch.isfinite(layer.map.bias).all():
         raise ModelError(
             f"layer '{layer.name}' has {int((~torch.isfinite(layer.map.bias)).sum())} biases that are NaN or infinite, "
-            f"of {layer.map.bias.numel()}; the means and variances of a batch-norm that follows it are part of them. "
-            "Such channels compute nothing: load sound weights."
+            f"of {layer.map.bias.numel()}. Such channels compute nothing: load sound weights."
         )
     rounding = weights.rounding or recipe.rounding
     words = (

@@ -220,7 +220,14 @@ def test_a_size_that_does_not_fit_is_not_answered_by_asking_for_samples(size, mo
 def test_a_batch_norm_that_computes_nothing_is_refused(value):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
     model[1].running_mean[1] = value
-    with pytest.raises(rw.ModelError, match="NaN or infinite"):
+    with pytest.raises(rw.ModelError, match=r"running_mean of batch-norm .* 1 numbers of 4 that are NaN or infinite"):
+        rw.quantize(model, rw.DataFree((3, 8, 8)))
+
+
+def test_a_bias_that_computes_nothing_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    model[0].bias.data[2] = -math.inf
+    with pytest.raises(rw.ModelError, match="layer '0' has 1 biases that are NaN or infinite, of 4"):
         rw.quantize(model, rw.DataFree((3, 8, 8)))
 
 

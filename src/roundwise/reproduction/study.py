@@ -85,6 +85,10 @@ class TaskLoss:
     samples: int = 256
 
 
+FEW = 3
+"""Seeds of a row with chance in it that the paper does not have, or gives no deviation of."""
+
+
 @final
 @dataclass(frozen=True)
 class Row:
@@ -95,7 +99,8 @@ class Row:
         published: the paper's figure, in percent, as text; empty where there is none.
         recipe: what to do.
         first_layer_only: all other layers stay in float.
-        runs: how many seeds; None takes the settings', 1 is for what has no chance in it.
+        runs: how many seeds; None takes the settings' where the paper has a deviation to compare with, else at most
+            `FEW` of them; 1 is for what has no chance in it.
         best: the paper's figure for the best of the runs; where there is one, the page has ours too.
         task_loss: rounds the first layer instead of the recipe.
     """
@@ -107,6 +112,12 @@ class Row:
     runs: int | None = 1
     best: str = ""
     task_loss: TaskLoss | None = None
+
+    def count(self, settings: Settings) -> int:
+        """How often it is run."""
+        if self.runs is not None:
+            return self.runs
+        return settings.seeds if "±" in self.published else min(settings.seeds, FEW)
 
 
 @final
@@ -196,7 +207,7 @@ class Result:
 def runs(table: Table, settings: Settings) -> Iterator[tuple[Row, int]]:
     """Every row with every seed that it is run with."""
     for row in table.rows(settings):
-        for seed in range(settings.seeds if row.runs is None else row.runs):
+        for seed in range(row.count(settings)):
             yield row, seed
 
 

@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 from torch import Tensor, fx
 
+from roundwise.errors import ModelError
 from roundwise.graph.graph import Graph, bind
 from roundwise.graph.moments import BATCH_NORM, batchnorm_moments
 from roundwise.graph.patterns import find_layers, has_channels_second, linear_map
@@ -124,6 +125,13 @@ def _affine(graph: Graph, norm: fx.Node) -> _Affine | None:
         or any(value is None and a[name] is not None for name, value in constants.items())
     ):
         return None
+    for name, value in constants.items():
+        if value is not None and not value.isfinite().all():
+            raise ModelError(
+                f"the {name} of batch-norm '{norm.name}', constant '{a[name].target}', has "
+                f"{int((~value.isfinite()).sum())} numbers of {value.numel()} that are NaN or infinite. Such channels "
+                "compute nothing: load sound weights and statistics."
+            )
     scale = (variance.double() + a["eps"]).rsqrt()
     if gamma is not None:
         scale = scale * gamma.double()

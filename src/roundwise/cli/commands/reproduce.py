@@ -80,7 +80,11 @@ class TablesCommand(click.Command):
     help="Of methods that learn by minibatches.",
 )
 @click.option(
-    "--seeds", type=click.IntRange(1), default=DEFAULT.seeds, show_default=True, help="Runs of a row with chance in it."
+    "--seeds",
+    type=click.IntRange(1),
+    default=DEFAULT.seeds,
+    show_default=True,
+    help="Runs of a row with chance in it; at most 3 where the paper gives no deviation.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Samples at a time.")
 @click.option("--device", type=Device(), default="cpu", show_default=True, help="Where the network runs: cpu, cuda.")

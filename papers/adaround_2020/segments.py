@@ -1,8 +1,8 @@
-"""Table 8's stand-in: a network that segments mosaics of CIFAR-10 images, trained here in a minute.
+"""Table 8's stand-in: a network that tells where in a picture which of CIFAR-10's classes is, trained here in a minute.
 
-The paper has DeepLabV3+ on Pascal VOC; neither can be had offline. A mosaic is a black square with four images at
-random places in it, and each pixel's class is that of the image it belongs to, or the background. The network is
-ResNet-20's trunk, as trained, and a head of two convolutions, which is trained on mosaics of the calibration images.
+The paper has DeepLabV3+ on Pascal VOC; neither can be had offline. A picture is a black square with an image of
+CIFAR-10 at a random place in it, and each pixel's class is that of the image, or the background. The network is
+ResNet-20's trunk, as trained, and a head of two convolutions, which is trained on pictures of the calibration images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CLASSES = 11
 """The background, and CIFAR-10's ten."""
 
 SIDE, IMAGE = 40, 32
-"""Pixels of a quarter of a mosaic, and of the image somewhere in it."""
+"""Pixels of a picture, and of the image somewhere in it."""
 
 STRIDE = 4
 """Of ResNet-20's trunk."""
@@ -51,21 +51,19 @@ class Segmenter(nn.Module):
         return F.interpolate(scores, size=x.shape[2:], mode="bilinear", align_corners=False)
 
 
-def mosaics(images: Tensor, labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """`count` mosaics float32 [count, 3, 80, 80] of images drawn at random, and their masks int64 [count, 80, 80]."""
+def placed(images: Tensor, labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`count` pictures float32 [count, 3, 40, 40] of images drawn at random, and their masks int64 [count, 40, 40]."""
     generator = torch.Generator().manual_seed(seed)
-    which = torch.randint(len(images), (count, 4), generator=generator)
-    places = torch.randint(SIDE - IMAGE + 1, (count, 4, 2), generator=generator)
+    which = torch.randint(len(images), (count,), generator=generator)
+    corners = torch.randint(SIDE - IMAGE + 1, (count, 2), generator=generator)
     black = images.amin((0, 2, 3))  # whatever the images are normalized by
-    canvas = black.view(1, 3, 1, 1).expand(count, 3, 2 * SIDE, 2 * SIDE).contiguous()
-    masks = torch.zeros(count, 2 * SIDE, 2 * SIDE, dtype=torch.int64)
-    for number in range(count):
-        for quarter in range(4):
-            chosen = which[number, quarter]
-            y, x = (places[number, quarter] + SIDE * torch.tensor([quarter // 2, quarter % 2])).tolist()
-            canvas[number, :, y : y + IMAGE, x : x + IMAGE] = images[chosen]
-            masks[number, y : y + IMAGE, x : x + IMAGE] = labels[chosen] + 1
-    return canvas, masks
+    pictures = black.view(1, 3, 1, 1).expand(count, 3, SIDE, SIDE).contiguous()
+    masks = torch.zeros(count, SIDE, SIDE, dtype=torch.int64)
+    for number, (chosen, (y, x)) in enumerate(zip(which.tolist(), corners.tolist(), strict=True)):
+        place = slice(y, y + IMAGE), slice(x, x + IMAGE)
+        pictures[number, :, *place] = images[chosen]
+        masks[number, *place] = labels[chosen] + 1
+    return pictures, masks
 
 
 def train(trunk: nn.Module, images: Tensor, masks: Tensor, seed: int = 0) -> Segmenter:
