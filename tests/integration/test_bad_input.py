@@ -86,11 +86,11 @@ WEIGHTS_REFUSED = {
     "infinity": (lambda m: m[6].weight[:2].fill_(float("inf")), "layer '6' has 32 weights that are NaN .* of 80"),
     "in a batch-norm": (
         lambda m: m[1].running_var.fill_(float("nan")),
-        "NaN or infinite values at layer '4' for samples in batch 0",
+        "'1.running_var', the running_var of a batch-norm, has 4 numbers of 4 that are NaN or infinite",
     ),
     "in a bias": (
         lambda m: m[4].bias.fill_(float("nan")),
-        "NaN or infinite values at layer '4' for samples in batch 0",
+        "layer '4' has 4 biases that are NaN or infinite, of 4",
     ),
 }
 

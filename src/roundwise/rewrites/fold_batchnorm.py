@@ -128,7 +128,7 @@ def _affine(graph: Graph, norm: fx.Node) -> _Affine | None:
     for name, value in constants.items():
         if value is not None and not value.isfinite().all():
             raise ModelError(
-                f"the {name} of batch-norm '{norm.name}', constant '{a[name].target}', has "
+                f"'{a[name].target}', the {name} of a batch-norm, has "
                 f"{int((~value.isfinite()).sum())} numbers of {value.numel()} that are NaN or infinite. Such channels "
                 "compute nothing: load sound weights and statistics."
             )
