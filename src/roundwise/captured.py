@@ -13,7 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from roundwise.calibration import Signature, read_calibration
+from roundwise.calibration import DataFree, Signature, read_calibration
 from roundwise.errors import CalibrationError, ModelError
 from roundwise.graph.capture import capture
 from roundwise.graph.graph import ConstantInput, Graph
@@ -78,13 +78,17 @@ class CapturedModel:
     graph: Graph
     facts: Facts
 
+    def __repr__(self) -> str:
+        operations, inputs = len(self.graph.operations.nodes), _words(_wanted(self.graph))
+        return f"CapturedModel({operations} operations, for samples of {inputs})"
+
 
 def capture_model(model: nn.Module | ExportedProgram, samples: Any) -> CapturedModel:
     """Capture a model by itself, for a comparison of recipes: each then costs what it does, and no capture.
 
     Args:
         model: as for `quantize`.
-        samples: two or more inputs, in any form that `quantize` takes; no more than the first ones are looked at.
+        samples: two or more inputs, in any form that `quantize` takes, `DataFree(…)` too; only the first are looked at.
 
     Raises:
         CalibrationError, CaptureError, ModelError: as for `quantize`.
@@ -99,6 +103,8 @@ def capture_model(model: nn.Module | ExportedProgram, samples: Any) -> CapturedM
         True
     """
     facts = Facts.of(model)
+    if isinstance(samples, DataFree):
+        samples = samples.samples(facts.dtype)
     with undisturbed(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
         args, kwargs = read_calibration(samples, facts.signature, 2, store).example(2, facts.device)
         return CapturedModel(graph_of(model, args, kwargs), facts)
@@ -117,15 +123,18 @@ def graph_of(
     if not isinstance(model, CapturedModel):
         return capture(model, args, kwargs)
     found = [_told(leaf) for leaf in pytree.tree_leaves((args, kwargs))]
-    wanted = [
-        spec.value if isinstance(spec, ConstantInput) else (spec.dtype, *spec.shape[1:]) for spec in model.graph.inputs
-    ]
+    wanted = _wanted(model.graph)
     if found != wanted:
         raise CalibrationError(
             f"the model was captured for samples of {_words(wanted)}, and these are {_words(found)}. Capture it with "
             "two of these samples, or give `quantize` the model itself."
         )
     return model.graph
+
+
+def _wanted(graph: Graph) -> list[Any]:
+    """The inputs that a graph was captured for, as `_told` tells them."""
+    return [spec.value if isinstance(spec, ConstantInput) else (spec.dtype, *spec.shape[1:]) for spec in graph.inputs]
 
 
 def _told(leaf: Any) -> Any:

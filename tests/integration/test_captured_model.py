@@ -1,5 +1,7 @@
 """`capture_model`: one capture for several recipes changes nothing but the time."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -65,8 +67,10 @@ def test_a_result_shares_no_memory_with_the_capture(model):
 
 def test_a_capture_serves_without_data_and_for_the_task_loss(model):
     captured = rw.capture_model(model, SAMPLES)
-    free, alone = (rw.quantize(it, rw.DataFree((3, 6, 6))) for it in (captured, model))
+    bare = rw.capture_model(model, rw.DataFree((3, 6, 6)))
+    free, barer, alone = (rw.quantize(it, rw.DataFree((3, 6, 6))) for it in (captured, bare, model))
     assert torch.equal(outputs(free), outputs(alone))
+    assert torch.equal(outputs(barer), outputs(alone))
     hessians = [rw.task_hessian(it, "first", SAMPLES, rw.PredictedClasses()).hessian for it in (captured, model)]
     assert torch.equal(*hessians)
 
@@ -86,6 +90,18 @@ def test_other_inputs_than_it_was_captured_for_are_refused(model, samples, found
     assert "captured for samples of torch.float32 [samples, 3, 6, 6]" in message
     assert found in message
     assert "Capture it with two of these samples" in message
+
+
+def test_it_says_what_it_is_in_a_line(model):
+    said = repr(rw.capture_model(model, SAMPLES))
+    assert re.fullmatch(r"CapturedModel\(\d+ operations, for samples of torch.float32 \[samples, 3, 6, 6\]\)", said)
+
+
+@pytest.mark.parametrize("call", [rw.capture_model, lambda *given: rw.quantize(*given, NEAREST)])
+def test_the_warning_of_training_mode_points_at_the_caller(model, call):
+    with pytest.warns(UserWarning, match="in training mode") as warned:
+        call(model.train(), SAMPLES)
+    assert [warning.filename for warning in warned] == [__file__]
 
 
 def test_what_cannot_be_captured_is_refused_as_by_quantize():

@@ -63,7 +63,7 @@ def capture(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs: dic
                 "the model is in training mode; its evaluation behaviour is quantized (dropout off, batch-norm with "
                 "its running statistics). Call `model.eval()` first to say that this is what you mean.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,  # who called `quantize` or its like
             )
     with _left_as_it_was(model), _quiet(), torch.inference_mode(False), torch.no_grad():
         for module in model.modules():
