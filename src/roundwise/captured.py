@@ -122,6 +122,7 @@ def graph_of(
     """
     if not isinstance(model, CapturedModel):
         return capture(model, args, kwargs)
+    _check_structure(model, args, kwargs)
     found = [_told(leaf) for leaf in pytree.tree_leaves((args, kwargs))]
     wanted = _wanted(model.graph)
     if found != wanted:
@@ -130,6 +131,22 @@ def graph_of(
             "two of these samples, or give `quantize` the model itself."
         )
     return model.graph
+
+
+def _check_structure(model: CapturedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise where inputs are put together otherwise than those it was captured for: leaves go by their order."""
+    spec, names = model.graph.signature.in_spec, model.facts.signature.names
+    captured_args, captured_kwargs = pytree.tree_unflatten([0] * spec.num_leaves, spec)
+    wanted, found = (
+        ([*names[: len(a)], *k], [pytree.tree_structure(it) for it in (*a, *k.values())])
+        for a, k in ((captured_args, captured_kwargs), (args, kwargs))
+    )
+    if found != wanted:
+        raise CalibrationError(
+            "these samples are not put together as those that the model was captured for: their dicts have other keys, "
+            "or in another order, or their tuples are nested otherwise. Capture it with two of these samples, or give "
+            "`quantize` the model itself."
+        )
 
 
 def _wanted(graph: Graph) -> list[Any]:

@@ -98,6 +98,7 @@ def quantize(
         notes = samples.notes
         graph = rewrite(graph)
         if no_data is not None:
+            args, kwargs = samples.example(graph.batch or 2, device)
             _check_sound(_floats(graph, args, kwargs))
         if recipe.all_rewrites:
             few = MEASURED if any(one.measures_moments for one in recipe.all_rewrites) else 2

@@ -92,6 +92,33 @@ def test_other_inputs_than_it_was_captured_for_are_refused(model, samples, found
     assert "Capture it with two of these samples" in message
 
 
+class DictIn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def forward(self, batch):
+        return self.left(batch["u"]) + 2 * self.right(batch["v"])
+
+
+def test_inputs_in_a_dict_of_another_order_or_other_keys_are_refused():
+    u, v = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(1))
+    model = DictIn().eval()
+    captured = rw.capture_model(model, [{"u": u, "v": v}])
+    alone, shared = (rw.quantize(it, [{"u": u, "v": v}], NEAREST) for it in (model, captured))
+    assert shared.report.output_error == alone.report.output_error
+    for other in ({"v": v, "u": u}, {"u": u, "w": v}):
+        with pytest.raises(rw.CalibrationError):
+            rw.quantize(captured, [other], NEAREST)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_program_for_one_batch_size_is_quantized_without_data(model, batch):
+    program = torch.export.export(model, (SAMPLES[:batch],))
+    quantized = rw.quantize(program, rw.DataFree((SAMPLES[:batch],)))
+    assert quantized(SAMPLES[:batch]).shape == (batch, 5)
+
+
 def test_it_says_what_it_is_in_a_line(model):
     said = repr(rw.capture_model(model, SAMPLES))
     assert re.fullmatch(r"CapturedModel\(\d+ operations, for samples of torch.float32 \[samples, 3, 6, 6\]\)", said)
