@@ -310,8 +310,8 @@ def page(
         "",
         f"{study.name}; {settings.bits}-bit weights, {granularity_name(settings.granularity)}; minibatch methods with "
         f"{_iterations(settings)}; up to {_count(settings.seeds, 'seed')} where there is chance. "
-        f"{_machine(study.model)}, {_count(torch.get_num_threads(), 'thread')}, PyTorch {torch.__version__}; {total:.0f} s for all "
-        "quantizations together.",
+        f"{_machine(study.model)}, {_count(torch.get_num_threads(), 'thread')}, PyTorch {torch.__version__}; "
+        f"{total:.0f} s for all quantizations together.",
         "",
         f"| row | paper ({table.paper}) | ours | runs | s per run |",
         "|---|---|---|---|---|",
