@@ -101,16 +101,31 @@ def test_following_a_relu_beats_relaxing_without_it(free_bias):
         grid = rw.WeightMSE().estimate(case.weight, Codebook(3), PerTensor(), Nothing(), "layer")
         statistics = case.statistic(Gram, [300] * 10)
         problem = dataclasses.replace(case.problem(Nothing, grid), statistics=statistics)
-        solver = dataclasses.replace(PAPER, free_bias=free_bias, damping=1.0)
+        solver = dataclasses.replace(PAPER, free_bias=free_bias, damping=1.0, walk=0)
 
         def blind(quadratic, grid, choices, slope, solver=solver):
             assert slope is not None
-            return solver.search(quadratic, grid, choices, quadratic.weight)
+            codes = solver.relax(quadratic, grid, quadratic.weight, solver.steps(quadratic))
+            return descend(quadratic, grid, codes, choices)
 
         freedom = Freedom(free_bias=free_bias, turns=solver.turns, damping=solver.damping)
         without = case.objective(grid, solve_gram(problem, blind, freedom))
         ratios.append(case.objective(grid, solve(solver, problem)) / without)
     assert sum(ratios) / len(ratios) < 0.985
+
+
+@pytest.mark.parametrize("any_code", [False, True])
+def test_where_columns_are_few_two_starts_and_a_walk_beat_the_relaxation_alone(any_code):
+    ratios = []
+    for seed in range(4):
+        case = before_a_relu(seed)
+        grid = rw.WeightMSE().estimate(case.weight, Codebook(3), PerTensor(), Nothing(), "layer")
+        statistics = case.statistic(Gram, [300] * 10)
+        problem = dataclasses.replace(case.problem(Nothing, grid), statistics=statistics)
+        full, plain = (rw.AdaRound(any_code=any_code, fit_scale=False, walk=walk) for walk in (10, 0))
+        ratios.append(case.objective(grid, solve(full, problem)) / case.objective(grid, solve(plain, problem)))
+    assert max(ratios) < 1.01
+    assert sum(ratios) / len(ratios) < 0.97
 
 
 def test_the_same_regularization_serves_layers_of_any_size():
@@ -172,8 +187,9 @@ def test_more_damping_keeps_the_codes_nearer_to_the_weights():
         ({"iterations": 0}, "iterations must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"regularization": -1.0}, "regularization must not be negative"),
-        ({"turns": -1}, "turns and damping must not be negative"),
-        ({"damping": -0.1}, "turns and damping must not be negative"),
+        ({"turns": -1}, "turns, walk and damping must not be negative"),
+        ({"walk": -1}, "turns, walk and damping must not be negative"),
+        ({"damping": -0.1}, "turns, walk and damping must not be negative"),
         ({"any_code": 1}, "any_code=1"),
     ],
 )
@@ -199,16 +215,6 @@ def test_gptq_is_better_than_nearest_and_tabu_search_than_coordinate_descent():
     assert means["GPTQ"] < means["Nearest"]
     assert means["CoordinateDescent"] < means["Nearest"]
     assert means["TabuSearch"] <= means["CoordinateDescent"] + 1e-6
-
-
-def test_tabu_search_finds_the_best_rounding_of_a_tiny_layer():
-    for case in tiny_cases():
-        quadratic, grid = quadratic_of(case), case.grid()
-        choices = Choices.floor_or_ceil(grid, case.weight)
-        start = descend(quadratic, grid, grid.quantize(case.weight), choices)
-        walked = rw.TabuSearch().walk(quadratic, grid, start, choices, torch.Generator().manual_seed(0))
-        best = quadratic.loss(grid.dequantize(adaround.exhaust(quadratic, grid, case.weight))).sum()
-        assert quadratic.loss(grid.dequantize(walked)).sum() <= best * 1.02 + 1e-6
 
 
 def test_columns_whose_inputs_are_always_zero_are_rounded_to_nearest():

@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
-from roundwise.gramspace import Choices, Freedom, Quadratic, descend, solve
-from roundwise.gramspace.solution import _Follower
+from roundwise.gramspace import Choices, Freedom, Quadratic, descend, solve, walk
+from roundwise.gramspace.solution import _Candidate, _Follower, _keep
 from roundwise.grid import Codebook, Grid, PerGroup, PerTensor
 from roundwise.ranges import MinMax
+from roundwise.rounding.adaround import exhaust
 from roundwise.statistics import Gram, Nothing
 from roundwise.testing import cases, tiny_cases
 
@@ -152,6 +153,69 @@ def test_coordinate_descent_over_several_blocks_keeps_count_of_its_slopes(block,
         other = codes.clone()
         other[..., column] = grid.clip(other[..., column] + step)
         assert (quadratic.loss(grid.dequantize(other)) >= loss - 1e-4).all()
+
+
+@SOME
+@pytest.mark.parametrize("any_code", [False, True])
+def test_a_tabu_walk_makes_no_row_worse_and_stays_within_its_choices(case, any_code):
+    quadratic = Quadratic.of(moments(case), case.weight, bias(case), free_bias=True)
+    grid = case.grid()
+    choices = Choices.all(grid, case.weight) if any_code else Choices.floor_or_ceil(grid, case.weight)
+    start = descend(quadratic, grid, grid.quantize(case.weight), choices)
+    codes = walk(quadratic, grid, start, choices, torch.Generator().manual_seed(0), moves=100, tenure=2)
+    assert (codes >= choices.low).all()
+    assert (codes <= choices.high).all()
+    before, after = (quadratic.loss(grid.dequantize(it)) for it in (start, codes))
+    assert (after <= before + 1e-5 * scale_of(case)).all()
+
+
+@SOME
+def test_a_tabu_walk_finds_the_best_rounding_of_a_tiny_layer(case):
+    quadratic = Quadratic.of(moments(case), case.weight, bias(case), free_bias=False)
+    grid = case.grid()
+    choices = Choices.floor_or_ceil(grid, case.weight)
+    start = descend(quadratic, grid, grid.quantize(case.weight), choices)
+    codes = walk(quadratic, grid, start, choices, torch.Generator().manual_seed(0))
+    best = quadratic.loss(grid.dequantize(exhaust(quadratic, grid, case.weight))).sum()
+    assert quadratic.loss(grid.dequantize(codes)).sum() <= best * 1.02 + 1e-6
+
+
+def test_on_a_tabu_walk_a_row_that_may_not_move_stays():
+    case = linear_case()
+    quadratic = Quadratic.of(whole_problem(case).statistics.fit, case.weight, None, free_bias=False)
+    grid = case.grid()
+    codes = grid.quantize(case.weight).float()
+    free = torch.tensor([False, True, False, True, False])[:, None]
+    choices = Choices(codes - free.float(), codes + free.float())
+    walked = walk(quadratic, grid, codes, choices, torch.Generator().manual_seed(0), moves=50, tenure=2)
+    moved = (walked != codes).any(-1)
+    assert moved.any()
+    assert not moved[0, ~free.flatten()].any()
+
+
+def test_every_row_keeps_the_better_of_two_candidates_but_not_where_they_share_a_scale_that_moved():
+    codes, bias = torch.arange(6, dtype=torch.int32).reshape(1, 3, 2), torch.zeros(1, 3)
+    shared, own = Grid.symmetric(torch.ones(1, 1, 1), 4), Grid.symmetric(torch.ones(1, 3, 1), 4)
+    loss, other_loss = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[2.0, 1.0, 2.5]])
+
+    def candidates(grid, other_grid):
+        return _Candidate(codes, grid, bias), _Candidate(codes + 10, other_grid, bias + 10)
+
+    for grid, other_grid in (
+        (shared, shared),
+        (own, own),
+        (own, dataclasses.replace(own, scale=own.scale + 10)),
+    ):
+        one, other = candidates(grid, other_grid)
+        kept, least = _keep(one, loss, other, other_loss)
+        assert least.tolist() == [[1.0, 1.0, 2.5]]
+        assert kept.codes.tolist() == [[[0, 1], [12, 13], [14, 15]]]
+        assert kept.bias.tolist() == [[0.0, 10.0, 10.0]]
+        wanted = [1.0, 1.0, 1.0] if other_grid is grid else [1.0, 11.0, 11.0]
+        assert kept.grid.scale.expand(1, 3, 1).flatten().tolist() == wanted
+    one, other = candidates(shared, dataclasses.replace(shared, scale=shared.scale + 10))
+    assert _keep(one, loss, other, other_loss) == (other, other_loss)
+    assert _keep(other, other_loss, one, loss) == (other, other_loss)
 
 
 @pytest.mark.parametrize("case", [case for case in cases() if case.activation and case.activation.limits], ids=str)

@@ -19,7 +19,8 @@ while inputs are taken less their mean, so that weights and bias do not pull at 
 Then (f_a(y) − f_a(z))² ≤ (t − z)² for every z, with equality at z = ẑ wherever ẑ is inside its limits or y is not. So
 lowering the quadratic on the right, for which all positions count, lowers the objective with its activation function.
 Where y is inside its limits and ẑ is not, the bound is not tight and progress is not certain; therefore the objective
-itself is measured at every turn, and the best is kept. Other activation functions are left out of the objective.
+itself is measured at every turn, and every row keeps the best that it had; all together where they share a scale that
+moved. Other activation functions are left out of the objective.
 
 *Damping.* A few hundred samples do not show all directions that inputs can take, and codes that fit what was seen too
 closely err on what was not. Adding to the diagonal of H is what the objective would be if inputs had some noise of
@@ -33,6 +34,7 @@ with the bias that is best for it; if one of these is better there, the layer ke
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import final
@@ -56,6 +58,9 @@ It is estimated from other positions at each call, and each call moves a free bi
 
 Search = Callable[[Quadratic, Grid, Choices, Slope | None], Tensor]
 """Codes `[groups, rows, cols]` for an objective, each within its choices; `Slope` where a clamp follows the layer."""
+
+Improve = Callable[[Quadratic, Grid, Tensor, Choices], Tensor]
+"""From codes, the third argument, to others within their choices that are no worse for the quadratic, row by row."""
 
 MINIBATCH = 256
 """Positions for one slope, or as many as there are columns where that is more."""
@@ -113,9 +118,19 @@ class _Candidate:
         return torch.baddbmm(self.bias.unsqueeze(1), columns, self.grid.dequantize(self.codes).mT)
 
 
-def solve(problem: Problem[Gram], search: Search, freedom: Freedom) -> Rounding:
-    """Choose codes by `search`, and whatever else is free."""
-    turns = _Turns(problem, search, freedom)
+def solve(
+    problem: Problem[Gram], search: Search, freedom: Freedom, *, improve: Improve = descend, twice: bool = False
+) -> Rounding:
+    """Choose codes by `search`, and whatever else is free.
+
+    Args:
+        problem: the layer.
+        search: finds codes to begin with.
+        freedom: what else may change.
+        improve: betters them at every turn, while targets follow the activation function.
+        twice: where the search follows slopes, search again without, and let every row keep the better end.
+    """
+    turns = _Turns(problem, search, freedom, improve, twice=twice)
     nearest, chosen = turns.nearest, turns.best()
     note = "" if problem.statistics.held_out.count else "of a single sample nothing can be held out to check it on"
     if problem.statistics.held_out.count:
@@ -177,9 +192,11 @@ class _Follower:
 class _Turns:
     """One problem on its way to a solution."""
 
-    def __init__(self, problem: Problem[Gram], search: Search, freedom: Freedom) -> None:
+    def __init__(
+        self, problem: Problem[Gram], search: Search, freedom: Freedom, improve: Improve, *, twice: bool
+    ) -> None:
         self._weight, self._grid, self._statistics = problem.weight, problem.grid, problem.statistics
-        self._search, self._freedom = search, freedom
+        self._search, self._freedom, self._improve, self._twice = search, freedom, improve, twice
         self._limits = None if problem.activation is None else problem.activation.limits
         bias = torch.zeros(self._weight.shape[:2], dtype=torch.float32, device=self._weight.device)
         if self._statistics.layer.bias is not None:
@@ -190,35 +207,40 @@ class _Turns:
 
     def best(self) -> _Candidate:
         """The best candidate on the samples to choose by."""
-        plain, charge = self._plain, self._plain.charge(self._freedom.damping)
-        quadratic = plain.damped(charge)
-        follower = self._follower(charge)
+        charge = self._plain.charge(self._freedom.damping)
+        quadratic, follower = self._plain.damped(charge), self._follower(charge)
+        start = self._start(quadratic, follower)
+        if self._limits is None or not self._freedom.turns:
+            loss, loss_nearest = (self._plain.loss(it.grid.dequantize(it.codes)) for it in (start, self.nearest))
+            return self.nearest_with_bias() if loss.sum() > loss_nearest.sum() else start
+        best, least = self._take_turns(quadratic, start)
+        if self._twice and follower is not None and follower.used:
+            best, _ = _keep(best, least, *self._take_turns(quadratic, self._start(quadratic, None)))
+        return best
+
+    def _start(self, quadratic: Quadratic, follower: _Follower | None) -> _Candidate:
+        """What the search finds, on slopes or on the quadratic."""
         codes = self._search(quadratic, self._grid, self._choices(self._grid), follower).to(torch.int32)
         if follower is not None and follower.used:
-            current = _Candidate(codes, self._grid, follower.bias(self._grid.dequantize(codes)))
-        else:
-            # Row by row no worse than nearest rounding; and after the scale has moved, as a whole.
-            loss, loss_nearest = (plain.loss(self._grid.dequantize(it)) for it in (codes, self.nearest.codes))
-            codes = torch.where((loss_nearest < loss).unsqueeze(-1), self.nearest.codes, codes)
-            current = self._with_scale(quadratic, self._grid, codes, self._freedom.turns)
-            if self._limits is None or not self._freedom.turns:
-                worse = plain.loss(current.grid.dequantize(current.codes)).sum() > loss_nearest.sum()
-                return self.nearest_with_bias() if worse else current
+            return _Candidate(codes, self._grid, follower.bias(self._grid.dequantize(codes)))
+        # Row by row no worse than nearest rounding; and after the scale has moved, as a whole.
+        loss, loss_nearest = (self._plain.loss(self._grid.dequantize(it)) for it in (codes, self.nearest.codes))
+        codes = torch.where((loss_nearest < loss).unsqueeze(-1), self.nearest.codes, codes)
+        return self._with_scale(quadratic, self._grid, codes, self._freedom.turns)
 
-        followed, (least, loss_of_nearest) = self._look(quadratic, current, self.nearest)
-        best = current
-        if loss_of_nearest < least:
-            best, least = self.nearest, loss_of_nearest
+    def _take_turns(self, quadratic: Quadratic, current: _Candidate) -> tuple[_Candidate, Tensor]:
+        """The best on the way from a start, nearest rounding among it, and its objective row by row."""
+        followed, (loss, loss_nearest) = self._look(quadratic, current, self.nearest)
+        best, least = _keep(current, loss, self.nearest, loss_nearest)
         for _ in range(self._freedom.turns):
-            before = least
-            codes = descend(followed, current.grid, current.codes, self._choices(current.grid))
-            current = self._with_scale(followed, current.grid, codes, 1)
-            followed, (now,) = self._look(quadratic, current)
-            if now < least:
-                best, least = current, now
-            if least > before * (1 - PROGRESS):
+            before = least.sum()
+            codes = self._improve(followed, current.grid, current.codes, self._choices(current.grid))
+            current = self._with_scale(followed, current.grid, codes.to(torch.int32), 1)
+            followed, (loss,) = self._look(quadratic, current)
+            best, least = _keep(best, least, current, loss)
+            if least.sum() > before * (1 - PROGRESS):
                 break
-        return best
+        return best, least
 
     def nearest_with_bias(self) -> _Candidate:
         """Nearest rounding, the bias taking up its mean error."""
@@ -261,22 +283,22 @@ class _Turns:
             return _Candidate(codes, grid, self.nearest.bias)
         return _Candidate(codes, grid, self.nearest.bias + quadratic.shift(grid.dequantize(codes)))
 
-    def _look(self, quadratic: Quadratic, *candidates: _Candidate) -> tuple[Quadratic, list[float]]:
-        """The quadratic with targets for the activation function at the first candidate, and the objective of each."""
+    def _look(self, quadratic: Quadratic, *candidates: _Candidate) -> tuple[Quadratic, list[Tensor]]:
+        """The quadratic with targets for the activation function at the first, and the objective of each, by row."""
         assert self._limits is not None
         low, high = self._limits
         cross, mean = torch.zeros_like(self._weight), torch.zeros_like(self.nearest.bias)
-        totals = [0.0] * len(candidates)
+        losses = [torch.zeros_like(mean) for _ in candidates]
         for columns, y in self._statistics.again():
             outputs = [candidate.outputs(columns) for candidate in candidates]
             change = self._change(y, outputs[0])
             cross.baddbmm_(change.mT, columns)
             mean += change.sum(1)
             wanted = y.clamp(low, high)
-            for index, z in enumerate(outputs):
-                totals[index] += float(z.clamp_(low, high).sub_(wanted).square_().sum())
+            for loss, z in zip(losses, outputs, strict=True):
+                loss += z.clamp_(low, high).sub_(wanted).square_().sum(1)
         count = self._statistics.fit.count
-        return quadratic.with_targets(cross / count, mean / count), totals
+        return quadratic.with_targets(cross / count, mean / count), losses
 
     def _change(self, y: Tensor, z: Tensor) -> Tensor:
         """t − y, which is 0 where y is inside its limits."""
@@ -288,3 +310,15 @@ class _Turns:
         if high < torch.inf:
             change = torch.where(y >= high, z.clamp(min=high).sub_(y), change)
         return change
+
+
+def _keep(one: _Candidate, loss: Tensor, other: _Candidate, loss_of_other: Tensor) -> tuple[_Candidate, Tensor]:
+    """Of every row the better one, with its objective; of all rows together where several share a scale that moved."""
+    grid, better = one.grid, loss_of_other < loss
+    if other.grid is not grid:
+        if grid.scale.shape[:2] != better.shape:
+            return (other, loss_of_other) if loss_of_other.sum() < loss.sum() else (one, loss)
+        grid = dataclasses.replace(grid, scale=torch.where(better.unsqueeze(-1), other.grid.scale, grid.scale))
+    codes = torch.where(better.unsqueeze(-1), other.codes, one.codes)
+    bias = one.bias if other.bias is one.bias else torch.where(better, other.bias, one.bias)
+    return _Candidate(codes, grid, bias), torch.minimum(loss, loss_of_other)

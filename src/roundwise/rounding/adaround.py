@@ -16,7 +16,10 @@ some hundred times as long as with minibatches. Further:
 - *It stops when every variable is decided*: where h is 0 or 1 for all, nothing moves any more.
 - *Coordinate descent* then takes what is left (`gramspace/descent.py`).
 - *Few samples are worth few steps*: with less than a hundred positions for each column, proportionally fewer are taken.
-- *Few columns* (a 3×3 depthwise convolution has 9) need no relaxation: all 2^cols roundings of a row are tried.
+- *Few columns* (the first convolution of a network for images has 27, whose inputs are nearly the same): there a tabu
+  walk (`gramspace/tabu.py`) goes on from where the descent stops. Where a clamp follows, there are two starts, with its
+  slopes and without, and every row keeps the better end.
+- *Very few* (a 3×3 depthwise convolution has 9) need no relaxation: all 2^cols roundings of a row are tried.
 
 Three things go beyond the paper, each a field:
 
@@ -44,7 +47,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, Slope, descend, solve
+from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, Slope, descend, solve, walk
 from roundwise.grid import Grid, expand_blocks
 from roundwise.problem import Problem, Rounding, RoundingSolver, check_rules, check_types
 from roundwise.statistics import Gram
@@ -60,6 +63,9 @@ BETA_START, BETA_END, WARM_UP = 20.0, 2.0, 0.2
 EXHAUSTIBLE = 10
 """With so many columns or fewer, every rounding is tried."""
 
+FEW_COLUMNS = 32
+"""With so many columns or fewer, but more than can be tried, a walk follows and there are two starts."""
+
 CENTRE_DAMPING = 0.01
 """How much the centre of the search for any code is pulled to the weights: a share of the mean curvature."""
 
@@ -71,6 +77,10 @@ PER_COLUMN, LEAST = 100, 0.1
 
 LOOK = 20
 """Steps between two looks at whether all is decided."""
+
+
+TENURE = 4
+"""A changed column is left alone for the length of the row, divided by this, or up to twice as long."""
 
 
 @final
@@ -88,6 +98,7 @@ class AdaRound(RoundingSolver[Gram]):
         fit_scale: re-fit the scales to the codes (per group they stay); None is True at 2 bits and False above.
         turns: how often scale, activation function and codes take their turns; with 0 the activation function plays no
             part in the search.
+        walk: moves for each column of the tabu walk that follows where columns are few; 0 for none, and for one start.
         damping: how strongly weights are held to the float ones, against fitting the calibration samples too closely;
             0 is not at all, 1 as much as their number suggests if every position were a sample of its own. But those
             of one image resemble each other, and 10 was best for samples that had been held out.
@@ -106,6 +117,7 @@ class AdaRound(RoundingSolver[Gram]):
     free_bias: bool = True
     fit_scale: bool | None = None
     turns: int = 3
+    walk: int = 10
     damping: float = 10.0
     needs: ClassVar[type] = Gram
 
@@ -117,7 +129,7 @@ class AdaRound(RoundingSolver[Gram]):
                 "iterations must be at least 1": self.iterations >= 1,
                 "learning_rate must be positive": self.learning_rate > 0,
                 "regularization must not be negative": self.regularization >= 0,
-                "turns and damping must not be negative": self.turns >= 0 and self.damping >= 0,
+                "turns, walk and damping must not be negative": min(self.turns, self.walk, self.damping) >= 0,
             },
         )
 
@@ -132,25 +144,31 @@ class AdaRound(RoundingSolver[Gram]):
         coarse = problem.grid.codebook.bits <= FREE_BITS
         any_code = coarse if self.any_code is None else self.any_code
         fit_scale = coarse if self.fit_scale is None else self.fit_scale
+        cols = problem.weight.shape[2]
+        all_tried, few = cols <= EXHAUSTIBLE, self.walk > 0 and EXHAUSTIBLE < cols <= FEW_COLUMNS
 
         def search(quadratic: Quadratic, grid: Grid, choices: Choices, slope: Slope | None) -> Tensor:
             centre = quadratic.minimum(CENTRE_DAMPING) if any_code else quadratic.weight
-            return self.search(quadratic, grid, choices, centre, slope)
+            steps = self.steps(quadratic)
+            if slope is not None and steps and not all_tried:
+                return self.relax(quadratic, grid, centre, 2 * steps, slope)
+            codes = exhaust(quadratic, grid, centre) if all_tried else self.relax(quadratic, grid, centre, steps)
+            return improve(quadratic, grid, codes, choices)
 
-        return solve(problem, search, Freedom(any_code, self.free_bias, fit_scale, self.turns, self.damping))
+        def improve(quadratic: Quadratic, grid: Grid, codes: Tensor, choices: Choices) -> Tensor:
+            codes = descend(quadratic, grid, codes, choices)
+            if not few:
+                return codes
+            codes = walk(quadratic, grid, codes, choices, generator, self.walk * cols, max(1, cols // TENURE))
+            return descend(quadratic, grid, codes, choices)
 
-    def search(
-        self, quadratic: Quadratic, grid: Grid, choices: Choices, centre: Tensor, slope: Slope | None = None
-    ) -> Tensor:
-        """Codes near the `centre`, `[groups, rows, cols]`: all tried, or relaxed; then descended from."""
-        if centre.shape[-1] <= EXHAUSTIBLE:
-            return descend(quadratic, grid, exhaust(quadratic, grid, centre), choices)
-        # Where few samples decide, coordinate descent finds codes as good as many steps do.
-        worth = min(1.0, quadratic.count / (PER_COLUMN * centre.shape[-1]))
-        steps = round(worth * self.iterations) if worth >= LEAST else 0
-        if slope is not None and steps:
-            return self.relax(quadratic, grid, centre, 2 * steps, slope)
-        return descend(quadratic, grid, self.relax(quadratic, grid, centre, steps), choices)
+        freedom = Freedom(any_code, self.free_bias, fit_scale, self.turns, self.damping)
+        return solve(problem, search, freedom, improve=improve, twice=few)
+
+    def steps(self, quadratic: Quadratic) -> int:
+        """How many steps the samples are worth: where few decide, coordinate descent finds codes as good as many do."""
+        worth = quadratic.count / (PER_COLUMN * quadratic.hessian.shape[-1])
+        return round(min(1.0, worth) * self.iterations) if worth >= LEAST else 0
 
     def relax(self, quadratic: Quadratic, grid: Grid, centre: Tensor, steps: int, slope: Slope | None = None) -> Tensor:
         """Codes next to the `centre` after so many steps of the relaxation, `[groups, rows, cols]` as floats.

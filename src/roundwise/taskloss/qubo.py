@@ -19,7 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from roundwise.errors import RecipeError
-from roundwise.gramspace import Choices, Quadratic
+from roundwise.gramspace import Choices, Quadratic, walk
 from roundwise.grid import Grid, expand_blocks
 from roundwise.methods import check_whole_number
 from roundwise.rounding import CrossEntropyMethod, TabuSearch
@@ -88,12 +88,13 @@ def solve_qubo_tabu(
     References:
         Glover, Tabu Search, ORSA Journal on Computing 1(3), 1989.
     """
-    method = TabuSearch(iterations, tenure, any_code=False)
+    TabuSearch(iterations, tenure)  # checks them
 
-    def walk(quadratic: Quadratic, grid: Grid, choices: Choices, generator: torch.Generator) -> Tensor:
-        return method.walk(quadratic, grid, grid.quantize(quadratic.weight), choices, generator)
+    def search(quadratic: Quadratic, grid: Grid, choices: Choices, generator: torch.Generator) -> Tensor:
+        start = grid.quantize(quadratic.weight)
+        return walk(quadratic, grid, start, choices, generator, iterations, tenure)
 
-    return _solve(task, grid, first_order, seed, walk)
+    return _solve(task, grid, first_order, seed, search)
 
 
 def _solve(
