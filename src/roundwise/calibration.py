@@ -14,6 +14,7 @@ usual names (`image`, `pixel_values`, …) is taken, and else the dict itself is
 from __future__ import annotations
 
 import inspect
+import operator
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -52,21 +53,30 @@ class DataFree:
 
     def __post_init__(self) -> None:
         size = self.example
-        whole = isinstance(size, tuple | list | torch.Size) and all(type(number) is int for number in size)
-        if whole and (not size or min(size) < 1):
+        if not all(isinstance(leaf, np.generic | int | float | str | None) for leaf in pytree.tree_leaves(size)):
+            return
+        flat = isinstance(size, tuple | list) and not any(isinstance(number, bool) for number in size)
+        try:
+            whole = tuple(map(operator.index, size)) if flat else ()
+        except TypeError:
+            whole = ()
+        if not whole or min(whole) < 1:
             raise CalibrationError(
-                f"DataFree({size!r}): the size of one sample has positive whole numbers, such as (3, 224, 224)."
+                f"DataFree({size!r}): the size of one sample has positive whole numbers, such as (3, 224, 224). For "
+                "several inputs give a tuple or a dict of tensors of any content."
             )
+        object.__setattr__(self, "example", whole)
 
-    def samples(self, dtype: torch.dtype = torch.float32) -> Any:
+    def samples(self, dtype: torch.dtype = torch.float32, count: int = 2) -> Any:
         """Random numbers like the example: normal where it has real numbers, and what it has itself elsewhere.
 
         Args:
             dtype: where the example is a size.
+            count: of samples, where the example is a size.
         """
         generator, example = torch.Generator().manual_seed(0), self.example
         if isinstance(example, tuple | list) and all(type(number) is int for number in example):
-            return torch.randn(2, *example, generator=generator).to(dtype)
+            return torch.randn(count, *example, generator=generator).to(dtype)
 
         def like(leaf: Any) -> Any:
             value = _tensor(leaf)

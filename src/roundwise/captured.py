@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import torch
 import torch.utils._pytree as pytree
@@ -72,11 +72,16 @@ class Facts:
 class CapturedModel:
     """A model's graph, captured once: `quantize` takes it in the model's place, as often as one likes.
 
-    Its tensors are the model's own: a model whose weights change afterwards must be captured again.
+    Its tensors are the model's own: a model whose weights change afterwards must be captured again, and is refused.
     """
 
     graph: Graph
     facts: Facts
+    versions: dict[str, int]
+    """How often each tensor had been changed in place when the model was captured."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a CapturedModel cannot be pickled or copied: its tensors are the model's. Capture it anew.")
 
     def __repr__(self) -> str:
         operations, inputs = len(self.graph.operations.nodes), _words(_wanted(self.graph))
@@ -104,10 +109,11 @@ def capture_model(model: nn.Module | ExportedProgram, samples: Any) -> CapturedM
     """
     facts = Facts.of(model)
     if isinstance(samples, DataFree):
-        samples = samples.samples(facts.dtype)
+        samples = samples.samples(facts.dtype, facts.signature.batch or 2)
     with undisturbed(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
         args, kwargs = read_calibration(samples, facts.signature, 2, store).example(2, facts.device)
-        return CapturedModel(graph_of(model, args, kwargs), facts)
+        graph = graph_of(model, args, kwargs)
+        return CapturedModel(graph, facts, _versions(graph))
 
 
 def graph_of(
@@ -119,9 +125,16 @@ def graph_of(
 
     Raises:
         CalibrationError: it was captured for other inputs than the example's.
+        ModelError: its weights have changed since.
     """
     if not isinstance(model, CapturedModel):
         return capture(model, args, kwargs)
+    changed = [name for name, version in _versions(model.graph).items() if version != model.versions[name]]
+    if changed:
+        raise ModelError(
+            f"{changed[0]!r} has changed since the model was captured{_and_others(changed)}: weights were loaded or "
+            "trained further, and what the capture knows of the old ones no longer fits. Call `capture_model` again."
+        )
     _check_structure(model, args, kwargs)
     found = [_told(leaf) for leaf in pytree.tree_leaves((args, kwargs))]
     wanted = _wanted(model.graph)
@@ -131,6 +144,16 @@ def graph_of(
             "two of these samples, or give `quantize` the model itself."
         )
     return model.graph
+
+
+def _versions(graph: Graph) -> dict[str, int]:
+    """Counts of changes in place, of the tensors that have one."""
+    tensors = ((name, value) for name, value in graph.constants.items() if isinstance(value, Tensor))
+    return {name: value._version for name, value in tensors if not value.is_inference()}
+
+
+def _and_others(names: list[str]) -> str:
+    return f", as have {len(names) - 1} other tensors" if len(names) > 1 else ""
 
 
 def _check_structure(model: CapturedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

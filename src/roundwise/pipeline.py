@@ -87,7 +87,7 @@ def quantize(
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
     begin = time.perf_counter()
     with undisturbed(device), ActivationStore(budget, device) as store:
-        inputs = calibration if no_data is None else no_data.samples(facts.dtype)
+        inputs = calibration if no_data is None else no_data.samples(facts.dtype, facts.signature.batch or 2)
         samples = read_calibration(inputs, facts.signature, recipe.batch_size, store)
         read = time.perf_counter()
         args, kwargs = samples.example(2, device)
@@ -190,13 +190,14 @@ def apply_rewrites(
         changes = _changes(before, after, word)
         if one.exact:
             _check_same(before, changes, word)
-        elif not all(change <= _allowed(was) for was, change in zip(before, changes, strict=True)):
-            said.append(
-                f"the float network's outputs moved by {max(changes):.2g} of their size; errors count from there"
-                if real
-                else "the float network's outputs moved; how far was not measured, without data"
-            )
-            before = after
+        else:
+            if not all(change <= _allowed(was) for was, change in zip(before, changes, strict=True)):
+                said.append(
+                    f"the float network's outputs moved by {max(changes):.2g} of their size; errors count from there"
+                    if real
+                    else "the float network's outputs moved; how far was not measured, without data"
+                )
+            before = after  # even if they hardly moved: that is not the next one's doing
         notes += [f"{word}: {'; '.join(filter(None, said))}"] if any(said) else []
     return graph, tuple(notes)
 

@@ -35,6 +35,25 @@ class Wrong(rw.Rewrite):
         return graph
 
 
+@dataclass(frozen=True)
+class Inexact(Wrong):
+    """The same, and says so."""
+
+    @property
+    def exact(self):
+        return False
+
+
+def test_a_small_drift_of_an_inexact_rewrite_is_not_charged_to_the_exact_one_after_it():
+    model = nn.Sequential(nn.Linear(8, 4, bias=False)).eval()
+    allowed = torch.finfo(torch.float32).eps ** 0.5
+    almost = Wrong(1 + 0.7 * allowed)
+    rewrites = (Inexact(1 + 0.7 * allowed), almost)
+    rw.quantize(model, torch.randn(8, 8), rw.Recipe(rounding=rw.Nearest(), rewrites=rewrites))
+    with pytest.raises(rw.ModelError, match="Wrong"):
+        rw.quantize(model, torch.randn(8, 8), rw.Recipe(rounding=rw.Nearest(), rewrites=(Wrong(1 + 1.4 * allowed),)))
+
+
 @pytest.mark.parametrize("factor", [1.01, float("nan"), float("inf")])
 def test_a_rewrite_that_changes_outputs_is_named_with_the_difference(factor):
     with pytest.raises(

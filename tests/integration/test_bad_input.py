@@ -88,6 +88,10 @@ WEIGHTS_REFUSED = {
         lambda m: m[1].running_var.fill_(float("nan")),
         "'1.running_var', the running_var of a batch-norm, has 4 numbers of 4 that are NaN or infinite",
     ),
+    "negative variance": (
+        lambda m: m[1].running_var[:2].fill_(-1.0),
+        "'1.running_var', the running_var of a batch-norm, has 2 negative numbers of 4",
+    ),
     "in a bias": (
         lambda m: m[4].bias.fill_(float("nan")),
         "layer '4' has 4 biases that are NaN or infinite, of 4",

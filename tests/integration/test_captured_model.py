@@ -1,5 +1,7 @@
 """`capture_model`: one capture for several recipes changes nothing but the time."""
 
+import copy
+import pickle
 import re
 
 import pytest
@@ -134,3 +136,27 @@ def test_the_warning_of_training_mode_points_at_the_caller(model, call):
 def test_what_cannot_be_captured_is_refused_as_by_quantize():
     with pytest.raises(rw.ModelError, match="must be an nn\\.Module"):
         rw.capture_model({"weight": SAMPLES}, SAMPLES)
+
+
+def test_a_model_that_has_changed_since_must_be_captured_again(model):
+    captured = rw.capture_model(model, SAMPLES)
+    model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
+    with pytest.raises(rw.ModelError, match=r"'first\.weight' has changed since .* as have \d+ other.*again"):
+        rw.quantize(captured, SAMPLES, NEAREST)
+    again = rw.quantize(rw.capture_model(model, SAMPLES), SAMPLES, NEAREST)
+    assert again.report.output_error == rw.quantize(model, SAMPLES, NEAREST).report.output_error
+
+
+@pytest.mark.parametrize("copy", [pickle.dumps, copy.deepcopy, copy.copy])
+def test_it_is_not_copied(model, copy):
+    captured = rw.capture_model(model, SAMPLES)
+    with pytest.raises(TypeError, match="Capture it anew"):
+        copy(captured)
+
+
+def test_other_things_than_captures_and_samples_are_refused_with_a_reason(model, tmp_path):
+    captured = rw.capture_model(model, SAMPLES)
+    with pytest.raises(rw.ExportError, match="is a CapturedModel; it must be the result of `quantize`"):
+        rw.export_onnx(captured, tmp_path / "model.onnx")
+    with pytest.raises(rw.CalibrationError, match="give inputs, where `DataFree` has none"):
+        rw.task_hessian(captured, "first", rw.DataFree((3, 6, 6)), None)

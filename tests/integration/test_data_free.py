@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -160,7 +161,25 @@ def test_an_activation_of_which_nothing_is_known_is_named(data):
         rw.quantize(model, data, recipe(activations=rw.Activations(ranges=RANGES)))
 
 
-@pytest.mark.parametrize("size", [(), (3, 0, 8), [-1]])
+@pytest.mark.parametrize("size", [(np.int64(4),), torch.Size([4]), torch.zeros(2, 4).numpy().shape[1:], [4]], ids=repr)
+def test_a_size_may_come_from_other_libraries(size):
+    assert rw.DataFree(size).samples().shape == (2, 4)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_size_serves_a_program_for_one_batch_size(batch):
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
+    program = torch.export.export(model, (torch.zeros(batch, 4),))
+    assert rw.quantize(program, rw.DataFree((4,)))(torch.zeros(batch, 4)).shape == (batch, 3)
+    captured = rw.capture_model(program, rw.DataFree((4,)))
+    assert rw.quantize(captured, rw.DataFree((4,)))(torch.zeros(batch, 4)).shape == (batch, 3)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(), (3, 0, 8), [-1], (3, 8.0), (3, True), "3x8x8", 3, None, ((3, 8), (4,)), {"x": (3, 8)}, {"x": 3}],
+    ids=str,
+)
 def test_a_size_that_is_none_is_refused(size):
     with pytest.raises(rw.CalibrationError, match="positive whole numbers"):
         rw.DataFree(size)

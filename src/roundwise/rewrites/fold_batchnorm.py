@@ -132,6 +132,11 @@ def _affine(graph: Graph, norm: fx.Node) -> _Affine | None:
                 f"{int((~value.isfinite()).sum())} numbers of {value.numel()} that are NaN or infinite. Such channels "
                 "compute nothing: load sound weights and statistics."
             )
+    if (variance < 0).any():
+        raise ModelError(
+            f"'{a['running_var'].target}', the running_var of a batch-norm, has {int((variance < 0).sum())} negative "
+            f"numbers of {variance.numel()}. No variance is negative: load sound statistics."
+        )
     scale = (variance.double() + a["eps"]).rsqrt()
     if gamma is not None:
         scale = scale * gamma.double()

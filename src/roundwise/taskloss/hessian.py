@@ -40,7 +40,7 @@ from torch.export import ExportedProgram
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from roundwise.calibration import Batch, Calibration, read_calibration
+from roundwise.calibration import Batch, Calibration, DataFree, read_calibration
 from roundwise.captured import CapturedModel, Facts, graph_of, undisturbed
 from roundwise.errors import CalibrationError, ModelError, RecipeError
 from roundwise.graph.graph import Graph
@@ -169,6 +169,8 @@ def task_hessian(
         raise RecipeError(f"curvature is {curvature!r}; it must be ExactHessian() or GaussNewton().")
     check_whole_number("batch_size", batch_size, at_least=1)
     check_whole_number("limit", limit, at_least=1)
+    if isinstance(inputs, DataFree):
+        raise CalibrationError("the task loss is a mean over samples: give inputs, where `DataFree` has none.")
     with undisturbed(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
         samples = read_calibration(inputs, facts.signature, batch_size, store)
         targets = _read_labels(labels, samples.samples)
