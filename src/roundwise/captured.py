@@ -148,8 +148,8 @@ def graph_of(
 
 def _versions(graph: Graph) -> dict[str, int]:
     """Counts of changes in place, of the tensors that have one."""
-    tensors = ((name, value) for name, value in graph.constants.items() if isinstance(value, Tensor))
-    return {name: value._version for name, value in tensors if not value.is_inference()}
+    tensors = {name: value for name, value in graph.constants.items() if hasattr(value, "is_inference")}
+    return {name: value._version for name, value in tensors.items() if not value.is_inference()}
 
 
 def _and_others(names: list[str]) -> str:
