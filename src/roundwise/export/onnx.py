@@ -151,12 +151,12 @@ def export_onnx(
         checked in ONNX Runtime on 8 calibration samples, in batches of 8, 2, 1:
           'output' differs by at most 3.8e-06 (4.1e-07 relative)
     """
-    if not callable(getattr(quantized, "with_float_activations", None)):
+    target = _writable(path)
+    _require_packages()
+    if not hasattr(quantized, "on_cpu"):
         raise ExportError(
             f"what is to be exported is a {type(quantized).__name__}; it must be the result of `quantize` or `load`."
         )
-    target = _writable(path)
-    _require_packages()
     from roundwise.export import onnx_graph, onnx_verify
 
     quantized = quantized.on_cpu()

@@ -10,9 +10,9 @@ the probabilities towards how often the elite rounds up:
     p_j ← (1 − smoothing) p_j + smoothing · mean of v_j over the elite
 
 A weight whose probability comes within 1 % of 0 or 1 is decided and no longer drawn: among hundreds of them a few would
-still be drawn the other way each time, which hides what the others do. It ends when all are decided. The answer is the
-best rounding that was ever drawn, or nearest rounding where none is better. So the paper solves the quadratic problems
-of Eqs. 13 and 20 before it has AdaRound (Section 5, Table 2).
+still be drawn the other way each time, which hides what the others do. It ends when all are decided, or after
+`iterations`. The answer is the best rounding that was ever drawn, or nearest rounding where none is better. So the
+paper solves the quadratic problems of Eqs. 13 and 20 before it has AdaRound (Section 5, Table 2).
 
 An iteration costs what `samples` products of the layer's weights with H cost; the paper speaks of hours for a network.
 It needs no gradient, and no sign of the objective's curvature: it is a check on the methods that do.
