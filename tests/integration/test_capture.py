@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from zoo import CASES
 
 import roundwise as rw
-from roundwise.graph.capture import capture
+from roundwise.graph import capture as module_capture
+from roundwise.graph.capture import _replace_in_place, capture
 from roundwise.graph.patterns import find_layers
 from roundwise.pipeline import rewrite
 
@@ -126,3 +127,65 @@ def test_an_exported_program_is_quantized_like_its_model():
     torch.testing.assert_close(
         rw.quantize(program, samples, recipe)(samples), rw.quantize(model, samples, recipe)(samples)
     )
+
+
+class InPlace(nn.Module):
+    """A convolution, and operations that overwrite what it gave, or a part of it, as `way` says."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.conv, self.bn, self.way = nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), way
+
+    def forward(self, x):
+        return self.way(self.bn(self.conv(x)), x)
+
+
+def overwrites_half(y, x):
+    y[:, :2].relu_()
+    return y
+
+
+def reads_it_again(y, x):
+    z = y.relu_()
+    return y + z
+
+
+def overwrites_an_alias(y, x):
+    z = y.view(-1, 4)
+    z.mul_(2)
+    return y
+
+
+def adds_a_wider_dtype(y, x):
+    return y.half().add_(x.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("way", "replaced"),
+    [
+        (lambda y, x: y.relu_(), 1),
+        (lambda y, x: nn.functional.hardswish(y, inplace=True).add_(x.mean(1, keepdim=True)).relu_(), 3),
+        (lambda y, x: y.mul(2).sub_(1), 0),  # not one of those that are known
+        (lambda y, x: (y + 1).mul_(y).sigmoid_(), 2),
+        (overwrites_half, 0),
+        (reads_it_again, 1),
+        (overwrites_an_alias, 0),
+        (adds_a_wider_dtype, 0),
+    ],
+)
+def test_in_place_operations_become_pure_ones_whoever_replaces_them(way, replaced, monkeypatch):
+    model, inputs = InPlace(way).eval(), torch.randn(2, 2, 4, 4)
+    counts = []
+
+    def counted(module):
+        before = [node.target for node in module.graph.nodes]
+        _replace_in_place(module)
+        counts.append(sum(node.target is not was for node, was in zip(module.graph.nodes, before, strict=True)))
+
+    monkeypatch.setattr(module_capture, "_replace_in_place", counted)
+    graph = capture(model, (inputs,), {})
+    assert counts == [replaced]
+    assert not any("_." in str(node.target) for node in graph.operations.nodes)
+    with torch.no_grad():
+        for one, other in zip(tensors(model(inputs)), tensors(graph.module()(inputs)), strict=True):
+            torch.testing.assert_close(other, one)

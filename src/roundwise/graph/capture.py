@@ -26,12 +26,23 @@ from torch.nn.parameter import is_lazy
 from roundwise.errors import CalibrationError, CaptureError, ModelError
 from roundwise.graph.explain import explain, first_lines, locate, place_of, way_out
 from roundwise.graph.graph import ConstantInput, Graph, InputSpec, bind, is_random
+from roundwise.graph.normalize import WEIGHTED
 
 __all__ = ["ConstantInput", "Graph", "InputSpec", "bind", "capture"]
 
+aten = torch.ops.aten
 
 _EXAMPLE = 23
 """Samples in the batch that is exported: PyTorch may take equal sizes for the same size, and 23 is hardly a layer's."""
+
+_PURE = {aten.add_.Tensor: aten.add.Tensor, aten.mul_.Tensor: aten.mul.Tensor} | {
+    getattr(aten, f"{name}_").default: getattr(aten, name).default
+    for name in ("elu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "relu", "sigmoid", "silu", "tanh")
+}
+"""In-place operations, and the same without."""
+
+_FRESH = WEIGHTED | {aten.batch_norm.default, aten.add.Tensor, aten.mul.Tensor, aten.cat.default}
+"""Operations whose result is memory of its own, whatever their arguments."""
 
 CUDA_BATCH = (1 << 16) - 1
 """The most samples that one and the same kernel of PyTorch's takes for batch-norm on CUDA."""
@@ -100,6 +111,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
         # With gradients, as most people export: a model that switches them on itself cannot be exported without.
         with torch.enable_grad():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+            _replace_in_place(program.graph_module)
             pure: ExportedProgram = program.run_decompositions({})  # in-place operations go, nothing is taken apart
         return pure
 
@@ -116,6 +128,22 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
         raise CaptureError(explanation) from error
     sys.stderr.write(said.getvalue())
     return program
+
+
+def _replace_in_place(module: fx.GraphModule) -> None:
+    """`relu_(bn(x))` becomes `relu(bn(x))`, and its like: what is overwritten is new, and nobody else reads it.
+
+    PyTorch would replace all in-place operations, but takes much longer over one than over a pure one. Those that may
+    overwrite a part of something else are left to it.
+    """
+    fresh = {node for node in module.graph.nodes if node.target in _FRESH}
+    for node in module.graph.nodes:
+        if node.target in _PURE and node.args[0] in fresh and len(node.args[0].users) == 1:
+            values = [source.meta.get("val") for source in node.all_input_nodes]
+            if len({getattr(value, "dtype", None) for value in values}) == 1:  # of several the pure one gives another
+                node.target = _PURE[node.target]
+                fresh.add(node)
+    module.recompile()
 
 
 def _signature(model: nn.Module, kwargs: dict[str, Any]) -> inspect.Signature:
