@@ -26,6 +26,11 @@ def gram_of(layer, inputs, targets, batches=(1,), seed=0):
     return gram
 
 
+def chunks_of(layer, inputs, targets):
+    gram = gram_of(layer, inputs, targets, batches=range(8))
+    return [chunk for share in (gram._fit, gram._held_out) for chunk in gram._take_in(share).chunks]
+
+
 @CASES
 def test_they_are_the_sums_over_all_positions_where_there_are_few(case):
     moments = whole(case.statistic(Gram))
@@ -90,17 +95,26 @@ def test_what_is_not_kept_is_unfolded_again(case, monkeypatch):
 @pytest.mark.parametrize("share", [0.0, 0.5, 2.0])
 def test_so_much_is_kept_as_the_plan_says(share, monkeypatch):
     layer, inputs, targets = large()
-    every = gram_of(layer, inputs, targets, batches=range(8))._chunks
-    numbers = sum(pairs.columns.numel() + pairs.targets.numel() for pairs in every[0] + every[1])
+    monkeypatch.setattr(module, "CHUNK", 1 << 14)
+    numbers = sum(pairs.columns.numel() + pairs.targets.numel() for pairs in chunks_of(layer, inputs, targets))
     monkeypatch.setattr(module, "KEEP", 0)
     without = Gram.bytes_needed(layer, 64, 400)
     room = int(share * numbers)
     monkeypatch.setattr(module, "KEEP", room)
     assert Gram.bytes_needed(layer, 64, 400) - without == 4 * min(room, numbers)
-    fit, held_out = gram_of(layer, inputs, targets, batches=range(8))._chunks
-    kept = [chunk for chunk in fit + held_out if isinstance(chunk, module.Pairs)]
+    kept = [chunk for chunk in chunks_of(layer, inputs, targets) if isinstance(chunk, module.Pairs)]
     assert sum(pairs.columns.numel() + pairs.targets.numel() for pairs in kept) <= min(room, numbers)
     assert bool(kept) == bool(share)
+
+
+@pytest.mark.parametrize("keep", [0, 1 << 25])
+def test_chunks_are_as_large_as_they_may_be_however_small_the_batches(keep, monkeypatch):
+    monkeypatch.setattr(module, "KEEP", keep)
+    monkeypatch.setattr(module, "CHUNK", 27 * 1000)  # 1,000 positions of 27 columns
+    layer, inputs, targets = large()
+    gram = gram_of(layer, inputs, targets, batches=range(64))  # 64 positions each, 3,584 of them in `fit`
+    assert [pairs.columns.shape[1] for pairs in gram.again()] == [960, 960, 960, 704]
+    assert gram.fit.count == 3584
 
 
 @pytest.mark.parametrize("keep", [0, 40_000, 1 << 25])

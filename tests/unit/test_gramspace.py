@@ -228,8 +228,8 @@ def test_following_the_activation_function_lowers_the_objective_that_contains_it
     # All samples to learn from, none held out: then the turns may only help.
     gram = case.statistic(Gram)
     whole = dataclasses.replace(case.problem(Gram, grid))
-    whole.statistics.fit = gram.fit
-    whole.statistics.held_out = type(gram.fit).zeros(case.layer.matrix_shape, gram.layer.device)
+    assert whole.statistics.held_out.count  # no more waits to be taken in
+    whole.statistics._held_out.moments = type(gram.fit).zeros(case.layer.matrix_shape, gram.layer.device)
     fit = torch.arange(case.samples) % 8 != 7
     seen = dataclasses.replace(case, inputs=case.inputs[fit], targets=case.targets[fit])
     losses = [

@@ -133,26 +133,33 @@ class Moments:
 
 
 @final
+class _Share:
+    """The positions of some samples, in chunks: unfolded ones, or where to unfold them again."""
+
+    def __init__(self, moments: Moments) -> None:
+        self.moments = moments
+        self.chunks: list[Pairs | list[_Places]] = []
+        self.waiting: list[tuple[_Places, Pairs]] = []
+
+
+@final
 class Gram(Statistic):
     """`Moments` of the samples, apart for those that are held out; and the same positions again, to be seen twice.
 
-    The samples are kept where the stream keeps them, and beside them so much of what was unfolded as `KEEP` allows; the
-    rest is unfolded again when it is wanted.
+    Positions of several batches make a chunk, so that products are large however small the batches are. The samples are
+    kept where the stream keeps them, and beside them so much of what was unfolded as `KEEP` allows; the rest is
+    unfolded again when it is wanted.
 
     Attributes:
         layer: the linear map.
-        fit: of the samples to choose a rounding by.
-        held_out: of the samples to check it on; of none where there are fewer than two samples.
     """
 
     def __init__(self, layer: LinearMap, samples: int, generator: torch.Generator) -> None:
         self.layer, self.samples = layer, samples
-        self.fit = Moments.zeros(layer.matrix_shape, layer.device)
-        self.held_out = Moments.zeros(layer.matrix_shape, layer.device)
+        self._fit, self._held_out = (_Share(Moments.zeros(layer.matrix_shape, layer.device)) for _ in range(2))
         self._generator = generator
         self._seen = 0
         self._room = KEEP * _times(layer.device)
-        self._chunks: tuple[list[Pairs | _Places], list[Pairs | _Places]] = [], []
 
     @classmethod
     def empty(cls, layer: LinearMap, samples: int, generator: torch.Generator) -> Self:
@@ -177,22 +184,28 @@ class Gram(Statistic):
         rows, positions = self._choose(targets, samples)
         sample = rows * samples // self.layer.as_rows(targets).shape[0]
         self._seen += samples
-        groups, _, cols = self.layer.matrix_shape
-        size = max(256, CHUNK * _times(self.layer.device) // (groups * cols))
-        for moments, chosen in ((self.fit, ~held_out[sample]), (self.held_out, held_out[sample])):
+        size = self._chunk_size()
+        for share, chosen in ((self._fit, ~held_out[sample]), (self._held_out, held_out[sample])):
             for some, where in zip(rows[chosen].split(size), positions[chosen].split(size), strict=True):
                 if len(some):
+                    if len(some) + sum(len(places.rows) for places, _ in share.waiting) > size:
+                        self._take_in(share)
                     places = _Places(inputs, targets, some.to(inputs.device), where.to(inputs.device))
-                    pairs = self._unfold(places)
-                    moments.add(pairs)
-                    numbers = pairs.columns.numel() + pairs.targets.numel()
-                    keep = numbers <= self._room
-                    self._room -= numbers if keep else 0
-                    self._chunks[moments is self.held_out].append(pairs if keep else places)
+                    share.waiting.append((places, self._unfold([places])))
+
+    @property
+    def fit(self) -> Moments:
+        """Of the samples to choose a rounding by."""
+        return self._take_in(self._fit).moments
+
+    @property
+    def held_out(self) -> Moments:
+        """Of the samples to check it on; of none where there are fewer than two samples."""
+        return self._take_in(self._held_out).moments
 
     def again(self, *, held_out: bool = False) -> Iterator[Pairs]:
         """The positions of `fit`, or of `held_out`, once more, some at a time."""
-        return map(self._unfold, self._chunks[held_out])
+        return map(self._unfold, self._take_in(self._held_out if held_out else self._fit).chunks)
 
     def minibatches(self, size: int) -> Iterator[Pairs]:
         """Positions of `fit` without end, at least `size` of them at a time if there are as many; all equally often.
@@ -200,7 +213,7 @@ class Gram(Statistic):
         A chunk of positions gives several of them. What is kept takes turns with other chunks; what is not is unfolded
         once and used up.
         """
-        chunks = self._chunks[False]
+        chunks = self._take_in(self._fit).chunks
         visits: list[tuple[float, int, int, int]] = []
         for number, chunk in enumerate(chunks):
             parts = max(1, _length(chunk) // size)
@@ -216,15 +229,32 @@ class Gram(Statistic):
                     last, pairs = number, self._unfold(chunks[number])
                 gathered.append(pairs.every(parts, part))
                 if len(gathered) == len(visits) or sum(map(_length, gathered)) >= size:
-                    columns, targets = zip(*gathered, strict=True)
-                    yield gathered[0] if len(gathered) == 1 else Pairs(torch.cat(columns, 1), torch.cat(targets, 1))
+                    yield _joined(gathered)
                     gathered = []
 
-    def _unfold(self, chunk: Pairs | _Places) -> Pairs:
+    def _take_in(self, share: _Share) -> _Share:
+        """Make a chunk of what waits."""
+        if share.waiting:
+            places, unfolded = map(list, zip(*share.waiting, strict=True))
+            share.waiting.clear()
+            pairs = _joined(unfolded)
+            share.moments.add(pairs)
+            numbers = pairs.columns.numel() + pairs.targets.numel()
+            keep = numbers <= self._room
+            self._room -= numbers if keep else 0
+            share.chunks.append(pairs if keep else places)
+        return share
+
+    def _chunk_size(self) -> int:
+        groups, rows, cols = self.layer.matrix_shape
+        return max(256, CHUNK * _times(self.layer.device) // (groups * max(rows, cols)))
+
+    def _unfold(self, chunk: Pairs | list[_Places]) -> Pairs:
         if isinstance(chunk, Pairs):
             return chunk
-        columns, targets = self.layer.pairs_at(*chunk)
-        return Pairs(columns.to(self.layer.device).float(), targets.to(self.layer.device).float())
+        unfolded = (self.layer.pairs_at(*places) for places in chunk)
+        device = self.layer.device
+        return _joined([Pairs(columns.to(device).float(), targets.to(device).float()) for columns, targets in unfolded])
 
     def _choose(self, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
         """Rows and positions of one batch that are taken."""
@@ -249,6 +279,14 @@ def _times(device: torch.device) -> int:
     return 1 if device.type == "cpu" else ON_ACCELERATOR
 
 
-def _length(chunk: Pairs | _Places) -> int:
+def _joined(parts: list[Pairs]) -> Pairs:
+    """The positions of all."""
+    if len(parts) == 1:
+        return parts[0]
+    columns, targets = zip(*parts, strict=True)
+    return Pairs(torch.cat(columns, 1), torch.cat(targets, 1))
+
+
+def _length(chunk: Pairs | list[_Places]) -> int:
     """How many positions there are."""
-    return chunk.columns.shape[1] if isinstance(chunk, Pairs) else len(chunk.rows)
+    return chunk.columns.shape[1] if isinstance(chunk, Pairs) else sum(len(places.rows) for places in chunk)
