@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from roundwise.gramspace import Choices, Freedom, Quadratic, descend, solve, walk
+from roundwise.gramspace import Choices, Freedom, Quadratic, descend, solution, solve, walk
 from roundwise.gramspace.solution import _Candidate, _Follower, _keep
 from roundwise.grid import Codebook, Grid, PerGroup, PerTensor
 from roundwise.ranges import MinMax
@@ -34,6 +34,12 @@ def errors(case, matrix, shift=0.0):
     targets = case.layer.fold_outputs(case.targets.double())
     outputs = matrix.double() @ columns + (bias(case).double() + shift).unsqueeze(-1)
     return (outputs - targets).square().mean(-1)
+
+
+def errors_of(case, answer):
+    """The same for a solver's answer."""
+    shift = 0.0 if answer.bias_shift is None else answer.bias_shift
+    return errors(case, (answer.grid or case.grid()).dequantize(answer.codes), shift)
 
 
 def some_matrix(case, seed=0):
@@ -302,6 +308,41 @@ def test_where_held_out_samples_disagree_nearest_rounding_is_kept_and_said_so():
     assert "keeps nearest rounding" in kept.note
     assert kept.grid is None
     assert kept.bias_shift is None
+
+
+def with_and_without_held_out_samples_at_the_end(case, monkeypatch, **freedom):
+    """Answers that count them at the end too, and that do not."""
+
+    def search(quadratic, grid, choices, follow):
+        return descend(quadratic, grid, grid.quantize(quadratic.weight), choices)
+
+    for plenty in (10**9, 0):
+        monkeypatch.setattr(solution, "PLENTY", plenty)
+        yield solve(case.problem(Gram), search, Freedom(any_code=True, free_bias=True, turns=3, **freedom))
+
+
+@CASES
+@pytest.mark.parametrize("fit_scale", [False, True])
+def test_counting_held_out_samples_at_the_end_raises_the_objective_over_all_samples_for_no_row(
+    case, fit_scale, monkeypatch
+):
+    one, other = with_and_without_held_out_samples_at_the_end(case, monkeypatch, damping=10.0, fit_scale=fit_scale)
+    if case.activation is not None and case.activation.limits is not None:
+        least, most = (case.objective(case.grid(), answer) for answer in (one, other))
+    else:
+        least, most = errors_of(case, one), errors_of(case, other)
+        if fit_scale and case.grid().scale.shape[1] == 1:
+            least, most = least.sum(), most.sum()
+    slack = 1e-5 * scale_of(case)
+    assert (torch.as_tensor(least) <= torch.as_tensor(most) * (1 + 1e-4) + slack).all()
+
+
+def test_where_positions_are_few_for_the_columns_held_out_samples_change_codes(monkeypatch):
+    case = linear_case(samples=32)
+    one, other = with_and_without_held_out_samples_at_the_end(case, monkeypatch)
+    before, after = errors_of(case, other), errors_of(case, one)
+    assert (after <= before * (1 + 1e-5)).all()
+    assert after.sum() < 0.999 * before.sum()
 
 
 def linear_case(mean=0.0, samples=256):

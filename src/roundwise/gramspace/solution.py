@@ -30,6 +30,10 @@ for how many columns, which `Quadratic.charge` answers.
 *Never worse than nearest.* Nearest rounding is among the candidates, so on the samples that a rounding was chosen by,
 it is not worse. On those that were held out they are compared again, nearest rounding both with the bias as it was and
 with the bias that is best for it; if one of these is better there, the layer keeps it and the report says so.
+
+*With all samples.* After that comparison nothing is left for the held-out samples to judge. Where positions are few
+for each column, the codes that stood it take one more round of turns in which these samples count too. It starts from
+these codes and raises the objective over all samples for no row.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ from roundwise.gramspace.quadratic import Quadratic
 from roundwise.grid import Grid
 from roundwise.problem import Problem, Rounding
 from roundwise.statistics import Gram
-from roundwise.statistics.gram import Pairs
+from roundwise.statistics.gram import Moments, Pairs
 
 Slope = Callable[[Tensor], Tensor]
 """From weights `[groups, rows, cols]`, half the gradient there of the objective with activation function and damping.
@@ -69,6 +73,9 @@ ENOUGH = 16
 """Positions for each column without which slopes from a few of them would do more harm than good.
 
 A matrix so wide that `Gram` takes only `POSITIONS_PER_COLUMN` of them, an eighth of them held out, does without."""
+
+PLENTY = 100
+"""Positions for each column with which an eighth more of them changes next to nothing."""
 
 PROGRESS = 0.005
 """A turn that gains less than this share of the objective is the last."""
@@ -130,17 +137,21 @@ def solve(
         improve: betters them at every turn, while targets follow the activation function.
         twice: where the search follows slopes, search again without, and let every row keep the better end.
     """
-    turns = _Turns(problem, search, freedom, improve, twice=twice)
-    nearest, chosen = turns.nearest, turns.best()
-    note = "" if problem.statistics.held_out.count else "of a single sample nothing can be held out to check it on"
-    if problem.statistics.held_out.count:
+    gram, note = problem.statistics, ""
+    turns = _Turns(problem, freedom, improve, gram.fit, gram.again)
+    nearest, chosen = turns.nearest, turns.best(search, twice=twice)
+    if gram.held_out.count:
         others = (nearest, turns.nearest_with_bias()) if turns.free_bias else (nearest,)
         error, *errors = turns.held_out_losses(chosen, *others)
         least = min(errors)
-        noise = 1e-6 * error + 1e-9 * float(problem.statistics.held_out.energy.sum())
+        noise = 1e-6 * error + 1e-9 * float(gram.held_out.energy.sum())
         if least < error - noise:
             chosen = others[errors.index(least)]
             note = f"keeps nearest rounding: its error on held-out samples is {least / error:.3f} of the other codes'"
+        elif freedom.turns and gram.fit.count < PLENTY * problem.weight.shape[2]:
+            chosen = _Turns(problem, freedom, improve, gram.fit.merge(gram.held_out), gram.all_again).improved(chosen)
+    else:
+        note = "of a single sample nothing can be held out to check it on"
     grid = None if chosen.grid is nearest.grid else chosen.grid
     shift = None if chosen.bias is nearest.bias else chosen.bias - nearest.bias
     return Rounding(chosen.codes, grid, shift, note)
@@ -190,37 +201,53 @@ class _Follower:
 
 @final
 class _Turns:
-    """One problem on its way to a solution."""
+    """One problem on its way to a solution, for the moments of some samples and their positions once more."""
 
     def __init__(
-        self, problem: Problem[Gram], search: Search, freedom: Freedom, improve: Improve, *, twice: bool
+        self,
+        problem: Problem[Gram],
+        freedom: Freedom,
+        improve: Improve,
+        moments: Moments,
+        again: Callable[[], Iterator[Pairs]],
     ) -> None:
         self._weight, self._grid, self._statistics = problem.weight, problem.grid, problem.statistics
-        self._search, self._freedom, self._improve, self._twice = search, freedom, improve, twice
+        self._freedom, self._improve, self._again = freedom, improve, again
         self._limits = None if problem.activation is None else problem.activation.limits
         bias = torch.zeros(self._weight.shape[:2], dtype=torch.float32, device=self._weight.device)
         if self._statistics.layer.bias is not None:
             bias = self._statistics.layer.bias.float().reshape(bias.shape)
         self.free_bias = freedom.free_bias and problem.bias_is_free
         self.nearest = _Candidate(self._grid.quantize(self._weight), self._grid, bias)
-        self._plain = Quadratic.of(self._statistics.fit, self._weight, bias, free_bias=self.free_bias)
+        self._plain = Quadratic.of(moments, self._weight, bias, free_bias=self.free_bias)
 
-    def best(self) -> _Candidate:
-        """The best candidate on the samples to choose by."""
+    def best(self, search: Search, *, twice: bool) -> _Candidate:
+        """The best candidate that a search leads to."""
         charge = self._plain.charge(self._freedom.damping)
         quadratic, follower = self._plain.damped(charge), self._follower(charge)
-        start = self._start(quadratic, follower)
+        start = self._start(quadratic, search, follower)
         if self._limits is None or not self._freedom.turns:
             loss, loss_nearest = (self._plain.loss(it.grid.dequantize(it.codes)) for it in (start, self.nearest))
             return self.nearest_with_bias() if loss.sum() > loss_nearest.sum() else start
         best, least = self._take_turns(quadratic, start)
-        if self._twice and follower is not None and follower.used:
-            best, _ = _keep(best, least, *self._take_turns(quadratic, self._start(quadratic, None)))
+        if twice and follower is not None and follower.used:
+            best, _ = _keep(best, least, *self._take_turns(quadratic, self._start(quadratic, search, None)))
         return best
 
-    def _start(self, quadratic: Quadratic, follower: _Follower | None) -> _Candidate:
+    def improved(self, candidate: _Candidate) -> _Candidate:
+        """One that is no worse for these samples."""
+        quadratic = self._plain.damped(self._plain.charge(self._freedom.damping))
+        if self._limits is not None:
+            return self._take_turns(quadratic, candidate)[0]
+        before = self._with_bias(self._plain, candidate.grid, candidate.codes)
+        codes = self._improve(quadratic, before.grid, before.codes, self._choices(before.grid)).to(torch.int32)
+        after = self._with_scale(quadratic, before.grid, codes, 1)
+        loss_before, loss_after = (self._plain.loss(one.grid.dequantize(one.codes)) for one in (before, after))
+        return _keep(before, loss_before, after, loss_after)[0]
+
+    def _start(self, quadratic: Quadratic, search: Search, follower: _Follower | None) -> _Candidate:
         """What the search finds, on slopes or on the quadratic."""
-        codes = self._search(quadratic, self._grid, self._choices(self._grid), follower).to(torch.int32)
+        codes = search(quadratic, self._grid, self._choices(self._grid), follower).to(torch.int32)
         if follower is not None and follower.used:
             return _Candidate(codes, self._grid, follower.bias(self._grid.dequantize(codes)))
         # Row by row no worse than nearest rounding; and after the scale has moved, as a whole.
@@ -289,7 +316,7 @@ class _Turns:
         low, high = self._limits
         cross, mean = torch.zeros_like(self._weight), torch.zeros_like(self.nearest.bias)
         losses = [torch.zeros_like(mean) for _ in candidates]
-        for columns, y in self._statistics.again():
+        for columns, y in self._again():
             outputs = [candidate.outputs(columns) for candidate in candidates]
             change = self._change(y, outputs[0])
             cross.baddbmm_(change.mT, columns)
@@ -297,7 +324,7 @@ class _Turns:
             wanted = y.clamp(low, high)
             for loss, z in zip(losses, outputs, strict=True):
                 loss += z.clamp_(low, high).sub_(wanted).square_().sum(1)
-        count = self._statistics.fit.count
+        count = self._plain.count
         return quadratic.with_targets(cross / count, mean / count), losses
 
     def _change(self, y: Tensor, z: Tensor) -> Tensor:

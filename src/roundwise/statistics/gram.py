@@ -21,6 +21,7 @@ Sums are in float32, whatever the network's dtype.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -206,6 +207,10 @@ class Gram(Statistic):
     def again(self, *, held_out: bool = False) -> Iterator[Pairs]:
         """The positions of `fit`, or of `held_out`, once more, some at a time."""
         return map(self._unfold, self._take_in(self._held_out if held_out else self._fit).chunks)
+
+    def all_again(self) -> Iterator[Pairs]:
+        """The positions of both."""
+        return itertools.chain(self.again(), self.again(held_out=True))
 
     def minibatches(self, size: int) -> Iterator[Pairs]:
         """Positions of `fit` without end, at least `size` of them at a time if there are as many; all equally often.
