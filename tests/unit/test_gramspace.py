@@ -10,7 +10,9 @@ import torch
 from roundwise.gramspace import Choices, Freedom, Quadratic, descend, solution, solve, walk
 from roundwise.gramspace.solution import _Candidate, _Follower, _keep
 from roundwise.grid import Codebook, Grid, PerGroup, PerTensor
+from roundwise.problem import check_answer
 from roundwise.ranges import MinMax
+from roundwise.rounding import AdaRound
 from roundwise.rounding.adaround import exhaust
 from roundwise.statistics import Gram, Nothing
 from roundwise.testing import cases, tiny_cases
@@ -343,6 +345,17 @@ def test_where_positions_are_few_for_the_columns_held_out_samples_change_codes(m
     before, after = errors_of(case, other), errors_of(case, one)
     assert (after <= before * (1 + 1e-5)).all()
     assert after.sum() < 0.999 * before.sum()
+
+
+@pytest.mark.parametrize("limits", [None, (0.0, math.inf)])
+def test_a_bias_that_is_not_free_stays_when_held_out_samples_are_counted_too(limits):
+    case = linear_case(samples=32)
+    activation = None if limits is None else next(c.activation for c in cases() if c.activation and c.activation.limits)
+    problem = dataclasses.replace(case.problem(Gram), bias_is_free=False, activation=activation)
+    answer = AdaRound(damping=0.0).solve(problem, torch.Generator().manual_seed(0))
+    assert not answer.note
+    check_answer(answer, problem, AdaRound())
+    assert answer.bias_shift is None
 
 
 def linear_case(mean=0.0, samples=256):

@@ -65,7 +65,7 @@ class Quadratic:
         """
         n = moments.count
         mean, target = moments.inputs / n, moments.targets / n
-        hessian, cross, energy = moments.second / n, moments.cross / n, moments.energy / n
+        hessian, cross, energy = moments.second.div_(n), moments.cross / n, moments.energy / n
         # With the bias free, take the means away from everything; else only the bias from the targets.
         away = target if free_bias else torch.zeros_like(target) if bias is None else bias
         cross = cross - away.unsqueeze(-1) * mean.unsqueeze(-2)

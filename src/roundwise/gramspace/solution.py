@@ -137,9 +137,9 @@ def solve(
         improve: betters them at every turn, while targets follow the activation function.
         twice: where the search follows slopes, search again without, and let every row keep the better end.
     """
-    gram, note = problem.statistics, ""
-    turns = _Turns(problem, freedom, improve, gram.fit, gram.again)
-    nearest, chosen = turns.nearest, turns.best(search, twice=twice)
+    gram, nearest, note = problem.statistics, _nearest(problem), ""
+    turns = _Turns(problem, nearest, freedom, improve, gram.fit, gram.again)
+    chosen = turns.best(search, twice=twice)
     if gram.held_out.count:
         others = (nearest, turns.nearest_with_bias()) if turns.free_bias else (nearest,)
         error, *errors = turns.held_out_losses(chosen, *others)
@@ -149,12 +149,24 @@ def solve(
             chosen = others[errors.index(least)]
             note = f"keeps nearest rounding: its error on held-out samples is {least / error:.3f} of the other codes'"
         elif freedom.turns and gram.fit.count < PLENTY * problem.weight.shape[2]:
-            chosen = _Turns(problem, freedom, improve, gram.fit.merge(gram.held_out), gram.all_again).improved(chosen)
+            del turns  # it holds matrices as large as the moments
+            moments = gram.fit.merge(gram.held_out)
+            turns = _Turns(problem, nearest, freedom, improve, moments, gram.all_again)
+            del moments
+            chosen = turns.improved(chosen)
     else:
         note = "of a single sample nothing can be held out to check it on"
     grid = None if chosen.grid is nearest.grid else chosen.grid
     shift = None if chosen.bias is nearest.bias else chosen.bias - nearest.bias
     return Rounding(chosen.codes, grid, shift, note)
+
+
+def _nearest(problem: Problem[Gram]) -> _Candidate:
+    """Nearest rounding, with the bias as it is."""
+    bias = torch.zeros(problem.weight.shape[:2], dtype=torch.float32, device=problem.weight.device)
+    if problem.statistics.layer.bias is not None:
+        bias = problem.statistics.layer.bias.float().reshape(bias.shape)
+    return _Candidate(problem.grid.quantize(problem.weight), problem.grid, bias)
 
 
 @final
@@ -206,20 +218,17 @@ class _Turns:
     def __init__(
         self,
         problem: Problem[Gram],
+        nearest: _Candidate,
         freedom: Freedom,
         improve: Improve,
         moments: Moments,
         again: Callable[[], Iterator[Pairs]],
     ) -> None:
         self._weight, self._grid, self._statistics = problem.weight, problem.grid, problem.statistics
-        self._freedom, self._improve, self._again = freedom, improve, again
+        self.nearest, self._freedom, self._improve, self._again = nearest, freedom, improve, again
         self._limits = None if problem.activation is None else problem.activation.limits
-        bias = torch.zeros(self._weight.shape[:2], dtype=torch.float32, device=self._weight.device)
-        if self._statistics.layer.bias is not None:
-            bias = self._statistics.layer.bias.float().reshape(bias.shape)
         self.free_bias = freedom.free_bias and problem.bias_is_free
-        self.nearest = _Candidate(self._grid.quantize(self._weight), self._grid, bias)
-        self._plain = Quadratic.of(moments, self._weight, bias, free_bias=self.free_bias)
+        self._plain = Quadratic.of(moments, self._weight, nearest.bias, free_bias=self.free_bias)
 
     def best(self, search: Search, *, twice: bool) -> _Candidate:
         """The best candidate that a search leads to."""

@@ -98,7 +98,7 @@ class AdaRound(RoundingSolver[Gram]):
         free_bias: let the layer's bias take up the mean error, where it has one of its own.
         fit_scale: re-fit the scales to the codes (per group they stay); None is True at 2 bits and False above.
         turns: how often scale, activation function and codes take their turns; with 0 the activation function plays no
-            part in the search.
+            part in the search, and held-out samples are only held out.
         walk: moves for each column of the tabu walk that follows where columns are few; 0 for none, and for one start.
         damping: how strongly weights are held to the float ones, against fitting the calibration samples too closely;
             0 is not at all, 1 as much as their number suggests if every position were a sample of its own. But those

@@ -118,8 +118,9 @@ class Moments:
     @property
     def second(self) -> Float[Tensor, "groups cols cols"]:
         """Σ x̂ x̂ᵀ, whole."""
-        lower = self.lower.tril()
-        return lower + lower.tril(-1).mT
+        whole = self.lower.tril()
+        whole += whole.tril(-1).mT
+        return whole
 
     def merge(self, other: Moments) -> Moments:
         """The sums over the positions of both."""
