@@ -530,3 +530,40 @@ def test_every_number_of_bits_gives_the_error_that_it_should():
 def test_a_numpy_scalar_seed_is_no_trouble():
     quantized = rw.quantize(net(), SAMPLES, recipe(rw.Stochastic(), seed=int(np.int64(3))))
     assert quantized.recipe.seed == 3
+
+
+def _linear(weight):
+    layer = nn.Linear(64, 32)
+    layer.weight = nn.Parameter(weight)
+    return layer.eval()
+
+
+def _transposed_convolution(weight):
+    layer = nn.ConvTranspose2d(6, 4, 2)
+    layer.weight = nn.Parameter(weight)
+    return nn.Sequential(layer, nn.ReLU()).eval()
+
+
+@pytest.mark.parametrize(
+    "solver", [rw.AdaRound(), rw.StraightThrough(iterations=50), rw.AdaRoundSGD(iterations=50)], ids=repr
+)
+@pytest.mark.parametrize(
+    ("build", "shape", "inputs", "elsewhere"),
+    [
+        (_linear, (32, 64), (8, 64), lambda weight: weight.T.contiguous().T),
+        (_transposed_convolution, (6, 4, 2, 2), (6, 5, 5), lambda w: w.contiguous(memory_format=torch.channels_last)),
+    ],
+    ids=["linear", "transposed convolution"],
+)
+def test_codes_do_not_depend_on_how_weights_lie_in_memory(solver, build, shape, inputs, elsewhere):
+    generator = torch.Generator().manual_seed(0)
+    weight, samples = torch.randn(shape, generator=generator), torch.randn(1024, *inputs, generator=generator)
+    size = inputs[-1]
+    samples = samples @ (0.3 * torch.randn(size, size, generator=generator) + torch.eye(size)) + 1
+    layers = []
+    for values in (weight, elsewhere(weight)):
+        torch.manual_seed(0)
+        quantized = rw.quantize(build(values), samples, rw.Recipe(rw.Weights(bits=3), solver, rewrites=()))
+        layers.append(quantized.report.layers[0])
+    assert layers[0].error == pytest.approx(layers[1].error, rel=1e-3)
+    assert layers[0].flips == pytest.approx(layers[1].flips, abs=0.01)

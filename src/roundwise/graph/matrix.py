@@ -112,12 +112,12 @@ class LinearMap:
         return not self.transposed and any(self._padding())
 
     def to_matrix(self, weight: Tensor) -> Float[Tensor, "groups rows cols"]:
-        """The weight tensor as a matrix per group."""
+        """The weight tensor as a matrix per group, in plain memory order however the tensor lies in memory."""
         if not self.transposed:
-            return weight.reshape(self.matrix_shape)
+            return weight.reshape(self.matrix_shape).contiguous()
         groups, rows, _ = self.matrix_shape
         split = weight.reshape(groups, -1, rows, *self.kernel).transpose(1, 2)
-        return split.flip(tuple(range(3, 3 + self.dims))).reshape(self.matrix_shape)
+        return split.flip(tuple(range(3, 3 + self.dims))).reshape(self.matrix_shape).contiguous()
 
     def to_weight(self, matrix: Float[Tensor, "groups rows cols"]) -> Tensor:
         """The inverse of `to_matrix`."""

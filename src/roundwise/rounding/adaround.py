@@ -186,7 +186,7 @@ class AdaRound(RoundingSolver[Gram]):
 
         curvature = (step.square() * hessian.diagonal(dim1=1, dim2=2).unsqueeze(1)).mean(-1, keepdim=True)
         gradient_unit = 2 * step / torch.where(curvature > 0, curvature, 1.0)
-        soft = inverse_rectified_sigmoid(position - floor)
+        soft = inverse_rectified_sigmoid(position - floor).contiguous()
         optimizer = _Adam(soft, self.learning_rate)
         for iteration in range(steps):
             sigmoid = soft.sigmoid()
@@ -212,7 +212,7 @@ class AdaRound(RoundingSolver[Gram]):
 
 @final
 class _Adam:
-    """`torch.optim.Adam` of one tensor, without what that spends on groups of them: half of a small layer's step."""
+    """`torch.optim.Adam` of one contiguous tensor, without what that spends on groups: half of a small layer's step."""
 
     def __init__(self, variable: Tensor, learning_rate: float) -> None:
         self._variable, self._learning_rate = variable, learning_rate
@@ -223,7 +223,7 @@ class _Adam:
         """Change the variable in place."""
         adam(
             [self._variable],
-            [gradient],
+            [gradient.contiguous()],  # as the variable is: PyTorch's kernel goes through both in memory order
             [self._mean],
             [self._square],
             [],

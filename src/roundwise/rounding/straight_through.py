@@ -97,7 +97,7 @@ class StraightThrough(RoundingSolver[Samples]):
     def solve(self, problem: Problem[Samples], generator: torch.Generator) -> Rounding:
         grid, samples = problem.grid, problem.statistics
         activation = problem.activation if self.activation_aware else None
-        position = grid.position(problem.weight)
+        position = grid.position(problem.weight).contiguous()
         optimizer = torch.optim.Adam([position], fused=True)
         for iteration in range(self.iterations):
             optimizer.param_groups[0]["lr"] = self.learning_rate(iteration)
@@ -110,7 +110,8 @@ class StraightThrough(RoundingSolver[Samples]):
             # The derivative of Eq. 25 by the outputs: the sum over channels (dimension 1), the mean over the rest.
             slope = targets.sub_(outputs.detach()).mul_(-2 * outputs.shape[1] / outputs.numel())
             (by_codes,) = torch.autograd.grad(outputs, codes, slope)
-            position.grad = straight_through(by_codes, position, grid)
+            slope = straight_through(by_codes, position, grid)
+            position.grad = slope.contiguous()  # as the position is: PyTorch's kernel goes through both in memory order
             optimizer.step()
         return Rounding(grid.clip(position.round()).to(torch.int32))
 
