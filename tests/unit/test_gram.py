@@ -1,5 +1,7 @@
 """Second moments: what is summed, which positions, which samples are held out."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -113,8 +115,24 @@ def test_chunks_are_as_large_as_they_may_be_however_small_the_batches(keep, monk
     monkeypatch.setattr(module, "CHUNK", 27 * 1000)  # 1,000 positions of 27 columns
     layer, inputs, targets = large()
     gram = gram_of(layer, inputs, targets, batches=range(64))  # 64 positions each, 3,584 of them in `fit`
-    assert [pairs.columns.shape[1] for pairs in gram.again()] == [960, 960, 960, 704]
+    assert [pairs.columns.shape[1] for pairs in gram.again()] == [1000, 1000, 1000, 584]
     assert gram.fit.count == 3584
+
+
+@pytest.mark.parametrize("keep", [0, 40_000, 1 << 25])
+def test_chunks_and_minibatches_do_not_depend_on_the_batches(keep, monkeypatch):
+    monkeypatch.setattr(module, "KEEP", keep)
+    monkeypatch.setattr(module, "CHUNK", 27 * 700)
+    layer, inputs, targets = large()
+    grams = [gram_of(layer, inputs, targets, batches=range(number)) for number in (1, 4, 64)]
+    for of_batches in zip(*(itertools.islice(gram.minibatches(256), 40) for gram in grams), strict=True):
+        for pairs in of_batches[1:]:
+            assert torch.equal(pairs.columns, of_batches[0].columns)
+            assert torch.equal(pairs.targets, of_batches[0].targets)
+    for gram in grams[1:]:
+        for one, other in ((gram.fit, grams[0].fit), (gram.held_out, grams[0].held_out)):
+            assert torch.equal(one.second, other.second)
+            assert torch.equal(one.cross, other.cross)
 
 
 @pytest.mark.parametrize("keep", [0, 40_000, 1 << 25])

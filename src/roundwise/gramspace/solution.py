@@ -147,7 +147,7 @@ def solve(
         noise = 1e-6 * error + 1e-9 * float(gram.held_out.energy.sum())
         if least < error - noise:
             chosen = others[errors.index(least)]
-            note = f"keeps nearest rounding: its error on held-out samples is {least / error:.3f} of the other codes'"
+            note = f"keeps nearest rounding: its error on held-out samples is {least / error:.4g} of the other codes'"
         elif freedom.turns and gram.fit.count < PLENTY * problem.weight.shape[2]:
             del turns  # it holds matrices as large as the moments
             moments = gram.fit.merge(gram.held_out)

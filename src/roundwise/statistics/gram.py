@@ -138,8 +138,8 @@ class Moments:
 class _Share:
     """The positions of some samples, in chunks: unfolded ones, or where to unfold them again."""
 
-    def __init__(self, moments: Moments) -> None:
-        self.moments = moments
+    def __init__(self, moments: Moments, room: int) -> None:
+        self.moments, self.room = moments, room  # numbers that it may keep
         self.chunks: list[Pairs | list[_Places]] = []
         self.waiting: list[tuple[_Places, Pairs]] = []
 
@@ -148,9 +148,9 @@ class _Share:
 class Gram(Statistic):
     """`Moments` of the samples, apart for those that are held out; and the same positions again, to be seen twice.
 
-    Positions of several batches make a chunk, so that products are large however small the batches are. The samples are
-    kept where the stream keeps them, and beside them so much of what was unfolded as `KEEP` allows; the rest is
-    unfolded again when it is wanted.
+    Positions of several batches make a chunk, so that products are large however small the batches are, and do not
+    depend on them. The samples are kept where the stream keeps them, and beside them so much of what was unfolded as
+    `KEEP` allows; the rest is unfolded again when it is wanted.
 
     Attributes:
         layer: the linear map.
@@ -158,10 +158,13 @@ class Gram(Statistic):
 
     def __init__(self, layer: LinearMap, samples: int, generator: torch.Generator) -> None:
         self.layer, self.samples = layer, samples
-        self._fit, self._held_out = (_Share(Moments.zeros(layer.matrix_shape, layer.device)) for _ in range(2))
+        room = KEEP * _times(layer.device)
+        self._fit, self._held_out = (
+            _Share(Moments.zeros(layer.matrix_shape, layer.device), numbers)
+            for numbers in (room - room // HOLD_OUT, room // HOLD_OUT)
+        )
         self._generator = generator
         self._seen = 0
-        self._room = KEEP * _times(layer.device)
 
     @classmethod
     def empty(cls, layer: LinearMap, samples: int, generator: torch.Generator) -> Self:
@@ -177,7 +180,7 @@ class Gram(Statistic):
             groups * cols * (6 * cols + 14 * rows),
             min(KEEP * _times(layer.device), taken * groups * (cols + rows)),
         )
-        return 4 * (matrices + kept) + 16 * taken + 16 * CHUNK * _times(layer.device)
+        return 4 * (matrices + kept) + 16 * taken + 24 * CHUNK * _times(layer.device)
 
     def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
         held_out = (torch.arange(self._seen, self._seen + samples) + 1) % min(HOLD_OUT, max(2, self.samples)) == 0
@@ -186,14 +189,20 @@ class Gram(Statistic):
         rows, positions = self._choose(targets, samples)
         sample = rows * samples // self.layer.as_rows(targets).shape[0]
         self._seen += samples
-        size = self._chunk_size()
         for share, chosen in ((self._fit, ~held_out[sample]), (self._held_out, held_out[sample])):
-            for some, where in zip(rows[chosen].split(size), positions[chosen].split(size), strict=True):
-                if len(some):
-                    if len(some) + sum(len(places.rows) for places, _ in share.waiting) > size:
-                        self._take_in(share)
-                    places = _Places(inputs, targets, some.to(inputs.device), where.to(inputs.device))
-                    share.waiting.append((places, self._unfold([places])))
+            self._add_places(share, inputs, targets, rows[chosen], positions[chosen])
+
+    def _add_places(self, share: _Share, inputs: Tensor, targets: Tensor, rows: Tensor, positions: Tensor) -> None:
+        """Fill chunks to the last place, so that they do not depend on the batches."""
+        size, start = self._chunk_size(), 0
+        while start < len(rows):
+            room = size - sum(len(places.rows) for places, _ in share.waiting)
+            some = slice(start, start + room)
+            places = _Places(inputs, targets, rows[some].to(inputs.device), positions[some].to(inputs.device))
+            share.waiting.append((places, self._unfold([places])))
+            start += room
+            if start <= len(rows):
+                self._take_in(share)
 
     @property
     def fit(self) -> Moments:
@@ -246,8 +255,8 @@ class Gram(Statistic):
             pairs = _joined(unfolded)
             share.moments.add(pairs)
             numbers = pairs.columns.numel() + pairs.targets.numel()
-            keep = numbers <= self._room
-            self._room -= numbers if keep else 0
+            keep = numbers <= share.room
+            share.room -= numbers if keep else 0
             share.chunks.append(pairs if keep else places)
         return share
 
