@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="resnet50", help="a classifier of torchvision")
     parser.add_argument("--samples", type=int, default=1024)
-    parser.add_argument("--batch-size", type=int, default=rw.Recipe().batch_size, help="images at a time")
+    parser.add_argument("--batch-size", type=int, help="images at a time")
     parser.add_argument("--size", type=int, default=224, help="pixels a side")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--granularity", choices=("per-tensor", "per-channel"), default="per-channel")

@@ -14,6 +14,7 @@ usual names (`image`, `pixel_values`, …) is taken, and else the dict itself is
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,12 @@ from torch.utils.data import Dataset, IterableDataset
 
 from roundwise.errors import CalibrationError
 from roundwise.memory import ActivationStore
+
+BATCH, INPUT_BYTES = 32, 4 << 20
+"""Samples at a time where nothing is said, and on a CPU so few that they have no more bytes.
+
+Values between operations are some times larger than inputs (in MobileNetV2, 8 times). A CPU gains nothing from many
+samples, and memory of more than 32 MiB is taken from the operating system page by page for every operation."""
 
 USUAL_NAMES = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "data", "input_values", "input_ids")
 
@@ -111,7 +118,7 @@ class Calibration:
     def example(self, count: int, device: torch.device | str = "cpu") -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`(args, kwargs)` of the first `count` samples (repeated if there are fewer), on a device."""
         leaves = []
-        for leaf in self.batches[0]:
+        for leaf in _join(self.batches[: -(-count // _count(self.batches[0]))]):
             if _is_batched(leaf):
                 repeats = -(-count // leaf.shape[0])
                 leaf = leaf.repeat(repeats, *[1] * (leaf.dim() - 1))[:count]
@@ -162,13 +169,14 @@ class Signature:
         return cls((*names, *kwargs.context), (*names, *kwargs.context), batch=batch)
 
 
-def read_calibration(data: Any, signature: Signature, batch_size: int, store: ActivationStore) -> Calibration:
+def read_calibration(data: Any, signature: Signature, batch_size: int | None, store: ActivationStore) -> Calibration:
     """Read all samples.
 
     Args:
         data: see the module's text.
         signature: what the model takes.
-        batch_size: samples per batch that come out, unless the model takes only one number of them.
+        batch_size: samples per batch that come out, unless the model takes only one number of them; None is 32, or
+            fewer where samples are large and the network runs on a CPU.
         store: takes the samples into custody (those that are not slices of one tensor of the caller's).
 
     Raises:
@@ -187,6 +195,7 @@ def read_calibration(data: Any, signature: Signature, batch_size: int, store: Ac
         leaves = [_tensor(leaf) for leaf in leaves]
         if spec is None:
             spec, first = this, leaves
+            batch_size = batch_size or _default_batch_size(first, store.device)
         elif this != spec:
             raise CalibrationError(
                 f"batch {index} of the calibration samples has another structure than the first: {this} against "
@@ -196,6 +205,7 @@ def read_calibration(data: Any, signature: Signature, batch_size: int, store: Ac
         seen += count
         if count:
             pending.append(leaves)
+        assert batch_size is not None
         if sum(map(_count, pending)) >= batch_size:
             full = _cut(_join(pending), batch_size)
             pending = [full.pop()] if _count(full[-1]) < batch_size else []
@@ -215,6 +225,13 @@ def read_calibration(data: Any, signature: Signature, batch_size: int, store: Ac
             "a dynamic first dimension."
         )
     return Calibration(batches, spec, seen, tuple(notes))
+
+
+def _default_batch_size(batch: Batch, device: torch.device) -> int:
+    if device.type != "cpu":
+        return BATCH
+    sample: int = sum(math.prod(leaf.shape[1:]) * leaf.element_size() for leaf in batch if _is_batched(leaf))
+    return max(1, min(BATCH, INPUT_BYTES // max(1, sample)))
 
 
 def _single_batch(data: Any) -> bool:
@@ -372,7 +389,7 @@ def _keep(leaf: Any, store: ActivationStore, single: bool) -> Any:
 
 def take(calibration: Calibration, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """`(args, kwargs)` of at most `count` samples, copied."""
-    batch = calibration.batches[0]
+    batch = _join(calibration.batches[: -(-count // _count(calibration.batches[0]))])
     leaves = [leaf[:count].clone() if _is_batched(leaf) else leaf for leaf in batch]
     args, kwargs = pytree.tree_unflatten(leaves, calibration.spec)
     return args, kwargs

@@ -184,7 +184,8 @@ class Recipe:
             else. (`dataclasses.replace(weights, bits=8)` changes the bits only.)
         seed: of every random choice, any int; each layer has a generator of its own, seeded by (seed, layer name).
         batch_size: samples that run through the network at a time. Results may differ in the last digits between
-            batch sizes, never with how the samples were handed over.
+            batch sizes, never with how the samples were handed over. None is 32, or on a CPU fewer where samples are
+            large: 6 images of 224 × 224.
         memory_budget: bytes of activations kept in memory between layers; what exceeds it goes to temporary files.
             None takes half of what is free when the run starts.
         activations: how tensors between operations are quantized; None leaves them in float.
@@ -207,7 +208,7 @@ class Recipe:
     rounding: RoundingSolver[Any] = AdaRound()
     overrides: Mapping[str, Weights | None] = field(default_factory=dict)
     seed: int = 0
-    batch_size: int = 32
+    batch_size: int | None = None
     memory_budget: int | None = None
     activations: Activations | None = None
     correction: Correction[Any] | None = None
@@ -245,7 +246,8 @@ class Recipe:
                 )
         object.__setattr__(self, "overrides", Overrides(self.overrides))
         check_whole_number("seed", self.seed)
-        check_whole_number("batch_size", self.batch_size, at_least=1)
+        if self.batch_size is not None:
+            check_whole_number("batch_size", self.batch_size, at_least=1)
         if self.memory_budget is not None:
             check_whole_number("memory_budget", self.memory_budget, at_least=0)
 
@@ -298,7 +300,6 @@ class Recipe:
         """Plain data, with methods by their names in the tables; without entries that are None."""
         data: dict[str, Any] = {
             "seed": self.seed,
-            "batch_size": self.batch_size,
             "weights": _weights_to_dict(self.weights),
             "rounding": method_to_dict(self.rounding, ROUNDING_SOLVERS),
             "overrides": {
@@ -317,8 +318,8 @@ class Recipe:
             data["correction"] = method_to_dict(self.correction, CORRECTIONS)
         if self.rewrites is not None:
             data["rewrites"] = [method_to_dict(rewrite, REWRITES) for rewrite in self.rewrites]
-        if self.memory_budget is not None:
-            data["memory_budget"] = self.memory_budget
+        sizes = {"batch_size": self.batch_size, "memory_budget": self.memory_budget}
+        data |= {name: size for name, size in sizes.items() if size is not None}
         return data
 
     @classmethod

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from roundwise.calibration import Signature, read_calibration, take
+from roundwise.calibration import Signature, _default_batch_size, read_calibration, take
 from roundwise.errors import CalibrationError
 from roundwise.memory import ActivationStore
 
@@ -34,6 +34,36 @@ def read(store):
 
 def joined(calibration, leaf=0):
     return torch.cat([batch[leaf] for batch in calibration.batches])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "size"),
+    [
+        ((3, 224, 224), torch.float32, 6),
+        ((3, 224, 224), torch.float16, 13),
+        ((3, 32, 32), torch.float32, 32),
+        ((), torch.int64, 32),
+        ((3, 1024, 1024), torch.float32, 1),
+    ],
+)
+def test_where_nothing_is_said_there_are_32_at_a_time_or_so_few_that_they_are_small(shape, dtype, size, read):
+    samples = torch.zeros(33, *shape, dtype=dtype)
+    for data in (samples, [samples[:0], samples[:20], samples[20:]]):
+        batches = read(data, batch_size=None).batches
+        assert [len(batch[0]) for batch in batches[:2]] == [size, min(size, 33 - size)]
+
+
+def test_on_an_accelerator_32_at_a_time_whatever_their_size():
+    assert _default_batch_size([torch.zeros(2, 3, 1024, 1024)], torch.device("cuda")) == 32
+
+
+def test_an_example_may_be_larger_than_a_batch(read):
+    calibration = read(IMAGES, batch_size=4)
+    for count in (3, 4, 9, 10, 25):
+        ((example,), _) = calibration.example(count)
+        assert torch.equal(example, IMAGES.repeat(3, 1, 1, 1)[:count])
+        ((taken,), _) = take(calibration, count)
+        assert torch.equal(taken, IMAGES[:count])
 
 
 def dict_loader(**columns):

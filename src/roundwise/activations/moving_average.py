@@ -15,6 +15,8 @@ from roundwise.statistics import Extremes
 class ActivationMovingAverage(ActivationRanges[Extremes]):
     """Average the batches' extremes, later ones counting more: a ← momentum · a + (1 − momentum) · new.
 
+    Batches are the recipe's: give its `batch_size` where the result must not depend on the device.
+
     Args:
         momentum: from 0 (the last batch alone) up to but not including 1.
 

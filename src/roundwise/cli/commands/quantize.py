@@ -14,6 +14,7 @@ import torch
 
 from roundwise import quantize
 from roundwise.activations import ACTIVATION_RANGES
+from roundwise.calibration import BATCH
 from roundwise.cli.accuracy import before_and_after, check_labels, measure
 from roundwise.cli.datafree import check_data_or_none, no_data
 from roundwise.cli.models import load_model
@@ -165,7 +166,7 @@ class MethodsCommand(click.Command):
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    help="Samples that run through the network at a time." + default(DEFAULT.batch_size),
+    help="Samples that run through the network at a time." + default("32; on a CPU fewer where they are large"),
 )
 @click.option(
     "--memory-budget",
@@ -238,7 +239,7 @@ def command(
     else:
         data, preprocessing_source = request.options(loaded.preprocessing, recipe.seed)
         dataset = load_data(request.data, replace(data, want_labels=want_labels, labels=labels))
-        inputs, facts["samples"] = dataset.batches(recipe.batch_size), dataset.description
+        inputs, facts["samples"] = dataset.batches(recipe.batch_size or BATCH), dataset.description
         if dataset.preprocessing is not None:
             facts["images"] = f"{dataset.preprocessing} ({preprocessing_source})"
     say(f"data: {facts['samples']}")
@@ -247,7 +248,7 @@ def command(
     network = move(loaded.network, device)
     before = None
     if dataset is not None and want_labels:
-        before = measure(model, network, dataset, recipe.batch_size, device)
+        before = measure(model, network, dataset, recipe.batch_size or BATCH, device)
     with layer_progress() as progress:
         quantized = quantize(network, inputs, recipe, progress=progress)
     if not as_json:
@@ -256,7 +257,7 @@ def command(
         sys.stdout.flush()
     accuracy: dict[str, tuple[float, float]] = {}
     if before is not None and dataset is not None:
-        after = measure("the quantized network", quantized, dataset, recipe.batch_size, device)
+        after = measure("the quantized network", quantized, dataset, recipe.batch_size or BATCH, device)
         accuracy = before_and_after(before, after)
     written = write_outputs(quantized, outputs)
     if page is not None:
