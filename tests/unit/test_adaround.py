@@ -140,8 +140,8 @@ def test_the_same_regularization_serves_layers_of_any_size():
 
 def test_it_stops_when_every_variable_is_decided(monkeypatch):
     steps = []
-    step = torch.optim.Adam.step
-    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: steps.append(step(self)))
+    step = adaround._Adam.step
+    monkeypatch.setattr(adaround._Adam, "step", lambda self, gradient: steps.append(step(self, gradient)))
     quadratic = wide()
     grid = rw.Grid.symmetric(torch.full((1, 1, 1), 0.7), bits=3)
     rw.AdaRound(regularization=100.0).relax(quadratic, grid, quadratic.weight, 5000)
