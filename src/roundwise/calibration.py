@@ -34,8 +34,8 @@ from roundwise.memory import ActivationStore
 BATCH, INPUT_BYTES = 32, 4 << 20
 """Samples at a time where nothing is said, and on a CPU so few that they have no more bytes.
 
-Values between operations are some times larger than inputs (in MobileNetV2, 8 times). A CPU gains nothing from many
-samples, and memory of more than 32 MiB is taken from the operating system page by page for every operation."""
+Values between operations are some times larger than inputs (in MobileNetV2, 8 times), and a CPU gains no time from many
+at once."""
 
 USUAL_NAMES = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "data", "input_values", "input_ids")
 
