@@ -118,13 +118,17 @@ class Calibration:
     def example(self, count: int, device: torch.device | str = "cpu") -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`(args, kwargs)` of the first `count` samples (repeated if there are fewer), on a device."""
         leaves = []
-        for leaf in _join(self.batches[: -(-count // _count(self.batches[0]))]):
+        for leaf in self.first(count):
             if _is_batched(leaf):
                 repeats = -(-count // leaf.shape[0])
                 leaf = leaf.repeat(repeats, *[1] * (leaf.dim() - 1))[:count]
             leaves.append(leaf.to(device) if isinstance(leaf, Tensor) else leaf)
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
         return args, kwargs
+
+    def first(self, count: int) -> Batch:
+        """The leaves of as many batches, from the first on, as hold so many samples; of all if none do."""
+        return _join(self.batches[: -(-count // _count(self.batches[0]))])
 
 
 @final
@@ -389,7 +393,6 @@ def _keep(leaf: Any, store: ActivationStore, single: bool) -> Any:
 
 def take(calibration: Calibration, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """`(args, kwargs)` of at most `count` samples, copied."""
-    batch = _join(calibration.batches[: -(-count // _count(calibration.batches[0]))])
-    leaves = [leaf[:count].clone() if _is_batched(leaf) else leaf for leaf in batch]
+    leaves = [leaf[:count].clone() if _is_batched(leaf) else leaf for leaf in calibration.first(count)]
     args, kwargs = pytree.tree_unflatten(leaves, calibration.spec)
     return args, kwargs

@@ -110,8 +110,8 @@ class StraightThrough(RoundingSolver[Samples]):
             # The derivative of Eq. 25 by the outputs: the sum over channels (dimension 1), the mean over the rest.
             slope = targets.sub_(outputs.detach()).mul_(-2 * outputs.shape[1] / outputs.numel())
             (by_codes,) = torch.autograd.grad(outputs, codes, slope)
-            slope = straight_through(by_codes, position, grid)
-            position.grad = slope.contiguous()  # as the position is: PyTorch's kernel goes through both in memory order
+            # In plain order as the position is: PyTorch's kernel goes through both as they lie in memory.
+            position.grad = straight_through(by_codes, position, grid).contiguous()
             optimizer.step()
         return Rounding(grid.clip(position.round()).to(torch.int32))
 
