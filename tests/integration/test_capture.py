@@ -119,6 +119,22 @@ def test_a_model_that_writes_to_its_own_buffer_is_an_error():
         rw.quantize(Counting().eval(), torch.randn(8, 4))
 
 
+def test_overwriting_what_dropout_handed_on_is_an_error_that_says_so():
+    class Overwrites(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.drop = nn.Linear(4, 4), nn.Dropout()
+
+        def forward(self, x):
+            x = self.fc(x)
+            y = self.drop(x)
+            y += 1
+            return x + y
+
+    with pytest.raises(rw.CaptureError, match=r"overwrites what dropout handed on.*\n.*rw\.quantize\(model\.fc"):
+        rw.quantize(Overwrites().eval(), torch.randn(8, 4))
+
+
 def test_an_exported_program_is_quantized_like_its_model():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
     samples = torch.randn(8, 3, 6, 6)

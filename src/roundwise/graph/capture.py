@@ -216,7 +216,8 @@ def _check_equal(model: nn.Module, graph: Graph, args: tuple[Any, ...], kwargs: 
             "the captured graph does not compute what the model computes; on a batch of "
             f"{samples} sample{'s' if samples > 1 else ''}, {difference}. The model's code decides by something that "
             "is not in the values of its inputs: the number of samples (`if x.shape[0] > 1`), state of its own, the "
-            f"clock. Take that out of its forward.\n{way_out(model, '')}"
+            "clock. Or it overwrites what dropout handed on, and with it dropout's input (`y = drop(x); y += 1`). Take "
+            f"that out of its forward.\n{way_out(model, '')}"
         )
 
 
