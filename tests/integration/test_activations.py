@@ -1,6 +1,7 @@
 """Quantized activations, from the recipe to what the network computes, saves and exports."""
 
 import copy
+import functools
 from dataclasses import replace
 
 import pytest
@@ -32,6 +33,12 @@ class Net(nn.Module):
         return self.head(z.mean((2, 3))), y
 
 
+@functools.cache
+def captured():
+    """The network, for all tests that need no other."""
+    return rw.capture_model(Net().eval(), IMAGES[:2])
+
+
 IMAGES = torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 MODES = pytest.mark.parametrize("adapt", [True, False], ids=["ranges-first", "ranges-after"])
 
@@ -42,7 +49,7 @@ def quantized(adapt=True, rounding=None, model=None, **settings):
         activations=rw.Activations(adapt_rounding=adapt, **settings),
         batch_size=16,
     )
-    return rw.quantize(model or Net().eval(), IMAGES, recipe)
+    return rw.quantize(model or captured(), IMAGES, recipe)
 
 
 @MODES
@@ -90,7 +97,7 @@ def test_what_is_joined_shares_scale_and_zero_point_and_covers_both():
 
 def test_rounding_adapts_to_quantized_inputs_only_if_it_is_told_to():
     solver = rw.CoordinateDescent()
-    plain = rw.quantize(Net().eval(), IMAGES, rw.Recipe(rounding=solver, batch_size=16))
+    plain = rw.quantize(captured(), IMAGES, rw.Recipe(rounding=solver, batch_size=16))
     before, after = (quantized(adapt, solver, bits=3) for adapt in (True, False))
     codes = [{n: v for n, v in q.graph.constants.items() if n.endswith("_codes")} for q in (plain, before, after)]
     assert all(torch.equal(codes[0][name], codes[2][name]) for name in codes[0])
@@ -100,7 +107,7 @@ def test_rounding_adapts_to_quantized_inputs_only_if_it_is_told_to():
 def test_more_bits_make_the_error_smaller():
     errors = [quantized(bits=bits).report.output_error for bits in (2, 4, 8)]
     assert errors[0] > 2 * errors[1] > 2 * errors[2]
-    without = rw.quantize(Net().eval(), IMAGES, rw.Recipe(rounding=rw.Nearest())).report.output_error
+    without = rw.quantize(captured(), IMAGES, rw.Recipe(rounding=rw.Nearest())).report.output_error
     assert quantized(bits=16).report.output_error == pytest.approx(without, rel=0.01)
 
 
@@ -126,8 +133,8 @@ def test_activations_survive_a_file(adapt, tmp_path):
 @MODES
 def test_spilling_to_disk_changes_nothing(adapt):
     recipe = rw.Recipe(rounding=rw.Nearest(), activations=rw.Activations(adapt_rounding=adapt), batch_size=16)
-    spilled = rw.quantize(Net().eval(), IMAGES, rw.Recipe.from_dict({**recipe.as_dict(), "memory_budget": 0}))
-    kept = rw.quantize(Net().eval(), IMAGES, recipe)
+    spilled = rw.quantize(captured(), IMAGES, rw.Recipe.from_dict({**recipe.as_dict(), "memory_budget": 0}))
+    kept = rw.quantize(captured(), IMAGES, recipe)
     assert spilled.report.activations == kept.report.activations
     assert torch.equal(spilled(IMAGES)[0], kept(IMAGES)[0])
 
@@ -210,7 +217,15 @@ def test_activations_that_are_not_finite_are_an_error():
 
 
 @pytest.mark.parametrize(
-    ("weight_bits", "bits", "symmetric"), [(4, 8, False), (8, 8, False), (8, 8, True), (4, 5, False), (8, 16, False)]
+    ("weight_bits", "bits", "symmetric"),
+    [
+        (4, 8, False),
+        (4, 5, False),
+        *(
+            pytest.param(8, bits, symmetric, marks=pytest.mark.slow)
+            for bits, symmetric in [(8, False), (8, True), (16, False)]
+        ),
+    ],
 )
 def test_an_exported_file_quantizes_activations_as_the_network_does(tmp_path, weight_bits, bits, symmetric):
     onnx = pytest.importorskip("onnx")
@@ -219,7 +234,7 @@ def test_an_exported_file_quantizes_activations_as_the_network_does(tmp_path, we
         rounding=rw.Nearest(),
         activations=rw.Activations(bits=bits, symmetric=symmetric),
     )
-    result = rw.quantize(Net().eval(), IMAGES, recipe)
+    result = rw.quantize(captured(), IMAGES, recipe)
     exported = rw.export_onnx(result, tmp_path / "net.onnx")
     assert all(output.passes for output in exported.outputs)
     graph = onnx.load(tmp_path / "net.onnx").graph
@@ -230,7 +245,7 @@ def test_an_exported_file_quantizes_activations_as_the_network_does(tmp_path, we
 def test_onnx_runtime_fuses_8_bit_layers_into_integer_kernels(tmp_path):
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     recipe = rw.Recipe(weights=rw.Weights(bits=8), rounding=rw.Nearest(), activations=rw.Activations())
-    rw.export_onnx(rw.quantize(Net().eval(), IMAGES, recipe), tmp_path / "net.onnx")
+    rw.export_onnx(rw.quantize(captured(), IMAGES, recipe), tmp_path / "net.onnx")
     options = runtime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "fused.onnx"), 4
     runtime.InferenceSession(tmp_path / "net.onnx", options, providers=["CPUExecutionProvider"])

@@ -1,6 +1,7 @@
 """Every architecture of the zoo is captured, brought into normal form, folded and quantized without being rewritten."""
 
 import inspect
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,66 +12,67 @@ from zoo import CASES
 import roundwise as rw
 from roundwise.graph import capture as module_capture
 from roundwise.graph.capture import _replace_in_place, capture
+from roundwise.graph.graph import Graph
 from roundwise.graph.patterns import find_layers
 from roundwise.pipeline import rewrite
 
 NAMES = sorted(CASES)
 
 
-@pytest.fixture(scope="module")
-def captured():
-    """Each model of the zoo and its rewritten graph, captured once."""
-    done = {}
+class Captured(NamedTuple):
+    """A model of the zoo, captured once for the tests of it."""
 
-    def get(name):
-        if name not in done:
-            case = CASES[name]
-            model = case.build()
-            torch.manual_seed(1)
-            args, kwargs = case.inputs(2)
-            done[name] = (model, rewrite(capture(model, args, kwargs)))
-        return done[name]
+    name: str
+    model: nn.Module
+    whole: rw.CapturedModel | None
+    graph: Graph
 
-    return get
+
+def samples_of(model, args, kwargs):
+    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments) if kwargs else args
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def captured(request):
+    case = CASES[request.param]
+    model = case.build()
+    torch.manual_seed(1)
+    args, kwargs = case.inputs(2)
+    whole = None if request.param == "VariadicInputs" else rw.capture_model(model, samples_of(model, args, kwargs))
+    graph = capture(model, args, kwargs) if whole is None else whole.graph
+    return Captured(request.param, model, whole, rewrite(graph))
 
 
 def tensors(outputs):
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_graph_gives_the_models_outputs_at_any_batch_size(name, captured):
-    model, graph = captured(name)
-    run = graph.module()
+def test_the_graph_gives_the_models_outputs_at_any_batch_size(captured):
+    run = captured.graph.module()
     # A batch-norm that takes its statistics from the batch refuses a single sample, in the model as well.
-    for batch in (3, 5) if name == "BatchNorms" else (1, 3):
+    for batch in (3, 5) if captured.name == "BatchNorms" else (1, 3):
         torch.manual_seed(batch)
-        args, kwargs = CASES[name].inputs(batch)
+        args, kwargs = CASES[captured.name].inputs(batch)
         with torch.no_grad():
-            expected, actual = model(*args, **kwargs), run(*args, **kwargs)
+            expected, actual = captured.model(*args, **kwargs), run(*args, **kwargs)
         assert pytree.tree_structure(expected) == pytree.tree_structure(actual)
         for one, other in zip(tensors(expected), tensors(actual), strict=True):
             torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_layers_are_found_under_their_names(name, captured):
-    _, graph = captured(name)
-    assert tuple(layer.name for layer in find_layers(graph)) == CASES[name].layers
+def test_the_layers_are_found_under_their_names(captured):
+    assert tuple(layer.name for layer in find_layers(captured.graph)) == CASES[captured.name].layers
 
 
-# Samples are positional inputs or named ones: *args together with names have no form as a calibration batch.
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "VariadicInputs"])
-def test_more_bits_bring_the_outputs_nearer(name):
-    case = CASES[name]
-    model = case.build()
+def test_more_bits_bring_the_outputs_nearer(captured):
+    if captured.whole is None:
+        pytest.skip("*args together with names have no form as a calibration batch")
     torch.manual_seed(2)
-    args, kwargs = case.inputs(8)
-    samples = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments) if kwargs else args
-    captured, errors = rw.capture_model(model, samples), []
+    samples = samples_of(captured.model, *CASES[captured.name].inputs(8))
+    errors = []
     for bits in (3, 8):
         recipe = rw.Recipe(weights=rw.Weights(bits=bits), rounding=rw.Nearest())
-        errors.append(rw.quantize(captured, samples, recipe).report.output_error)
+        errors.append(rw.quantize(captured.whole, samples, recipe).report.output_error)
     assert errors[1] < max(errors[0], 1e-9)
 
 

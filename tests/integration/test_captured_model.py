@@ -44,7 +44,7 @@ def outputs(quantized):
         return quantized(SAMPLES)
 
 
-@pytest.mark.parametrize("form", ["module", "program"])
+@pytest.mark.parametrize("form", ["module", pytest.param("program", marks=pytest.mark.slow)])
 def test_recipes_one_after_the_other_give_what_each_gives_alone(model, form):
     whole = model
     if form == "program":

@@ -41,7 +41,9 @@ def quantized(bits, rounding, samples=256, **settings):
     return rw.quantize(task().model, task().calibration[:samples], recipe)
 
 
-@pytest.mark.parametrize(("bits", "expected", "tolerance"), [(4, 69, 2), (3, 25, 4)])
+@pytest.mark.parametrize(
+    ("bits", "expected", "tolerance"), [(4, 69, 2), pytest.param(3, 25, 4, marks=pytest.mark.slow)]
+)
 def test_nearest_rounding_per_tensor_costs_what_it_is_known_to_cost(bits, expected, tolerance):
     model = quantized(bits, rw.Nearest())
     assert task().accuracy(model) == pytest.approx(expected, abs=tolerance)
@@ -75,7 +77,9 @@ def test_adaround_recovers_most_of_what_nearest_rounding_loses():
     assert all(0.02 < layer.flips < 0.5 for layer in model.report.layers)
 
 
-@pytest.mark.parametrize(("network", "count"), [("resnet20", 9), ("mobilenet_v1_075", 27)])
+@pytest.mark.parametrize(
+    ("network", "count"), [("resnet20", 9), pytest.param("mobilenet_v1_075", 27, marks=pytest.mark.slow)]
+)
 def test_equalization_finds_the_pairs_of_trained_networks_and_leaves_their_outputs(network, count):
     whole = networks.load(network, 8)
     graph = rewrite(capture(whole.model, (whole.calibration,), {}))

@@ -74,7 +74,7 @@ def test_the_search_finds_what_a_dense_search_finds(bits, seed):
     grid = estimate(rw.WeightMSE(), matrix, Codebook(bits), rw.PerTensor())
     top = float(matrix.abs().max()) / (2 ** (bits - 1) - 1)
     dense = min(
-        squared_error(Grid.symmetric(torch.full((1, 1, 1), top * i / 4000), bits), matrix) for i in range(200, 4400)
+        squared_error(Grid.symmetric(torch.full((1, 1, 1), top * i / 1000), bits), matrix) for i in range(50, 1100)
     )
     assert squared_error(grid, matrix) <= 1.02 * dense
 

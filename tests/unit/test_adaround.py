@@ -114,7 +114,7 @@ def test_following_a_relu_beats_relaxing_without_it(free_bias):
     assert sum(ratios) / len(ratios) < 0.985
 
 
-@pytest.mark.parametrize("any_code", [False, True])
+@pytest.mark.parametrize("any_code", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_where_columns_are_few_two_starts_and_a_walk_beat_the_relaxation_alone(any_code):
     ratios = []
     for seed in range(4):
