@@ -27,9 +27,11 @@ closely err on what was not. Adding to the diagonal of H is what the objective w
 their own: it charges for every departure from the float weights. How much is a question of how many samples there are
 for how many columns, which `Quadratic.charge` answers.
 
-*Never worse than nearest.* Nearest rounding is among the candidates, so on the samples that a rounding was chosen by,
-it is not worse. On those that were held out they are compared again, nearest rounding both with the bias as it was and
-with the bias that is best for it; if one of these is better there, the layer keeps it and the report says so.
+*Never worse than nearest.* Nearest rounding is among the candidates, so on the positions that a rounding was chosen by,
+it is not worse. (Of all positions, where only some were looked at, that need not hold to the last percent: a free bias
+takes up the mean error of those.) On the samples that were held out they are compared again, nearest rounding both with
+the bias as it was and with the bias that is best for it; if one of these is better there, the layer keeps it and the
+report says so.
 
 *With all samples.* After that comparison nothing is left for the held-out samples to judge. Where positions are few
 for each column, the codes that stood it take one more round of turns in which these samples count too. It starts from
@@ -147,7 +149,9 @@ def solve(
         noise = 1e-6 * error + 1e-9 * float(gram.held_out.energy.sum())
         if least < error - noise:
             chosen = others[errors.index(least)]
-            note = f"keeps nearest rounding: its error on held-out samples is {least / error:.4g} of the other codes'"
+            biased = "" if chosen is nearest else ", with a bias that takes up its mean error"
+            share = f"{least / error:.4g} of the other codes'"
+            note = f"keeps nearest rounding{biased}: its error on held-out samples is {share}"
         elif freedom.turns and gram.fit.count < PLENTY * problem.weight.shape[2]:
             del turns  # it holds matrices as large as the moments
             moments = gram.fit.merge(gram.held_out)
