@@ -23,7 +23,7 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -197,54 +197,39 @@ class LinearMap:
         """
         x, y = self.as_rows(inputs), self.as_rows(outputs)
         groups, matrix_rows, cols = self.matrix_shape
-        space = y.shape[2:]
-        wanted = rows * math.prod(space) + positions
-        targets = _channels_last(y).index_select(0, wanted.to(y.device))
+        space = y.shape[2:] if self.dims else ()
+        wanted = (rows * math.prod(space) + positions).to(y.device)
+        rows, positions = rows.to(x.device), positions.to(x.device)
+        if self.dims == 0:
+            return x.index_select(0, rows).unsqueeze(0), y.index_select(0, wanted).unsqueeze(0)
+        wanted = y.movedim(1, -1).reshape(-1, y.shape[1]).index_select(0, wanted)
         if self.transposed:
-            x = self._spread(x)
-        flat = _channels_last(x)
-        if self._is_pointwise:
-            columns = flat.index_select(0, wanted.to(x.device)).unsqueeze(1)
+            x, stride, before = self._spread(x), (1,) * self.dims, [0] * self.dims
         else:
-            index, inside = self._taps(x.shape[2:], space, rows.to(x.device), positions.to(x.device))
-            columns = flat.index_select(0, index.flatten()).view(*index.shape, -1)
-            if not bool(inside.all()):
-                columns *= inside.to(columns.dtype).unsqueeze(-1)
-        pairs, taps_count, channels = columns.shape
-        if channels == groups:  # depthwise: transposing a plain matrix is three times faster than permuting
-            by_channel = columns.view(pairs, -1).T.contiguous().view(taps_count, channels, pairs)
-            return by_channel.permute(1, 2, 0), targets.T.contiguous().view(groups, matrix_rows, pairs).mT
-        return (
-            columns.view(pairs, taps_count, groups, -1).permute(2, 0, 3, 1).reshape(groups, pairs, cols),
-            targets.view(pairs, groups, matrix_rows).transpose(0, 1),
-        )
+            stride, before = self.stride, self._padding()[::2][::-1]
 
-    @property
-    def _is_pointwise(self) -> bool:
-        """Whether an output position depends on the same position of the inputs and on no other."""
-        ordinary = not self.transposed and not any(self._padding())
-        return self.dims == 0 or (ordinary and set(self.kernel) | set(self.stride) == {1})
-
-    def _taps(
-        self, size: torch.Size, space: torch.Size, rows: Int[Tensor, "pairs"], positions: Int[Tensor, "pairs"]
-    ) -> tuple[Int[Tensor, "pairs taps"], Bool[Tensor, "pairs taps"]]:
-        """Where an output position reads inputs of that size, rows flattened with them; and whether that is inside.
-
-        What falls on the padding reads anything.
-        """
-        stride, before = (
-            ((1,) * self.dims, [0] * self.dims) if self.transposed else (self.stride, self._padding()[::2][::-1])
-        )
+        # Index of every tap in the inputs, channels last; those that fall on the padding read anything and become 0.
         place, index = positions.unsqueeze(1), rows.unsqueeze(1).expand(-1, math.prod(self.kernel))
         inside = torch.ones_like(index, dtype=torch.bool)
-        taps = torch.cartesian_prod(*(torch.arange(k, device=rows.device) for k in self.kernel)).reshape(-1, self.dims)
-        for d in range(self.dims):
+        taps = torch.cartesian_prod(*(torch.arange(k, device=x.device) for k in self.kernel)).reshape(-1, self.dims)
+        for d, size in enumerate(x.shape[2:]):
             after = math.prod(space[d + 1 :])
             start = place // after % space[d] * stride[d] - before[d]
             coordinate = start + taps[:, d] * self.dilation[d]
-            inside &= (coordinate >= 0) & (coordinate < size[d])
-            index = index * size[d] + coordinate.clamp(0, size[d] - 1)
-        return index, inside
+            inside &= (coordinate >= 0) & (coordinate < size)
+            index = index * size + coordinate.clamp(0, size - 1)
+        x_flat = x.movedim(1, -1).reshape(-1, x.shape[1])
+        columns = x_flat.index_select(0, index.flatten()).view(*index.shape, -1)
+        if not bool(inside.all()):
+            columns *= inside.to(columns.dtype).unsqueeze(-1)
+        pairs, taps_count, channels = columns.shape
+        if channels == groups:  # depthwise: transposing a plain matrix is three times faster than permuting
+            by_channel = columns.view(pairs, -1).T.contiguous().view(taps_count, channels, pairs)
+            return by_channel.permute(1, 2, 0), wanted.T.contiguous().view(groups, matrix_rows, pairs).mT
+        return (
+            columns.view(pairs, taps_count, groups, -1).permute(2, 0, 3, 1).reshape(groups, pairs, cols),
+            wanted.view(pairs, groups, matrix_rows).transpose(0, 1),
+        )
 
     def positions(self, outputs: Tensor) -> int:
         """How many output positions each row of `as_rows` has."""
@@ -271,8 +256,3 @@ class LinearMap:
             before = d * (k - 1) - p
             sides = [before, before + extra, *sides]
         return F.pad(spread, sides)
-
-
-def _channels_last(rows: Tensor) -> Tensor:
-    """`[rows, channels, *space]` as `[rows × space, channels]`."""
-    return rows.movedim(1, -1).reshape(-1, rows.shape[1])
