@@ -29,7 +29,10 @@ def replacing(path: Path, refusal: type[RoundwiseError], also: tuple[type[Except
         temporary.chmod(mode)  # some writers let nobody but the owner read
         temporary.replace(path)
     except FileNotFoundError as error:
-        raise refusal(f"cannot write {path}: there is no folder '{path.parent}'. Create it first.") from error
+        reason = f"there is no folder '{path.parent}'. Create it first."
+        if path.parent.is_dir():
+            reason = f"the folder '{path.parent}' takes no new files. Choose another."
+        raise refusal(f"cannot write {path}: {reason}") from error
     except Exception as error:
         if not isinstance(error, (OSError, *also)):
             raise

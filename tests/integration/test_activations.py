@@ -33,14 +33,14 @@ class Net(nn.Module):
         return self.head(z.mean((2, 3))), y
 
 
+IMAGES = torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+MODES = pytest.mark.parametrize("adapt", [True, False], ids=["ranges-first", "ranges-after"])
+
+
 @functools.cache
 def captured():
     """The network, for all tests that need no other."""
     return rw.capture_model(Net().eval(), IMAGES[:2])
-
-
-IMAGES = torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(1))
-MODES = pytest.mark.parametrize("adapt", [True, False], ids=["ranges-first", "ranges-after"])
 
 
 def quantized(adapt=True, rounding=None, model=None, **settings):

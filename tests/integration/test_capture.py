@@ -106,6 +106,19 @@ def test_control_flow_on_values_is_an_error_with_the_place_and_the_way_out():
     assert not model.backbone.training
 
 
+def test_a_decision_by_the_number_of_samples_is_an_error_that_says_so():
+    class ByBatch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(x) if x.shape[0] > 4 else 2 * self.fc(x)
+
+    with pytest.raises(rw.CaptureError, match=r"or decides by it[^$]*no `if x\.shape\[0\] > 4`"):
+        rw.quantize(ByBatch().eval(), torch.randn(8, 4))
+
+
 def test_a_model_that_writes_to_its_own_buffer_is_an_error():
     class Counting(nn.Module):
         def __init__(self):

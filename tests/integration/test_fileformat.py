@@ -248,10 +248,14 @@ def test_places_that_cannot_be_written_are_errors_that_say_so(tmp_path, monkeypa
         quantized().save(tmp_path / "folder")
 
     def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
+        raise failure
 
     monkeypatch.setattr(Path, "touch", refuse)
+    failure = PermissionError(13, "Permission denied")
     with pytest.raises(rw.FileFormatError, match=r"cannot write .*model.rw: .*Permission denied"):
+        quantized().save(tmp_path / "model.rw")
+    failure = FileNotFoundError(2, "No such file or directory")  # as in /proc, which is a folder
+    with pytest.raises(rw.FileFormatError, match=r"model.rw: the folder '.*' takes no new files. Choose another"):
         quantized().save(tmp_path / "model.rw")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 

@@ -307,9 +307,15 @@ def test_where_held_out_samples_disagree_nearest_rounding_is_kept_and_said_so():
     odd.targets[held_out] = odd.layer.apply_matrix(odd.weight, odd.inputs[held_out])
     kept = solve(odd.problem(Gram), worst, Freedom(any_code=True))
     assert torch.equal(kept.codes, grid.quantize(case.weight))
-    assert "keeps nearest rounding" in kept.note
+    assert "keeps nearest rounding: " in kept.note
     assert kept.grid is None
     assert kept.bias_shift is None
+    # With the same mean error everywhere, nearest rounding is better still with a bias for it, which is not as it was.
+    odd = dataclasses.replace(odd, targets=odd.targets + 1000)
+    kept = solve(odd.problem(Gram), worst, Freedom(any_code=True, free_bias=True))
+    assert torch.equal(kept.codes, grid.quantize(case.weight))
+    assert "keeps nearest rounding, with a bias that takes up its mean error: " in kept.note
+    assert (kept.bias_shift > 900).all()
 
 
 def with_and_without_held_out_samples_at_the_end(case, monkeypatch, **freedom):

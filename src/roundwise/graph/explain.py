@@ -52,11 +52,13 @@ def explain(model: nn.Module, error: Exception, again: Callable[[], object]) -> 
         )
     elif "Constraints violated" in str(error):
         place = _place_of_specialization(model, again)
-        reason = "it works for some batch sizes only; its code turns the number of samples into a constant"
+        reason = (
+            "it works for some batch sizes only; its code makes a constant of the number of samples, or decides by it"
+        )
         says = "" if place else says
         remedy = (
-            "\nLet that code treat the batch as a whole (no loop over samples, no number in place of `x.shape[0]`). Or "
-            "export the model for one batch size and quantize the program: "
+            "\nLet that code treat the batch as a whole (no loop over samples, no `if x.shape[0] > 4`, no number in "
+            "place of `x.shape[0]`). Or export the model for one batch size and quantize the program: "
             "`rw.quantize(torch.export.export(model, (samples,)), …)`."
         )
     else:
