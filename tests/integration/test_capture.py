@@ -7,12 +7,14 @@ import pytest
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from zoo import CASES
 
 import roundwise as rw
 from roundwise.graph import capture as module_capture
 from roundwise.graph.capture import _replace_in_place, capture
 from roundwise.graph.graph import Graph
+from roundwise.graph.normalize import normalize
 from roundwise.graph.patterns import find_layers
 from roundwise.pipeline import rewrite
 
@@ -41,6 +43,48 @@ def captured(request):
     whole = None if request.param == "VariadicInputs" else rw.capture_model(model, samples_of(model, args, kwargs))
     graph = capture(model, args, kwargs) if whole is None else whole.graph
     return Captured(request.param, model, whole, rewrite(graph))
+
+
+@pytest.mark.parametrize("name", ["Residual", "Reused", "Convolutions", "Branches", "Volume3d", "DataclassOutput"])
+def test_what_is_pure_already_gives_the_same_graph_as_when_it_is_made_so(name, monkeypatch):
+    case = CASES[name]
+    args, kwargs = case.inputs(3)
+    made = []
+    monkeypatch.setattr(ExportedProgram, "run_decompositions", counting(made, ExportedProgram.run_decompositions))
+    as_it_is = normalize(capture(case.build(), args, kwargs))
+    assert made == []
+    monkeypatch.setattr(module_capture, "_is_plain", lambda _: False)
+    made_pure = normalize(capture(case.build(), args, kwargs))
+    assert made == ["run_decompositions"]
+    assert targets(as_it_is) == targets(made_pure)
+
+
+def test_batch_norm_that_would_write_its_statistics_is_not_taken_as_pure():
+    class Updates(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(2)
+
+        def forward(self, x):
+            norm = self.norm
+            return nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, True)
+
+    with pytest.raises(rw.CaptureError, match=r"writes to 'norm\.running_mean'"):
+        capture(Updates().eval(), (torch.randn(4, 2, 3, 3),), {})
+
+
+def counting(calls, function):
+    def counted(*args, **kwargs):
+        calls.append(function.__name__)
+        return function(*args, **kwargs)
+
+    return counted
+
+
+def targets(graph):
+    """The operations in order, a reshape under its plainest name; what computes a size for one does not count."""
+    names = [str(node.target) for node in graph.operations.nodes if node.op == "call_function"]
+    return [name.replace("flatten.using_ints", "view.default") for name in names if "sym_size" not in name]
 
 
 def tensors(outputs):

@@ -44,6 +44,25 @@ _PURE = {aten.add_.Tensor: aten.add.Tensor, aten.mul_.Tensor: aten.mul.Tensor} |
 _FRESH = WEIGHTED | {aten.batch_norm.default, aten.add.Tensor, aten.mul.Tensor, aten.cat.default}
 """Operations whose result is memory of its own, whatever their arguments."""
 
+_PLAIN = (
+    _FRESH
+    | frozenset(_PURE.values())
+    | {
+        aten.adaptive_avg_pool2d.default,
+        aten.avg_pool2d.default,
+        aten.div.Tensor,
+        aten.dropout.default,
+        aten.flatten.using_ints,
+        aten.gelu.default,
+        aten.max_pool2d.default,
+        aten.mean.dim,
+        aten.pad.default,
+        aten.slice.Tensor,
+        aten.sub.Tensor,
+    }
+)
+"""Operations that write to nothing, and that may stay as they are."""
+
 CUDA_BATCH = (1 << 16) - 1
 """The most samples that one and the same kernel of PyTorch's takes for batch-norm on CUDA."""
 
@@ -112,8 +131,9 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
         with torch.enable_grad():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
             _replace_in_place(program.graph_module)
-            pure: ExportedProgram = program.run_decompositions({})  # in-place operations go, nothing is taken apart
-        return pure
+            if not _is_plain(program.graph):
+                program = program.run_decompositions({})  # in-place operations go, nothing is taken apart
+        return program
 
     said = io.StringIO()  # on failure, PyTorch prints the graph that it has so far
     try:
@@ -144,6 +164,16 @@ def _replace_in_place(module: fx.GraphModule) -> None:
                 node.target = _PURE[node.target]
                 fresh.add(node)
     module.recompile()
+
+
+def _is_plain(graph: fx.Graph) -> bool:
+    """Whether nothing is left to be made pure, which takes PyTorch as long as the export itself."""
+    kinds = {"placeholder", "get_attr", "output"}
+    return all(
+        node.op in kinds
+        or (node.op == "call_function" and node.target in _PLAIN and not bind(node).get("training"))  # of batch-norm
+        for node in graph.nodes
+    )
 
 
 def _signature(model: nn.Module, kwargs: dict[str, Any]) -> inspect.Signature:
