@@ -63,8 +63,9 @@ class LayerReport:
         operation: `linear`, `conv2d`, `conv_transpose1d`, …
         shape: of the weight tensor.
         bits, granularity, symmetric, ranges, rounding: how it was quantized, in the recipe's words.
-        error_nearest: relative output error with nearest rounding; NaN where there was no data to measure it on.
-        error: relative output error with the rounding that was chosen; likewise.
+        error_nearest: relative output error with nearest rounding; NaN where there was no data to measure it on. Of 256
+            samples and more, from how the two compare on 128 to 256 of them.
+        error: relative output error with the rounding that was chosen, on all samples; NaN likewise.
         flips: share of the weights whose code is not the nearest one, 0 to 1.
         seconds: spent on ranges and rounding.
         note: anything a reader must know ("shared by 2 calls", …), or empty.

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -49,6 +49,9 @@ SLICE = 1 << 18
 
 OUTPUT_SLICE = 1 << 22
 """Numbers of an output that is computed only to be measured."""
+
+NEAREST_SAMPLES = 128
+"""About how many samples nearest rounding's error is measured on, where there are twice as many or more."""
 
 ON_ACCELERATOR = 64
 """Times as many of both on anything but a CPU, where an operation's start costs more than its work."""
@@ -189,18 +192,23 @@ class Stream:
         return energy
 
     def _cross(self, layer: Layer, chosen: QuantizedWeight, nearest: QuantizedWeight) -> tuple[float, float]:
-        """Let the quantized stream pass the layer; returns Σ‖y − ŷ‖² with these weights, and with nearest ones."""
-        difference = difference_nearest = 0.0
+        """Let the quantized stream pass the layer; returns Σ‖y − ŷ‖² with these weights, and with nearest ones.
+
+        The latter is estimated on every n-th batch where there are many samples.
+        """
+        difference = compared = compared_nearest = 0.0
         constants, constants_nearest = self._constants(chosen), self._constants(nearest)
         same = all(torch.equal(constants[node], constants_nearest[node]) for node in constants)
-        weight = next(iter(constants.values()))
-        for values in self._batches:
+        weight, step = next(iter(constants.values())), max(1, self._samples // NEAREST_SAMPLES)
+        for number, values in enumerate(self._batches):
             inputs = self._fetch(layer.node, values).quantized
             target = self._store.fetch(values[layer.node].float)
             output = _execute(layer.node, {**inputs, **constants})
-            difference += _distance(output, target)
-            if not same:
-                difference_nearest += _output_distance(layer, {**inputs, **constants_nearest}, target)
+            distance = _distance(output, target)
+            difference += distance
+            if not same and number % step == 0:
+                compared += distance
+                compared_nearest += _output_distance(layer, {**inputs, **constants_nearest}, target)
             passed = self._passed(layer.node, target, output).quantized
             values[layer.node] = Pair(values[layer.node].float, self._store.hold(passed))
             self._release(layer.node, values)
@@ -210,7 +218,8 @@ class Stream:
                 f"quantized weights: activations come too near to the end of {weight.dtype}. Use more bits, or "
                 "quantize the model in float32 or bfloat16."
             )
-        return difference, difference if same else difference_nearest
+        # By the ratio on the same samples, so that which of the two is better does not depend on which these are.
+        return difference, difference * (compared_nearest / compared) if compared else difference + compared_nearest
 
     def _constants(self, quantized: QuantizedWeight) -> dict[fx.Node, Tensor]:
         """The layer's weight and bias as it is quantized, by the nodes that give them."""
@@ -428,29 +437,38 @@ def _count(values: Values) -> int:
 
 def _squares(values: Tensor) -> float:
     """Σ‖v‖², in float32 or better."""
-    dtype = torch.promote_types(values.dtype, torch.float32)
-    return float(torch.linalg.vector_norm(values, dtype=dtype)) ** 2
+    return sum(map(_energy, _slices(values, values)))
 
 
 def _distance(values: Tensor, targets: Tensor) -> float:
     """Σ‖v − t‖², in float32 or better; slice by slice, since the difference is three times faster in the cache."""
-    dtype = torch.promote_types(values.dtype, torch.float32)
-    rows = _rows(SLICE, values)
-    slices = zip(values.split(rows), targets.split(rows), strict=True)
-    return sum(_squares(some.to(dtype) - wanted.to(dtype)) for some, wanted in slices)
+    slices = zip(_slices(values, values), _slices(targets, values), strict=True)
+    return sum(_energy(some - wanted) for some, wanted in slices)
+
+
+def _slices(values: Tensor, like: Tensor) -> Iterator[Tensor]:
+    """All numbers, some at a time, in the order in which those of `like` lie in memory: plain, or channels last."""
+    plain = values if like.is_contiguous() or like.dim() < 2 else values.movedim(1, -1)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return (part.to(dtype) for part in plain.flatten().split(_at_a_time(SLICE, like.device)))
+
+
+def _energy(values: Tensor) -> float:
+    """Σ v², as an inner product: unlike a norm, it is the work of all threads."""
+    return float(torch.dot(values, values))
 
 
 def _output_distance(layer: Layer, inputs: dict[fx.Node, Any], targets: Tensor) -> float:
     """Σ‖v − t‖² for the layer's output v, a few rows at a time: memory that is used again is twice as fast."""
     some, wanted = layer.map.as_rows(inputs[layer.input]), layer.map.as_rows(targets)
-    rows = _rows(OUTPUT_SLICE, wanted)
+    rows = max(1, _at_a_time(OUTPUT_SLICE, wanted.device) // max(1, wanted[:1].numel()))
     slices = zip(some.split(rows), wanted.split(rows), strict=True)
     return sum(_distance(_execute(layer.node, {**inputs, layer.input: x}), t) for x, t in slices)
 
 
-def _rows(numbers: int, values: Tensor) -> int:
-    """How many rows hold so many numbers, or as many more as the device wants at a time; at least one."""
-    return max(1, numbers * (1 if values.device.type == "cpu" else ON_ACCELERATOR) // max(1, values[:1].numel()))
+def _at_a_time(numbers: int, device: torch.device) -> int:
+    """So many numbers on a CPU, more on what wants more at a time."""
+    return numbers * (1 if device.type == "cpu" else ON_ACCELERATOR)
 
 
 def _ratio(part: float, whole: float) -> float:

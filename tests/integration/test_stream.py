@@ -258,6 +258,27 @@ def test_the_error_of_nearest_rounding_is_that_of_all_outputs_in_slices_of_any_s
     assert errors[2][0] == pytest.approx(nearest.reports[0].error, rel=1e-4)  # the first layer's inputs are the same
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_of_many_samples_nearest_rounding_is_compared_on_some(name, monkeypatch):
+    graph, batches = captured(name), SAMPLES.split(2)
+    monkeypatch.setattr("roundwise.stream.NEAREST_SAMPLES", len(SAMPLES) // 3)  # on every third batch
+    with ActivationStore(1 << 30, torch.device("cpu")) as store:
+        first = stream(graph, rw.Recipe(COARSE, rw.Ceil()), store, batch=2).run().reports[0]
+        nearest = stream(graph, rw.Recipe(COARSE, rw.Nearest()), store).run()
+        ceil = stream(graph, rw.Recipe(COARSE, rw.Ceil()), store).run()
+    node = ceil.weights[0].layer.node.name
+    floats = [values_of(graph, batch)[node] for batch in batches[::3]]
+
+    def distance(result):
+        quantized = emit(graph, result.weights)
+        pairs = zip(batches[::3], floats, strict=True)
+        return sum(float((values_of(quantized, batch)[node] - y).square().sum()) for batch, y in pairs)
+
+    assert first.error == pytest.approx(ceil.reports[0].error, rel=1e-4)
+    assert first.error_nearest / first.error == pytest.approx(distance(nearest) / distance(ceil), rel=1e-3)
+    assert first.error_nearest != pytest.approx(nearest.reports[0].error, rel=1e-4)
+
+
 def test_with_nearest_rounding_both_errors_are_one_and_nothing_flips():
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
         for layer in stream(captured("residual"), rw.Recipe(COARSE, rw.Nearest()), store).run().reports:
