@@ -13,8 +13,7 @@ some hundred times as long as with minibatches. Further:
 
 - *λ is one number for all layers*, since each row's objective is divided by the mean of s² H_jj, its curvature in
   units of codes.
-- *It stops when the variables are decided*: once h is 0 or 1 for all but one in a hundred of those that had to be
-  decided, next to nothing moves in the eighth of the steps that is left.
+- *It stops when every variable is decided*: where h is 0 or 1 for all, nothing moves any more.
 - *Coordinate descent* then takes what is left (`gramspace/descent.py`).
 - *Few samples are worth few steps*: with less than a hundred positions for each column, proportionally fewer are taken.
 - *Few columns* (the first convolution of a network for images has 27, whose inputs are nearly the same): there a tabu
@@ -77,8 +76,9 @@ FREE_BITS = 2
 PER_COLUMN, LEAST = 100, 0.1
 """Positions for each column that are worth all steps, fewer being worth fewer; and the share below which none are."""
 
-LOOK, UNDECIDED = 20, 0.01
-"""Steps between two looks at how many variables are undecided, and the share of those at first that may remain so."""
+LOOK = 20
+"""Steps between two looks at whether all is decided."""
+
 
 TENURE = 4
 """A changed column is left alone for the length of the row, divided by this, or up to twice as long."""
@@ -187,7 +187,7 @@ class AdaRound(RoundingSolver[Gram]):
         curvature = (step.square() * hessian.diagonal(dim1=1, dim2=2).unsqueeze(1)).mean(-1, keepdim=True)
         gradient_unit = 2 * step / torch.where(curvature > 0, curvature, 1.0)
         soft = inverse_rectified_sigmoid(position - floor).contiguous()
-        optimizer, first = _Adam(soft, self.learning_rate), 0
+        optimizer = _Adam(soft, self.learning_rate)
         for iteration in range(steps):
             sigmoid = soft.sigmoid()
             stretched = stretch(sigmoid)
@@ -204,11 +204,8 @@ class AdaRound(RoundingSolver[Gram]):
                 gradient.add_(power.copysign_(away), alpha=-2 * beta * self.regularization)
             gradient = aten.hardtanh_backward(gradient, stretched, 0, 1)  # through the clamp,
             gradient = aten.sigmoid_backward(gradient, sigmoid).mul_(ZETA - GAMMA)  # and the stretched sigmoid
-            if iteration % LOOK == 0:
-                undecided = int(((stretched > 0) & (stretched < 1)).sum())
-                first = undecided if iteration == 0 else first
-                if undecided <= UNDECIDED * first:
-                    break
+            if iteration % LOOK == 0 and not ((stretched > 0) & (stretched < 1)).any():
+                break
             optimizer.step(gradient)
         return low + (stretch(soft.sigmoid()) >= 0.5) * (grid.clip(floor + 1) - low)
 
