@@ -53,14 +53,11 @@ STRIP = 192
 CHUNK = 1 << 22
 """Unfolded numbers at a time: 16 MiB of them, in the processor's last cache."""
 
-LOOK = 1 << 19
-"""Targets of them that are looked at together: what is computed of these stays in the cache."""
-
 KEEP = 1 << 25
 """Unfolded numbers, of inputs and targets, that are kept to be looked at again: 128 MiB of them."""
 
 ON_ACCELERATOR = 8
-"""Times as much of all three on anything but a CPU, where an operation's start costs more than its work."""
+"""Times as much of both on anything but a CPU, where an operation's start costs more than its work."""
 
 
 class Pairs(NamedTuple):
@@ -72,10 +69,6 @@ class Pairs(NamedTuple):
     def every(self, step: int, start: int) -> Pairs:
         """Every `step`-th position, from `start` on."""
         return Pairs(self.columns[:, start::step], self.targets[:, start::step])
-
-    def split(self, size: int) -> Iterator[Pairs]:
-        """So many positions after the other."""
-        return itertools.starmap(Pairs, zip(self.columns.split(size, 1), self.targets.split(size, 1), strict=True))
 
 
 class _Places(NamedTuple):
@@ -227,10 +220,7 @@ class Gram(Statistic):
 
     def again(self, *, held_out: bool = False) -> Iterator[Pairs]:
         """The positions of `fit`, or of `held_out`, once more, some at a time."""
-        groups, rows, _ = self.layer.matrix_shape
-        size = max(1, LOOK * _times(self.layer.device) // (groups * rows))
-        for chunk in self._take_in(self._held_out if held_out else self._fit).chunks:
-            yield from self._unfold(chunk).split(size)
+        return map(self._unfold, self._take_in(self._held_out if held_out else self._fit).chunks)
 
     def all_again(self) -> Iterator[Pairs]:
         """The positions of both."""
