@@ -189,14 +189,6 @@ def test_a_wide_matrix_gets_more_positions_than_a_narrow_one(monkeypatch):
     assert whole(gram_of(layer, inputs, targets)).count == 64 * 512 * 27 // 64
 
 
-@pytest.mark.parametrize(("samples", "taken"), [(7, 64), (16, 36), (64, 9)])
-def test_a_depthwise_layer_gets_one_position_for_each_column_and_more_of_few_samples(samples, taken, monkeypatch):
-    monkeypatch.setattr(module, "POSITIONS_IN_GROUPS", 56)
-    layer = LinearMap((3, 1, 3, 3), None, torch.device("cpu"), (1, 1), (1, 1), (1, 1), (0, 0), groups=3)
-    inputs = torch.randn(samples, 3, 20, 20)
-    assert whole(gram_of(layer, inputs, torch.randn_like(inputs))).count == samples * taken
-
-
 @pytest.mark.parametrize("chunk", [200, 1 << 22])
 def test_they_are_the_same_however_little_is_unfolded_at_a_time(chunk, monkeypatch):
     layer, inputs, targets = large()

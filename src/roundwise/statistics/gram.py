@@ -8,11 +8,10 @@ They are sums: they stream, and two of them add up to the one of all samples (`M
 
 *Positions.* A convolution's input has far more positions than the matrix has columns, and neighbouring ones say much
 the same. So of each sample's positions only some are taken, drawn at random (seeded, with replacement): 64, or three
-for each column where these are fewer, or 16 · cols / samples where that is more. In a grouped layer a position costs as
-much as there are groups: there one for each column is enough (9 of a depthwise convolution), or 512 · cols / samples
-where that is more, up to 64. Where a sample has no more than that, all are. With n positions in all the objective of a
-given rounding is then known up to a relative standard error of about √(2/n): 0.6 % for 64 positions of 1,024 samples,
-below what the choice of the calibration samples themselves makes. `benchmarks/RESULTS.md` has the accuracy with fewer.
+for each column where these are fewer (the 9 columns of a depthwise convolution need no more), or 16 · cols / samples
+where that is more. Where a sample has no more than that, all are. With n positions in all the objective of a given
+rounding is then known up to a relative standard error of about √(2/n): 0.6 % for 64 positions of 1,024 samples, below
+what the choice of the calibration samples themselves makes. `benchmarks/RESULTS.md` has the accuracy with fewer.
 
 *Held-out samples.* Every eighth sample stays out of `fit` and goes to `held_out`, by which a method can tell whether
 what it learnt from the others holds for inputs that it has not seen.
@@ -37,9 +36,6 @@ from roundwise.statistics.base import Statistic
 
 POSITIONS, POSITIONS_OF_A_COLUMN = 64, 3
 """Positions of each sample that are taken, if it has as many: so many, or so many for each column."""
-
-POSITIONS_IN_GROUPS = 512
-"""Positions in all, per column, that are taken where there are groups; at least one per column of each sample."""
 
 POSITIONS_PER_COLUMN = 16
 """Positions in all, per column of the matrix, that are taken if the samples have as many."""
@@ -179,7 +175,7 @@ class Gram(Statistic):
         # Two sets of moments; a solver has H in a few versions, and about a dozen matrices like the weights. Beside
         # them the unfolded inputs that are kept, two indices of every position, and what is unfolded at work.
         groups, rows, cols = layer.matrix_shape
-        taken = samples * min(positions, _positions_taken(layer, samples))
+        taken = samples * min(positions, _positions_taken(cols, samples))
         matrices, kept = (
             groups * cols * (6 * cols + 14 * rows),
             min(KEEP * _times(layer.device), taken * groups * (cols + rows)),
@@ -278,7 +274,7 @@ class Gram(Statistic):
     def _choose(self, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
         """Rows and positions of one batch that are taken."""
         rows, per_row = self.layer.as_rows(targets).shape[0], self.layer.positions(targets)
-        most = _positions_taken(self.layer, self.samples)
+        most = _positions_taken(self.layer.matrix_shape[2], self.samples)
         per_sample = rows * per_row // samples
         if per_sample <= most:
             places = torch.arange(rows * per_row)
@@ -288,11 +284,9 @@ class Gram(Statistic):
         return places // per_row, places % per_row
 
 
-def _positions_taken(layer: LinearMap, samples: int) -> int:
+def _positions_taken(cols: int, samples: int) -> int:
     """How many positions of each sample are taken at most."""
-    groups, _, cols = layer.matrix_shape
-    narrow = POSITIONS_OF_A_COLUMN * cols if groups == 1 else cols * max(1, math.ceil(POSITIONS_IN_GROUPS / samples))
-    return max(min(POSITIONS, narrow), math.ceil(POSITIONS_PER_COLUMN * cols / samples))
+    return max(min(POSITIONS, POSITIONS_OF_A_COLUMN * cols), math.ceil(POSITIONS_PER_COLUMN * cols / samples))
 
 
 def _times(device: torch.device) -> int:
