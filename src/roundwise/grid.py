@@ -88,8 +88,8 @@ class Codebook:
     def __post_init__(self) -> None:
         if type(self.bits) is not int or self.bits not in BITS:
             raise RecipeError(
-                f"bits={self.bits!r}: a code can have 2 to 8 bits, or 16, given as an int. For float weights put the "
-                "layer's name with None into the recipe's overrides."
+                f"bits={self.bits!r}: a code can have 2 to 8 bits, or 16, given as an int. To keep a layer in float, "
+                "override it: --override LAYER=float, or overrides={'LAYER': None} in a Recipe."
             )
         if type(self.symmetric) is not bool:
             raise RecipeError(
@@ -199,7 +199,8 @@ def blocked(matrix: Tensor, granularity: Granularity, layer: str) -> Tensor:
                 choose = f"Choose a size among {divisors}, or give" if divisors else "Give"
                 raise RecipeError(
                     f"layer '{layer}' has {cols} columns, which do not divide into groups of {size}. {choose} this "
-                    "layer another granularity in the recipe's overrides."
+                    f'layer another granularity in the recipe ([overrides."{layer}"]), or float weights (--override '
+                    f"{layer}=float)."
                 )
             return matrix.reshape(groups, rows, cols // size, size)
 

@@ -388,7 +388,10 @@ class Recipe:
             # Some editors begin UTF-8 files with a mark, which is no TOML.
             return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8-sig")))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is not a TOML file: {error}.") from error
+            raise RecipeError(
+                f"{path} is not a TOML file: {error}. A recipe has lines such as bits = 4 below [weights]; "
+                "Recipe().to_toml(path) writes one with all settings."
+            ) from error
         except OSError as error:
             raise RecipeError(f"cannot read the recipe {path}: {error.strerror}.") from error
         except RecipeError as error:

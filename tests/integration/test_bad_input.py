@@ -224,7 +224,7 @@ RECIPES_REFUSED = {
     "a group that does not divide": (
         rw.Recipe(rw.Weights(granularity=rw.PerGroup(5)), rw.Nearest()),
         rw.RecipeError,
-        "layer '0' has 27 columns.*groups of 5.*among.*3, 9, 27",
+        "layer '0' has 27 columns.*groups of 5.*among.*3, 9, 27.*--override 0=float",
     ),
     "a dict": ({"bits": 4}, rw.RecipeError, "the recipe is a dict; it must be a Recipe.*Recipe.from_dict"),
 }

@@ -124,7 +124,7 @@ def _open(path: Path) -> Array | Mapping[str, Array]:
         )
     arrays = reader(path)
     if isinstance(arrays, Mapping) and not arrays:
-        raise FileFormatError(f"{path} holds no arrays.")
+        raise FileFormatError(f"{path} holds no arrays. Save the inputs in it, for example as 'images'.")
     return arrays
 
 
@@ -155,7 +155,10 @@ def _read_npy(path: Path) -> Array:
         # Not np.load, which takes what it does not recognise for a pickle, and leaves the file open after an error.
         return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError, EOFError) as error:
-        raise FileFormatError(f"{path} is not a NumPy array of numbers: {error}.") from error
+        raise FileFormatError(
+            f"{path} is not a whole file with a NumPy array of numbers: {str(error).rstrip('.')}. Save the inputs "
+            "as one array of floats or integers, by numpy.save(path, array)."
+        ) from error
 
 
 def _read_npz(path: Path) -> dict[str, Array]:

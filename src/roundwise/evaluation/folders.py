@@ -76,7 +76,7 @@ def scan_folder(folder: Path, class_list: Path | None = None) -> ImageFolder:
     if not any(images.values()):
         raise FileFormatError(
             f"{folder} holds no images: {ignored + sum(map(len, classes.values()))} files, none of them "
-            f"{', '.join(sorted(SUFFIXES))}."
+            f"{', '.join(sorted(SUFFIXES))}. Give a folder of images, one folder per class, or a file of arrays."
         )
     for name, files in images.items():
         if not files:
