@@ -213,6 +213,19 @@ def test_chosen_places_are_what_unfolding_everything_gives_there(case, layout):
     assert torch.equal(outputs, layer.fold_outputs(targets)[..., places].mT)
 
 
+@CASES
+def test_outputs_at_chosen_places_lie_in_memory_as_the_targets_do_however_the_batches_fall(case, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 1)  # 256 places to a chunk: some are of one batch, some of several
+    layer, bias = case.layer, case.layer.bias.reshape(case.weight.shape[:2])
+    depthwise = layer.dims > 0 and case.inputs.shape[1] == layer.groups
+    gram = gram_of(layer, case.inputs.float(), layer.apply_matrix(case.weight, case.inputs.float()), batches=range(8))
+    for pairs in gram.all_again():
+        outputs = pairs.outputs(case.weight, bias)
+        torch.testing.assert_close(outputs, pairs.targets, rtol=1e-4, atol=1e-4)
+        assert outputs.mT.is_contiguous() or not depthwise
+        assert pairs.columns.mT.is_contiguous() or not depthwise
+
+
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_chosen_places_with_padding_given_in_words(padding):
     layer = LinearMap((4, 3, 2, 3), None, torch.device("cpu"), (1, 1), padding, (2, 1), (0, 0))

@@ -189,6 +189,9 @@ class LinearMap:
     ) -> tuple[Float[Tensor, "groups pairs cols"], Float[Tensor, "groups pairs rows"]]:
         """u(x) and y at chosen places alone, without unfolding the rest.
 
+        Of a depthwise convolution both lie in memory the other way round, all places of a column side by side: its
+        many matrices are so small that products of them take several times as long otherwise.
+
         Args:
             inputs, outputs: of the layer, with their batch dimension; each on any device, where its part of the result
                 is too.
@@ -218,16 +221,19 @@ class LinearMap:
             coordinate = start + taps[:, d] * self.dilation[d]
             inside &= (coordinate >= 0) & (coordinate < size)
             index = index * size + coordinate.clamp(0, size - 1)
+        depthwise = x.shape[1] == groups
+        if depthwise:  # taps first: then one transposition, of a plain matrix, puts each channel's numbers together
+            index, inside = index.T, inside.T
         x_flat = x.movedim(1, -1).reshape(-1, x.shape[1])
         columns = x_flat.index_select(0, index.flatten()).view(*index.shape, -1)
         if not bool(inside.all()):
             columns *= inside.to(columns.dtype).unsqueeze(-1)
-        pairs, taps_count, channels = columns.shape
-        if channels == groups:  # depthwise: transposing a plain matrix is three times faster than permuting
-            by_channel = columns.view(pairs, -1).T.contiguous().view(taps_count, channels, pairs)
-            return by_channel.permute(1, 2, 0), wanted.T.contiguous().view(groups, matrix_rows, pairs).mT
+        pairs = len(wanted)
+        if depthwise:
+            by_channel = columns.view(-1, groups).T.contiguous().view(groups, cols, pairs)
+            return by_channel.mT, wanted.T.contiguous().view(groups, matrix_rows, pairs).mT
         return (
-            columns.view(pairs, taps_count, groups, -1).permute(2, 0, 3, 1).reshape(groups, pairs, cols),
+            columns.view(pairs, len(taps), groups, -1).permute(2, 0, 3, 1).reshape(groups, pairs, cols),
             wanted.view(pairs, groups, matrix_rows).transpose(0, 1),
         )
 

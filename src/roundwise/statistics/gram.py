@@ -49,15 +49,15 @@ STRIP = 192
 CHUNK = 1 << 22
 """Unfolded numbers at a time: 16 MiB of them, in the processor's last cache."""
 
-KEEP = 1 << 25
-"""Unfolded numbers, of inputs and targets, that are kept to be looked at again: 128 MiB of them."""
+KEEP = 1 << 26
+"""Unfolded numbers, of inputs and targets, that are kept to be looked at again: 256 MiB of them."""
 
 ON_ACCELERATOR = 8
 """Times as much of both on anything but a CPU, where an operation's start costs more than its work."""
 
 
 class Pairs(NamedTuple):
-    """Unfolded inputs and targets of some positions."""
+    """Unfolded inputs and targets of some positions, both in the memory order that `LinearMap.pairs_at` gives them."""
 
     columns: Float[Tensor, "groups pairs cols"]
     targets: Float[Tensor, "groups pairs rows"]
@@ -65,6 +65,12 @@ class Pairs(NamedTuple):
     def every(self, step: int, start: int) -> Pairs:
         """Every `step`-th position, from `start` on."""
         return Pairs(self.columns[:, start::step], self.targets[:, start::step])
+
+    def outputs(self, matrix: Tensor, bias: Tensor) -> Float[Tensor, "groups pairs rows"]:
+        """What the layer gives with a weight matrix and a bias `[groups, rows]`, in the memory order of the targets."""
+        if self.targets.mT.is_contiguous():
+            return torch.baddbmm(bias.unsqueeze(2), matrix, self.columns.mT).mT
+        return torch.baddbmm(bias.unsqueeze(1), self.columns, matrix.mT)
 
 
 class _Places(NamedTuple):
@@ -298,8 +304,14 @@ def _joined(parts: list[Pairs]) -> Pairs:
     """The positions of all."""
     if len(parts) == 1:
         return parts[0]
-    columns, targets = zip(*parts, strict=True)
-    return Pairs(torch.cat(columns, 1), torch.cat(targets, 1))
+    return Pairs(*map(_concatenated, zip(*parts, strict=True)))
+
+
+def _concatenated(parts: tuple[Tensor, ...]) -> Tensor:
+    """Along the positions, in the memory order of the parts."""
+    if parts[0].mT.is_contiguous():
+        return torch.cat([part.mT for part in parts], 2).mT
+    return torch.cat(parts, 1)
 
 
 def _length(chunk: Pairs | list[_Places]) -> int:
