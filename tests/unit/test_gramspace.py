@@ -9,6 +9,7 @@ import torch
 
 from roundwise.gramspace import Choices, Freedom, Quadratic, descend, solution, solve, walk
 from roundwise.gramspace.solution import _Candidate, _Follower, _keep
+from roundwise.graph.activation import Activation
 from roundwise.grid import Codebook, Grid, PerGroup, PerTensor
 from roundwise.problem import check_answer
 from roundwise.ranges import MinMax
@@ -246,6 +247,22 @@ def test_following_the_activation_function_lowers_the_objective_that_contains_it
     ]
     assert losses[2] <= losses[0] * (1 + 1e-5)
     assert losses[1] <= losses[0] * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("limits", [(0.0, math.inf), (0.0, 6.0), (-1.0, 1.0), (-math.inf, 2.0)], ids=str)
+def test_targets_for_the_activation_function_are_the_ones_that_majorise_it(limits):
+    low, high = limits
+    activation = Activation(lambda values: values.clamp(*limits), limits)
+    problem = dataclasses.replace(whole_problem(linear_case()), activation=activation)
+    gram, nearest = problem.statistics, solution._nearest(problem)
+    turns = solution._Turns(problem, nearest, Freedom(turns=1), descend, gram.fit, gram.again)
+    y, z = torch.meshgrid(*[torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 6.0, 7.0])] * 2, indexing="ij")
+    wanted = torch.where(y <= low, z.clamp(max=low), torch.where(y >= high, z.clamp(min=high), y))
+    change = turns._change(y, z)
+    assert torch.equal(change, wanted - y)
+    target = y + change
+    majorised = (target - z).square() >= (y.clamp(low, high) - z.clamp(low, high)).square()
+    assert majorised.all()
 
 
 @pytest.mark.parametrize("free_bias", [False, True])

@@ -56,13 +56,22 @@ from roundwise.statistics import Gram
 aten = torch.ops.aten
 
 ZETA, GAMMA = 1.1, -0.1
-"""The stretch of the rectified sigmoid (below Eq. 23)."""
+"""The stretch of the rectified sigmoid (below Eq. 23); ζ + γ is 1, so that h = ½ where σ = ½."""
+
+SPAN = ZETA - GAMMA
+"""How much h changes with σ between its ends."""
+
+CUT = -GAMMA / SPAN, (1 - GAMMA) / SPAN
+"""The σ at which h becomes 0, and 1."""
 
 BETA_START, BETA_END, WARM_UP = 20.0, 2.0, 0.2
 """The annealing of β along a cosine, and the share of steps without regulariser, as in the authors' own code."""
 
 EXHAUSTIBLE = 10
 """With so many columns or fewer, every rounding is tried."""
+
+AT_ONCE = 64
+"""So many roundings of every row are tried at a time."""
 
 FEW_COLUMNS = 32
 """With so many columns or fewer, but more than can be tried, a walk follows and there are two starts."""
@@ -179,35 +188,36 @@ class AdaRound(RoundingSolver[Gram]):
         hessian, cols = quadratic.hessian, centre.shape[-1]
         position = grid.position(centre)
         floor = position.floor()
-        low = grid.clip(floor)
-        step = grid.steps(cols) * (grid.clip(floor + 1) - low)  # 0 where the grid ends
-        base = (low - expand_blocks(grid.zero_point, cols)) * grid.steps(cols)
+        low, high = grid.clip(floor), grid.clip(floor + 1)
+        step = grid.steps(cols) * (high - low)  # 0 where the grid ends
+        # Everything by s = clip(σ(V)) between the ends of `CUT`, of which h = SPAN s + γ and Ŵ = base + reach s.
+        base = (low - expand_blocks(grid.zero_point, cols)) * grid.steps(cols) + GAMMA * step
+        reach = SPAN * step
         base_slope = (base - quadratic.weight) @ hessian - quadratic.pull
 
         curvature = (step.square() * hessian.diagonal(dim1=1, dim2=2).unsqueeze(1)).mean(-1, keepdim=True)
-        gradient_unit = 2 * step / torch.where(curvature > 0, curvature, 1.0)
+        gradient_unit = 2 * reach / torch.where(curvature > 0, curvature, 1.0)
         soft = inverse_rectified_sigmoid(position - floor).contiguous()
         optimizer = _Adam(soft, self.learning_rate)
         for iteration in range(steps):
             sigmoid = soft.sigmoid()
-            stretched = stretch(sigmoid)
-            up = stretched.clamp(0, 1)
+            cut = sigmoid.clamp(*CUT)
             if slope is None:
-                gradient = torch.baddbmm(base_slope, up * step, hessian)
+                gradient = torch.baddbmm(base_slope, cut * reach, hessian)
             else:
-                gradient = slope(torch.addcmul(base, up, step))
-            gradient.mul_(gradient_unit)  # of the objective by h
+                gradient = slope(torch.addcmul(base, cut, reach))
+            gradient.mul_(gradient_unit)
             beta = annealed_beta(iteration / steps)
             if beta is not None:
-                away = up.mul_(2).sub_(1)
-                power = away.abs().log_().mul_(beta - 1).exp_()  # four times faster than pow
-                gradient.add_(power.copysign_(away), alpha=-2 * beta * self.regularization)
-            gradient = aten.hardtanh_backward(gradient, stretched, 0, 1)  # through the clamp,
-            gradient = aten.sigmoid_backward(gradient, sigmoid).mul_(ZETA - GAMMA)  # and the stretched sigmoid
-            if iteration % LOOK == 0 and not ((stretched > 0) & (stretched < 1)).any():
+                away = cut.sub_(0.5)  # 2 SPAN of these are 2 h − 1, whose β-th power's slope this is:
+                power = away.square().log_().mul_(beta / 2 - 1).exp_()  # four times faster than pow
+                gradient.addcmul_(power, away, value=-beta * self.regularization * (2 * SPAN) ** beta)
+            gradient = aten.hardtanh_backward(gradient, sigmoid, *CUT)  # through the clip,
+            gradient = aten.sigmoid_backward(gradient, sigmoid)  # and the sigmoid
+            if iteration % LOOK == 0 and not ((sigmoid > CUT[0]) & (sigmoid < CUT[1])).any():
                 break
             optimizer.step(gradient)
-        return low + (stretch(soft.sigmoid()) >= 0.5) * (grid.clip(floor + 1) - low)
+        return torch.where(soft >= 0, high, low)
 
 
 @final
@@ -239,14 +249,9 @@ class _Adam:
         )
 
 
-def stretch(sigmoid: Tensor) -> Tensor:
-    """What h of Eq. 23 is before it is clipped to 0 and 1, for σ(V)."""
-    return sigmoid.mul(ZETA - GAMMA).add_(GAMMA)
-
-
 def inverse_rectified_sigmoid(fraction: Tensor) -> Tensor:
     """The V with h(V) = `fraction`."""
-    return -torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1)
+    return -torch.log(SPAN / (fraction - GAMMA) - 1)
 
 
 def annealed_beta(progress: float) -> float | None:
@@ -258,22 +263,24 @@ def annealed_beta(progress: float) -> float | None:
 
 
 def exhaust(quadratic: Quadratic, grid: Grid, centre: Tensor) -> Tensor:
-    """The best codes next to the `centre`, by trying all 2^cols of each row."""
-    cols = centre.shape[-1]
-    floor = grid.position(centre).floor()
-    scale = grid.steps(cols)
-    offset = expand_blocks(grid.zero_point, cols) * scale + quadratic.weight
+    """The best codes next to the `centre`, by trying all 2^cols of each row; nearest ones where nothing is better."""
+    cols, hessian = centre.shape[-1], quadratic.hessian
+    position, scale = grid.position(centre), grid.steps(cols)
+    low, high, nearest = (grid.clip(codes) for codes in (position.floor(), position.floor() + 1, position.round()))
+    step = (high - low) * scale
+    base = (low - expand_blocks(grid.zero_point, cols)) * scale - quadratic.weight
+    # A code up or down is a bit, and the objective a sum over bits and pairs of them: one product gives it for all.
+    one, other = torch.triu_indices(cols, cols, device=centre.device)
+    curves = hessian[:, None, one, other] * step[..., one] * step[..., other] * (1 + (one != other))
+    curves[..., one == other] += 2 * step * (base @ hessian - quadratic.pull)
 
-    def loss_of(codes: Tensor) -> Tensor:
-        move = codes * scale - offset
-        return ((move @ quadratic.hessian - 2 * quadratic.pull) * move).sum(-1, keepdim=True)
-
-    best = grid.clip(grid.position(centre).round())  # stays where nothing is better: for inputs that are always zero
-    least = loss_of(best)
-    bits = torch.arange(cols, device=centre.device)
-    for number in range(1 << cols):
-        codes = grid.clip(floor + (number >> bits & 1))
-        loss = loss_of(codes)
+    bits = (nearest > low).float()
+    least = (curves * bits[..., one] * bits[..., other]).sum(-1, keepdim=True)
+    columns = torch.arange(cols, device=centre.device)
+    for numbers in torch.arange(1 << cols, device=centre.device).split(AT_ONCE):
+        some = (numbers.unsqueeze(1) >> columns & 1).float()
+        loss, which = (curves @ (some[:, one] * some[:, other]).T).min(-1, keepdim=True)
         better = loss < least
-        best, least = torch.where(better, codes, best), torch.where(better, loss, least)
-    return best
+        bits, least = torch.where(better, some[which.squeeze(-1)], bits), torch.where(better, loss, least)
+    matters = hessian.diagonal(dim1=1, dim2=2).unsqueeze(1) > 0  # else the input is always zero
+    return torch.where(matters, torch.where(bits > 0, high, low), nearest)
