@@ -178,6 +178,26 @@ def test_a_tabu_walk_makes_no_row_worse_and_stays_within_its_choices(case, any_c
     assert (after <= before + 1e-5 * scale_of(case)).all()
 
 
+def test_every_row_descends_to_its_end_however_soon_others_have_reached_theirs():
+    generator = torch.Generator().manual_seed(1)
+    weight, pull = torch.randn(2, 1, 60, 12, generator=generator).unbind()
+    hessian = whole_problem(linear_case()).statistics.fit.second / 256
+    quadratic = Quadratic(weight, hessian, pull, torch.zeros(1, 60))
+    grid = MinMax().estimate(weight, Codebook(3), PerTensor(), Nothing(), "")
+    choices, start = Choices.all(grid, weight), grid.quantize(weight)
+    ends = [descend(quadratic, grid, start, choices, sweeps) for sweeps in range(1, 50)]
+    last = [
+        next(n for n, codes in enumerate(ends) if torch.equal(codes[:, row], ends[-1][:, row])) for row in range(60)
+    ]
+    assert len(set(last)) > 3  # they do not all end at once
+    slope = (grid.dequantize(ends[-1]) - weight) @ hessian - pull
+    gain = grid.scale.square() * hessian.diagonal(dim1=1, dim2=2).unsqueeze(1) - 2 * grid.scale * slope.abs()
+    inside = torch.where(slope > 0, ends[-1] > choices.low, ends[-1] < choices.high)
+    assert (gain[inside] > -1e-4).all()
+    losses = torch.stack([quadratic.loss(grid.dequantize(codes)) for codes in ends])
+    assert (losses.diff(dim=0) <= 1e-4).all()
+
+
 @SOME
 def test_a_tabu_walk_finds_the_best_rounding_of_a_tiny_layer(case):
     quadratic = Quadratic.of(moments(case), case.weight, bias(case), free_bias=False)

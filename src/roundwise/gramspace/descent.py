@@ -5,7 +5,7 @@ the best code is the allowed one nearest to where the parabola has its minimum, 
 ever raises the objective. All rows take their steps at column j together, since H is the same for them; then
 g ← g + δ H_j. Within a block of columns that update is made at once, and for all columns outside it in one matrix
 product at the block's end. A sweep costs what one product of the weights with H costs, and a few small operations for
-every column.
+every column; later sweeps go over those rows alone that still change.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ def descend(
     curvature = hessian.diagonal(dim1=1, dim2=2).unsqueeze(-1)
     # Where an input is always zero the weight does not matter, and its code stays.
     step = torch.where(curvature > 0, -1 / (curvature * scale), 0.0).nan_to_num_(0.0, 0.0, 0.0)
-    # Views of every column, made at once: one at a time they would take longer than the arithmetic.
-    columns = list(zip(*(matrix.unbind(1) for matrix in (code, slope, step, scale, low, high)), strict=True))
     blocks = [slice(start, min(start + BLOCK, cols)) for start in range(0, cols, BLOCK)]
+    result, rows = code.clone(), torch.arange(shape[1], device=code.device)
+    columns = _columns(code, slope, step, scale, low, high)
     for _ in range(sweeps):
-        changed = False
+        changed = torch.zeros_like(code[:, 0], dtype=torch.bool)
         for block in blocks:
             before = code[:, block].clone()
             near, own = slope[:, block], hessian[:, block, block]
@@ -87,12 +87,26 @@ def descend(
                 old.add_(move)
                 near.addcmul_(influences[j], move.mul_(unit).unsqueeze(1))
             moved = code[:, block] - before
-            if moved.any():
-                changed = True
+            of_rows = moved.any(1)
+            if of_rows.any():
+                changed |= of_rows
                 moved *= scale[:, block]
                 for others in (slice(0, block.start), slice(block.stop, cols)):
                     if others.start < others.stop:
                         slope[:, others].baddbmm_(hessian[:, others, block], moved)
-        if not changed:
+        # A row that a whole sweep has not changed never will be. Once half of them are done, go on with the others.
+        going = changed.any(0).nonzero().flatten()
+        if 2 * len(going) <= len(rows):
+            result[..., rows] = code
+            rows = rows[going]
+            code, slope, step, scale, low, high = (m[..., going] for m in (code, slope, step, scale, low, high))
+            columns = _columns(code, slope, step, scale, low, high)
+        if not len(going):
             break
-    return code.mT.to(torch.int32)
+    result[..., rows] = code
+    return result.mT.to(torch.int32)
+
+
+def _columns(*matrices: Tensor) -> list[tuple[Tensor, ...]]:
+    """Views of every column, made at once: one at a time they would take longer than the arithmetic."""
+    return list(zip(*(matrix.unbind(1) for matrix in matrices), strict=True))
