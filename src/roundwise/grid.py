@@ -16,6 +16,8 @@ neighbouring columns and a size of 1 means "all of them":
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
@@ -188,21 +190,36 @@ def blocked(matrix: Tensor, granularity: Granularity, layer: str) -> Tensor:
         RecipeError: the columns do not divide into groups of the asked size.
     """
     groups, rows, cols = matrix.shape
+    check_groups([(layer, cols, granularity)])
     match granularity:
         case PerTensor():
             return matrix.reshape(1, 1, 1, -1)
         case PerChannel():
             return matrix.reshape(groups, rows, 1, cols)
         case PerGroup(size):
-            if cols % size:
-                divisors = ", ".join(str(d) for d in range(2, cols + 1) if cols % d == 0)
-                choose = f"Choose a size among {divisors}, or give" if divisors else "Give"
-                raise RecipeError(
-                    f"layer '{layer}' has {cols} columns, which do not divide into groups of {size}. {choose} this "
-                    f'layer another granularity in the recipe ([overrides."{layer}"]), or float weights (--override '
-                    f"{layer}=float)."
-                )
             return matrix.reshape(groups, rows, cols // size, size)
+
+
+def check_groups(layers: Iterable[tuple[str, int, Granularity]]) -> None:
+    """Make sure that the columns of every layer divide into its groups; each is given by name, columns, granularity.
+
+    Raises:
+        RecipeError: names the first layer where they do not, and the sizes that all layers could have.
+    """
+    grouped = [(layer, cols, kind.size) for layer, cols, kind in layers if isinstance(kind, PerGroup)]
+    misfits = [(layer, cols, size) for layer, cols, size in grouped if cols % size]
+    if not misfits:
+        return
+    layer, cols, size = misfits[0]
+    others = f" ({len(misfits)} of {len(grouped)} layers do not fit their groups)" if len(grouped) > 1 else ""
+    common = math.gcd(*(cols for _, cols, _ in grouped))
+    sizes = [str(divisor) for divisor in range(2, common + 1) if common % divisor == 0]
+    choose = f"Choose a size among {', '.join(sizes)}, or give" if sizes else "No size fits them all: give"
+    raise RecipeError(
+        f"layer '{layer}' has {cols} columns, which do not divide into groups of {size}{others}. {choose} such "
+        f'layers another granularity in a recipe file, [overrides."{layer}"] and below it granularity = "per-channel", '
+        f"or float weights (--override {layer}=float)."
+    )
 
 
 def affine_grid(low: Tensor, high: Tensor, codebook: Codebook) -> Grid:

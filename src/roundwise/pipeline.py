@@ -25,6 +25,7 @@ from roundwise.graph.graph import Graph
 from roundwise.graph.moments import Known, expected_columns, propagate, with_measured_moments
 from roundwise.graph.normalize import normalize
 from roundwise.graph.patterns import Layer, find_layers
+from roundwise.grid import check_groups
 from roundwise.memory import ActivationStore, default_budget
 from roundwise.model import QuantizedModel, versions
 from roundwise.passes import run_passes, run_without_data
@@ -254,7 +255,7 @@ def plan_layers(graph: Graph, recipe: Recipe) -> list[LayerTask]:
 
     Raises:
         ModelError: there is none, or its weights are not finite.
-        RecipeError: an override matches no layer.
+        RecipeError: an override matches no layer, or columns do not divide into the groups that are asked for.
     """
     layers = find_layers(graph)
     if not layers:
@@ -269,6 +270,7 @@ def plan_layers(graph: Graph, recipe: Recipe) -> list[LayerTask]:
     ]
     if not tasks:
         raise ModelError(f"the recipe's overrides keep all {len(layers)} layers in float: nothing is left to quantize.")
+    check_groups((task.layer.name, task.layer.map.matrix_shape[2], task.granularity) for task in tasks)
     return tasks
 
 

@@ -224,7 +224,17 @@ RECIPES_REFUSED = {
     "a group that does not divide": (
         rw.Recipe(rw.Weights(granularity=rw.PerGroup(5)), rw.Nearest()),
         rw.RecipeError,
-        "layer '0' has 27 columns.*groups of 5.*among.*3, 9, 27.*--override 0=float",
+        "layer '0' has 27 columns.*groups of 5.*3 of 3 layers do not.*No size fits them all.*--override 0=float",
+    ),
+    "a group that does not divide the last layer": (
+        rw.Recipe(rw.Weights(granularity=rw.PerGroup(9)), rw.Nearest()),
+        rw.RecipeError,
+        r"layer '6' has 16 columns.*groups of 9 \(1 of 3 layers do not.*No size fits them all",
+    ),
+    "a group that could be smaller": (
+        rw.Recipe(rw.Weights(granularity=rw.PerGroup(8)), rw.Nearest(), overrides={"0": None}),
+        rw.RecipeError,
+        r"layer '4' has 36 columns.*groups of 8 \(1 of 2 layers do not.*Choose a size among 2, 4, or",
     ),
     "a dict": ({"bits": 4}, rw.RecipeError, "the recipe is a dict; it must be a Recipe.*Recipe.from_dict"),
 }

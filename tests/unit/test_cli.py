@@ -335,6 +335,7 @@ def test_preprocessing_of_a_named_model_can_be_borrowed(folder):
         (("--out", "net.pth"), "a file ends in .rw or .onnx"),
         (("--out", "absent/net.rw"), "there is no folder 'absent'"),
         (("--out", "net.py/net.rw"), "'net.py' is a file, not a folder"),
+        (("--out", "net.py/deeper/net.rw"), "'net.py' is a file, not a folder"),
         (("--out", "photos.rw"), "is a folder"),
         (("--out", "a.rw", "--out", "./a.rw"), "same file twice"),
         (("--report", "report.pdf"), "a file ends in .html or .htm"),

@@ -53,8 +53,9 @@ def check_place(option: str, path: Path, suffixes: Sequence[str]) -> None:
         raise click.UsageError(f"{option} {path}: a file ends in {' or '.join(suffixes)}, which decides what it is.")
     if path.is_dir():
         raise click.UsageError(f"{option} {path} is a folder; give the name of a file.")
-    if path.parent.exists() and not path.parent.is_dir():
-        raise click.UsageError(f"{option} {path}: '{path.parent}' is a file, not a folder. Choose another place.")
+    for folder in path.parents:
+        if folder.exists() and not folder.is_dir():
+            raise click.UsageError(f"{option} {path}: '{folder}' is a file, not a folder. Choose another place.")
     if not path.parent.is_dir():
         raise click.UsageError(f"{option} {path}: there is no folder '{path.parent}'. Create it first.")
     if not os.access(path.parent, os.W_OK):

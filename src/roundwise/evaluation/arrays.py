@@ -111,9 +111,21 @@ def native(array: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
     Raises:
         FileFormatError: the array holds something else than numbers.
     """
-    if array.dtype.kind not in "biuf":
-        raise FileFormatError(f"{path}: an array of {array.dtype} {list(array.shape)} cannot be a network's input.")
+    check_kind(array, path)
     return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+
+
+def check_kind(array: np.ndarray[Any, Any], path: Path) -> None:
+    """Make sure that an array holds real numbers.
+
+    Raises:
+        FileFormatError: it holds something else.
+    """
+    if array.dtype.kind not in "biuf":
+        raise FileFormatError(
+            f"{path}: an array of {array.dtype} {list(array.shape)} cannot be a network's input. Save "
+            "the inputs as floats or integers."
+        )
 
 
 def _open(path: Path) -> Array | Mapping[str, Array]:
@@ -155,16 +167,21 @@ def _read_npy(path: Path) -> Array:
         # Not np.load, which takes what it does not recognise for a pickle, and leaves the file open after an error.
         return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError, EOFError) as error:
+        reason = f"is not a NumPy array, or not all of one ({str(error).rstrip('.')})"
+        if "Python objects" in str(error):
+            reason = "holds Python objects, not numbers"
         raise FileFormatError(
-            f"{path} is not a whole file with a NumPy array of numbers: {str(error).rstrip('.')}. Save the inputs "
-            "as one array of floats or integers, by numpy.save(path, array)."
+            f"{path} {reason}. Save the inputs as one array of floats or integers, by numpy.save(path, array)."
         ) from error
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
     # Checked first, because np.load would treat anything else as a pickle and answer with advice to allow those.
     if not zipfile.is_zipfile(path):
-        raise FileFormatError(f"{path} is not an .npz archive: it is truncated, or something else.")
+        raise FileFormatError(
+            f"{path} is not an .npz archive: it is truncated, or something else. Save the inputs by "
+            "numpy.savez(path, images=array)."
+        )
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}

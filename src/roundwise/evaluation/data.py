@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from roundwise.errors import FileFormatError, RecipeError
-from roundwise.evaluation.arrays import Array, Keys, as_labels, native, read_arrays, read_labels
+from roundwise.evaluation.arrays import Array, Keys, as_labels, check_kind, native, read_arrays, read_labels
 from roundwise.evaluation.folders import scan_folder
 from roundwise.evaluation.preprocessing import Preprocessing, read_image, read_mask
 from roundwise.evaluation.voc import is_voc, refuse_voc_inside, scan_voc
@@ -189,7 +189,9 @@ def load_data(path: str | Path, options: DataOptions = DataOptions()) -> Dataset
             raise FileFormatError(f"{path} is a file; a list of classes goes with folders of images.")
         array, stored_labels = read_arrays(path, options.keys)
         if array.ndim == 0 or len(array) == 0:
-            raise FileFormatError(f"{path} holds no samples: the inputs are {list(array.shape)}.")
+            raise FileFormatError(
+                f"{path} holds no samples: the inputs are {list(array.shape)}. Save one or more of them."
+            )
         kind = str(array.dtype).removeprefix("torch.")
         description = f"{kind} {list(array.shape)} in {path}"
         if kind == "uint8":
@@ -350,9 +352,9 @@ def _channels_last(pixels: np.ndarray[Any, Any], path: Path, preprocessing: Prep
 
 def _numbers(array: Array, path: Path) -> Array:
     if isinstance(array, np.ndarray):
-        native(array[:1], path)  # raises
+        check_kind(array, path)
     elif array.is_complex():
-        raise FileFormatError(f"{path}: complex inputs are not supported.")
+        raise FileFormatError(f"{path}: complex inputs are not supported. Save them as floats or integers.")
     return array
 
 
