@@ -210,7 +210,7 @@ class AdaRound(RoundingSolver[Gram]):
             beta = annealed_beta(iteration / steps)
             if beta is not None:
                 away = cut.sub_(0.5)  # 2 SPAN of these are 2 h − 1, whose β-th power's slope this is:
-                power = away.square().log_().mul_(beta / 2 - 1).exp_()  # four times faster than pow
+                power = away.square().log_().mul_(beta / 2 - 1).exp_()  # four times faster than pow; β stays above 2
                 gradient.addcmul_(power, away, value=-beta * self.regularization * (2 * SPAN) ** beta)
             gradient = aten.hardtanh_backward(gradient, sigmoid, *CUT)  # through the clip,
             gradient = aten.sigmoid_backward(gradient, sigmoid)  # and the sigmoid

@@ -64,11 +64,12 @@ class Pairs(NamedTuple):
 
     def every(self, step: int, start: int) -> Pairs:
         """Every `step`-th position, from `start` on."""
-        return Pairs(self.columns[:, start::step], self.targets[:, start::step])
+        places = slice(start, None, step)
+        return Pairs(*(v.mT[..., places].contiguous().mT if _side_by_side(v) else v[:, places] for v in self))
 
     def outputs(self, matrix: Tensor, bias: Tensor) -> Float[Tensor, "groups pairs rows"]:
-        """What the layer gives with a weight matrix and a bias `[groups, rows]`, in the memory order of the targets."""
-        if self.targets.mT.is_contiguous():
+        """What the layer gives with a weight matrix and a bias `[groups, rows]`, in the memory order of the columns."""
+        if _side_by_side(self.columns):
             return torch.baddbmm(bias.unsqueeze(2), matrix, self.columns.mT).mT
         return torch.baddbmm(bias.unsqueeze(1), self.columns, matrix.mT)
 
@@ -309,9 +310,14 @@ def _joined(parts: list[Pairs]) -> Pairs:
 
 def _concatenated(parts: tuple[Tensor, ...]) -> Tensor:
     """Along the positions, in the memory order of the parts."""
-    if parts[0].mT.is_contiguous():
+    if any(map(_side_by_side, parts)):
         return torch.cat([part.mT for part in parts], 2).mT
     return torch.cat(parts, 1)
+
+
+def _side_by_side(values: Tensor) -> bool:
+    """Whether all positions of a column, or of a row of outputs, are neighbours in memory."""
+    return values.mT.is_contiguous() and not values.is_contiguous()
 
 
 def _length(chunk: Pairs | list[_Places]) -> int:
