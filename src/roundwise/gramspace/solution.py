@@ -92,7 +92,7 @@ Limits = tuple[float, float]
 WORK = 12.0
 """About how many forward passes of the layer the moments and a solution take, for the plan's estimate of time.
 
-On a core of a CPU the estimate is then near for ResNet-20 and a quarter too high for MobileNetV1."""
+With 16, ResNet-20 took 26 s where the plan said 32, and MobileNetV1 55 s where it said 73, on a core of a CPU."""
 
 
 @final
