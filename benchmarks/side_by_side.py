@@ -270,12 +270,13 @@ def finished(journal: Path | None) -> list[Record]:
 def benchmark(arguments: argparse.Namespace) -> list[Record]:
     """All runs that the command line asks for, in the table's order; those that the journal has are not run again."""
     known = {identity(record): record for record in finished(arguments.json) if "failed" not in record}
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     records = []
     for network in arguments.network:
         task = networks.load(network, arguments.samples)
         with files(task) as folder:
             for bits, granularity, contestant, seed in itertools.product(
-                arguments.bits, arguments.granularity, chosen(arguments), range(arguments.seeds)
+                arguments.bits, arguments.granularity, chosen(arguments), seeds
             ):
                 record = {
                     "network": network,
@@ -471,6 +472,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", default=peers, choices=peers, metavar="NAME", help=", ".join(peers))
     parser.add_argument("--ours", default="adaround", help="solver in our own row, as name or name:field=value,…")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="few steps, to see that everything runs")
     parser.add_argument("--steps", type=int, help="with --quick: how many; times are linear in them")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="for each run")

@@ -197,12 +197,44 @@ def undisturbed(device: torch.device) -> Iterator[None]:
     that is exact would then seem to change the network by half a percent, and codes would be chosen for such outputs.
     """
     with contextlib.ExitStack() as stack:
-        # The older of PyTorch's two sets of switches, since torch.export reads them and refuses a mixture.
-        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-        torch.set_float32_matmul_precision("highest")
-        stack.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
-        torch.backends.cudnn.allow_tf32 = False
+        stack.enter_context(_float32_products())
         stack.enter_context(torch.inference_mode(False))
         if device.type != "meta" and torch.is_autocast_enabled(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))
         yield
+
+
+@contextlib.contextmanager
+def _float32_products() -> Iterator[None]:
+    """Products of float32 numbers in float32, on all processors.
+
+    PyTorch has an older and a newer set of switches for this, and an error for whoever reads an older one after a newer
+    one was set to something else. `torch.export` reads the older ones, callers may have set either: so both are set.
+    """
+    units: Any = torch.backends
+    newer = (
+        *(units, units.cudnn),  # which hold where those below say nothing
+        *(units.cuda.matmul, units.cudnn.conv, units.cudnn.rnn),
+        *(units.mkldnn.matmul, units.mkldnn.conv, units.mkldnn.rnn),
+    )
+    before = [switch.fp32_precision for switch in newer]
+    matmul = cudnn = None
+    with contextlib.suppress(RuntimeError):
+        matmul = torch.get_float32_matmul_precision()
+    with contextlib.suppress(RuntimeError):
+        cudnn = units.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    units.cudnn.allow_tf32 = False
+    for switch in newer:
+        switch.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        if cudnn is not None:
+            units.cudnn.allow_tf32 = cudnn
+        for switch, value in zip(newer, before, strict=True):
+            switch.fp32_precision = "none"
+            if switch.fp32_precision != value:
+                switch.fp32_precision = value

@@ -396,6 +396,31 @@ def test_float32_is_computed_as_such_whatever_the_caller_lets_matrix_units_do():
     assert_same_codes(quantized, reference())
 
 
+@pytest.fixture
+def switches():
+    """PyTorch's newer switches for matrix units, put back after a test."""
+    units = torch.backends
+    theirs = [units, units.cuda.matmul, units.cudnn.conv, units.cudnn.rnn, units.mkldnn.matmul, units.mkldnn.conv]
+    before = [switch.fp32_precision for switch in theirs]
+    yield theirs
+    for switch, value in zip(theirs, before, strict=True):
+        switch.fp32_precision = value
+
+
+@pytest.mark.parametrize("unit", range(6))
+def test_the_newer_switches_for_matrix_units_are_left_as_the_caller_has_them(switches, unit):
+    # Setting one of them makes PyTorch refuse to say what the older switches are.
+    seen = []
+    switches[unit].fp32_precision = "bf16" if unit > 3 else "tf32"
+    before = [switch.fp32_precision for switch in switches]
+    quantized = rw.quantize(
+        net(), SAMPLES, recipe(), progress=lambda _: seen.extend(switch.fp32_precision for switch in switches)
+    )
+    assert set(seen) == {"ieee"}
+    assert [switch.fp32_precision for switch in switches] == before
+    assert_same_codes(quantized, reference())
+
+
 @pytest.mark.parametrize("change", [lambda m: m.half(), lambda m: m.to(torch.float64), lambda m: m.bfloat16()])
 def test_a_result_keeps_its_dtype(change):
     quantized = copy.deepcopy(reference())
