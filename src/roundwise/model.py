@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -71,7 +71,30 @@ class QuantizedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network. It has no training behaviour and its weights take no gradients."""
-        return self.graph_module(*args, **kwargs)
+        try:
+            return self.graph_module(*args, **kwargs)
+        except Exception as error:
+            self._note_inputs(error, pytree.tree_leaves((args, kwargs)))
+            raise
+
+    def _note_inputs(self, error: Exception, given: list[Any]) -> None:
+        """Add to an error what inputs the network takes, where those given are others."""
+        fit = len(given) == len(self._inputs) and all(  # in whatever order keywords have
+            any(spec.fits(leaf, self._batch) for leaf in given) for spec in self._inputs if isinstance(spec, InputSpec)
+        )
+        if not fit:
+            size = "samples" if self._batch is None else self._batch
+            takes = [
+                _words(spec.dtype, (size if n is None else n for n in spec.shape))
+                if isinstance(spec, InputSpec)
+                else repr(spec.value)
+                for spec in self._inputs
+            ]
+            found = [_words(it.dtype, it.shape) if isinstance(it, Tensor) else type(it).__name__ for it in given]
+            error.add_note(
+                f"The quantized network was made for {', '.join(takes)}, and was given {', '.join(found) or 'nothing'}."
+                " Other sizes work only where each of its operations can take them."
+            )
 
     @property
     def graph(self) -> Graph:
@@ -182,6 +205,10 @@ class QuantizedModel(nn.Module):
         """Pickled as plain data, like a file: PyTorch's own way for graphs would be to keep and run Python text."""
         graph = self.graph
         return _revive, (graph_to_plain(graph), graph.constants, self.report, self.recipe, self.versions, self.samples)
+
+
+def _words(dtype: torch.dtype, shape: Iterable[object]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} [{', '.join(map(str, shape))}]"
 
 
 def _revive(graph: dict[str, Any], constants: dict[str, Tensor], *rest: Any) -> QuantizedModel:

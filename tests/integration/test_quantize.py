@@ -592,3 +592,40 @@ def test_codes_do_not_depend_on_how_weights_lie_in_memory(solver, build, shape, 
         layers.append(quantized.report.layers[0])
     assert layers[0].error == pytest.approx(layers[1].error, rel=1e-3)
     assert layers[0].flips == pytest.approx(layers[1].flips, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("args", "found"),
+    [
+        ((torch.zeros(2, 4, 6, 6),), "float32 [2, 4, 6, 6]"),
+        ((torch.zeros(3, 6, 6),), "float32 [3, 6, 6]"),
+        ((torch.zeros(2, 3, 6, 6, dtype=torch.float64),), "float64 [2, 3, 6, 6]"),
+        ((torch.zeros(2, 3, 6, 6), torch.zeros(2)), "float32 [2, 3, 6, 6], float32 [2]"),
+        (([1.0],), "float"),
+        ((), "nothing"),
+    ],
+)
+def test_an_error_for_other_inputs_says_what_the_network_was_made_for(args, found):
+    with pytest.raises((RuntimeError, TypeError, IndexError)) as caught:
+        reference()(*args)
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"The quantized network was made for float32 [samples, 3, 6, 6], and was given {found}.")
+
+
+def test_an_error_of_something_else_says_nothing_of_inputs():
+    quantized = copy.deepcopy(reference())
+    quantized.graph_module.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as caught:
+        quantized(torch.zeros(7, 3, 6, 6))
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_keywords_in_another_order_are_the_inputs_that_the_network_was_made_for():
+    quantized = rw.quantize(Two().eval(), (torch.zeros(3, 3), torch.zeros(3, 5)), NEAREST)
+    with pytest.raises(RuntimeError) as caught:
+        quantized(right=torch.zeros(4, 5), left=torch.zeros(3, 3))  # each as it should be, but not together
+    assert not hasattr(caught.value, "__notes__")
+    with pytest.raises(RuntimeError) as caught:
+        quantized(right=torch.zeros(3, 5), left=torch.zeros(3, 4))
+    (note,) = caught.value.__notes__
+    assert "made for float32 [samples, 3], float32 [samples, 5], and was given float32 [3, 5], float32 [3, 4]" in note

@@ -23,6 +23,13 @@ class InputSpec:
         """Zeros of this shape."""
         return torch.zeros([batch if size is None else size for size in self.shape], dtype=self.dtype)
 
+    def fits(self, leaf: object, batch: int | None) -> bool:
+        """Whether it is such a tensor, of any number of samples or of `batch`."""
+        if not isinstance(leaf, Tensor) or leaf.dtype != self.dtype or leaf.dim() != len(self.shape):
+            return False
+        wanted = (batch if size is None else size for size in self.shape)
+        return all(size in (None, found) for size, found in zip(wanted, leaf.shape, strict=True))
+
 
 @final
 @dataclass(frozen=True)
