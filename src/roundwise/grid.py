@@ -217,8 +217,7 @@ def check_groups(layers: Iterable[tuple[str, int, Granularity]]) -> None:
     choose = f"Choose a size among {', '.join(sizes)}, or give" if sizes else "No size fits them all: give"
     raise RecipeError(
         f"layer '{layer}' has {cols} columns, which do not divide into groups of {size}{others}. {choose} such "
-        f'layers another granularity in a recipe file, [overrides."{layer}"] and below it granularity = "per-channel", '
-        f"or float weights (--override {layer}=float)."
+        f"layers another granularity (--override {layer}=per-channel) or float weights (--override {layer}=float)."
     )
 
 

@@ -373,6 +373,14 @@ def test_wrong_usage_ends_with_2_before_anything_runs(folder, no_run, monkeypatc
             "--override 0=9: bits=9: a code can have 2 to 8 bits, or 16, given as an int. To keep a",
         ),
         (("--override", "0"), "expected NAME=VALUE"),
+        (("--override", "0=8,nine"), "'8,nine' is neither a number of bits nor 'float'"),
+        (
+            ("--override", "0=per-row"),
+            "--override 0=per-row: 'per-row' is none of per-tensor, per-channel and per-group:N",
+        ),
+        (("--override", "0=4,per-group"), "'per-group' is none of per-tensor, per-channel and per-group:N"),
+        (("--override", "0=per-tensor:3"), "'per-tensor:3' is none of"),
+        (("--override", "0=per-group:1"), "at least 2; 32 to 128 are usual"),
         (("--recipe", "net.py"), "is not a TOML file"),
     ],
 )
@@ -398,6 +406,20 @@ def test_what_cannot_be_done_ends_with_1_and_a_message(folder, monkeypatch, mode
 def test_preprocessing_cannot_be_borrowed_from_just_anything(folder):
     result = run("quantize", f"{folder}/net.py:build", "--data", folder / "photos", "--preprocess-as", "nonsense")
     assert failed(result, 1, "'nonsense': only torchvision:NAME and timm:NAME")
+
+
+@pytest.mark.parametrize(
+    ("text", "bits", "granularity"),
+    [
+        ("head=8", 8, rw.PerTensor()),
+        ("head=8,per-channel", 8, rw.PerChannel()),
+        ("head=per-group:32", 3, rw.PerGroup(32)),
+        ("head= Per-Channel , 8", 8, rw.PerChannel()),
+    ],
+)
+def test_an_override_gives_bits_or_granularity_or_both(text, bits, granularity):
+    recipe = build_recipe(RecipeOptions(bits=3, granularity=rw.PerTensor(), overrides=[text]))
+    assert recipe.overrides["head"] == rw.Weights(bits=bits, granularity=granularity)
 
 
 def test_an_override_that_matches_nothing_names_the_nearest_layers(folder):

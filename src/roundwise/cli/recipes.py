@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, TypeVar, final
 from roundwise.activations import ACTIVATION_RANGES, ActivationBatchNorm
 from roundwise.correction import CORRECTIONS
 from roundwise.errors import RecipeError
-from roundwise.grid import Granularity
+from roundwise.grid import Granularity, PerGroup
 from roundwise.problem import Rewrite
 from roundwise.ranges import RANGE_ESTIMATORS
-from roundwise.recipe import Activations, Recipe, Weights
+from roundwise.recipe import GRANULARITIES, Activations, Recipe, Weights
 from roundwise.rewrites import REWRITES
 from roundwise.rounding import ROUNDING_SOLVERS
 
@@ -48,7 +48,7 @@ class RecipeOptions:
         settings: `NAME=VALUE` for the rounding method, `ranges.NAME=VALUE` for range estimation,
             `activations.NAME=VALUE` for activations and `activations.ranges.NAME=VALUE` for their ranges,
             `rewrites.REWRITE.NAME=VALUE` for a rewrite.
-        overrides: `LAYER=BITS` or `LAYER=float`.
+        overrides: `LAYER=BITS`, `LAYER=BITS,GRANULARITY` or `LAYER=float`.
     """
 
     file: Path | None = None
@@ -323,12 +323,34 @@ def _override(text: str, weights: Weights) -> tuple[str, Weights | None]:
     layer, value = _pair(text, "--override", "classifier=8")
     if value.lower() == "float":
         return layer, None
+    changes: dict[str, Any] = {}
     try:
-        return layer, dataclasses.replace(weights, bits=parse_value(value, int))
+        for part in map(str.strip, value.split(",")):
+            if part.lower().startswith("per-"):
+                changes["granularity"] = _granularity(part.lower())
+            else:
+                changes["bits"] = parse_value(part, int)
+        return layer, dataclasses.replace(weights, **changes)
     except ValueError as error:
         if isinstance(error, RecipeError):
             raise RecipeError(f"--override {text}: {error}") from error
         raise RecipeError(
-            f"--override {text}: '{value}' is neither a number of bits nor 'float'; write --override {layer}=8 or "
-            f"--override {layer}=float. Other settings for a layer go into a recipe file (--recipe)."
+            f"--override {text}: '{value}' is neither a number of bits nor 'float'; write --override {layer}=8, "
+            f"--override {layer}=8,per-tensor or --override {layer}=float. Other settings for a layer go into a recipe "
+            "file (--recipe)."
         ) from error
+
+
+def _granularity(text: str) -> Granularity:
+    """What `granularity_name` writes, with a colon before the size.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    name, _, size = text.partition(":")
+    kind = GRANULARITIES.get(name)
+    if kind is PerGroup and size.strip().isdecimal():
+        return PerGroup(int(size))
+    if kind is None or kind is PerGroup or size:
+        raise RecipeError(f"'{text}' is none of per-tensor, per-channel and per-group:N, such as per-group:32.")
+    return kind()

@@ -159,7 +159,8 @@ class MethodsCommand(click.Command):
     "overrides",
     multiple=True,
     metavar="LAYER=BITS",
-    help="Other bits for a layer, or LAYER=float to leave it; LAYER may be a glob. Repeatable, the last match counts.",
+    help="Other bits for a layer (8), another granularity (per-tensor, per-channel, per-group:32), or both "
+    "(8,per-tensor); or LAYER=float to leave it. LAYER may be a glob. Repeatable, the last match counts.",
 )
 @click.option("--recipe", "file", type=EXISTING_FILE, help="A recipe in TOML; options change what it says.")
 @click.option("--seed", type=int, help="Of every random choice." + default(DEFAULT.seed))
