@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import importlib.metadata
@@ -19,7 +20,7 @@ from torch.export import Dim, ExportedProgram
 
 from roundwise.errors import ExportError, FileFormatError, ModelError
 from roundwise.fileformat import Contents, read, write
-from roundwise.graph.graph import Graph, InputSpec
+from roundwise.graph.graph import ConstantInput, Graph, InputSpec
 from roundwise.graph.plain import graph_from_plain, graph_to_plain
 from roundwise.graph.quantizers import without_quantizers
 from roundwise.recipe import Recipe
@@ -65,36 +66,67 @@ class QuantizedModel(nn.Module):
         super().__init__()
         self.graph_module: fx.GraphModule = graph.module()
         self.report, self.recipe, self.versions, self.samples = report, recipe, made_with, samples
-        self._inputs, self._batch = graph.inputs, graph.batch
+        self._inputs, self._batch, self._signature = graph.inputs, graph.batch, graph.signature
         self._redirect()
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network. It has no training behaviour and its weights take no gradients."""
+        if any(isinstance(spec, ConstantInput) for spec in self._inputs):
+            self._check_constants(args, kwargs)
         try:
             return self.graph_module(*args, **kwargs)
         except Exception as error:
-            self._note_inputs(error, pytree.tree_leaves((args, kwargs)))
+            with contextlib.suppress(Exception):  # odd tensors do not tell their size: the error itself must stay
+                self._note_inputs(error, args, kwargs)
             raise
 
-    def _note_inputs(self, error: Exception, given: list[Any]) -> None:
+    def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]] | None:
+        """Inputs, each with its argument's name, as the network was made for; None if put together otherwise."""
+        names, spec = self._signature.orig_args, self._signature.in_spec
+        made_args, made_kwargs = pytree.tree_unflatten([0] * spec.num_leaves, spec)
+        made = dict(zip(names, [*made_args, *made_kwargs.values()], strict=True))
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if len(args) + len(kwargs) != len(made) or given.keys() != made.keys():
+            return None
+        if any(pytree.tree_structure(given[name]) != pytree.tree_structure(made[name]) for name in names):
+            return None
+        return [(name, leaf) for name in names for leaf in pytree.tree_leaves(given[name])]
+
+    def _check_constants(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise where an input that is part of the graph has another value."""
+        for spec, (name, leaf) in zip(self._inputs, self._leaves(args, kwargs) or (), strict=False):
+            if isinstance(spec, ConstantInput) and (isinstance(leaf, Tensor) or leaf != spec.value):
+                raise ModelError(
+                    f"'{name}' was {spec.value!r} when the network was quantized, and is {_told(leaf)} now: what the "
+                    "model does then is not part of the quantized network. Quantize the model with that value too."
+                )
+
+    def _note_inputs(self, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Add to an error what inputs the network takes, where those given are others."""
-        fit = len(given) == len(self._inputs) and all(  # in whatever order keywords have
-            any(spec.fits(leaf, self._batch) for leaf in given) for spec in self._inputs if isinstance(spec, InputSpec)
-        )
-        if not fit:
-            size = "samples" if self._batch is None else self._batch
-            takes = [
-                _words(spec.dtype, (size if n is None else n for n in spec.shape))
-                if isinstance(spec, InputSpec)
-                else repr(spec.value)
-                for spec in self._inputs
-            ]
-            found = [_words(it.dtype, it.shape) if isinstance(it, Tensor) else type(it).__name__ for it in given]
-            error.add_note(
-                f"The quantized network was made for {', '.join(takes)}, and was given {', '.join(found) or 'nothing'}."
-                " Other sizes work only where each of its operations can take them."
-            )
+        leaves = self._leaves(args, kwargs)
+        tensors = [
+            (spec, leaf)
+            for spec, (_, leaf) in zip(self._inputs, leaves or (), strict=False)
+            if isinstance(spec, InputSpec)
+        ]
+        alike = leaves is not None and all(spec.is_like(leaf, self.device) for spec, leaf in tensors)
+        if alike:
+            batches = {leaf.shape[0] for spec, leaf in tensors if spec.shape}
+            if len(batches) <= 1 and all(spec.fits(leaf, self._batch) for spec, leaf in tensors):
+                return
+        size = "samples" if self._batch is None else self._batch
+        takes = [
+            _words(spec.dtype, (size if n is None else n for n in spec.shape))
+            if isinstance(spec, InputSpec)
+            else repr(spec.value)
+            for spec in self._inputs
+        ]
+        found = [*map(_told, args), *(f"{name}={_told(value)}" for name, value in kwargs.items())]
+        note = f"The quantized network was made for {', '.join(takes)}, and was given {', '.join(found) or 'nothing'}."
+        if alike:
+            note += " Other sizes work only where each of its operations can take them."
+        error.add_note(note)
 
     @property
     def graph(self) -> Graph:
@@ -209,6 +241,20 @@ class QuantizedModel(nn.Module):
 
 def _words(dtype: torch.dtype, shape: Iterable[object]) -> str:
     return f"{str(dtype).removeprefix('torch.')} [{', '.join(map(str, shape))}]"
+
+
+def _told(value: Any) -> str:
+    """An input in a few words."""
+    match value:
+        case Tensor():
+            layout = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
+            return f"{layout}{_words(value.dtype, value.shape)}" + ("" if value.is_cpu else f" on {value.device}")
+        case bool() | int() | float() | str() | None:
+            return repr(value)
+        case list() | tuple() | dict():
+            return f"a {type(value).__name__} of {len(value)}"
+        case _:
+            return f"a {type(value).__name__}, which is no tensor"
 
 
 def _revive(graph: dict[str, Any], constants: dict[str, Tensor], *rest: Any) -> QuantizedModel:

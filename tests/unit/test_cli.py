@@ -367,19 +367,24 @@ def test_wrong_usage_ends_with_2_before_anything_runs(folder, no_run, monkeypatc
             ("--rounding", "nearest", "--set", "iterations=5"),
             "'nearest' has no setting 'iterations'; it has no settings",
         ),
-        (("--override", "0=nine"), "'nine' is neither a number of bits nor 'float'"),
+        (("--override", "0=nine"), "--override 0=nine: 'nine' is neither a number of bits nor one of per-tensor"),
         (
             ("--override", "0=9"),
             "--override 0=9: bits=9: a code can have 2 to 8 bits, or 16, given as an int. To keep a",
         ),
         (("--override", "0"), "expected NAME=VALUE"),
-        (("--override", "0=8,nine"), "'8,nine' is neither a number of bits nor 'float'"),
+        (("--override", "0=8,nine"), "'nine' is neither a number of bits nor one of"),
+        (("--override", "0=8,"), "'' is neither a number of bits nor one of"),
+        (("--override", "0=8,float"), "float alone, to leave the layer in float"),
+        (("--override", "0=٨"), "'٨' is neither"),
+        (("--override", "0=8,4"), "'8,4' gives bits twice"),
+        (("--override", "0=per-tensor,per-channel"), "gives granularity twice"),
         (
-            ("--override", "0=per-row"),
-            "--override 0=per-row: 'per-row' is none of per-tensor, per-channel and per-group:N",
+            ("--override", "0=4,per-group"),
+            "'per-group' is neither a number of bits nor one of per-tensor, per-channel and",
         ),
-        (("--override", "0=4,per-group"), "'per-group' is none of per-tensor, per-channel and per-group:N"),
-        (("--override", "0=per-tensor:3"), "'per-tensor:3' is none of"),
+        (("--override", "0=4,per-group=32"), "write a colon before a size, --override 0=4,per-group:32."),
+        (("--override", "0=per-tensor:"), "'per-tensor:' is neither"),
         (("--override", "0=per-group:1"), "at least 2; 32 to 128 are usual"),
         (("--recipe", "net.py"), "is not a TOML file"),
     ],
@@ -420,6 +425,24 @@ def test_preprocessing_cannot_be_borrowed_from_just_anything(folder):
 def test_an_override_gives_bits_or_granularity_or_both(text, bits, granularity):
     recipe = build_recipe(RecipeOptions(bits=3, granularity=rw.PerTensor(), overrides=[text]))
     assert recipe.overrides["head"] == rw.Weights(bits=bits, granularity=granularity)
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["head=4", "h*=5", "head=8"], [("h*", 5), ("head", 8)]),
+        (["head=float"], [("*", 2), ("head", None)]),
+        (["*=float"], [("head", 7), ("*", None)]),
+        (["head=per-tensor"], [("*", 2), ("head", 7)]),
+    ],
+)
+def test_the_last_override_comes_last_and_changes_what_was_said_of_its_layer(tmp_path, texts, expected):
+    path = tmp_path / "recipe.toml"
+    path.write_text('[overrides.head]\nbits = 7\n[overrides."*"]\nbits = 2\n')
+    overrides = build_recipe(RecipeOptions(file=path if len(texts) == 1 else None, overrides=texts)).overrides
+    assert [(name, weights and weights.bits) for name, weights in overrides.items()] == expected
+    if texts == ["head=per-tensor"]:
+        assert overrides["head"].granularity == rw.PerTensor()
 
 
 def test_an_override_that_matches_nothing_names_the_nearest_layers(folder):

@@ -121,7 +121,7 @@ def build_recipe(options: RecipeOptions) -> Recipe:
         activations=activations,
         rewrites=rewrites,
         correction=_optional(base.correction, options.correction, CORRECTIONS),
-        overrides={**base.overrides, **dict(_override(text, weights) for text in options.overrides)},
+        overrides=_overrides(base.overrides, options.overrides, weights),
         **_given(seed=options.seed, batch_size=options.batch_size, memory_budget=options.memory_budget),
     )
 
@@ -319,26 +319,35 @@ def _pair(text: str, option: str, example: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _override(text: str, weights: Weights) -> tuple[str, Weights | None]:
-    layer, value = _pair(text, "--override", "classifier=8")
-    if value.lower() == "float":
-        return layer, None
-    changes: dict[str, Any] = {}
-    try:
-        for part in map(str.strip, value.split(",")):
-            if part.lower().startswith("per-"):
-                changes["granularity"] = _granularity(part.lower())
-            else:
-                changes["bits"] = parse_value(part, int)
-        return layer, dataclasses.replace(weights, **changes)
-    except ValueError as error:
-        if isinstance(error, RecipeError):
+def _overrides(base: Mapping[str, Weights | None], texts: Sequence[str], weights: Weights) -> dict[str, Weights | None]:
+    """The recipe's and the command line's, in the order in which the last match counts."""
+    overrides = dict(base)
+    for text in texts:
+        layer, value = _pair(text, "--override", "classifier=8")
+        if re.search("=[^=]*per-[a-z]+$", layer.lower()):  # per-group=32, by mistake: a layer's name may have a "="
+            layer, value = _pair(f"{layer}:{value}", "--override", "classifier=8")
+            raise RecipeError(f"--override {text}: write a colon before a size, --override {layer}={value}.")
+        before = overrides.pop(layer, None)  # to come last again
+        try:
+            overrides[layer] = None if value.lower() == "float" else _changed(before or weights, value.lower())
+        except RecipeError as error:
             raise RecipeError(f"--override {text}: {error}") from error
-        raise RecipeError(
-            f"--override {text}: '{value}' is neither a number of bits nor 'float'; write --override {layer}=8, "
-            f"--override {layer}=8,per-tensor or --override {layer}=float. Other settings for a layer go into a recipe "
-            "file (--recipe)."
-        ) from error
+    return overrides
+
+
+def _changed(weights: Weights, value: str) -> Weights:
+    """Weights with the bits, the granularity or both that the value says.
+
+    Raises:
+        RecipeError: it says something else, or one of them twice.
+    """
+    changes: dict[str, Any] = {}
+    for part in map(str.strip, value.split(",")):
+        name = "bits" if re.fullmatch("[0-9]{1,9}", part) else "granularity"
+        if name in changes:
+            raise RecipeError(f"'{value}' gives {name} twice; give it once.")
+        changes[name] = int(part) if name == "bits" else _granularity(part)
+    return dataclasses.replace(weights, **changes)
 
 
 def _granularity(text: str) -> Granularity:
@@ -347,10 +356,14 @@ def _granularity(text: str) -> Granularity:
     Raises:
         RecipeError: it is none.
     """
-    name, _, size = text.partition(":")
+    name, colon, size = text.partition(":")
     kind = GRANULARITIES.get(name)
-    if kind is PerGroup and size.strip().isdecimal():
+    if kind is PerGroup and re.fullmatch("[0-9]{1,9}", size):
         return PerGroup(int(size))
-    if kind is None or kind is PerGroup or size:
-        raise RecipeError(f"'{text}' is none of per-tensor, per-channel and per-group:N, such as per-group:32.")
+    if kind is None or kind is PerGroup or colon:
+        raise RecipeError(
+            f"'{text}' is neither a number of bits nor one of per-tensor, per-channel and per-group:N. Write for "
+            "instance 8, or 8,per-tensor, or per-group:32; or float alone, to leave the layer in float. Other settings "
+            "for a layer go into a recipe file (--recipe)."
+        )
     return kind()

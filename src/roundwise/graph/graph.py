@@ -23,10 +23,16 @@ class InputSpec:
         """Zeros of this shape."""
         return torch.zeros([batch if size is None else size for size in self.shape], dtype=self.dtype)
 
-    def fits(self, leaf: object, batch: int | None) -> bool:
-        """Whether it is such a tensor, of any number of samples or of `batch`."""
-        if not isinstance(leaf, Tensor) or leaf.dtype != self.dtype or leaf.dim() != len(self.shape):
-            return False
+    def is_like(self, leaf: object, device: torch.device) -> bool:
+        """Whether it is a tensor of this dtype and as many dimensions, on the device."""
+        return (
+            isinstance(leaf, Tensor)
+            and (leaf.dtype, leaf.dim(), leaf.layout) == (self.dtype, len(self.shape), torch.strided)
+            and leaf.device == device
+        )
+
+    def fits(self, leaf: Tensor, batch: int | None) -> bool:
+        """Whether such a tensor has this shape, with any number of samples or with `batch`."""
         wanted = (batch if size is None else size for size in self.shape)
         return all(size in (None, found) for size, found in zip(wanted, leaf.shape, strict=True))
 

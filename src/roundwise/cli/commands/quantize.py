@@ -160,7 +160,8 @@ class MethodsCommand(click.Command):
     multiple=True,
     metavar="LAYER=BITS",
     help="Other bits for a layer (8), another granularity (per-tensor, per-channel, per-group:32), or both "
-    "(8,per-tensor); or LAYER=float to leave it. LAYER may be a glob. Repeatable, the last match counts.",
+    "(8,per-tensor); or LAYER=float to leave it. LAYER may be a glob. Repeatable: the last match counts, and changes "
+    "what was said of the same LAYER before, here or in the recipe.",
 )
 @click.option("--recipe", "file", type=EXISTING_FILE, help="A recipe in TOML; options change what it says.")
 @click.option("--seed", type=int, help="Of every random choice." + default(DEFAULT.seed))
