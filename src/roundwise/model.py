@@ -96,7 +96,7 @@ class QuantizedModel(nn.Module):
     def _check_constants(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise where an input that is part of the graph has another value."""
         for spec, (name, leaf) in zip(self._inputs, self._leaves(args, kwargs) or (), strict=False):
-            if isinstance(spec, ConstantInput) and (isinstance(leaf, Tensor) or leaf != spec.value):
+            if isinstance(spec, ConstantInput) and (isinstance(leaf, Tensor | np.ndarray) or leaf != spec.value):
                 raise ModelError(
                     f"'{name}' was {spec.value!r} when the network was quantized, and is {_told(leaf)} now: what the "
                     "model does then is not part of the quantized network. Quantize the model with that value too."

@@ -730,6 +730,6 @@ def test_an_input_that_is_part_of_the_network_cannot_have_another_value():
     expected = quantized(x, False)
     assert torch.equal(quantized(positive=False, x=x), expected)
     assert torch.equal(torch.compile(quantized, fullgraph=True, backend="eager")(x, False), expected)
-    for other in (True, None, torch.tensor(False)):
+    for other in (True, None, torch.tensor(False), np.zeros(2, bool)):
         with pytest.raises(rw.ModelError, match="'positive' was False when the network was quantized, and is"):
             quantized(x, other)
