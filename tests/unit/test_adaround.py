@@ -160,6 +160,23 @@ def test_each_freedom_lowers_the_error_on_the_samples_seen(name):
     assert free <= tied + slack
 
 
+@pytest.mark.parametrize(("bits", "samples", "free"), [(4, 48, True), (4, 24, False), (2, 24, True)])
+def test_by_default_codes_and_scales_are_free_at_two_bits_and_where_positions_are_plentiful(bits, samples, free):
+    """9 columns, 16 positions of a sample, an eighth of them held out: 75 for each column, or 37."""
+    whole = next(case for case in cases() if case.name == "depthwise conv2d")
+    case = dataclasses.replace(
+        whole, inputs=whole.inputs[:samples], targets=whole.targets[:samples], codebook=Codebook(bits)
+    )
+    by_default, bound, unbound = (
+        solve(rw.AdaRound(any_code=choice, fit_scale=choice), case.problem(Gram)) for choice in (None, False, True)
+    )
+    assert bound.grid is None
+    assert unbound.grid is not None
+    expected = unbound if free else bound
+    assert torch.equal(by_default.codes, expected.codes)
+    assert (by_default.grid is None) == (expected.grid is None)
+
+
 def test_what_is_not_free_stays():
     rounding = solve(PAPER, LINEAR.problem(Gram))
     assert rounding.grid is None

@@ -28,9 +28,10 @@ Three things go beyond the paper, each a field:
   the quadratic over real numbers instead of on the weights, since that is where good codes are.
 - `fit_scale`: the scale follows the codes, in closed form.
 
-The last two lower the error on the calibration samples. On other inputs they helped at 2 bits (ResNet-20), made no
-difference at 3, and did harm at 4 (MobileNetV2): so much freedom fits the few samples rather than the task
-(benchmarks/RESULTS.md). So by default they are on at 2 bits and off above.
+The last two fit the samples more closely. Where positions are plentiful for the columns, or floor and ceiling too little
+(2 bits), that holds on other inputs too; where they are few it fits these samples rather than the task. So by default
+both are on at 2 bits, and above wherever there are fifty positions for each column (benchmarks/RESULTS.md, "How much
+freedom").
 
 Where a ReLU, a ReLU6 or another clamp follows the layer, the gradient of Eq. 25 depends on which outputs it cuts off.
 There each step takes its gradient from a few hundred unfolded positions, as in the paper, but of more samples than 32
@@ -79,8 +80,8 @@ FEW_COLUMNS = 32
 CENTRE_DAMPING = 0.01
 """How much the centre of the search for any code is pulled to the weights: a share of the mean curvature."""
 
-FREE_BITS = 2
-"""With so many bits or fewer, any code and scales that follow are worth their risk."""
+FREE_BITS, FREE_PER_COLUMN = 2, 50
+"""With so many bits or fewer, or so many positions for each column, any code and scales that follow are worth it."""
 
 PER_COLUMN, LEAST = 100, 0.1
 """Positions for each column that are worth all steps, fewer being worth fewer; and the share below which none are."""
@@ -103,9 +104,9 @@ class AdaRound(RoundingSolver[Gram]):
         learning_rate: of Adam, in units of V.
         regularization: λ of Eq. 25, for an objective in units of one row's mean curvature.
         any_code: True lets each weight have any code; False only the two next to it, as in the paper (Eq. 9); None is
-            True at 2 bits and False above.
+            True at 2 bits, and above where there are 50 positions to choose by for each column.
         free_bias: let the layer's bias take up the mean error, where it has one of its own.
-        fit_scale: re-fit the scales to the codes (per group they stay); None is True at 2 bits and False above.
+        fit_scale: re-fit the scales to the codes (per group they stay); None is True where it is for `any_code`.
         turns: how often scale, activation function and codes take their turns; with 0 the activation function plays no
             part in the search, and held-out samples are only held out.
         walk: moves for each column of the tabu walk that follows where columns are few; 0 for none, and for one start.
@@ -151,10 +152,10 @@ class AdaRound(RoundingSolver[Gram]):
         return WORK * rows_per_sample * samples
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
-        coarse = problem.grid.codebook.bits <= FREE_BITS
-        any_code = coarse if self.any_code is None else self.any_code
-        fit_scale = coarse if self.fit_scale is None else self.fit_scale
-        cols = problem.weight.shape[2]
+        cols, positions = problem.weight.shape[2], problem.statistics.fit.count
+        free = problem.grid.codebook.bits <= FREE_BITS or positions >= FREE_PER_COLUMN * cols
+        any_code = free if self.any_code is None else self.any_code
+        fit_scale = free if self.fit_scale is None else self.fit_scale
         all_tried, few = cols <= EXHAUSTIBLE, self.walk > 0 and EXHAUSTIBLE < cols <= FEW_COLUMNS
 
         def search(quadratic: Quadratic, grid: Grid, choices: Choices, slope: Slope | None) -> Tensor:
