@@ -28,9 +28,9 @@ Three things go beyond the paper, each a field:
   the quadratic over real numbers instead of on the weights, since that is where good codes are.
 - `fit_scale`: the scale follows the codes, in closed form.
 
-The last two fit the samples more closely. Where positions are plentiful for the columns, or floor and ceiling too little
-(2 bits), that holds on other inputs too; where they are few it fits these samples rather than the task. So by default
-both are on at 2 bits, and above wherever there are fifty positions for each column (benchmarks/RESULTS.md, "How much
+The last two fit the samples more closely. Where positions are plentiful for the columns, or where floor and ceiling are
+too little (2 bits), that holds on other inputs too; else it fits these samples rather than the task. So by default both
+are on at 2 bits, and above wherever there are fifty positions for each column (benchmarks/RESULTS.md, "How much
 freedom").
 
 Where a ReLU, a ReLU6 or another clamp follows the layer, the gradient of Eq. 25 depends on which outputs it cuts off.
