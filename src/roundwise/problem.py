@@ -88,7 +88,7 @@ class RoundingSolver(ABC, Generic[S]):
 
     @property
     def floor_or_ceil(self) -> bool:
-        """Whether each code is one of the two next to its weight, as AdaRound's are; False where any may be chosen."""
+        """Whether each code is one of the two next to its weight, as in the paper (Eq. 9); False where any may be."""
         return True
 
     @property

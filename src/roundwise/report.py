@@ -66,7 +66,7 @@ class LayerReport:
         error_nearest: relative output error with nearest rounding; NaN where there was no data to measure it on. Of 256
             samples and more, from how the two compare on 128 to 256 of them.
         error: relative output error with the rounding that was chosen, on all samples; NaN likewise.
-        flips: share of the weights whose code is not the nearest one, 0 to 1.
+        flips: share of the weights whose code is not the nearest one on the layer's final grid, 0 to 1.
         seconds: spent on ranges and rounding.
         note: anything a reader must know ("shared by 2 calls", …), or empty.
         summary: of the weights and their grid; None in files of earlier releases.

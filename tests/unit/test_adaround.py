@@ -177,6 +177,16 @@ def test_by_default_codes_and_scales_are_free_at_two_bits_and_where_positions_ar
     assert (by_default.grid is None) == (expected.grid is None)
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_unless_told_otherwise_scales_are_as_free_as_codes(bits):
+    problem = dataclasses.replace(cases()[5], codebook=Codebook(bits)).problem(Gram)
+    bound, unbound = (solve(rw.AdaRound(any_code=choice), problem) for choice in (False, True))
+    assert bound.grid is None
+    assert unbound.grid is not None
+    assert rw.AdaRound(any_code=False).floor_or_ceil
+    assert not rw.AdaRound(any_code=False, fit_scale=True).floor_or_ceil
+
+
 def test_what_is_not_free_stays():
     rounding = solve(PAPER, LINEAR.problem(Gram))
     assert rounding.grid is None

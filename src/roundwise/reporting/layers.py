@@ -49,9 +49,9 @@ def _other_charts(layers: Layers) -> list[str]:
     times = [layer.seconds for layer in layers]
     return [
         _figure(
-            "Weights rounded the other way",
+            "Weights not rounded to nearest",
             "Per cent of a layer's weights whose code is not the nearest one.",
-            bar_chart("Per cent of weights rounded the other way, by layer", names, flips, unit=" %"),
+            bar_chart("Per cent of weights not rounded to nearest, by layer", names, flips, unit=" %"),
         ),
         _figure(
             "Seconds per layer",
@@ -92,7 +92,8 @@ def layer_table(layers: Layers, measured: bool = True) -> str:
     ]
     shared = f"<p>For all layers: {escaped(', '.join(common))}.</p>\n" if common else ""
     explained = "Errors are those of the first chart, one in bold is larger than with nearest rounding; "
-    shared += f"<p>{explained if measured else ''}flips are weights rounded the other way.</p>\n"
+    flips = "flips are weights whose code is not the nearest one on the layer's final grid."
+    shared += f"<p>{explained if measured else ''}{flips}</p>\n"
     table = (
         '<table class="sortable"><caption>The layers, in the order in which they run</caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table>"

@@ -23,15 +23,15 @@ some hundred times as long as with minibatches. Further:
 
 Three things go beyond the paper, each a field:
 
-- `free_bias`: the bias takes up the mean error, so that the weights need only match what varies.
+- `free_bias`: the bias takes up the mean error, so that the weights need only match what varies. On by default.
 - `any_code`: not only floor and ceiling of each weight, but any code. The relaxation is then centred on the minimum of
   the quadratic over real numbers instead of on the weights, since that is where good codes are.
 - `fit_scale`: the scale follows the codes, in closed form.
 
-The last two fit the samples more closely. Where positions are plentiful for the columns, or where floor and ceiling are
-too little (2 bits), that holds on other inputs too; else it fits these samples rather than the task. So by default both
-are on at 2 bits, and above wherever there are fifty positions for each column (benchmarks/RESULTS.md, "How much
-freedom").
+The last two fit the samples more closely. Where these are plentiful for the columns, or where floor and ceiling are too
+little (2 bits), that holds on other inputs too; else it fits these samples rather than the task. So by default both are
+on with 2 bits or fewer, and with more wherever `Gram` takes fifty positions for each column, which are those of about
+one sample for each where a sample has 64 or more (benchmarks/RESULTS.md, "How much freedom").
 
 Where a ReLU, a ReLU6 or another clamp follows the layer, the gradient of Eq. 25 depends on which outputs it cuts off.
 There each step takes its gradient from a few hundred unfolded positions, as in the paper, but of more samples than 32
@@ -80,8 +80,11 @@ FEW_COLUMNS = 32
 CENTRE_DAMPING = 0.01
 """How much the centre of the search for any code is pulled to the weights: a share of the mean curvature."""
 
-FREE_BITS, FREE_PER_COLUMN = 2, 50
-"""With so many bits or fewer, or so many positions for each column, any code and scales that follow are worth it."""
+FREE_BITS = 2
+"""With so many bits or fewer, any code and scales that follow are worth their risk in every layer."""
+
+FREE_PER_COLUMN = 50
+"""Positions for each column, of those that `Gram` takes to choose by, with which they are with more bits too."""
 
 PER_COLUMN, LEAST = 100, 0.1
 """Positions for each column that are worth all steps, fewer being worth fewer; and the share below which none are."""
@@ -104,9 +107,10 @@ class AdaRound(RoundingSolver[Gram]):
         learning_rate: of Adam, in units of V.
         regularization: λ of Eq. 25, for an objective in units of one row's mean curvature.
         any_code: True lets each weight have any code; False only the two next to it, as in the paper (Eq. 9); None is
-            True at 2 bits, and above where there are 50 positions to choose by for each column.
+            True at 2 bits, and above in layers with 50 positions for each column among those that codes are chosen by
+            (of a sample mostly 64; `statistics/gram.py`).
         free_bias: let the layer's bias take up the mean error, where it has one of its own.
-        fit_scale: re-fit the scales to the codes (per group they stay); None is True where it is for `any_code`.
+        fit_scale: re-fit the scales to the codes (per group they stay); None is what `any_code` is in that layer.
         turns: how often scale, activation function and codes take their turns; with 0 the activation function plays no
             part in the search, and held-out samples are only held out.
         walk: moves for each column of the tabu walk that follows where columns are few; 0 for none, and for one start.
@@ -146,16 +150,15 @@ class AdaRound(RoundingSolver[Gram]):
 
     @property
     def floor_or_ceil(self) -> bool:
-        return self.any_code is False and self.fit_scale is False
+        return self.any_code is False and not self.fit_scale
 
     def work(self, rows_per_sample: int, samples: int) -> float:
         return WORK * rows_per_sample * samples
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
-        cols, positions = problem.weight.shape[2], problem.statistics.fit.count
-        free = problem.grid.codebook.bits <= FREE_BITS or positions >= FREE_PER_COLUMN * cols
-        any_code = free if self.any_code is None else self.any_code
-        fit_scale = free if self.fit_scale is None else self.fit_scale
+        cols = problem.weight.shape[2]
+        any_code = self.is_worth_freedom(problem) if self.any_code is None else self.any_code
+        fit_scale = any_code if self.fit_scale is None else self.fit_scale
         all_tried, few = cols <= EXHAUSTIBLE, self.walk > 0 and EXHAUSTIBLE < cols <= FEW_COLUMNS
 
         def search(quadratic: Quadratic, grid: Grid, choices: Choices, slope: Slope | None) -> Tensor:
@@ -176,6 +179,11 @@ class AdaRound(RoundingSolver[Gram]):
         freedom = Freedom(any_code, self.free_bias, fit_scale, self.turns, self.damping)
         return solve(problem, search, freedom, improve=improve, twice=few)
 
+    def is_worth_freedom(self, problem: Problem[Gram]) -> bool:
+        """Whether `any_code=None` lets this layer's weights have any code."""
+        plenty = problem.statistics.fit.count >= FREE_PER_COLUMN * problem.weight.shape[2]
+        return plenty or problem.grid.codebook.bits <= FREE_BITS
+
     def steps(self, quadratic: Quadratic) -> int:
         """How many steps the samples are worth: where few decide, coordinate descent finds codes as good as many do."""
         worth = quadratic.count / (PER_COLUMN * quadratic.hessian.shape[-1])
@@ -183,6 +191,8 @@ class AdaRound(RoundingSolver[Gram]):
 
     def relax(self, quadratic: Quadratic, grid: Grid, centre: Tensor, steps: int, slope: Slope | None = None) -> Tensor:
         """Codes next to the `centre` after so many steps of the relaxation, `[groups, rows, cols]` as floats.
+
+        The centre is the float weights, or where any code may be chosen the minimum over real numbers.
 
         Downhill on the quadratic, or on the objective that `slope` has the gradients of.
         """
