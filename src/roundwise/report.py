@@ -162,6 +162,20 @@ class Report:
         """Whether there was data to measure errors on."""
         return self.samples > 0
 
+    @property
+    def layer_notes(self) -> list[str]:
+        """What a reader must know about single layers, each note once, with the names of those that have it."""
+        names: dict[str, list[str]] = {}
+        for layer in self.layers:
+            if layer.note:
+                names.setdefault(layer.note, []).append(layer.name)
+        count = len(self.layers)
+
+        def told(those: list[str]) -> str:
+            return f"all {count} layers" if len(those) == count > 1 else ", ".join(those)
+
+        return [f"{told(those)}: {note}" for note, those in names.items()]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON: dicts, lists, strings and numbers, and None for an error that is no finite number."""
         data = dataclasses.asdict(self)
@@ -241,7 +255,7 @@ class Report:
                 "nearest, chosen: relative error of the layer's output before its activation function, "
                 "Σ‖y − ŷ‖²/Σ‖y‖², with the layers before it quantized as chosen."
             )
-        lines += [f"{layer.name}: {layer.note}" for layer in self.layers if layer.note]
+        lines += self.layer_notes
         lines += [f"kept in float: {kept.name} ({kept.weights:,} weights): {kept.reason}" for kept in self.kept_float]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)

@@ -175,6 +175,8 @@ def test_by_default_codes_and_scales_are_free_at_two_bits_and_where_positions_ar
     expected = unbound if free else bound
     assert torch.equal(by_default.codes, expected.codes)
     assert (by_default.grid is None) == (expected.grid is None)
+    assert by_default.note == ("weights could take any code, and scales followed" if free else "")
+    assert bound.note == unbound.note == ""
 
 
 @pytest.mark.parametrize("bits", [2, 4])

@@ -394,6 +394,18 @@ def test_an_impossible_recipe_ends_with_1_before_anything_runs(folder, no_run, m
     assert failed(run("quantize", "net.py:build", "--data", "inputs.npy", *options), 1, message)
 
 
+@pytest.mark.parametrize(("option", "name"), [("--out", "net.rw"), ("--report", "page.html")])
+def test_a_folder_that_takes_no_files_ends_with_1_before_anything_runs(folder, no_run, monkeypatch, option, name):
+    monkeypatch.chdir(folder)
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    message = f"{option} {name}: the folder '.' takes no new files (Permission denied). Choose another."
+    assert failed(run("quantize", "net.py:build", "--data", "inputs.npy", option, name), 1, message)
+
+
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [

@@ -182,6 +182,23 @@ def test_names_from_outside_are_shown_and_do_nothing_else(tmp_path):
     assert "\\ud800" in (tmp_path / "a & b<i>.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("of_layers", "told"),
+    [
+        (("", "", ""), []),
+        (("free", "", "free"), ["a, c: free"]),
+        (("free", "shared", "free"), ["a, c: free", "b: shared"]),
+        (("free", "free", "free"), ["all 3 layers: free"]),
+        (("free",), ["a: free"]),
+    ],
+)
+def test_a_note_is_told_once_with_the_layers_that_have_it(of_layers, told):
+    given = result(*(layer(name=name, note=note) for name, note in zip("abc", of_layers, strict=False)))
+    assert given.report.layer_notes == told
+    assert [line for line in str(given.report).splitlines() if line in told] == told
+    assert [text for text in page(given).texts if text in told] == told
+
+
 @pytest.mark.parametrize("count", [1, 2, 21, 110])
 def test_any_number_of_layers_has_a_mark_in_every_chart(count):
     layers = tuple(layer(name=f"layers.{index}", error=0.001 * (index + 1)) for index in range(count))

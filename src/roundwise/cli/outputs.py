@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +26,7 @@ def check_outputs(paths: Sequence[Path], report: Path | None) -> None:
 
     Raises:
         click.UsageError: an unknown ending, no such folder, a folder in the file's place, or a file named twice.
-        ExportError: no permission, or packages that are missing.
+        ExportError: the folder takes no new files, or packages are missing.
     """
     for path in paths:
         check_place("--out", path, SUFFIXES)
@@ -47,7 +47,7 @@ def check_place(option: str, path: Path, suffixes: Sequence[str]) -> None:
 
     Raises:
         click.UsageError: another ending, no such folder, or a folder in the file's place.
-        ExportError: no permission.
+        ExportError: the folder takes no new files.
     """
     if path.suffix not in suffixes:
         raise click.UsageError(f"{option} {path}: a file ends in {' or '.join(suffixes)}, which decides what it is.")
@@ -58,8 +58,12 @@ def check_place(option: str, path: Path, suffixes: Sequence[str]) -> None:
             raise click.UsageError(f"{option} {path}: '{folder}' is a file, not a folder. Choose another place.")
     if not path.parent.is_dir():
         raise click.UsageError(f"{option} {path}: there is no folder '{path.parent}'. Create it first.")
-    if not os.access(path.parent, os.W_OK):
-        raise ExportError(f"{option} {path}: no permission to write into '{path.parent}'.")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ExportError(
+            f"{option} {path}: the folder '{path.parent}' takes no new files ({error.strerror}). Choose another."
+        ) from error
 
 
 def write_outputs(quantized: QuantizedModel, paths: Sequence[Path]) -> list[tuple[dict[str, Any], str]]:

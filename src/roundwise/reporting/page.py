@@ -227,7 +227,7 @@ def _kept_float(report: Report) -> str:
 
 
 def _notes(report: Report) -> str:
-    notes = [*report.notes, *(f"{layer.name}: {layer.note}" for layer in report.layers if layer.note)]
+    notes = [*report.notes, *report.layer_notes]
     return f"<ul>\n{_lines(f'<li>{escaped(note)}</li>' for note in notes)}</ul>" if notes else ""
 
 

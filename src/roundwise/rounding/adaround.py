@@ -41,6 +41,7 @@ functions do not enter (`gramspace/solution.py`, which also holds the layer to n
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -177,7 +178,11 @@ class AdaRound(RoundingSolver[Gram]):
             return descend(quadratic, grid, codes, choices)
 
         freedom = Freedom(any_code, self.free_bias, fit_scale, self.turns, self.damping)
-        return solve(problem, search, freedom, improve=improve, twice=few)
+        answer = solve(problem, search, freedom, improve=improve, twice=few)
+        if not any_code or self.any_code is not None:
+            return answer
+        chosen_here = "weights could take any code" + (", and scales followed" if fit_scale else "")
+        return dataclasses.replace(answer, note="; ".join(filter(None, (chosen_here, answer.note))))
 
     def is_worth_freedom(self, problem: Problem[Gram]) -> bool:
         """Whether `any_code=None` lets this layer's weights have any code."""
