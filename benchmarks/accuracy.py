@@ -6,7 +6,8 @@
 Every row shows the float network, nearest rounding and the chosen solver (mean and standard deviation over seeds),
 and the paired difference to nearest rounding in points: on how many more evaluation images the solver is right, and the
 standard error of that count (McNemar), as both see the same images. `--json FILE` appends each finished run as a
-line, so that a long benchmark that was interrupted has lost nothing; `--summary FILE` prints the table of such a file.
+line, so that a long benchmark that was interrupted has lost nothing; `--summary FILE` prints the table of such a file,
+and `paired.py` compares solvers in it image by image.
 `--equalize` and `--activations` hold for nearest rounding too. `--onnx` exports each network and measures the file in
 ONNX Runtime, with its default settings, on the same images.
 """
@@ -28,7 +29,6 @@ from typing import Any
 
 import networks
 import torch
-from torch import nn
 
 import roundwise as rw
 from roundwise.events import Event, Progress
@@ -43,12 +43,6 @@ def solver_from(text: str) -> rw.RoundingSolver[Any]:
         raise SystemExit(f"--solver {name}: not one of {', '.join(ROUNDING_SOLVERS)}.")
     pairs = dict(pair.split("=", 1) for pair in settings.split(",") if pair)
     return ROUNDING_SOLVERS[name](**{key: json.loads(value) for key, value in pairs.items()})
-
-
-def correct(task: networks.Task, model: nn.Module) -> torch.Tensor:
-    """Which evaluation images are classified rightly."""
-    with torch.no_grad():
-        return torch.cat([model(images).argmax(1) for images in task.images.split(250)]) == task.labels
 
 
 def correct_in_onnx_runtime(task: networks.Task, quantized: rw.QuantizedModel) -> torch.Tensor:
@@ -82,9 +76,9 @@ def measure(
     Returns one record per run, appended to `journal` as it is finished.
     """
     task = networks.load(network, samples, device)
-    right_float = correct(task, task.model)
+    right_float = task.right(task.model)
     nearest = dataclasses.replace(base, rounding=rw.Nearest())
-    right_nearest = correct(task, rw.quantize(task.model, task.calibration, nearest))
+    right_nearest = task.right(rw.quantize(task.model, task.calibration, nearest))
     records = []
     for name, solver in solvers.items():
         for seed in seeds:
@@ -92,7 +86,7 @@ def measure(
             begin = time.perf_counter()
             quantized = rw.quantize(task.model, task.calibration, recipe, progress=progress)
             seconds = time.perf_counter() - begin
-            right = correct(task, quantized)
+            right = task.right(quantized)
             gained, lost = int((right & ~right_nearest).sum()), int((right_nearest & ~right).sum())
             record = {
                 "network": network,
@@ -101,10 +95,11 @@ def measure(
                 "solver": name,
                 "seed": seed,
                 "samples": samples,
-                "float": percent(right_float),
-                "nearest": percent(right_nearest),
-                "accuracy": percent(right),
-                **({"onnx": percent(correct_in_onnx_runtime(task, quantized))} if onnx else {}),
+                "float": networks.percent(right_float),
+                "nearest": networks.percent(right_nearest),
+                "accuracy": networks.percent(right),
+                **({"onnx": networks.percent(correct_in_onnx_runtime(task, quantized))} if onnx else {}),
+                "right": networks.packed(right),
                 "gain_standard_error": 100 * math.sqrt(gained + lost) / len(right),
                 "output_error": quantized.report.output_error,
                 "layer_errors": {layer.name: layer.error for layer in quantized.report.layers},
@@ -117,11 +112,6 @@ def measure(
                 with journal.open("a") as file:
                     file.write(json.dumps(record) + "\n")
     return records
-
-
-def percent(right: torch.Tensor) -> float:
-    """The share of true entries, in percent."""
-    return 100 * float(right.float().mean())
 
 
 def table(records: list[dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ holds `models/networks.py` and `data/samples.py`.
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import os
 import platform
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,14 +36,30 @@ class Task:
     images: Tensor
     labels: Tensor
 
+    def right(self, model: nn.Module, batch: int = 250) -> Tensor:
+        """Which evaluation images a model classifies rightly."""
+        with torch.no_grad():
+            return torch.cat([model(images).argmax(1) for images in self.images.split(batch)]) == self.labels
+
     def accuracy(self, model: nn.Module, batch: int = 250) -> float:
         """Top-1 accuracy in percent on all evaluation images."""
-        with torch.no_grad():
-            hits = sum(
-                int((model(images).argmax(1) == labels).sum())
-                for images, labels in zip(self.images.split(batch), self.labels.split(batch), strict=True)
-            )
-        return 100 * hits / len(self.labels)
+        return percent(self.right(model, batch))
+
+
+def percent(right: Tensor) -> float:
+    """The share of true entries, in percent."""
+    return 100 * float(right.float().mean())
+
+
+def packed(right: Tensor) -> str:
+    """Truth values as text for a journal, so that two runs can be compared image by image."""
+    return f"{len(right)}:{base64.b64encode(np.packbits(right.cpu().numpy())).decode()}"
+
+
+def unpacked(text: str) -> Tensor:
+    """The inverse of `packed`."""
+    count, _, bits = text.partition(":")
+    return torch.from_numpy(np.unpackbits(np.frombuffer(base64.b64decode(bits), np.uint8), count=int(count))).bool()
 
 
 def load(network: str, samples: int, device: torch.device | str = "cpu") -> Task:

@@ -167,13 +167,14 @@ def judge(task: networks.Task, tensors: dict[str, Tensor], per_channel: bool) ->
     """What weights are worth in the float network, measured alike for everyone."""
     reference, network = folded(task.model), folded(task.model)
     network.load_state_dict({**network.state_dict(), **tensors})
-    accuracy = task.accuracy(network)
+    right = task.right(network)
     errors, same_input, output = layer_errors(
         reference, network, task.calibration, [n for n in tensors if is_weight(n)]
     )
     scales = [tensor.flatten(1) if per_channel else tensor.view(1, -1) for n, tensor in tensors.items() if is_weight(n)]
     return {
-        "accuracy": accuracy,
+        "accuracy": networks.percent(right),
+        "right": networks.packed(right),
         "layer_error": geometric_mean(errors.values()),
         "layer_error_same_input": geometric_mean(same_input.values()),
         "output_error": output,

@@ -1,0 +1,83 @@
+"""Accuracies of several methods, compared image by image: is one below another by more than chance?
+
+    python benchmarks/paired.py FILE.jsonl [FILE.jsonl ...] --against adaround
+
+The files are what `accuracy.py --json` and `side_by_side.py --json` write. Each row is a method's mean accuracy over
+its seeds, less that of the method named by `--against` on the same images, with two standard errors of the difference:
+`over seeds`, as if the evaluation images were all there are; and `over images`, of the mean over images of how much
+more often the method is right (all networks see the same images, so what most of them get right or wrong cancels out).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import networks
+import torch
+from torch import Tensor
+
+Runs = dict[str, dict[int, Tensor]]
+"""Which images each method is right about, by method and seed."""
+
+
+def read(files: list[Path]) -> dict[tuple[Any, ...], Runs]:
+    """The runs of all files by setting; of several of the same run, the last."""
+    found: dict[tuple[Any, ...], Runs] = {}
+    for file in files:
+        for line in file.read_text().splitlines():
+            record = json.loads(line)
+            if "right" in record:
+                setting = tuple(record[name] for name in ("network", "bits", "granularity", "samples"))
+                right = networks.unpacked(record["right"])
+                found.setdefault(setting, {}).setdefault(method(record), {})[record["seed"]] = right
+    return found
+
+
+def method(record: dict[str, Any]) -> str:
+    """A solver of ours by its name, another library by its own."""
+    return str(record.get("solver") or record["settings"].get("solver") or record["contestant"])
+
+
+def difference(runs: dict[int, Tensor], reference: dict[int, Tensor]) -> tuple[float, float, float]:
+    """Points of accuracy by which the runs are better, its standard error over seeds (NaN for one), and over images."""
+    one, other = (torch.stack(list(of.values())).double() * 100 for of in (runs, reference))
+    gain = one.mean(0) - other.mean(0)
+    several = len(one) > 1 and len(other) > 1
+    over_seeds = math.sqrt(sum(float(it.mean(1).var()) / len(it) for it in (one, other))) if several else math.nan
+    return float(gain.mean()), over_seeds, float(gain.std()) / math.sqrt(len(gain))
+
+
+def table(settings: dict[tuple[Any, ...], Runs], against: str) -> str:
+    """A Markdown table, one row per setting and method."""
+    lines = [
+        f"| network | bits | granularity | method | seeds | accuracy | less {against} | over seeds | over images |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (network, bits, granularity, _), methods in settings.items():
+        for name, runs in methods.items():
+            accuracy = 100 * float(torch.stack(list(runs.values())).double().mean())
+            row = f"| {network} | {bits} | {granularity} | {name} | {len(runs)} | {accuracy:.2f} "
+            if name == against or against not in methods:
+                lines.append(f"{row}| | | |")
+                continue
+            gain, over_seeds, over_images = difference(runs, methods[against])
+            seeds = "" if math.isnan(over_seeds) else f"± {over_seeds:.2f}"
+            lines.append(f"{row}| {gain:+.2f} | {seeds} | ± {over_images:.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--against", default="adaround", help="the method that the others are compared with")
+    arguments = parser.parse_args()
+    print(table(read(arguments.files), arguments.against))
+
+
+if __name__ == "__main__":
+    main()
