@@ -38,8 +38,13 @@ def read(files: list[Path]) -> dict[tuple[Any, ...], Runs]:
 
 
 def method(record: dict[str, Any]) -> str:
-    """A solver of ours by its name, another library by its own."""
-    return str(record.get("solver") or record["settings"].get("solver") or record["contestant"])
+    """A solver of ours, or another library, with the settings that are not its defaults; as `--solver` takes them."""
+    if "solver" in record:
+        return str(record["solver"])
+    settings = dict(record["settings"])
+    name = settings.pop("solver", record["contestant"])
+    fields = ",".join(f"{field}={json.dumps(value)}" for field, value in settings.items())
+    return f"{name}:{fields}" if fields else name
 
 
 def difference(runs: dict[int, Tensor], reference: dict[int, Tensor]) -> tuple[float, float, float]:
