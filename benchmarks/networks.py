@@ -53,7 +53,7 @@ def percent(right: Tensor) -> float:
 
 def packed(right: Tensor) -> str:
     """Truth values as text for a journal, so that two runs can be compared image by image."""
-    return f"{len(right)}:{base64.b64encode(np.packbits(right.cpu().numpy())).decode()}"
+    return f"{len(right)}:{base64.b64encode(np.packbits(right.cpu().numpy()).tobytes()).decode()}"
 
 
 def unpacked(text: str) -> Tensor:
