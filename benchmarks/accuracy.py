@@ -32,7 +32,7 @@ import torch
 
 import roundwise as rw
 from roundwise.events import Event, Progress
-from roundwise.recipe import GRANULARITIES, granularity_name
+from roundwise.recipe import granularity_name
 from roundwise.rounding import ROUNDING_SOLVERS
 
 
@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", nargs="+", default=["resnet20"])
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
-    parser.add_argument("--granularity", nargs="+", choices=("per-tensor", "per-channel"), default=["per-tensor"])
+    parser.add_argument("--granularity", nargs="+", choices=networks.GRANULARITIES, default=["per-tensor"])
     parser.add_argument("--solver", nargs="+", default=["adaround-sgd:iterations=1000"])
     parser.add_argument("--equalize", action="store_true", help="cross-layer equalization first, nearest rounding too")
     parser.add_argument("--activations", type=int, help="quantize activations too, to so many bits")
@@ -181,7 +181,7 @@ def main() -> None:
         records += measure(
             network,
             rw.Recipe(
-                weights=rw.Weights(bits=bits, granularity=GRANULARITIES[granularity]()),
+                weights=rw.Weights(bits=bits, granularity=networks.GRANULARITIES[granularity]),
                 activations=activations,
                 rewrites=(rw.CrossLayerEqualization(),) if arguments.equalize else (),
             ),

@@ -40,7 +40,9 @@ class Block(nn.Module):
             nn.init.normal_(conv.weight, std=0.3 / (3 * width**0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x + self.conv2(self.conv1(x).relu())).relu()
+        inner: Tensor = self.conv1(x).relu()
+        outer: Tensor = self.conv2(inner)
+        return (x + outer).relu()
 
 
 class Convolutions(TorchDispatchMode):
@@ -72,7 +74,7 @@ def measure(blocks: int, solver: rw.RoundingSolver[Any], arguments: argparse.Nam
 
     starts: list[int] = []
     quick = rw.Recipe(rw.Weights(bits=4), solver if isinstance(solver, rw.Nearest) else rw.Ceil())
-    with Convolutions() as convolutions:
+    with Convolutions() as convolutions:  # type: ignore[no-untyped-call]  # PyTorch wrote no types there
         rw.quantize(model, samples[:2], quick, progress=lambda _: starts.append(convolutions.count))
     return {
         "layers": len(report.layers),
@@ -106,8 +108,10 @@ def main() -> None:
         "against the first",
         "held, MiB",
         "planned, MiB",
+        "layer runs",
+        "from the start each time",
+        "capture, s",
     )
-    columns = (*columns, "layer runs", "from the start each time", "capture, s")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     measure(
         arguments.blocks[0], rw.AdaRoundSGD(iterations=1), arguments

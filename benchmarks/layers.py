@@ -36,7 +36,6 @@ from torch import Tensor
 import roundwise as rw
 from roundwise.graph.matrix import LinearMap
 from roundwise.problem import Problem, Rounding, RoundingSolver
-from roundwise.recipe import GRANULARITIES
 from roundwise.statistics import Gram, Samples, Statistic
 
 PAPER = {"any_code": False, "free_bias": False, "fit_scale": False}
@@ -190,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3, 2])
-    parser.add_argument("--granularity", nargs="+", choices=("per-tensor", "per-channel"), default=["per-tensor"])
+    parser.add_argument("--granularity", nargs="+", choices=networks.GRANULARITIES, default=["per-tensor"])
     parser.add_argument("--layers", nargs="+", default=["*"], help="globs of layer names")
     parser.add_argument("--contenders", nargs="+", choices=("default", "paper", "minibatches"), help="by default all")
     parser.add_argument("--samples", type=int, default=1024)
@@ -223,7 +222,7 @@ def main() -> None:
             "granularity": granularity,
         }
         solver = Compare(tuple(arguments.layers), chosen, setting, journal)
-        weights = rw.Weights(bits=bits, granularity=GRANULARITIES[granularity]())
+        weights = rw.Weights(bits=bits, granularity=networks.GRANULARITIES[granularity])
         rw.quantize(task.model, task.calibration, rw.Recipe(weights=weights, rounding=solver, rewrites=()))
     print(table(journal.records))
 

@@ -19,7 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import roundwise as rw
+
 ROOT = Path(os.environ.get("ROUNDWISE_DATA", Path(__file__).parents[1].parent / "shared"))
+
+GRANULARITIES: dict[str, rw.PerTensor | rw.PerChannel] = {"per-tensor": rw.PerTensor(), "per-channel": rw.PerChannel()}
+"""What `--granularity` of a benchmark takes."""
 
 
 def available() -> bool:

@@ -81,7 +81,14 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--against", default="adaround", help="the method that the others are compared with")
     arguments = parser.parse_args()
-    print(table(read(arguments.files), arguments.against))
+    if missing := [str(file) for file in arguments.files if not file.is_file()]:
+        parser.error(f"there is no file {', '.join(missing)}; they come of `accuracy.py --json` and the like")
+    settings = read(arguments.files)
+    if not settings:
+        parser.error(f"no run in {', '.join(map(str, arguments.files))} says which images were right; run it again")
+    if arguments.against not in (methods := {name for runs in settings.values() for name in runs}):
+        parser.error(f"--against {arguments.against}: no such method in these files, but {', '.join(sorted(methods))}")
+    print(table(settings, arguments.against))
 
 
 if __name__ == "__main__":

@@ -467,7 +467,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", nargs="+", default=["resnet20"], choices=NETWORKS)
     parser.add_argument("--bits", nargs="+", type=int, default=[4])
-    parser.add_argument("--granularity", nargs="+", choices=("per-tensor", "per-channel"), default=["per-tensor"])
+    parser.add_argument("--granularity", nargs="+", choices=networks.GRANULARITIES, default=["per-tensor"])
     parser.add_argument("--samples", type=int, default=1024, help="calibration images (ImageNet's networks have 1000)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peers", nargs="+", default=peers, choices=peers, metavar="NAME", help=", ".join(peers))

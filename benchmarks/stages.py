@@ -15,13 +15,13 @@ import argparse
 import cProfile
 import pstats
 import time
+from contextlib import nullcontext
 
 import networks
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import roundwise as rw
-from roundwise.recipe import GRANULARITIES
 from roundwise.rounding import ROUNDING_SOLVERS
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="images at a time")
     parser.add_argument("--size", type=int, default=224, help="pixels a side")
     parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--granularity", choices=("per-tensor", "per-channel"), default="per-channel")
+    parser.add_argument("--granularity", choices=networks.GRANULARITIES, default="per-channel")
     parser.add_argument("--solver", choices=list(ROUNDING_SOLVERS), default="adaround")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -57,31 +57,34 @@ def main() -> None:
     model = build(arguments.network).to(arguments.device)
     images = torch.randn(arguments.samples, 3, arguments.size, arguments.size)
     recipe = rw.Recipe(
-        rw.Weights(bits=arguments.bits, granularity=GRANULARITIES[arguments.granularity]()),
+        rw.Weights(bits=arguments.bits, granularity=networks.GRANULARITIES[arguments.granularity]),
         ROUNDING_SOLVERS[arguments.solver](),
         rewrites=(),
         batch_size=arguments.batch_size,
     )
     hardware = networks.device_name(arguments.device)
     print(f"{arguments.network}, {arguments.samples} images, {hardware}, PyTorch {torch.__version__}")
-    for _ in range(arguments.repeat):
-        profile = cProfile.Profile()
-        begin = time.perf_counter()
-        if arguments.profile:
-            profile.enable()
-        quantized = rw.quantize(model, images, recipe)
-        profile.disable()
-        seconds = time.perf_counter() - begin
-        stages = ", ".join(f"{stage} {took:.1f}" for stage, took in quantized.report.seconds.items())
-        peak = f"; peak on the device {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" * (
-            arguments.device.type == "cuda"
-        )
-        print(f"{seconds:.1f} s: {stages}{peak}", flush=True)
-    slowest = sorted(quantized.report.layers, key=lambda layer: -layer.seconds)[:5]
+    for _ in range(arguments.repeat - 1):
+        timed(model, images, recipe, arguments.device)
+    profile = cProfile.Profile()
+    with profile if arguments.profile else nullcontext():
+        report = timed(model, images, recipe, arguments.device)
+    slowest = sorted(report.layers, key=lambda layer: -layer.seconds)[:5]
     for layer in slowest:
         print(f"  {layer.name} {layer.shape}: {layer.seconds:.2f} s")
     if arguments.profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(25)
+
+
+def timed(model: nn.Module, images: Tensor, recipe: rw.Recipe, device: torch.device) -> rw.Report:
+    """Quantize once, and print where the time went."""
+    begin = time.perf_counter()
+    report = rw.quantize(model, images, recipe).report
+    seconds = time.perf_counter() - begin
+    stages = ", ".join(f"{stage} {took:.1f}" for stage, took in report.seconds.items())
+    peak = f"; peak on the device {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" * (device.type == "cuda")
+    print(f"{seconds:.1f} s: {stages}{peak}", flush=True)
+    return report
 
 
 if __name__ == "__main__":

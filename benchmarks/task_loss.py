@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from typing import Any
 
 import networks
 import torch
@@ -38,7 +39,10 @@ def main() -> None:
     task = dataclasses.replace(task, images=task.images[some], labels=task.labels[some])
 
     hessians: dict[str, rw.TaskHessian] = {}
-    kinds = {"Gauss-Newton": (rw.GaussNewton(), options.samples), "exact": (rw.ExactHessian(), options.exact_samples)}
+    kinds: dict[str, tuple[rw.GaussNewton | rw.ExactHessian, int]] = {
+        "Gauss-Newton": (rw.GaussNewton(), options.samples),
+        "exact": (rw.ExactHessian(), options.exact_samples),
+    }
     for name, (curvature, count) in kinds.items():
         if count:
             begin, images = time.process_time(), task.calibration[:count]
@@ -53,7 +57,7 @@ def main() -> None:
         weights = rw.Weights(bits=bits, granularity=rw.PerTensor())
         grid = judge.grid(weights)
         nearest = judge.cost(grid.fake_quantize(judge.weight))
-        contenders: dict[str, rw.RoundingSolver] = {
+        contenders: dict[str, rw.RoundingSolver[Any]] = {
             "nearest": rw.Nearest(),
             "local MSE, CEM": rw.CrossEntropyMethod(),
             "AdaRound, floor or ceiling": rw.AdaRound(any_code=False, free_bias=False, fit_scale=False),
@@ -75,7 +79,8 @@ def _weight_of(quantized: rw.QuantizedModel, judge: rw.TaskHessian, layer: str) 
     (codes,) = (value for name, value in constants.items() if name.startswith(layer) and name.endswith("_codes"))
     node = next(n for n in quantized.graph.operations.nodes if "dequantize_per_tensor" in str(n.target))
     scale, zero_point = node.args[1:3]
-    return ((codes.float() - zero_point) * scale).reshape(judge.weight.shape)
+    weight: Tensor = (codes.float() - zero_point) * scale
+    return weight.reshape(judge.weight.shape)
 
 
 if __name__ == "__main__":

@@ -153,12 +153,15 @@ def folded(model: nn.Module) -> fx.GraphModule:
     """The same function with each batch-norm folded into the convolution before it; layers keep their names."""
     traced = fx.symbolic_trace(copy.deepcopy(model))  # tracing itself copies no parameters
     for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(traced.get_submodule(node.target), nn.BatchNorm2d):
+        norm = traced.get_submodule(node.target) if node.op == "call_module" else None
+        if not isinstance(norm, nn.BatchNorm2d):
             continue
         before = node.args[0]
-        norm, layer = traced.get_submodule(node.target), traced.get_submodule(before.target)
+        layer = traced.get_submodule(before.target)
         assert isinstance(layer, nn.Conv2d), f"{node.target} does not follow a convolution"
         assert len(before.users) == 1, f"{before.target} is read by others than {node.target}"
+        assert norm.running_mean is not None, f"{node.target} keeps no statistics"
+        assert norm.running_var is not None, f"{node.target} keeps no statistics"
         with torch.no_grad():
             factor = norm.weight / (norm.running_var + norm.eps).sqrt()
             bias = torch.zeros_like(norm.bias) if layer.bias is None else layer.bias
@@ -190,7 +193,7 @@ class Recorder(TorchDispatchMode):
     """Notes the weights and biases that convolutions and matrix products are computed with, and batch-norms."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch wrote no types there
         self.operands: list[tuple[Tensor, Tensor | None]] = []
         self.batch_norms = 0
 

@@ -6,7 +6,6 @@ from job import CannotError, Job, Result, run
 from torch import Tensor, nn
 
 import roundwise as rw
-from roundwise.recipe import GRANULARITIES
 from roundwise.rounding import ROUNDING_SOLVERS
 
 
@@ -17,7 +16,8 @@ def quantize(model: nn.Module, calibration: Tensor, job: Job) -> Result:
     if name not in ROUNDING_SOLVERS:
         raise CannotError(f"Roundwise has no solver {name!r}; it has {', '.join(ROUNDING_SOLVERS)}.")
     solver = ROUNDING_SOLVERS[name](**settings)
-    weights = rw.Weights(bits=job.bits, granularity=GRANULARITIES[job.granularity]())
+    granularity = rw.PerChannel() if job.per_channel else rw.PerTensor()
+    weights = rw.Weights(bits=job.bits, granularity=granularity)
     recipe = rw.Recipe(weights=weights, rounding=solver, seed=job.seed, rewrites=())
     return Result(rw.quantize(model, calibration, recipe), [f"{solver}; ranges: {weights.ranges}"])
 

@@ -150,8 +150,9 @@ def figure3(_: Results, path: Path) -> str:
         (~turned, "o", BLUE, "as nearest rounding"),
         (turned, "x", ORANGE, "the other way (shaded)"),
     ):
-        drawn = {"facecolors": "none", "edgecolors": colour} if marker == "o" else {"color": colour}
-        axes.scatter(before[chosen], after[chosen], s=20, marker=marker, linewidths=1, label=label, **drawn)
+        points = axes.scatter(before[chosen], after[chosen], s=20, marker=marker, linewidths=1, label=label)
+        points.set_edgecolor(colour)
+        points.set_facecolor("none" if marker == "o" else colour)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.04, 1.04)
     axes.set_xlabel("h(V) before: the fraction of the float weight")

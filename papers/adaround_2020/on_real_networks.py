@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -104,7 +104,7 @@ def work(device: str, job: Job) -> Outcome:
     return run_once(study(part, device), row, seed)
 
 
-def expect(tables: dict[Part, Sequence[Result]], path: Path) -> None:
+def expect(tables: Mapping[Part, Sequence[Result]], path: Path) -> None:
     """Write what each row came to, and how far another run may be from it, over what the file said before.
 
     Three deviations over the seeds, and half a percent for machines that sum in another order.

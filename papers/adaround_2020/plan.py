@@ -15,7 +15,7 @@ from typing import final
 
 import segments
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from roundwise.grid import Granularity, PerChannel, PerTensor
@@ -149,13 +149,9 @@ def _segmentation(part: Part, device: str) -> Study:
     task, count = networks.load("resnet20", ALL), max(part.samples, TRAINING)
     pictures, masks = segments.placed(task.calibration, networks.calibration_labels(), count, seed=1)
     model = segments.train(task.model, pictures[:TRAINING], masks[:TRAINING]).to(device)
-    tests = (some.to(device) for some in segments.placed(task.images, task.labels, part.tests, seed=2))
-    score = functools.partial(_mean_iou, *tests)
+    images, truth = (some.to(device) for some in segments.placed(task.images, task.labels, part.tests, seed=2))
+    score = functools.partial(segments.mean_iou, images=images, masks=truth)
     return Study(model, pictures[: part.samples].to(device), score, part.name)
-
-
-def _mean_iou(images: Tensor, masks: Tensor, model: nn.Module) -> float:
-    return segments.mean_iou(model, images, masks)
 
 
 def _foreign(network: str) -> Tensor:

@@ -7,7 +7,7 @@ ResNet-20's trunk, as trained, and a head of two convolutions, which is trained 
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,10 @@ class Segmenter(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What ResNet-20 sees at every fourth pixel, before it takes the mean."""
-        x = F.relu(self.trunk.bn1(self.trunk.conv1(x)))
-        return self.trunk.layer3(self.trunk.layer2(self.trunk.layer1(x)))
+        trunk: Any = self.trunk
+        x = F.relu(trunk.bn1(trunk.conv1(x)))
+        features: Tensor = trunk.layer3(trunk.layer2(trunk.layer1(x)))
+        return features
 
     def forward(self, x: Tensor) -> Tensor:
         scores = self.head(self.features(x))

@@ -174,11 +174,12 @@ def main() -> None:
                         continue  # nothing is corrected where nothing is rounded
                     begin = time.perf_counter()
                     accuracy = measure(task, wanted)
-                    found = {"accuracy": accuracy, "images": len(task.labels), "seconds": time.perf_counter() - begin}
-                    found["hardware"] = networks.device_name(arguments.device)
+                    seconds = time.perf_counter() - begin
+                    hardware = networks.device_name(arguments.device)
+                    found = dict(zip(FIGURES, (accuracy, len(task.labels), seconds, hardware), strict=True))
                     with JOURNAL.open("a") as file:
                         file.write(json.dumps({**wanted, **found}) + "\n")
-                    print(f"{wanted} {accuracy:.2f} in {found['seconds']:.0f} s", flush=True)
+                    print(f"{wanted} {accuracy:.2f} in {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
