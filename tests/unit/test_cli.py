@@ -645,6 +645,24 @@ def test_inspect_is_for_rw_files(written, folder):
     assert failed(run("inspect", folder / "absent.rw"), 2, "does not exist")
 
 
+def test_a_file_that_is_not_there_is_told_with_those_of_like_names(tmp_path, monkeypatch):
+    (tmp_path / "model.rw").touch()
+    (tmp_path / "dangling.rw").symlink_to(tmp_path / "gone.rw")
+    monkeypatch.chdir(tmp_path)
+    said = {
+        "modle.rw": "'modle.rw' does not exist. Did you mean model.rw?",
+        tmp_path / "modle.rw": f"Did you mean {tmp_path / 'model.rw'}?",
+        "zzz": f"'zzz' does not exist. Names without a leading / begin in {tmp_path}.",
+        "no/zzz.rw": "'no/zzz.rw' does not exist, and neither does the folder 'no'.",
+        "model.rw/zzz.rw": "'model.rw/zzz.rw' does not exist, and neither does the folder 'model.rw'.",
+        "dangling.rw": f"is a link to '{tmp_path / 'gone.rw'}', and that does not exist.",
+        "x" * 300: "cannot be read: File name too long.",
+        ".": "is a directory",
+    }
+    for name, message in said.items():
+        assert failed(run("inspect", name), 2, message)
+
+
 # ---------------------------------------------------------------------------------------------------------- recipes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any, final
@@ -11,8 +12,24 @@ import torch
 
 from roundwise.cli.recipes import parse_bytes
 
-EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-EXISTING_PATH = click.Path(exists=True, path_type=Path)
+
+@final
+class Existing(click.Path[Path]):
+    """A file or folder that is there. Where it is not, the error says what of a like name is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            self.fail(_not_there(path), param, ctx)
+        except OSError as error:
+            self.fail(f"'{path}' cannot be read: {error.strerror}.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+EXISTING_FILE = Existing(exists=True, dir_okay=False, path_type=Path)
+EXISTING_PATH = Existing(exists=True, path_type=Path)
 
 
 def default(text: object) -> str:
@@ -91,3 +108,19 @@ class Device(click.ParamType[torch.device]):
             # (`meta`). AssertionError: built without it (`cuda`, `xpu`). ImportError: wants a package (`hpu`).
             self.fail(f"'{value}' is not a device that works here: {str(error).splitlines()[0]}", param, ctx)
         return device
+
+
+def _not_there(path: Path) -> str:
+    if path.is_symlink():
+        return f"'{path}' is a link to '{path.readlink()}', and that does not exist."
+    folder = path.parent
+    if not folder.is_dir():
+        return f"'{path}' does not exist, and neither does the folder '{folder}'."
+    try:
+        names = sorted(it.name for it in folder.iterdir())
+    except OSError:
+        names = []
+    if near := difflib.get_close_matches(path.name, names, n=3):
+        return f"'{path}' does not exist. Did you mean {' or '.join(str(folder / name) for name in near)}?"
+    place = "" if path.is_absolute() else f" Names without a leading / begin in {Path.cwd()}."
+    return f"'{path}' does not exist.{place}"
