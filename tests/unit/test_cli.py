@@ -647,6 +647,7 @@ def test_inspect_is_for_rw_files(written, folder):
 
 def test_a_file_that_is_not_there_is_told_with_those_of_like_names(tmp_path, monkeypatch):
     (tmp_path / "model.rw").touch()
+    (tmp_path / "models").mkdir()
     (tmp_path / "dangling.rw").symlink_to(tmp_path / "gone.rw")
     monkeypatch.chdir(tmp_path)
     said = {
@@ -655,7 +656,10 @@ def test_a_file_that_is_not_there_is_told_with_those_of_like_names(tmp_path, mon
         "zzz": f"'zzz' does not exist. Names without a leading / begin in {tmp_path}.",
         "no/zzz.rw": "'no/zzz.rw' does not exist, and neither does the folder 'no'.",
         "model.rw/zzz.rw": "'model.rw/zzz.rw' does not exist, and neither does the folder 'model.rw'.",
-        "dangling.rw": f"is a link to '{tmp_path / 'gone.rw'}', and that does not exist.",
+        "dangling.rw": f"'dangling.rw' does not exist: it is a link to '{tmp_path / 'gone.rw'}', which does not.",
+        "models_": "'models_' does not exist. Did you mean model.rw?",
+        "": "'' does not exist. Names without",
+        "model.rw/": "'model.rw/' does not exist. Did you mean model.rw?",
         "x" * 300: "cannot be read: File name too long.",
         ".": "is a directory",
     }

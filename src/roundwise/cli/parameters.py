@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Any, final
@@ -18,14 +19,26 @@ class Existing(click.Path[Path]):
     """A file or folder that is there. Where it is not, the error says what of a like name is."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        path = Path(value)
         try:
-            path.stat()
+            os.stat(value)  # noqa: PTH116  a Path of "" is the folder one is in, and of "net.rw/" is "net.rw"
         except (FileNotFoundError, NotADirectoryError):
-            self.fail(_not_there(path), param, ctx)
+            self.fail(f"'{value}' does not exist{self._hint(Path(value))}", param, ctx)
         except OSError as error:
-            self.fail(f"'{path}' cannot be read: {error.strerror}.", param, ctx)
+            self.fail(f"'{value}' cannot be read: {error.strerror}.", param, ctx)
         return super().convert(value, param, ctx)
+
+    def _hint(self, path: Path) -> str:
+        if path.is_symlink():
+            return f": it is a link to '{path.readlink()}', which does not."
+        if not path.parent.is_dir():
+            return f", and neither does the folder '{path.parent}'."
+        try:
+            names = sorted(it.name for it in path.parent.iterdir() if self.dir_okay or it.is_file())
+        except OSError:
+            names = []
+        if near := difflib.get_close_matches(path.name, names, n=3):
+            return f". Did you mean {' or '.join(str(path.parent / name) for name in near)}?"
+        return "." if path.is_absolute() else f". Names without a leading / begin in {Path.cwd()}."
 
 
 EXISTING_FILE = Existing(exists=True, dir_okay=False, path_type=Path)
@@ -108,19 +121,3 @@ class Device(click.ParamType[torch.device]):
             # (`meta`). AssertionError: built without it (`cuda`, `xpu`). ImportError: wants a package (`hpu`).
             self.fail(f"'{value}' is not a device that works here: {str(error).splitlines()[0]}", param, ctx)
         return device
-
-
-def _not_there(path: Path) -> str:
-    if path.is_symlink():
-        return f"'{path}' is a link to '{path.readlink()}', and that does not exist."
-    folder = path.parent
-    if not folder.is_dir():
-        return f"'{path}' does not exist, and neither does the folder '{folder}'."
-    try:
-        names = sorted(it.name for it in folder.iterdir())
-    except OSError:
-        names = []
-    if near := difflib.get_close_matches(path.name, names, n=3):
-        return f"'{path}' does not exist. Did you mean {' or '.join(str(folder / name) for name in near)}?"
-    place = "" if path.is_absolute() else f" Names without a leading / begin in {Path.cwd()}."
-    return f"'{path}' does not exist.{place}"
