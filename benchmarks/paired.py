@@ -83,7 +83,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if missing := [str(file) for file in arguments.files if not file.is_file()]:
         parser.error(f"there is no file {', '.join(missing)}; they come of `accuracy.py --json` and the like")
-    settings = read(arguments.files)
+    try:
+        settings = read(arguments.files)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"these are not journals of accuracy.py or side_by_side.py: {error!r}")
     if not settings:
         parser.error(f"no run in {', '.join(map(str, arguments.files))} says which images were right; run it again")
     if arguments.against not in (methods := {name for runs in settings.values() for name in runs}):

@@ -19,8 +19,10 @@ class Existing(click.Path[Path]):
     """A file or folder that is there. Where it is not, the error says what of a like name is."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not str(value):
+            self.fail("the name is empty. Is a variable of the shell not set?", param, ctx)
         try:
-            os.stat(value)  # noqa: PTH116  a Path of "" is the folder one is in, and of "net.rw/" is "net.rw"
+            os.stat(value)  # noqa: PTH116  a Path of "net.rw/" is "net.rw"
         except (FileNotFoundError, NotADirectoryError):
             self.fail(f"'{value}' does not exist{self._hint(Path(value))}", param, ctx)
         except OSError as error:
@@ -30,10 +32,12 @@ class Existing(click.Path[Path]):
     def _hint(self, path: Path) -> str:
         if path.is_symlink():
             return f": it is a link to '{path.readlink()}', which does not."
+        if path.parent.is_file():
+            return f": '{path.parent}' is a file, not a folder."
         if not path.parent.is_dir():
             return f", and neither does the folder '{path.parent}'."
         try:
-            names = sorted(it.name for it in path.parent.iterdir() if self.dir_okay or it.is_file())
+            names = sorted(it.name for it in path.parent.iterdir() if it.is_file() or (self.dir_okay and it.is_dir()))
         except OSError:
             names = []
         if near := difflib.get_close_matches(path.name, names, n=3):
