@@ -25,14 +25,14 @@ Runs = dict[str, dict[int, Tensor]]
 
 
 def read(files: list[Path]) -> dict[tuple[Any, ...], Runs]:
-    """The runs of all files by setting; of several of the same run, the last."""
+    """The runs of all files by setting, the number of images among it; of several of the same run, the last."""
     found: dict[tuple[Any, ...], Runs] = {}
     for file in files:
         for line in file.read_text().splitlines():
             record = json.loads(line)
             if "right" in record:
-                setting = tuple(record[name] for name in ("network", "bits", "granularity", "samples"))
                 right = networks.unpacked(record["right"])
+                setting = *(record[name] for name in ("network", "bits", "granularity", "samples")), len(right)
                 found.setdefault(setting, {}).setdefault(method(record), {})[record["seed"]] = right
     return found
 
@@ -62,7 +62,8 @@ def table(settings: dict[tuple[Any, ...], Runs], against: str) -> str:
         f"| network | bits | granularity | method | seeds | accuracy | less {against} | over seeds | over images |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (network, bits, granularity, _), methods in settings.items():
+    alone = [" ".join(map(str, setting[:3])) for setting, methods in settings.items() if against not in methods]
+    for (network, bits, granularity, *_), methods in settings.items():
         for name, runs in methods.items():
             accuracy = 100 * float(torch.stack(list(runs.values())).double().mean())
             row = f"| {network} | {bits} | {granularity} | {name} | {len(runs)} | {accuracy:.2f} "
@@ -72,6 +73,8 @@ def table(settings: dict[tuple[Any, ...], Runs], against: str) -> str:
             gain, over_seeds, over_images = difference(runs, methods[against])
             seeds = "" if math.isnan(over_seeds) else f"± {over_seeds:.2f}"
             lines.append(f"{row}| {gain:+.2f} | {seeds} | ± {over_images:.2f} |")
+    if alone:
+        lines += ["", f"Not compared, since {against} has no run with as many images there: {', '.join(alone)}."]
     return "\n".join(lines)
 
 

@@ -158,8 +158,8 @@ def read(path: Path) -> Contents:
         raise FileFormatError(f"cannot read {path}: {error}.") from error
     except SafetensorError as error:
         raise FileFormatError(
-            f"{path} is not a complete Roundwise file: {error}. It was cut short, or is something else; write it again "
-            "with `quantized.save(…)`."
+            f"{path} is not a complete Roundwise file: {error}. It was cut short, or is something else; get the "
+            "original, or quantize again (`roundwise quantize … -o FILE`, or `quantized.save(FILE)` in Python)."
         ) from error
     if metadata.get("format") != "roundwise" or "model" not in metadata:
         raise FileFormatError(f"{path} holds tensors but no quantized model; was it written by `quantized.save(…)`?")

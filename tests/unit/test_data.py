@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from roundwise import FileFormatError, RecipeError
 from roundwise.evaluation import Cover, DataOptions, Fit, Keys, Preprocessing, ShorterSide, Stretch, load_data
+from roundwise.evaluation.arrays import read_labels
 from roundwise.evaluation.preprocessing import of_timm, of_torchvision, read_image
 
 PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -433,6 +434,13 @@ def test_what_is_no_data_is_refused(tmp_path):
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(FileFormatError, match=r"'\.csv' is not a known kind of data. Known: .*\.npz"):
         load_data(tmp_path / "x.csv")
+    (tmp_path / "data").write_text("1,2")
+    with pytest.raises(FileFormatError, match=r"its name does not say what it is. Known: a folder of images, "):
+        load_data(tmp_path / "data")
+    with pytest.raises(
+        FileFormatError, match=r"Known: text, one number a line \(\.txt, \.csv\), or an array \(\.npy, "
+    ):
+        read_labels(tmp_path / "data")
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_data(tmp_path / "absent.npy")
     np.save(tmp_path / "text.npy", np.array(["a", "b"]))

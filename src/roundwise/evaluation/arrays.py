@@ -26,6 +26,9 @@ Array = np.ndarray[Any, Any] | Tensor
 INPUT_KEYS = ("images", "inputs", "x", "data")
 LABEL_KEYS = ("labels", "targets", "y")
 
+TEXT_SUFFIXES = (".txt", ".csv")
+"""Of files of labels, one a line."""
+
 
 @final
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def read_arrays(path: Path, keys: Keys = Keys()) -> tuple[Array, Array | None]:
     Raises:
         FileFormatError: the file is broken, holds something else than arrays, or it is unclear which array to use.
     """
-    arrays = _open(path)
+    arrays = _open(path, f"a folder of images, {', '.join(READERS)}")
     if not isinstance(arrays, Mapping):
         if keys.inputs is not None or keys.labels is not None:
             raise FileFormatError(f"{path} holds a single array without a name; leave out the keys.")
@@ -66,12 +69,12 @@ def read_labels(path: Path) -> Array:
     Raises:
         FileFormatError: the file is broken or holds no labels.
     """
-    if path.suffix.lower() in (".txt", ".csv"):
+    if path.suffix.lower() in TEXT_SUFFIXES:
         try:
             return torch.tensor([int(word) for word in path.read_text(encoding="utf-8").split()], dtype=torch.int64)
         except ValueError as error:
             raise FileFormatError(f"{path}: a text file of labels has one whole number a line ({error}).") from error
-    arrays = _open(path)
+    arrays = _open(path, f"text, one number a line ({', '.join(TEXT_SUFFIXES)}), or an array ({', '.join(READERS)})")
     if not isinstance(arrays, Mapping):
         return arrays
     if len(arrays) == 1:
@@ -128,12 +131,11 @@ def check_kind(array: np.ndarray[Any, Any], path: Path) -> None:
         )
 
 
-def _open(path: Path) -> Array | Mapping[str, Array]:
+def _open(path: Path, known: str) -> Array | Mapping[str, Array]:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise FileFormatError(
-            f"{path}: '{path.suffix}' is not a known kind of data. Known: a folder of images, {', '.join(READERS)}."
-        )
+        kind = f"'{path.suffix}' is not a known kind of data" if path.suffix else "its name does not say what it is"
+        raise FileFormatError(f"{path}: {kind}. Known: {known}.")
     arrays = reader(path)
     if isinstance(arrays, Mapping) and not arrays:
         raise FileFormatError(f"{path} holds no arrays. Save the inputs in it, for example as 'images'.")
