@@ -1,13 +1,25 @@
 """Samples from files: what is read, how images are prepared, and what is refused."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from roundwise import FileFormatError, RecipeError
-from roundwise.evaluation import Cover, DataOptions, Fit, Keys, Preprocessing, ShorterSide, Stretch, load_data
+from roundwise import CalibrationError, FileFormatError, RecipeError
+from roundwise.evaluation import (
+    Cover,
+    DataOptions,
+    Fit,
+    Keys,
+    Preprocessing,
+    ShorterSide,
+    Stretch,
+    check_classes,
+    load_data,
+)
 from roundwise.evaluation.arrays import read_labels
 from roundwise.evaluation.preprocessing import of_timm, of_torchvision, read_image
 
@@ -158,6 +170,107 @@ def test_a_class_list_decides_the_labels(tmp_path, lines):
     assert dataset.labels is not None
     assert dataset.labels.tolist() == [2, 1]
     assert dataset.classes == ()
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfdog\ncat\n", b"dog\r\ncat\r\n", b"dog\x0cbig\ncat"])
+def test_a_class_list_may_come_from_any_editor(tmp_path, content):
+    write_photos(tmp_path / "data" / "dog", 1)
+    write_photos(tmp_path / "data" / "cat", 1)
+    (tmp_path / "classes.txt").write_bytes(content)
+    dataset = load_data(tmp_path / "data", DataOptions(class_list=str(tmp_path / "classes.txt")))
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [1, 0]
+
+
+def test_an_empty_line_in_a_class_list_is_refused_by_its_number(tmp_path):
+    write_photos(tmp_path / "data" / "dog", 1)
+    (tmp_path / "classes.txt").write_text("cat\n \ndog\n")
+    with pytest.raises(FileFormatError, match=r"classes\.txt, line 2 is empty"):
+        load_data(tmp_path / "data", DataOptions(class_list=tmp_path / "classes.txt"))
+
+
+RESULTS = {
+    "a tensor": lambda scores: scores,
+    "a dict": lambda scores: {"logits": scores},
+    "a tuple": lambda scores: (scores,),
+    "scores and classes": lambda scores: (scores, scores.argmax(1)),
+    "the one named out": lambda scores: {"aux": scores[:, :1], "out": scores},
+}
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_folders_must_be_as_many_as_the_classes_of_a_network_however_it_returns_them(tmp_path, kind):
+    for name in ("bee", "cat"):
+        write_photos(tmp_path / name, 1)
+    dataset = load_data(tmp_path)
+    check_classes(RESULTS[kind](torch.zeros(1, 2)), dataset)
+    for classes in (1, 3, 1000):
+        with pytest.raises(CalibrationError, match=f"2 folders, .* the network has {classes} classes"):
+            check_classes(RESULTS[kind](torch.zeros(1, classes)), dataset)
+
+
+def test_a_list_of_classes_has_a_line_for_each_class_of_the_network(tmp_path):
+    write_photos(tmp_path / "data" / "cat", 1)
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncat\n")
+    dataset = load_data(tmp_path / "data", DataOptions(class_list=tmp_path / "classes.txt"))
+    check_classes(torch.zeros(1, 3), dataset)
+    for classes in (2, 4):
+        with pytest.raises(CalibrationError, match=f"has 3 lines, but the network has {classes} classes"):
+            check_classes(torch.zeros(1, classes), dataset)
+
+
+def test_labels_that_no_folder_counted_say_nothing_of_the_number_of_classes(tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.zeros((2, 3), dtype=np.float32), y=np.zeros(2, dtype=np.int64))
+    check_classes(torch.zeros(1, 3), load_data(tmp_path / "data.npz"))
+
+
+def test_labels_from_a_file_are_refused_where_folders_say_the_class(tmp_path):
+    write_photos(tmp_path / "data" / "cat", 2)
+    for name in ("labels.txt", "classes.txt"):
+        (tmp_path / name).write_text("0\n0\n")
+    with pytest.raises(FileFormatError, match=r"one folder per class, .*labels\.txt cannot say it too"):
+        load_data(tmp_path / "data", DataOptions(labels=tmp_path / "labels.txt"))
+    with pytest.raises(RecipeError, match=r"classes\.txt number folders, and .*labels\.txt says"):
+        DataOptions(labels=tmp_path / "labels.txt", class_list=tmp_path / "classes.txt")
+    with pytest.raises(RecipeError, match="no labels are wanted"):
+        DataOptions(labels=tmp_path / "labels.txt", want_labels=False)
+
+
+def test_folders_are_no_labels_where_none_are_wanted(tmp_path):
+    write_photos(tmp_path / "cat", 2)
+    dataset = load_data(tmp_path, DataOptions(want_labels=False))
+    assert (dataset.labels, dataset.classes, dataset.counted) == (None, (), None)
+
+
+def test_labels_for_a_flat_folder_go_by_name_as_text_and_the_description_says_so(tmp_path):
+    write_photos(tmp_path / "data", 11)
+    (tmp_path / "labels.txt").write_text("\n".join(map(str, range(11))))
+    options = DataOptions(labels=str(tmp_path / "labels.txt"))
+    assert "order" not in load_data(tmp_path / "data").description
+    dataset = load_data(tmp_path / "data", options)
+    assert "in order of name as text, where '10.png' comes before '2.png'; labels in " in dataset.description
+    assert [file.name for file in dataset.inputs.files[:3]] == ["0.png", "1.png", "10.png"]
+    (tmp_path / "data" / "10.png").rename(tmp_path / "data" / "a.png")
+    assert "in order of name; labels in" in load_data(tmp_path / "data", options).description
+
+
+@pytest.mark.parametrize("place", ["b.png", "b", "cat/b.png", "cat/b"])
+def test_a_link_to_nothing_is_refused(tmp_path, place):
+    write_photos(tmp_path / "cat" if "/" in place else tmp_path, 1)
+    (tmp_path / place).symlink_to("nowhere.png")
+    with pytest.raises(FileFormatError, match=rf"{place} is a link to 'nowhere\.png', which is not there"):
+        load_data(tmp_path)
+
+
+def test_a_link_to_a_folder_is_a_class_but_inside_a_class_it_is_only_counted(tmp_path):
+    write_photos(tmp_path / "elsewhere", 2)
+    write_photos(tmp_path / "data" / "dog", 1)
+    (tmp_path / "data" / "cat").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "dog" / "more").symlink_to(tmp_path / "elsewhere")
+    dataset = load_data(tmp_path / "data")
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [0, 0, 1]
+    assert "(1 other files ignored)" in dataset.description
 
 
 def test_a_class_list_without_a_folders_name_is_refused(tmp_path):
@@ -430,6 +543,60 @@ def test_code_in_a_file_is_refused_and_does_not_run(tmp_path, capsys, suffix):
     assert "ran" not in capsys.readouterr().out
 
 
+BROKEN_HEADERS = ["(10000000000000, 3)", "(-1, 3)", "(6, 3, 8", "(2**3,)", "(99999999999999999999999,)"]
+
+
+@pytest.mark.parametrize("shape", BROKEN_HEADERS)
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_an_array_whose_header_states_what_cannot_be_is_refused(tmp_path, shape, suffix):
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    content = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(100)
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".npy":
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", content)
+    with pytest.raises(FileFormatError, match=rf"x\{suffix}"):
+        load_data(path)
+
+
+def test_an_archive_of_something_else_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("notes.txt", "hello")
+    with pytest.raises(FileFormatError, match=r"'notes\.txt' in it is something else"):
+        load_data(tmp_path / "x.npz")
+
+
+STRANGE_TENSORS = {
+    "sparse_coo": lambda: torch.eye(6).to_sparse(),
+    "sparse_csr": lambda: torch.eye(6).to_sparse_csr(),
+    "meta": lambda: torch.eye(6, device="meta"),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "quantized": lambda: torch.quantize_per_tensor(torch.eye(6), 0.1, 0, torch.quint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", STRANGE_TENSORS)
+def test_a_tensor_that_is_not_plain_is_refused_as_inputs_and_as_labels(tmp_path, kind):
+    torch.save(STRANGE_TENSORS[kind](), tmp_path / "strange.pt")
+    message = rf"strange\.pt holds a {kind} tensor"
+    with pytest.raises(FileFormatError, match=message):
+        load_data(tmp_path / "strange.pt")
+    with pytest.raises(FileFormatError, match=message):
+        load_data(write(tmp_path / "x.npy", x=FLOATS), DataOptions(labels=tmp_path / "strange.pt"))
+
+
+@pytest.mark.skipif(np.longdouble(0).itemsize == 8, reason="long doubles are doubles here")
+def test_long_doubles_are_refused_as_inputs_and_as_labels(tmp_path):
+    long = write(tmp_path / "long.npy", x=LABELS.astype(np.longdouble))
+    with pytest.raises(FileFormatError, match="of at most 64 bits"):
+        load_data(long)
+    with pytest.raises(FileFormatError, match=r"labels are float128 \[6\]"):
+        load_data(write(tmp_path / "x.npy", x=FLOATS), DataOptions(labels=long))
+
+
 def test_what_is_no_data_is_refused(tmp_path):
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(FileFormatError, match=r"'\.csv' is not a known kind of data. Known: .*\.npz"):
@@ -482,6 +649,9 @@ def test_labels_can_come_from_a_file_of_their_own(tmp_path, suffix):
         (LABELS.astype(np.float32), "labels are float32"),
         (np.eye(6, dtype=np.int64), r"int64 \[6, 6\].*argmax"),
         (np.array([0, 1, 2, -1, 0, 0]), "sample 3 has label -1"),
+        (np.array([0, 2**64 - 1, 0, 0, 0, 0], dtype=np.uint64), "sample 1 has label 18446744073709551615,"),
+        (np.array(3), r"labels are int64 \[\]"),
+        (np.ones(6, dtype=bool), r"labels are bool \[6\]"),
     ],
 )
 def test_labels_that_are_none_are_refused(tmp_path, labels, message):
@@ -492,8 +662,40 @@ def test_labels_that_are_none_are_refused(tmp_path, labels, message):
 def test_a_text_file_of_labels_holds_numbers_only(tmp_path):
     (tmp_path / "labels.txt").write_text("1\ncat\n")
     options = DataOptions(labels=tmp_path / "labels.txt")
-    with pytest.raises(FileFormatError, match=r"labels\.txt: .*whole number a line"):
+    with pytest.raises(FileFormatError, match=r"labels\.txt, line 2 is .cat.\. .*whole number a line"):
         load_data(write(tmp_path / "x.npy", x=FLOATS), options)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"0 1\n0 1\n0 1\n", "line 1 is '0 1'"),  # six words, and no six lines
+        (b"1\n2\n\n3\n4\n5\n6\n", "line 3 is empty"),
+        (b"label\n1\n2\n", "line 1 is 'label'"),
+        (b"1.0\n", r"line 1 is '1\.0'"),
+        (b"1_0\n", "line 1 is '1_0'"),
+        (b"1\n" + b"9" * 5000, "line 2 is '9{40}'…"),
+        (b"1,2,3,4,5,6", "line 1 is '1,2,3,4,5,6'"),
+        ("1\n".encode("utf-16"), "is not a text file in UTF-8"),
+    ],
+)
+def test_a_text_file_of_labels_is_read_by_lines(tmp_path, content, found):
+    (tmp_path / "labels.txt").write_bytes(content)
+    with pytest.raises(FileFormatError, match=rf"labels\.txt(,)? {found}"):
+        load_data(write(tmp_path / "x.npy", x=FLOATS), DataOptions(labels=tmp_path / "labels.txt"))
+
+
+def test_a_text_file_of_labels_may_come_from_any_editor(tmp_path):
+    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbf3\r\n 1\r\n4\r\n1\r\n5\r\n9\r\n\r\n")
+    assert read_labels(tmp_path / "labels.txt").tolist() == LABELS.tolist()
+
+
+def test_labels_of_their_own_stand_for_those_in_the_data_and_the_description_says_so(tmp_path):
+    path = write(tmp_path / "data.npz", x=FLOATS, y=FLOATS)
+    dataset = load_data(path, DataOptions(labels=write(tmp_path / "labels.npy", y=LABELS)))
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == LABELS.tolist()
+    assert dataset.description.endswith(f"; labels in {tmp_path / 'labels.npy'}")
 
 
 def test_a_limit_takes_a_random_choice_that_only_the_seed_decides(tmp_path):
@@ -522,6 +724,18 @@ def test_labels_that_nobody_wants_are_not_looked_at(tmp_path):
 def test_a_limit_below_one_is_refused():
     with pytest.raises(RecipeError, match="limit=0"):
         DataOptions(limit=0)
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_a_seed_of_more_than_64_bits_is_refused(seed):
+    with pytest.raises(RecipeError, match=f"seed={seed}"):
+        DataOptions(limit=5, seed=seed)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_batches_of_less_than_one_sample_are_refused(tmp_path, size):
+    with pytest.raises(RecipeError, match=f"batches of {size} samples"):
+        load_data(write(tmp_path / "x.npy", x=FLOATS)).batches(size)
 
 
 def test_batches_can_be_gone_through_again(tmp_path):

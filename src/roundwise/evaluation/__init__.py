@@ -3,6 +3,7 @@
 from roundwise.evaluation.arrays import Keys
 from roundwise.evaluation.data import Batches, DataOptions, Dataset, load_data
 from roundwise.evaluation.metrics import Accuracy, Comparison, Evaluation, evaluate
+from roundwise.evaluation.outputs import check_classes
 from roundwise.evaluation.preprocessing import Cover, Fit, Preprocessing, ShorterSide, Stretch
 from roundwise.evaluation.segmentation import Segmentation
 
@@ -20,6 +21,7 @@ __all__ = [
     "Segmentation",
     "ShorterSide",
     "Stretch",
+    "check_classes",
     "evaluate",
     "load_data",
 ]

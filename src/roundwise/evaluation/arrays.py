@@ -6,7 +6,10 @@ the names that the caller gives; a guess that could be wrong is an error that li
 
 from __future__ import annotations
 
+import re
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from roundwise.errors import FileFormatError
+from roundwise.errors import FileFormatError, RoundwiseError
+from roundwise.evaluation.textfiles import read_lines
 
 Array = np.ndarray[Any, Any] | Tensor
 
@@ -64,16 +68,13 @@ def read_arrays(path: Path, keys: Keys = Keys()) -> tuple[Array, Array | None]:
 
 
 def read_labels(path: Path) -> Array:
-    """Labels from a file of their own: a text file with one number a line, or an array file.
+    """Labels from a file of their own: a text file with one whole number a line, or an array file.
 
     Raises:
         FileFormatError: the file is broken or holds no labels.
     """
     if path.suffix.lower() in TEXT_SUFFIXES:
-        try:
-            return torch.tensor([int(word) for word in path.read_text(encoding="utf-8").split()], dtype=torch.int64)
-        except ValueError as error:
-            raise FileFormatError(f"{path}: a text file of labels has one whole number a line ({error}).") from error
+        return torch.tensor([_number(line, number, path) for number, line in enumerate(read_lines(path), start=1)])
     arrays = _open(path, f"text, one number a line ({', '.join(TEXT_SUFFIXES)}), or an array ({', '.join(READERS)})")
     if not isinstance(arrays, Mapping):
         return arrays
@@ -85,30 +86,65 @@ def read_labels(path: Path) -> Array:
     return arrays[name]
 
 
-def as_labels(array: Array, samples: int, path: Path) -> Int[Tensor, "samples"]:
+def _number(line: str, number: int, path: Path) -> int:
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", line):
+        return int(line)
+    found = f"{line[:40]!r}{'…' if len(line) > 40 else ''}" if line else "empty"
+    raise FileFormatError(
+        f"{path}, line {number} is {found}. A text file of labels has one whole number a line, a sample's class "
+        "counted from 0, and nothing else: no heading, no file names, no empty lines."
+    )
+
+
+def as_labels(
+    values: Any, samples: int | None, where: Path | str, error: type[RoundwiseError] = FileFormatError
+) -> Int[Tensor, "samples"]:
     """Check labels and turn them into int64.
 
+    Args:
+        values: an array, a tensor, or a list of numbers; `[samples]` or `[samples, 1]`.
+        samples: how many there must be; None where that is not known yet.
+        where, error: where they came from, and what is raised of them.
+
     Raises:
-        FileFormatError: not one whole number ≥ 0 for each of the samples.
+        FileFormatError: not one whole number ≥ 0 for each of the samples. (Or `error`.)
     """
-    labels = torch.from_numpy(native(array, path)) if isinstance(array, np.ndarray) else array
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise FileFormatError(
-            f"{path}: labels are {_kind(labels)} {list(labels.shape)}; one whole number for each sample is needed (for "
-            "one-hot rows, store their argmax)."
+    if not isinstance(values, Tensor | np.ndarray):
+        try:
+            values = torch.as_tensor(values)
+        except (TypeError, ValueError, RuntimeError) as reason:
+            raise error(
+                f"{where}: labels are a {type(values).__name__} that is no list of numbers ({reason}); one whole "
+                "number for each sample is needed."
+            ) from reason
+    if isinstance(values, Tensor):
+        _check_plain(values, where, error)
+        whole = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+    else:
+        whole = values.dtype.kind in "iu"
+    column = values.ndim == 2 and values.shape[1] == 1
+    if not whole or not (values.ndim == 1 or column):
+        raise error(
+            f"{where}: labels are {_kind(values)} {list(values.shape)}; one whole number for each sample is needed (of "
+            "one-hot rows, their argmax)."
         )
-    if len(labels) != samples:
-        raise FileFormatError(f"{path}: {len(labels)} labels for {samples} samples; there must be one for each.")
-    labels = labels.to(torch.int64)
-    if samples and int(labels.min()) < 0:
-        where = int(labels.argmin())
-        raise FileFormatError(f"{path}: sample {where} has label {int(labels[where])}; classes count from 0.")
+    given = torch.from_numpy(native(values, where)) if isinstance(values, np.ndarray) else values.detach().cpu()
+    if column:
+        given = given[:, 0]
+    if samples is not None and len(given) != samples:
+        raise error(f"{where}: {len(given)} labels for {samples} samples; there must be one for each.")
+    labels = given.to(torch.int64)
+    if len(labels) and int(labels.min()) < 0:
+        sample = int(labels.argmin())
+        if given.dtype == torch.uint64:  # int64 takes its upper half for negative numbers
+            raise error(
+                f"{where}: sample {sample} has label {int(labels[sample]) + 2**64}, which is no class's number."
+            )
+        raise error(f"{where}: sample {sample} has label {int(labels[sample])}; classes count from 0.")
     return labels
 
 
-def native(array: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
+def native(array: np.ndarray[Any, Any], path: Path | str) -> np.ndarray[Any, Any]:
     """A writable copy in the machine's byte order, which is what PyTorch takes.
 
     Raises:
@@ -118,17 +154,32 @@ def native(array: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
     return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
 
 
-def check_kind(array: np.ndarray[Any, Any], path: Path) -> None:
-    """Make sure that an array holds real numbers.
+def check_kind(array: np.ndarray[Any, Any], path: Path | str) -> None:
+    """Make sure that an array holds real numbers, of a kind that PyTorch knows.
 
     Raises:
         FileFormatError: it holds something else.
     """
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise FileFormatError(
             f"{path}: an array of {array.dtype} {list(array.shape)} cannot be a network's input. Save "
-            "the inputs as floats or integers."
+            "the inputs as floats or integers of at most 64 bits."
         )
+
+
+def _check_plain(tensor: Tensor, where: Path | str, error: type[RoundwiseError] = FileFormatError) -> None:
+    """Make sure that a tensor holds its values one beside the other, as an array does."""
+    kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+    if tensor.is_quantized:
+        kind = "quantized"
+    elif tensor.is_meta:
+        kind = "meta"
+    elif kind == "strided":
+        return
+    raise error(
+        f"{where} holds a {kind} tensor, which cannot be cut into batches of samples. Give a plain one (of a sparse "
+        "tensor, to_dense(); of a quantized one, dequantize(); one on the device 'meta' has no values)."
+    )
 
 
 def _open(path: Path, known: str) -> Array | Mapping[str, Array]:
@@ -139,6 +190,9 @@ def _open(path: Path, known: str) -> Array | Mapping[str, Array]:
     arrays = reader(path)
     if isinstance(arrays, Mapping) and not arrays:
         raise FileFormatError(f"{path} holds no arrays. Save the inputs in it, for example as 'images'.")
+    for array in arrays.values() if isinstance(arrays, Mapping) else [arrays]:
+        if isinstance(array, Tensor):
+            _check_plain(array, path)
     return arrays
 
 
@@ -164,11 +218,15 @@ def _kind(array: Array) -> str:
     return str(array.dtype).removeprefix("torch.")
 
 
+# What NumPy raises on headers that are cut off, or state a size that cannot be, and on damaged content.
+_BROKEN_ARRAY = (ValueError, OSError, EOFError, OverflowError, tokenize.TokenError, SyntaxError, zlib.error)
+
+
 def _read_npy(path: Path) -> Array:
     try:
         # Not np.load, which takes what it does not recognise for a pickle, and leaves the file open after an error.
         return np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError, EOFError) as error:
+    except _BROKEN_ARRAY as error:
         reason = f"is not a NumPy array, or not all of one ({str(error).rstrip('.')})"
         if "Python objects" in str(error):
             reason = "holds Python objects, not numbers"
@@ -186,9 +244,21 @@ def _read_npz(path: Path) -> dict[str, Array]:
         )
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.error) as error:
+            arrays = {name: archive[name] for name in archive.files}
+    except MemoryError as error:
+        raise FileFormatError(
+            f"{path} does not fit in memory: {error}. If that is not its size, the file is damaged; else save the "
+            "inputs by numpy.save as .npy, which is read a batch at a time."
+        ) from error
+    except (*_BROKEN_ARRAY, zipfile.BadZipFile) as error:
         raise FileFormatError(f"{path} is not an archive of arrays of numbers: {error}.") from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise FileFormatError(
+                f"{path} is not an archive of arrays: '{name}' in it is something else. Save the inputs by "
+                "numpy.savez(path, images=array)."
+            )
+    return arrays
 
 
 def _read_safetensors(path: Path) -> dict[str, Array]:

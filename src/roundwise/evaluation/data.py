@@ -27,7 +27,7 @@ from torch import Tensor
 
 from roundwise.errors import FileFormatError, RecipeError
 from roundwise.evaluation.arrays import Array, Keys, as_labels, check_kind, native, read_arrays, read_labels
-from roundwise.evaluation.folders import scan_folder
+from roundwise.evaluation.folders import by_name, scan_folder
 from roundwise.evaluation.preprocessing import Preprocessing, read_image, read_mask
 from roundwise.evaluation.voc import is_voc, refuse_voc_inside, scan_voc
 
@@ -43,22 +43,25 @@ class DataOptions:
             resize or crop is refused.
         keys: which arrays hold inputs and labels in a file with several.
         class_list: a text file with one class a line, for folders with one folder per class.
-        labels: a file of labels, in the order of the samples (files sorted by name).
+        labels: a file of labels, in the order of the samples. Images of a folder are in order of name, as text: 0, 1,
+            10, 2. Labels that stand beside the inputs in a file of arrays are not looked at then.
         split: of a folder in Pascal VOC layout, which images: the name of a list in ImageSets/Segmentation; None is
             "val" where labels are wanted, "train" where not.
-        want_labels: whether labels or masks are read at all; False passes over whatever stands beside the inputs.
+        want_labels: whether labels or masks are read at all; False passes over whatever stands beside the inputs, and
+            over what the names of folders say.
         limit: use this many samples, chosen at random, kept in order; None or more than there are uses all.
         seed: of that choice.
 
     Raises:
-        RecipeError: `limit` is below 1.
+        RecipeError: `limit` is below 1; the seed is not of 64 bits; several say what the labels are, or one does
+            and none are wanted.
     """
 
     preprocessing: Preprocessing = Preprocessing()
     normalization: Preprocessing | None = None
     keys: Keys = Keys()
-    class_list: Path | None = None
-    labels: Path | None = None
+    class_list: str | Path | None = None
+    labels: str | Path | None = None
     split: str | None = None
     want_labels: bool = True
     limit: int | None = None
@@ -67,6 +70,11 @@ class DataOptions:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise RecipeError(f"limit={self.limit}: at least one sample is needed.")
+        if not -(2**63) <= self.seed < 2**64:
+            raise RecipeError(f"seed={self.seed}: a seed is a number of 64 bits. Give a smaller one.")
+        if self.labels is not None and (self.class_list is not None or not self.want_labels):
+            other = f"the classes in {self.class_list} number folders" if self.class_list else "no labels are wanted"
+            raise RecipeError(f"{other}, and {self.labels} says each sample's label; leave one of the two out.")
 
 
 class Inputs(ABC):
@@ -91,6 +99,8 @@ class Dataset:
         indices: numbers of those in use, ascending.
         labels: int64, one for each sample in use, or None.
         classes: names of the class folders that numbered the labels; empty where the labels came from elsewhere.
+        counted: how many classes the labels were counted from: folders, or lines of the list that named them; None
+            where the labels came from elsewhere. `check_classes` holds it against a network.
         preprocessing: what the inputs went through, or None where they were taken as they are.
         description: one line for people: what was found, and what was left out.
         masks: for segmentation, the class of each pixel of all samples of the source, or None.
@@ -103,6 +113,7 @@ class Dataset:
     preprocessing: Preprocessing | None
     description: str
     masks: MaskFiles | None = None
+    counted: int | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -119,11 +130,19 @@ class Dataset:
 @final
 @dataclass(frozen=True)
 class Batches:
-    """Batches of inputs, in order, each fetched when it is due."""
+    """Batches of inputs, in order, each fetched when it is due.
+
+    Raises:
+        RecipeError: `size` is below 1.
+    """
 
     inputs: Inputs
     indices: tuple[int, ...]
     size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise RecipeError(f"batches of {self.size} samples: at least one is needed.")
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.size)
@@ -150,7 +169,10 @@ def load_data(path: str | Path, options: DataOptions = DataOptions()) -> Dataset
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file or folder.")
+    class_list = None if options.class_list is None else Path(options.class_list)
+    label_file = None if options.labels is None else Path(options.labels)
     classes: tuple[str, ...] = ()
+    counted: int | None = None
     labels: Tensor | None = None
     masks: MaskFiles | None = None
     inputs: Inputs
@@ -161,7 +183,7 @@ def load_data(path: str | Path, options: DataOptions = DataOptions()) -> Dataset
             "JPEGImages and SegmentationClass. Leave out the split."
         )
     if is_voc(path):
-        for file in (options.class_list, options.labels):
+        for file in (class_list, label_file):
             if file is not None:
                 raise FileFormatError(
                     f"{path} is in Pascal VOC layout, where masks say the class of each pixel; {file} cannot say it "
@@ -175,17 +197,26 @@ def load_data(path: str | Path, options: DataOptions = DataOptions()) -> Dataset
         description = f"{len(folder.images):,} {what} in {path}, split '{folder.split}'"
     elif path.is_dir():
         refuse_voc_inside(path)
-        found = scan_folder(path, options.class_list)
+        found = scan_folder(path, class_list)
         inputs = ImageFiles(found.files, options.preprocessing)
         description = f"{len(found.files):,} images in {path}"
         if found.labels is not None:
-            labels = torch.tensor(found.labels, dtype=torch.int64)
-            classes = () if options.class_list else found.classes
             description += f", {len(found.classes)} classes"
+            if label_file is not None:
+                raise FileFormatError(
+                    f"{path} has one folder per class, which say the class of each image; {label_file} cannot say it "
+                    "too. Leave it out (a list of classes says in what order a network has them), or give the images "
+                    "in one folder without others."
+                )
+        if found.labels is not None and options.want_labels:
+            labels, counted = torch.tensor(found.labels, dtype=torch.int64), found.counted
+            classes = () if class_list else found.classes
         if found.ignored:
             description += f" ({found.ignored} other files ignored)"
+        if label_file is not None:
+            description += f", {by_name(found.files)}"
     else:
-        if options.class_list is not None:
+        if class_list is not None:
             raise FileFormatError(f"{path} is a file; a list of classes goes with folders of images.")
         array, stored_labels = read_arrays(path, options.keys)
         if array.ndim == 0 or len(array) == 0:
@@ -199,10 +230,11 @@ def load_data(path: str | Path, options: DataOptions = DataOptions()) -> Dataset
         else:
             preprocessing = options.normalization
             inputs = Values(_numbers(array, path), _checked(preprocessing, array, path))
-        if stored_labels is not None and options.want_labels:
+        if stored_labels is not None and options.want_labels and label_file is None:
             labels = as_labels(stored_labels, len(inputs), path)
-    if options.labels is not None:
-        labels, classes = as_labels(read_labels(options.labels), len(inputs), options.labels), ()
+    if label_file is not None:
+        labels = as_labels(read_labels(label_file), len(inputs), label_file)
+        description += f"; labels in {label_file}"
 
     indices = tuple(range(len(inputs)))
     if options.limit is not None and options.limit < len(inputs):
@@ -211,7 +243,7 @@ def load_data(path: str | Path, options: DataOptions = DataOptions()) -> Dataset
         description += f"; {options.limit:,} of them, chosen at random"
     if labels is not None:
         labels = labels[list(indices)]
-    return Dataset(inputs, indices, labels, classes, preprocessing, description, masks)
+    return Dataset(inputs, indices, labels, classes, preprocessing, description, masks, counted)
 
 
 @final

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 from roundwise.errors import FileFormatError
+from roundwise.evaluation.textfiles import read_lines
 
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
@@ -32,13 +35,15 @@ class ImageFolder:
         files: sorted by path within their class, classes in label order of their folder names.
         labels: one for each file, or None for a flat folder.
         classes: names of the class folders, sorted; empty for a flat folder.
-        ignored: how many other files lie there.
+        ignored: how much else lies there: other files, and links to folders below those of the classes.
+        counted: how many classes the labels were counted from, folders or lines of a list; None for a flat folder.
     """
 
     files: tuple[Path, ...]
     labels: tuple[int, ...] | None
     classes: tuple[str, ...]
     ignored: int
+    counted: int | None
 
 
 def scan_folder(folder: Path, class_list: Path | None = None) -> ImageFolder:
@@ -52,11 +57,13 @@ def scan_folder(folder: Path, class_list: Path | None = None) -> ImageFolder:
 
     Raises:
         FileFormatError: no images; images both beside and inside class folders; an empty class folder; a class folder
-            that the list does not have; a list for a flat folder.
+            that the list does not have; a list for a flat folder, or one with empty lines; a link to nothing.
     """
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    for entry in entries:
+        _check_link(entry)
     flat = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in SUFFIXES]
-    ignored = sum(entry.is_file() for entry in entries) - len(flat)
+    ignored = sum(not entry.is_dir() for entry in entries) - len(flat)
     classes = {entry.name: _files_below(entry) for entry in entries if entry.is_dir()}
     images = {name: [f for f in files if f.suffix.lower() in SUFFIXES] for name, files in classes.items()}
 
@@ -72,7 +79,7 @@ def scan_folder(folder: Path, class_list: Path | None = None) -> ImageFolder:
                 f"{folder} is a flat folder of images, so the classes in {class_list} name nothing in it. Sort the "
                 "images into one folder per class, or give a file of labels."
             )
-        return ImageFolder(tuple(flat), None, (), ignored)
+        return ImageFolder(tuple(flat), None, (), ignored, None)
     if not any(images.values()):
         raise FileFormatError(
             f"{folder} holds no images: {ignored + sum(map(len, classes.values()))} files, none of them "
@@ -84,33 +91,61 @@ def scan_folder(folder: Path, class_list: Path | None = None) -> ImageFolder:
                 f"{folder / name} holds no images, but would be a class of its own and shift the labels after it. "
                 "Remove the folder."
             )
-    label_of = {name: label for label, name in enumerate(images)}
+    label_of, counted = {name: label for label, name in enumerate(images)}, len(images)
     if class_list is not None:
-        label_of = _labels_from(class_list, tuple(images))
+        label_of, counted = _labels_from(class_list, tuple(images))
     labelled = [(file, label_of[name]) for name, files in images.items() for file in files]
     ignored += sum(map(len, classes.values())) - len(labelled)
-    return ImageFolder(tuple(f for f, _ in labelled), tuple(label for _, label in labelled), tuple(images), ignored)
+    found, labels = tuple(file for file, _ in labelled), tuple(label for _, label in labelled)
+    return ImageFolder(found, labels, tuple(images), ignored, counted)
 
 
 def _files_below(folder: Path) -> list[Path]:
+    """All that lies below a folder and is none. Links to folders count as files: they could lead in circles."""
     found = []
     for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files if not name.startswith(".")]
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]  # noqa: PTH114, PTH118
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in links]
+        found += [Path(parent, name) for name in (*files, *links) if not name.startswith(".")]
+    for path in found:
+        _check_link(path)
     return sorted(found)
 
 
-def _labels_from(class_list: Path, folders: tuple[str, ...]) -> dict[str, int]:
-    try:
-        lines = class_list.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{class_list} is not a text file: {error}.") from error
-    while lines and not lines[-1].strip():
-        lines.pop()
+def _check_link(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise FileFormatError(
+            f"{path} is a link to '{path.readlink()}', which is not there: an image or a class would be missing. Mend "
+            "or remove the link: nothing is skipped silently."
+        )
+
+
+def by_name(files: Sequence[Path]) -> str:
+    """How files are ordered, for people: by name, and where numbers in the names would say otherwise, an example."""
+    names = [file.name for file in files]
+    for name, numbered in zip(names, sorted(names, key=_by_number), strict=True):
+        if name != numbered:
+            return f"in order of name as text, where '{name}' comes before '{numbered}'"
+    return "in order of name"
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part), "") if index % 2 else (-1, part) for index, part in enumerate(parts)]
+
+
+def _labels_from(class_list: Path, folders: tuple[str, ...]) -> tuple[dict[str, int], int]:
+    """The label of each folder, and how many classes the list has."""
+    lines = read_lines(class_list)
+    if "" in lines:
+        raise FileFormatError(
+            f"{class_list}, line {lines.index('') + 1} is empty. A class's label is its line, from 0, so empty lines "
+            "shift the labels after them: remove them."
+        )
     labels: dict[str, int] = {}
     for number, line in enumerate(lines):
         # The first word, so that "n01440764 tench" works, or the whole line, so that "great white shark" does too.
-        for name in {line.strip(), *line.split()[:1]}:
+        for name in {line, *line.split()[:1]}:
             if name in labels and labels[name] != number and name in folders:
                 raise FileFormatError(
                     f"{class_list} names '{name}' in lines {labels[name] + 1} and {number + 1}; a class has one label."
@@ -125,4 +160,4 @@ def _labels_from(class_list: Path, folders: tuple[str, ...]) -> dict[str, int]:
             f"({len(unknown)} of {len(folders)} folders are not listed).{hint} The list needs one class a line, "
             "starting with the folder's name."
         )
-    return {name: labels[name] for name in folders}
+    return {name: labels[name] for name in folders}, len(lines)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import final
 
 from roundwise.errors import FileFormatError
+from roundwise.evaluation.textfiles import read_lines
 
 IMAGES, MASKS, SPLITS = Path("JPEGImages"), Path("SegmentationClass"), Path("ImageSets", "Segmentation")
 
@@ -81,13 +82,8 @@ def _names(folder: Path, split: str) -> list[str]:
         if not there:
             hint = f"Write one: the names of the images to use, one a line; or give {folder / IMAGES} for images alone."
         raise FileFormatError(f"{folder} is in Pascal VOC layout, but has no list {SPLITS / path.name}. {hint}")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{path} is not a text file: {error}.") from error
     line_of: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        name = line.strip()
+    for number, name in enumerate(read_lines(path), start=1):
         if not name:
             continue
         if len(name.split()) > 1 or "/" in name or "\\" in name:

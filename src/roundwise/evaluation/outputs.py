@@ -1,0 +1,154 @@
+"""What a network returns, as measures see it: tensors, their names where it gives any, and its class scores.
+
+Infinity is no score: arithmetic overflowed. Minus infinity is one, the logarithm of 0, which networks give to classes
+that they rule out; but not to all of them, since then there is nothing to predict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import Tensor
+from torch.utils._pytree import SequenceKey, tree_flatten_with_path, tree_leaves
+
+from roundwise.errors import CalibrationError, ModelError
+from roundwise.evaluation.data import Dataset
+
+
+@final
+@dataclass(frozen=True)
+class Outputs:
+    """The tensors in a network's result, in order; at least one is of floats.
+
+    Attributes:
+        tensors: of floats, whole numbers or truth values.
+        names: of each, its place in the result: `{"head": (a, b)}` has head_0 and head_1, as in ONNX exports; None
+            where the result is a tensor or a sequence, whose order is all there is.
+        scores: the one that predictions are made from: the one named "out" (torchvision's segmentation networks put an
+            "aux" beside it, which is there for training), else the only one of floats, else None.
+    """
+
+    tensors: tuple[Tensor, ...]
+    names: tuple[str, ...] | None
+    scores: Tensor | None
+
+    def __str__(self) -> str:
+        shapes = [str(list(tensor.shape)) for tensor in self.tensors]
+        if self.names is not None:
+            shapes = [f"{name} {shape}" for name, shape in zip(self.names, shapes, strict=True)]
+        return ", ".join(shapes)
+
+
+def outputs_of(result: Any, who: str = "the network", first: int = 0) -> Outputs:
+    """Find the tensors in what a network returned for a batch.
+
+    Args:
+        result: a tensor, or tensors in tuples, lists, dicts and the like.
+        who, first: the network, and the number of the batch's first sample, for messages.
+
+    Raises:
+        ModelError: no floats among them; NaN or infinity; a sample or position whose scores are all minus infinity.
+    """
+    names, leaves = _flattened(result)
+    kept = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and not leaf.is_complex()]
+    tensors: tuple[Tensor, ...] = tuple(leaves[i] for i in kept)
+    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if not floats:
+        raise ModelError(f"{who} returns a {type(result).__name__} without tensors of floats; nothing to measure.")
+    for tensor in floats:
+        _check_numbers(tensor, who, first)
+    named = result.get("out") if isinstance(result, Mapping) else None
+    scores = floats[0] if len(floats) == 1 else None
+    if isinstance(named, Tensor) and named.is_floating_point():
+        scores = named
+    if scores is not None:
+        _check_scores(scores, who, first)
+    return Outputs(tensors, None if names is None else tuple(names[i] for i in kept), scores)
+
+
+def paired(outputs: Outputs, reference: Outputs) -> list[tuple[Tensor, Tensor]]:
+    """The outputs of two networks that belong together: by name where both give names, else in order.
+
+    Raises:
+        ModelError: other names, shapes or kinds of numbers.
+    """
+    order, other = list(range(len(outputs.tensors))), list(range(len(reference.tensors)))
+    alike = len(order) == len(other)
+    if outputs.names is not None and reference.names is not None:
+        order.sort(key=outputs.names.__getitem__)
+        other.sort(key=reference.names.__getitem__)
+        alike = [outputs.names[i] for i in order] == [reference.names[i] for i in other]
+    pairs = [(outputs.tensors[i], reference.tensors[j]) for i, j in zip(order, other, strict=False)]
+    if not alike or any(a.shape != b.shape or a.is_floating_point() != b.is_floating_point() for a, b in pairs):
+        raise ModelError(
+            f"the outputs cannot be compared: {outputs} and {reference}. Both networks must give outputs of the same "
+            "names (where they have names), shapes and kinds of numbers."
+        )
+    return pairs
+
+
+def check_classes(result: Any, dataset: Dataset) -> None:
+    """Whether a network has the classes that a data set's labels count: with another number, they are other classes.
+
+    Args:
+        result: what the network returns for any batch. Without scores `[N, classes]` nothing is said: `evaluate` does.
+        dataset: nothing is known of labels that come from arrays or files of labels.
+
+    Raises:
+        CalibrationError: the network has more or fewer classes than folders or lines of the list numbered the labels.
+        ModelError: as `outputs_of`.
+    """
+    scores = outputs_of(result).scores
+    if dataset.counted is None or scores is None or scores.ndim != 2 or scores.shape[1] == dataset.counted:
+        return
+    if dataset.classes:
+        raise CalibrationError(
+            f"there are {dataset.counted} folders, one per class, but the network has {scores.shape[1]} classes: "
+            "counting the folders would give wrong labels. Give --classes FILE (in Python, "
+            "DataOptions(class_list=…)) with the folder names in the network's order of classes, one a line."
+        )
+    raise CalibrationError(
+        f"the list of classes has {dataset.counted} lines, but the network has {scores.shape[1]} classes: a class's "
+        "label is its line, so a line too many (a heading, a comment) or a missing one shifts the labels after it. The "
+        "list needs one line for each class of the network, in its order, also for those without a folder."
+    )
+
+
+def _flattened(result: Any) -> tuple[list[str] | None, list[Any]]:
+    """The leaves of a result; and their names, unless it is a leaf itself or a sequence."""
+    try:
+        paths = tree_flatten_with_path(result)[0]
+    except ValueError:  # a container whose author did not say what its keys are
+        return None, tree_leaves(result)
+    leaves = [leaf for _, leaf in paths]
+    if any(not path or isinstance(path[0], SequenceKey) for path, _ in paths):
+        return None, leaves
+    names = (
+        [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path] for path, _ in paths
+    )
+    return ["_".join(name) for name in names], leaves
+
+
+def _check_numbers(tensor: Tensor, who: str, first: int) -> None:
+    for kind, wrong in (("NaN", tensor.isnan()), ("infinity", tensor == float("inf"))):
+        if bool(wrong.any()):
+            raise ModelError(
+                f"{who} gives {kind} in {int(wrong.sum())} of {tensor.numel()} outputs, in the batch starting with "
+                f"sample {first}. Its weights or these inputs are broken, or its numbers overflow; nothing measured on "
+                "them would mean anything."
+            )
+
+
+def _check_scores(scores: Tensor, who: str, first: int) -> None:
+    # Of three dimensions the second may be one of positions, as in language models.
+    if scores.ndim < 2 or scores.ndim == 3 or scores.shape[1] < 2:
+        return
+    nothing = (scores == -float("inf")).all(1)
+    if bool(nothing.any()):
+        raise ModelError(
+            f"{who} gives −infinity for all {scores.shape[1]} classes in {int(nothing.sum())} of {nothing.numel()} "
+            f"cases, in the batch starting with sample {first}: it rules out every class, so nothing is predicted. Its "
+            "weights or these inputs are broken, or its numbers overflow."
+        )

@@ -1,0 +1,24 @@
+"""Text files in which the number of a line means something: lists of classes, and labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from roundwise.errors import FileFormatError
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without a byte order mark, spaces around them, and empty lines at its end.
+
+    A line ends where an editor says so, and nowhere else: `str.splitlines` would count form feeds too.
+
+    Raises:
+        FileFormatError: it is not text in UTF-8.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path} is not a text file in UTF-8: {error}.") from error
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
