@@ -1,11 +1,16 @@
 """What `evaluate` measures, and what it refuses to."""
 
+from collections import namedtuple
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from roundwise import CalibrationError, ModelError
-from roundwise.evaluation import Accuracy, evaluate
+from roundwise.evaluation import Accuracy, DataOptions, evaluate, load_data
+
+INFINITY = float("inf")
 
 
 def test_top_1_and_top_5_count_labels_among_the_largest_outputs():
@@ -17,6 +22,29 @@ def test_top_1_and_top_5_count_labels_among_the_largest_outputs():
 def test_top_5_of_five_classes_says_nothing_and_is_left_out():
     scores = torch.eye(5)
     assert evaluate(nn.Identity(), [scores], labels=torch.arange(5)).accuracy == Accuracy(top1=1.0, top5=None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_of_equal_scores_the_first_is_predicted_as_argmax_has_it(dtype):
+    torch.manual_seed(0)
+    scores = torch.randint(3, (500, 10)).to(dtype)  # ties in nearly every row
+    labels = torch.randint(10, (500,))
+    accuracy = evaluate(nn.Identity(), scores.split(64), labels=labels).accuracy
+    ranked = scores.double().sort(dim=1, descending=True, stable=True).indices
+    top1, top5 = ((ranked[:, :k] == labels[:, None]).any(1).double().mean().item() for k in (1, 5))
+    assert accuracy == Accuracy(pytest.approx(top1), pytest.approx(top5))
+    assert accuracy.top1 == pytest.approx((scores.argmax(1) == labels).double().mean().item())
+
+
+def test_where_all_scores_are_equal_the_first_classes_are_the_top():
+    accuracy = evaluate(nn.Identity(), [torch.zeros(10, 10)], labels=torch.arange(10)).accuracy
+    assert accuracy == Accuracy(top1=0.1, top5=0.5)
+
+
+def test_scores_are_compared_in_their_own_precision():
+    scores = torch.tensor([[1.0, 1.0 + 1e-12]], dtype=torch.float64)  # equal as float32
+    assert evaluate(nn.Identity(), [scores], labels=[1]).accuracy == Accuracy(1.0, None)
+    assert evaluate(nn.Identity(), [scores], labels=[0]).accuracy == Accuracy(0.0, None)
 
 
 def test_batches_make_no_difference():
@@ -71,6 +99,51 @@ def test_several_outputs_are_compared_but_have_no_class():
     assert comparison is not None
     assert comparison.same_class is None
     assert comparison.output_error == 0.0
+
+
+Pair = namedtuple("Pair", ("a", "b"))
+
+
+@pytest.mark.parametrize("ordered", [lambda a, b: {"b": b, "a": a}, lambda a, b: {"a": a, "b": b}, Pair])
+def test_outputs_with_names_are_paired_by_them(ordered):
+    comparison = evaluate(
+        lambda x: {"a": x, "b": 2 * x}, [torch.ones(2, 3)], against=lambda x: ordered(x, 2 * x)
+    ).comparison
+    assert comparison is not None
+    assert comparison.output_error == 0.0
+
+
+def test_outputs_are_paired_in_order_where_one_network_gives_no_names():
+    comparison = evaluate(
+        lambda x: {"output_0": x, "output_1": 2 * x}, [torch.ones(2, 3)], against=lambda x: (x, 2 * x)
+    ).comparison
+    assert comparison is not None
+    assert comparison.output_error == 0.0
+
+
+def test_outputs_of_other_names_cannot_be_compared():
+    with pytest.raises(ModelError, match=r"a \[2, 3\], b \[2, 3\] and a \[2, 3\], c \[2, 3\].* names"):
+        evaluate(lambda x: {"a": x, "b": x}, [torch.ones(2, 3)], against=lambda x: {"a": x, "c": x})
+
+
+def test_outputs_of_integers_have_a_share_of_equal_numbers():
+    def classes(*chosen):
+        return lambda x: (x, torch.tensor(chosen))
+
+    evaluation = evaluate(classes(0, 1, 2, 3), [torch.eye(4)], against=classes(0, 1, 2, 0))
+    assert evaluation.comparison is not None
+    assert evaluation.comparison.output_error == 0.0
+    assert evaluation.comparison.same_integers == 0.75
+    assert "same integers  75.00%" in str(evaluation)
+    plain = evaluate(nn.Identity(), [torch.eye(4)], against=nn.Identity())
+    assert plain.comparison is not None
+    assert plain.comparison.same_integers is None
+    assert "integers" not in str(plain)
+
+
+def test_integers_cannot_be_compared_with_floats():
+    with pytest.raises(ModelError, match="kinds of numbers"):
+        evaluate(lambda x: (x, x), [torch.eye(2)], against=lambda x: (x, x.long()))
 
 
 def test_modules_run_in_eval_mode_and_keep_their_own():
@@ -156,3 +229,91 @@ def test_nan_in_the_outputs_is_an_error_that_says_whose(who):
 def test_outputs_without_numbers_are_an_error():
     with pytest.raises(ModelError, match="returns a str without tensors"):
         evaluate(lambda _: "cat", [torch.zeros(1, 2)], against=nn.Identity())
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_inputs_must_be_finite_and_the_sample_is_named(value):
+    inputs = torch.zeros(6, 3)
+    inputs[4, 1] = float(value)
+    kind = "NaN" if value == "nan" else "infinity"
+
+    def swallows(x):  # as a clamp does, or an 8-bit activation
+        return x.nan_to_num(0.0, 0.0, 0.0)
+
+    with pytest.raises(CalibrationError, match=f"sample 4 contains {kind}: 1 values in 1 of the 3 samples"):
+        evaluate(swallows, inputs.split(3), against=swallows)
+
+
+def test_a_sample_that_is_not_finite_has_its_number_in_the_file(tmp_path):
+    array = np.zeros((50, 2), dtype=np.float32)
+    array[17] = np.nan
+    np.save(tmp_path / "x.npy", array)
+    for seed in range(20):
+        dataset = load_data(tmp_path / "x.npy", DataOptions(limit=40, seed=seed))
+        if 17 in dataset.indices and dataset.indices.index(17) != 17:
+            with pytest.raises(CalibrationError, match="sample 17 contains NaN"):
+                evaluate(nn.Identity(), dataset.batches(8), against=nn.Identity())
+            return
+    raise AssertionError("no seed moved the sample")
+
+
+@pytest.mark.parametrize("who", ["the network gives", "the network compared with gives"])
+def test_infinite_outputs_are_an_error_that_says_whose(who):
+    broken, sound = (lambda _: torch.tensor([[float("inf"), 1.0]])), (lambda _: torch.ones(1, 2))
+    first, second = (broken, sound) if who == "the network gives" else (sound, broken)
+    with pytest.raises(ModelError, match=f"{who} infinity in 1 of 2 outputs"):
+        evaluate(first, [torch.zeros(1, 2)], against=second)
+
+
+def test_minus_infinity_rules_classes_out_but_not_all_of_them():
+    scores = torch.tensor([[-INFINITY, 1.0, 2.0], [0.0, -INFINITY, -INFINITY]])
+    evaluation = evaluate(lambda _: scores, [torch.zeros(2, 1)], labels=[2, 0], against=lambda _: scores)
+    assert evaluation.accuracy == Accuracy(1.0, None)
+    assert evaluation.comparison is not None
+    assert evaluation.comparison.output_error == 0.0
+    other = scores.clone()
+    other[0, 0] = 0.0
+    comparison = evaluate(lambda _: other, [torch.zeros(2, 1)], against=lambda _: scores).comparison
+    assert comparison is not None
+    assert comparison.output_error == INFINITY
+    scores[1, 0] = -INFINITY
+    with pytest.raises(ModelError, match="−infinity for all 3 classes in 1 of 2 cases"):
+        evaluate(lambda _: scores, [torch.zeros(2, 1)], labels=[2, 0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.eye(2, dtype=torch.int64), r"labels are int64 \[2, 2\].*argmax"),
+        (torch.tensor([0.0, 1.0]), r"labels are float32 \[2\]"),
+        (torch.tensor([False, True]), r"labels are bool \[2\]"),
+        (torch.tensor([0, -1]), "sample 1 has label -1"),
+        (torch.tensor(1), r"labels are int64 \[\]"),
+        (1, r"labels are int64 \[\]"),
+        (np.array([0.5, 1.0]), r"labels are float64 \[2\]"),
+        (np.array(["a", "b"]), r"labels are <U1 \[2\]"),
+        ([0.0, 1.0], r"labels are float32 \[2\]"),
+        (["cat", "dog"], "labels are a list that is no list of numbers"),
+        ([[0], [1, 2]], "labels are a list that is no list of numbers"),
+        (torch.tensor([0, 1]).to_sparse(), "sparse_coo tensor"),
+    ],
+)
+def test_labels_are_one_whole_number_for_each_sample(labels, message):
+    with pytest.raises(CalibrationError, match=message):
+        evaluate(nn.Identity(), [torch.eye(2)], labels=labels)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[0, 0], (0, 0), np.array([0, 0]), np.array([0, 0], dtype=">u2"), torch.zeros(2, 1, dtype=torch.uint8)],
+)
+def test_labels_may_be_of_any_integers(labels):
+    assert evaluate(nn.Identity(), [torch.eye(2)], labels=labels).accuracy == Accuracy(0.5, None)
+
+
+def test_an_empty_batch_counts_nothing():
+    batches = [torch.zeros(0, 2), torch.eye(2), torch.zeros(0, 2)]
+    evaluation = evaluate(nn.Identity(), batches, labels=[0, 1], against=nn.Identity())
+    assert (evaluation.samples, evaluation.accuracy) == (2, Accuracy(1.0, None))
+    with pytest.raises(CalibrationError, match="no samples"):
+        evaluate(nn.Identity(), [torch.zeros(0, 2)], labels=torch.zeros(0, dtype=torch.int64))

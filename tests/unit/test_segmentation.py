@@ -25,6 +25,21 @@ def test_iou_is_the_intersection_over_the_union_of_truth_and_prediction():
     assert segmentation == Segmentation(mean_iou=(1 / 4 + 2 / 5) / 2, pixel_accuracy=3 / 6, iou=(1 / 4, 2 / 5))
 
 
+def test_classes_that_are_ruled_out_stay_so_where_scores_are_resized():
+    scores = torch.tensor([0.0, 1.0, -float("inf")]).view(1, 3, 1, 1).repeat(1, 1, 2, 3)
+    segmentation = evaluate(
+        lambda _: scores, [torch.zeros(1, 1)], masks=[torch.ones(1, 7, 9, dtype=torch.int64)]
+    ).segmentation
+    assert segmentation == Segmentation(mean_iou=1.0, pixel_accuracy=1.0, iou=(None, 1.0, None))
+
+
+def test_scores_of_double_precision_are_resized_as_such():
+    scores = torch.tensor([1.0, 1.0 + 1e-12], dtype=torch.float64).view(1, 2, 1, 1).repeat(1, 1, 2, 2)
+    segmentation = evaluate(nn.Identity(), [scores], masks=[torch.ones(1, 4, 4, dtype=torch.int64)]).segmentation
+    assert segmentation is not None
+    assert segmentation.pixel_accuracy == 1.0
+
+
 def test_counts_agree_with_the_definition_by_sets_of_pixels():
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(6, (5, 7, 8), generator=generator)

@@ -1,9 +1,10 @@
 """How good a network is, and how close two networks are.
 
-    top-k      share of the samples whose label is among the k largest outputs
+    top-k      share of the samples whose label is among the k largest outputs; of equal ones, the first are larger
     mean IoU   how well regions are found, where samples have masks instead of labels (`segmentation.py`)
     same class share of the predictions (largest output) on which both networks agree
-    output error   Σ‖y − ŷ‖² / Σ‖y‖², y the outputs of the network compared with
+    output error   Σ‖y − ŷ‖² / Σ‖y‖², y the outputs of floats of the network compared with
+    same integers  share of equal numbers among outputs that are no floats, where a network has such
 
 Accuracy needs labels; agreement needs none, is measured on every sample, and moves before accuracy does: use it where
 labels are few.
@@ -12,17 +13,20 @@ labels are few.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, final
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from roundwise.errors import CalibrationError, ModelError
+from roundwise.evaluation.arrays import as_labels
+from roundwise.evaluation.data import Batches
+from roundwise.evaluation.outputs import Outputs, outputs_of, paired
 from roundwise.evaluation.segmentation import IGNORE, Confusion, Segmentation
 
 Network = Callable[[Tensor], Any]
@@ -31,7 +35,12 @@ Network = Callable[[Tensor], Any]
 @final
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of the samples, 0 to 1. `top5` is None where there are fewer than 6 classes, of which 5 say nothing."""
+    """Shares of the samples, 0 to 1, by scores in their own precision.
+
+    A label is among the top k if fewer than k classes come before it: those with a larger score, and of those with an
+    equal one (a saturated or coarsely quantized network has many) the ones of lower number. So top-1 is argmax.
+    `top5` is None where there are fewer than 6 classes, of which 5 say nothing.
+    """
 
     top1: float
     top5: float | None
@@ -46,14 +55,18 @@ class Comparison:
         accuracy: of the other network, where there are labels.
         same_class: share of equal predictions, 0 to 1: per sample, or per position where outputs have positions (as in
             segmentation); None where the outputs are not one tensor of class scores.
-        output_error: Σ‖y − ŷ‖² / Σ‖y‖² over all outputs.
+        output_error: Σ‖y − ŷ‖² / Σ‖y‖² over all outputs of floats. Where both give minus infinity, that is no error;
+            where one alone does, the error is infinite.
         segmentation: of the other network, where there are masks.
+        same_integers: share of equal numbers, 0 to 1, in outputs of whole numbers or truth values, such as chosen
+            classes; None where there are none. No error is measured of these: they are names as often as amounts.
     """
 
     accuracy: Accuracy | None
     same_class: float | None
     output_error: float
     segmentation: Segmentation | None = None
+    same_integers: float | None = None
 
 
 @final
@@ -77,6 +90,8 @@ class Evaluation:
             if self.comparison.same_class is not None:
                 rows.append(("same class", f"{self.comparison.same_class:.2%}"))
             rows.append(("output error", f"{self.comparison.output_error:.3g}"))
+            if self.comparison.same_integers is not None:
+                rows.append(("same integers", f"{self.comparison.same_integers:.2%}"))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
 
@@ -99,7 +114,7 @@ def evaluate(
     network: Network,
     batches: Iterable[Tensor],
     *,
-    labels: Int[Tensor, "samples"] | None = None,
+    labels: Int[Tensor, "samples"] | np.ndarray[Any, Any] | Sequence[int] | None = None,
     masks: Iterable[Int[Tensor, "N height width"]] | None = None,
     against: Network | None = None,
     progress: Callable[[int], None] | None = None,
@@ -110,19 +125,21 @@ def evaluate(
 
     Args:
         network: called with one batch of inputs.
-        batches: inputs `[N, …]`, in the order of the labels.
-        labels: class of each sample, counted from 0; needs outputs `[N, classes]`.
+        batches: inputs `[N, …]`, in the order of the labels; where they are floats, finite ones.
+        labels: class of each sample, counted from 0, as whole numbers; needs outputs `[N, classes]`.
         masks: for segmentation, one batch of masks for each batch of inputs: the class of each pixel, counted from 0,
             or 255 where it does not count. Needs scores `[N, classes, h, w]`: the one output, or the one named "out"
             where outputs have names, as torchvision's do. Scores of another resolution than the masks are resized to
             it, bilinearly.
-        against: another network with the same outputs, for instance the one before quantization.
+        against: another network with the same outputs, for instance the one before quantization. Outputs with names
+            are paired by these, others in order.
         progress: called with the number of samples done after each batch.
 
     Raises:
-        CalibrationError: no samples; more or fewer samples than labels or masks; a label that is no class of the
-            network; masks of which no pixel counts.
-        ModelError: outputs that do not allow what is asked for: NaN, other shapes, no tensors.
+        CalibrationError: no samples; inputs that are NaN or infinite; more or fewer samples than labels or masks;
+            labels that are no whole numbers from 0, or no class of the network; masks of which no pixel counts.
+        ModelError: outputs that do not allow what is asked for: NaN, infinity (minus infinity may stand for classes
+            that are ruled out, but not for all of them), other shapes or names, no tensors.
 
     Example:
         >>> scores = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
@@ -130,17 +147,22 @@ def evaluate(
         Accuracy(top1=0.5, top5=None)
     """
     samples = 0
+    truths = None if labels is None else as_labels(labels, None, "evaluate", CalibrationError)
+    numbers = batches.indices if isinstance(batches, Batches) else None
     own, other, differences = _Hits(), _Hits(), _Differences()
     regions, other_regions = Confusion(), Confusion()
     with torch.no_grad(), _Evaluating(network), _Evaluating(against):
-        for inputs, truth in _paired(batches, masks):
-            outputs = _outputs(network(inputs), "the network", samples)
-            reference = None if against is None else _outputs(against(inputs), "the network compared with", samples)
+        for inputs, truth in _with_masks(batches, masks):
             count = len(inputs)
-            if labels is not None:
-                if samples + count > len(labels):
-                    raise CalibrationError(f"{len(labels)} labels, but at least {samples + count} samples.")
-                expected = labels[samples : samples + count]
+            if count == 0:
+                continue
+            _check_finite(inputs, samples, numbers)
+            outputs = outputs_of(network(inputs), "the network", samples)
+            reference = None if against is None else outputs_of(against(inputs), "the network compared with", samples)
+            if truths is not None:
+                if samples + count > len(truths):
+                    raise CalibrationError(f"{len(truths)} labels, but at least {samples + count} samples.")
+                expected = truths[samples : samples + count]
                 own.add(outputs, expected, count)
                 if reference is not None:
                     other.add(reference, expected, count)
@@ -155,22 +177,23 @@ def evaluate(
                 progress(samples)
     if samples == 0:
         raise CalibrationError("There are no samples to evaluate on.")
-    if labels is not None and len(labels) != samples:
-        raise CalibrationError(f"{len(labels)} labels, but {samples} samples; one for each is needed.")
-    accuracy = None if labels is None else own.accuracy(samples)
+    if truths is not None and len(truths) != samples:
+        raise CalibrationError(f"{len(truths)} labels, but {samples} samples; one for each is needed.")
+    accuracy = None if truths is None else own.accuracy(samples)
     segmentation = None if masks is None else regions.segmentation()
     if against is None:
         return Evaluation(samples, accuracy, None, segmentation)
     comparison = Comparison(
-        accuracy=None if labels is None else other.accuracy(samples),
+        accuracy=None if truths is None else other.accuracy(samples),
         same_class=differences.same_class,
         output_error=differences.output_error,
         segmentation=None if masks is None else other_regions.segmentation(),
+        same_integers=differences.same_integers,
     )
     return Evaluation(samples, accuracy, comparison, segmentation)
 
 
-def _paired(batches: Iterable[Tensor], masks: Iterable[Tensor] | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _with_masks(batches: Iterable[Tensor], masks: Iterable[Tensor] | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Each batch of inputs with its masks, or with None where there are none."""
     if masks is None:
         for inputs in batches:
@@ -181,6 +204,21 @@ def _paired(batches: Iterable[Tensor], masks: Iterable[Tensor] | None) -> Iterat
             rest = "masks, but no more inputs" if inputs is None else "inputs, but no more masks"
             raise CalibrationError(f"batch {number} has {rest}; each batch of inputs needs one of masks.")
         yield inputs, truth
+
+
+def _check_finite(inputs: Tensor, first: int, numbers: Sequence[int] | None) -> None:
+    """Networks swallow what is not finite (a clamp, an 8-bit activation), and would be measured on nothing."""
+    if not inputs.is_floating_point() or bool(torch.isfinite(inputs).all()):
+        return
+    bad = ~torch.isfinite(inputs).reshape(len(inputs), -1)
+    where = int(bad.any(1).nonzero()[0])
+    number = first + where if numbers is None else numbers[first + where]
+    kind = "NaN" if bool(inputs[where].isnan().any()) else "infinity"
+    raise CalibrationError(
+        f"sample {number} contains {kind}: {int(bad.sum())} values in {int(bad.any(1).sum())} of the "
+        f"{len(inputs)} samples of its batch are not finite. What a network makes of these says nothing about it: "
+        "remove or repair such samples."
+    )
 
 
 class _Evaluating:
@@ -206,7 +244,7 @@ class _Hits:
     def __init__(self) -> None:
         self.top1 = self.top5 = self.classes = 0
 
-    def add(self, outputs: _Outputs, labels: Tensor, count: int) -> None:
+    def add(self, outputs: Outputs, labels: Tensor, count: int) -> None:
         scores = outputs.scores
         if scores is None or scores.ndim != 2 or len(scores) != count:
             raise ModelError(
@@ -219,13 +257,20 @@ class _Hits:
                 f"a label is {int(labels.max())}, but the network has {self.classes} classes, counted from 0: these "
                 "labels belong to other classes than the network's."
             )
-        ranked = scores.float().topk(min(5, self.classes), dim=1).indices.cpu()
-        found = ranked == labels.unsqueeze(1)
-        self.top1 += int(found[:, 0].sum())
-        self.top5 += int(found.any(dim=1).sum())
+        places = _places(scores, labels)
+        self.top1 += int((places == 0).sum())
+        self.top5 += int((places < 5).sum())
 
     def accuracy(self, samples: int) -> Accuracy:
         return Accuracy(self.top1 / samples, self.top5 / samples if self.classes > 5 else None)
+
+
+def _places(scores: Float[Tensor, "N classes"], labels: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
+    """How many classes come before each label: those of larger score, and of equal ones those of lower number."""
+    labels = labels.to(scores.device).unsqueeze(1)
+    own = scores.gather(1, labels)
+    lower = torch.arange(scores.shape[1], device=scores.device) < labels
+    return ((scores > own) | ((scores == own) & lower)).sum(1)
 
 
 class _Differences:
@@ -234,17 +279,17 @@ class _Differences:
     def __init__(self) -> None:
         self.error = self.energy = 0.0
         self.same = self.predictions = 0
+        self.equal = self.integers = 0
 
-    def add(self, outputs: _Outputs, reference: _Outputs) -> None:
-        if [tuple(o.shape) for o in outputs.tensors] != [tuple(r.shape) for r in reference.tensors]:
-            raise ModelError(
-                f"the outputs cannot be compared: {outputs} and {reference}. Both networks must give outputs of the "
-                "same shapes."
-            )
-        for output, truth in zip(outputs.tensors, reference.tensors, strict=True):
-            wanted, found = truth.detach().cpu().double(), output.detach().cpu().double()
-            self.error += float((wanted - found).square().sum())
-            self.energy += float(wanted.square().sum())
+    def add(self, outputs: Outputs, reference: Outputs) -> None:
+        for found, wanted in paired(outputs, reference):
+            if found.is_floating_point():
+                error, energy = _squares(found, wanted)
+                self.error += error
+                self.energy += energy
+            else:
+                self.equal += int((found.cpu() == wanted.cpu()).sum())
+                self.integers += found.numel()
         scores, wanted_scores = outputs.scores, reference.scores
         if scores is not None and wanted_scores is not None and scores.ndim >= 2 and scores.shape[1] > 1:
             agree = scores.argmax(1).cpu() == wanted_scores.argmax(1).cpu()
@@ -256,28 +301,28 @@ class _Differences:
         return self.same / self.predictions if self.predictions else None
 
     @property
+    def same_integers(self) -> float | None:
+        return self.equal / self.integers if self.integers else None
+
+    @property
     def output_error(self) -> float:
         if self.energy == 0.0:
             return 0.0 if self.error == 0.0 else float("inf")
         return self.error / self.energy
 
 
-@dataclass(frozen=True)
-class _Outputs:
-    """The floating-point tensors in a network's output, in order.
-
-    `scores` is the one that predictions are made from: the one named "out" (torchvision's segmentation networks put an
-    "aux" beside it, which is there for training), else the only one, else None.
-    """
-
-    tensors: list[Tensor]
-    scores: Tensor | None
-
-    def __str__(self) -> str:
-        return ", ".join(str(list(tensor.shape)) for tensor in self.tensors)
+def _squares(found: Tensor, wanted: Tensor) -> tuple[float, float]:
+    """Σ(y − ŷ)² and Σy², over finite y; minus infinity is an error unless both give it."""
+    y, y_hat = wanted.detach().cpu().double(), found.detach().cpu().double()
+    ruled_out = y.isinf()
+    if bool((ruled_out != y_hat.isinf()).any()):
+        return float("inf"), float(y[~ruled_out].square().sum())
+    if bool(ruled_out.any()):
+        y, y_hat = y[~ruled_out], y_hat[~ruled_out]
+    return float((y - y_hat).square().sum()), float(y.square().sum())
 
 
-def _map_of_scores(outputs: _Outputs, count: int) -> Tensor:
+def _map_of_scores(outputs: Outputs, count: int) -> Tensor:
     scores = outputs.scores
     if scores is None or scores.ndim != 4 or len(scores) != count or not 2 <= scores.shape[1] <= IGNORE:
         raise ModelError(
@@ -286,19 +331,3 @@ def _map_of_scores(outputs: _Outputs, count: int) -> Tensor:
             "which works for any outputs."
         )
     return scores
-
-
-def _outputs(result: Any, who: str, done: int) -> _Outputs:
-    leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    if not leaves:
-        raise ModelError(f"{who} returns a {type(result).__name__} without tensors of floats; nothing to measure.")
-    for leaf in leaves:
-        if bool(leaf.isnan().any()):
-            raise ModelError(
-                f"{who} gives NaN in {int(leaf.isnan().sum())} of {leaf.numel()} outputs, in the batch starting with "
-                f"sample {done}. Its weights or these inputs are broken; nothing measured on them would mean anything."
-            )
-    named = result.get("out") if isinstance(result, Mapping) else None
-    if isinstance(named, Tensor) and named.is_floating_point():
-        return _Outputs(leaves, named)
-    return _Outputs(leaves, leaves[0] if len(leaves) == 1 else None)

@@ -87,7 +87,9 @@ class Confusion:
                 f"pixels that do not count are marked with something else than {IGNORE}: mark them with {IGNORE}."
             )
         if scores.shape[2:] != masks.shape[1:]:
-            scores = F.interpolate(scores.float(), size=masks.shape[1:], mode="bilinear", align_corners=False)
+            wide = scores.float() if scores.dtype.itemsize < 4 else scores
+            wide = wide.clamp(min=torch.finfo(wide.dtype).min)  # minus infinity times a weight of 0 would be NaN
+            scores = F.interpolate(wide, size=masks.shape[1:], mode="bilinear", align_corners=False)
         predicted = scores.argmax(1).cpu()
         counted = truth != IGNORE
         pairs = truth[counted] * classes + predicted[counted]
