@@ -95,6 +95,15 @@ def test_another_split_is_measured_where_it_is_asked_for(folder):
     assert "mean IoU" in result.stdout
 
 
+def test_without_masks_the_same_images_are_compared(folder):
+    common = ("evaluate", folder / "net.rw", "--against", folder / "net.rw", "--data", folder / "voc", *AS_STORED)
+    result = run(*common, "--no-labels", "--json")
+    assert result.exit_code == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert figures["data"] == f"2 images in {folder}/voc, split 'val'"
+    assert figures["segmentation"] is None
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [

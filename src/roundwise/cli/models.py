@@ -77,7 +77,7 @@ def load_model(spec: str, source: WeightSource | None = None, num_classes: int |
     path, _, function = spec.rpartition(":")
     if path.endswith(".py"):
         return _from_function(Path(path), function, source)
-    if spec.endswith(".pt2"):
+    if spec.lower().endswith(".pt2"):
         if source is not None:
             raise click.UsageError("a .pt2 program contains its weights; leave out --weights and the like.")
         return LoadedModel(spec, load_program(Path(spec)))

@@ -82,6 +82,18 @@ class Shape(click.ParamType[tuple[int, ...]]):
 
 
 @final
+class Seed(click.ParamType[int]):
+    """`0`: what PyTorch takes for a seed, a whole number of 64 bits."""
+
+    name = "INTEGER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if re.fullmatch(r"[+-]?\d{1,20}", str(value)) is None or not -(2**63) <= int(value) < 2**64:
+            self.fail(f"'{value}' is no seed; give a whole number of at most 64 bits, such as 0.", param, ctx)
+        return int(value)
+
+
+@final
 class ChannelValues(click.ParamType[tuple[float, ...]]):
     """`0.485,0.456,0.406`: a number for each of three colours, or one for grey."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from roundwise.cli.models import load_model
 from roundwise.cli.options import move
+from roundwise.cli.training import refuse_training_onnx, refuse_training_program
 from roundwise.cli.weights import WeightSource
 from roundwise.errors import FileFormatError, ModelError, RoundwiseError
 from roundwise.evaluation.preprocessing import Preprocessing
@@ -44,7 +45,7 @@ class Runnable:
             return self.function(inputs)
         except RoundwiseError:
             raise
-        except Exception as error:  # any code can run in here
+        except (Exception, SystemExit) as error:  # any code can run in here
             shape = f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape)}"
             raise ModelError(
                 f"{self.name} fails on inputs {shape}: {type(error).__name__}: {error}. Are they what it takes? For "
@@ -54,7 +55,7 @@ class Runnable:
 
 def takes_weights(spec: str) -> bool:
     """Whether weights are given beside this model, rather than inside its file."""
-    return not spec.endswith((*FILES, ".pt2"))
+    return not spec.lower().endswith((*FILES, ".pt2"))
 
 
 def open_runnable(
@@ -70,11 +71,11 @@ def open_runnable(
     Raises:
         RoundwiseError: it cannot be loaded.
     """
-    if spec.endswith(FILES):
+    if spec.lower().endswith(FILES):
         path = Path(spec)
         if not path.is_file():
             raise FileFormatError(f"{path}: there is no such file.")
-        if path.suffix == ".onnx":
+        if path.suffix.lower() == ".onnx":
             return Runnable(spec, OnnxNetwork(path))
         from roundwise import load
 
@@ -82,6 +83,8 @@ def open_runnable(
     if not takes_weights(spec):
         source, num_classes = None, None
     loaded = load_model(spec, source, num_classes)
+    if not isinstance(loaded.network, nn.Module):
+        refuse_training_program(spec, loaded.network)
     network = move(loaded.network, device)
     module = network if isinstance(network, nn.Module) else network.module()
     return Runnable(spec, _on(module, device), loaded.preprocessing, loaded.notes)
@@ -96,12 +99,13 @@ class OnnxNetwork:
     """An ONNX file in ONNX Runtime on the CPU, called with a tensor like a module; several outputs come by their names.
 
     Raises:
-        ModelError: ONNX Runtime is not installed, or the file does not have one input.
+        ModelError: ONNX Runtime is not installed, or the file does not have one input, or is one for training.
         FileFormatError: the file is not a valid ONNX model.
     """
 
     def __init__(self, path: Path) -> None:
         try:
+            import onnx  # noqa: F401  the same extra has it
             import onnxruntime
         except ModuleNotFoundError as error:
             raise ModelError(f'{path}: ONNX Runtime is not installed. Run: pip install "roundwise[onnx]"') from error
@@ -109,12 +113,15 @@ class OnnxNetwork:
             self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no common base
             raise FileFormatError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
+        refuse_training_onnx(path)
         inputs = self.session.get_inputs()
         if len(inputs) != 1:
             names = ", ".join(f"'{entry.name}'" for entry in inputs) or "none"
             raise ModelError(f"{path} takes {len(inputs)} inputs ({names}); only networks with one can be evaluated.")
         self.input = inputs[0].name
-        self.outputs = [entry.name for entry in self.session.get_outputs()]
+        # Our exports call an output "x_output" where the input is "x" already; networks compared with know it as "x".
+        there = [entry.name for entry in self.session.get_outputs()]
+        self.outputs = [self.input if name == f"{self.input}_output" else name for name in there]
 
     def __call__(self, inputs: Tensor) -> Any:
         array = np.ascontiguousarray(inputs.numpy())

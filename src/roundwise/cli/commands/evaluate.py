@@ -11,13 +11,14 @@ import click
 import torch
 
 from roundwise.cli.options import DataRequest, data_options, weight_options, weight_source
-from roundwise.cli.parameters import EXISTING_FILE, Device
+from roundwise.cli.parameters import EXISTING_FILE, Device, Seed
 from roundwise.cli.runnable import Runnable, open_runnable, takes_weights
 from roundwise.cli.terminal import exits, sample_progress, say, show_json
 from roundwise.cli.weights import FromFile, WeightSource
-from roundwise.errors import CalibrationError
 from roundwise.evaluation.data import Dataset, load_data
 from roundwise.evaluation.metrics import evaluate
+from roundwise.evaluation.outputs import check_classes
+from roundwise.evaluation.voc import is_voc
 
 HELP = """
 Measure a network on labelled samples, or compare it with another on any samples: accuracy where a sample has a label,
@@ -55,16 +56,20 @@ Examples:
 @click.option(
     "--labels",
     type=EXISTING_FILE,
-    help="Labels in a file of their own, in the order of the samples: one number a line (.txt), or an array file.",
+    help="Labels in a file of their own, in the order of the samples: one whole number a line (.txt), or an array "
+    "file. Images of a folder are in order of name, as text: 0, 1, 10, 2.",
+)
+@click.option(
+    "--no-labels", is_flag=True, help="Pass over labels and masks in the data, to compare with --against only."
 )
 @click.option(
     "--classes",
     "class_list",
     type=EXISTING_FILE,
     help="For one folder per class: a text file with one "
-    "folder's name a line, in the network's order of classes.  [default: sorted by name]",
+    "folder's name a line for each of the network's classes, in its order.  [default: sorted by name]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice that --limit makes.")
+@click.option("--seed", type=Seed(), default=0, show_default=True, help="Of the choice that --limit makes.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Samples at a time.")
 @click.option(
     "--device",
@@ -81,6 +86,7 @@ def command(
     against_weights: Path | None,
     num_classes: int | None,
     labels: Path | None,
+    no_labels: bool,
     class_list: Path | None,
     seed: int,
     batch_size: int,
@@ -90,7 +96,15 @@ def command(
 ) -> None:
     """Run `roundwise evaluate`."""
     started = time.perf_counter()
+    if class_list is not None and labels is not None:
+        raise click.UsageError(
+            f"--classes says what class a folder is, and --labels {labels} what each sample is; give one."
+        )
     request = DataRequest.take(options)
+    if no_labels and against is None:
+        raise click.UsageError("--no-labels goes with --against: without labels, a network can only be compared.")
+    if no_labels and (labels is not None or class_list is not None or request.keys.labels is not None):
+        raise click.UsageError("--no-labels contradicts --labels, --label-key and --classes.")
     source = weight_source(options, seed)
     _check_weights(model, against, source, against_weights)
     network = open_runnable(model, source, device, num_classes)
@@ -104,7 +118,10 @@ def command(
 
     own = network.preprocessing or (reference.preprocessing if reference is not None else None)
     data, preprocessing_source = request.options(own, seed)
-    dataset = load_data(request.data, replace(data, want_labels=True, class_list=class_list, labels=labels))
+    # The same images with and without their masks.
+    split = data.split or ("val" if is_voc(request.data) else None)
+    data = replace(data, want_labels=not no_labels, class_list=class_list, labels=labels, split=split)
+    dataset = load_data(request.data, data)
     say(f"data: {dataset.description}")
     if dataset.preprocessing is not None:
         say(f"images: {dataset.preprocessing} ({preprocessing_source})")
@@ -113,8 +130,8 @@ def command(
             f"there is nothing to measure: {request.data} has no labels. Give --labels FILE, a folder with one folder "
             "per class or with masks in Pascal VOC layout, or --against MODEL to compare two networks."
         )
-    if dataset.classes:
-        _check_classes(network, dataset)
+    if dataset.counted is not None:
+        _check_classes(network, dataset, batch_size)
     with sample_progress(len(dataset)) as progress:
         evaluation = evaluate(
             network,
@@ -150,17 +167,7 @@ def _check_weights(model: str, against: str | None, source: WeightSource | None,
         raise click.UsageError("--against-weights needs --against with a network that takes weights.")
 
 
-def _check_classes(network: Runnable, dataset: Dataset) -> None:
-    """Labels counted from sorted folders are right only where every class of the network has a folder.
-
-    Raises:
-        CalibrationError: the network has another number of classes than there are folders.
-    """
+def _check_classes(network: Runnable, dataset: Dataset, batch_size: int) -> None:
+    """Before the long run, on its first batch (of its size, since a program may take no other)."""
     with torch.no_grad():
-        outputs = network(next(iter(dataset.batches(1))))
-    if isinstance(outputs, torch.Tensor) and outputs.ndim == 2 and outputs.shape[1] != len(dataset.classes):
-        raise CalibrationError(
-            f"there are {len(dataset.classes)} folders, one per class, but the network has {outputs.shape[1]} classes: "
-            "counting the folders would give wrong labels. Give --classes FILE with the folder names in the network's "
-            "order of classes, one a line."
-        )
+        check_classes(network(next(iter(dataset.batches(batch_size)))), dataset)

@@ -1,0 +1,77 @@
+"""Whether an exported file was made in training mode: then its outputs depend on chance and on who shares a batch.
+
+A module is switched by `eval()`; in an exported file the mode is fixed, as arguments of two kinds of operations:
+
+    dropout       drops at random
+    batch-norm    normalises by the mean and variance of the batch, although it holds those of training
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+from torch.export import ExportedProgram
+
+from roundwise.errors import ModelError
+from roundwise.graph.graph import bind, is_random
+
+
+def refuse_training_program(spec: str, program: ExportedProgram) -> None:
+    """Make sure that a program of torch.export is one for evaluation.
+
+    Raises:
+        ModelError: it is not.
+    """
+    modules = [module for module in program.graph_module.modules() if isinstance(module, fx.GraphModule)]
+    nodes = [node for module in modules for node in module.graph.nodes if node.op == "call_function"]
+    _refuse(spec, [str(node.target) for node in nodes if hasattr(node.target, "_schema") and _trains(node)])
+
+
+def refuse_training_onnx(path: Path) -> None:
+    """Make sure that an ONNX file is one for evaluation.
+
+    Raises:
+        ModelError: it is not.
+    """
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    fixed = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer if not tensor.dims}
+    found: list[str] = []
+    for node in _nodes(model.graph):
+        settings = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if node.op_type == "Constant" and "value" in settings:
+            fixed[node.output[0]] = onnx.numpy_helper.to_array(settings["value"])
+        drops = node.op_type == "Dropout" and len(node.input) > 2 and bool(fixed.get(node.input[2], False))
+        if drops or (node.op_type == "BatchNormalization" and settings.get("training_mode")):
+            found.append(node.op_type)
+    _refuse(str(path), found)
+
+
+def _trains(node: fx.Node) -> bool:
+    arguments = bind(node)
+    if arguments.get("training") is True and arguments.get("running_mean") is not None:
+        return True
+    # Other operations that draw random numbers are the network's own affair.
+    return is_random(node) and bool({"train", "training", "dropout_p"} & arguments.keys())
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """Those of an ONNX graph, and of the branches and bodies in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
+
+
+def _refuse(spec: str, found: list[str]) -> None:
+    if found:
+        raise ModelError(
+            f"{spec} was exported in training mode: it has {', '.join(dict.fromkeys(found))} as in training "
+            f"({len(found)} operations), so its outputs depend on chance or on which samples share a batch, and "
+            "no figure would hold. Export it anew, after model.eval()."
+        )
