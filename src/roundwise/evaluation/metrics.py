@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from roundwise.errors import CalibrationError, ModelError
 from roundwise.evaluation.arrays import as_labels
 from roundwise.evaluation.data import Batches
-from roundwise.evaluation.outputs import Outputs, outputs_of, paired
+from roundwise.evaluation.outputs import Outputs, outputs_of, paired, wide
 from roundwise.evaluation.segmentation import IGNORE, Confusion, Segmentation
 
 Network = Callable[[Tensor], Any]
@@ -208,12 +208,13 @@ def _with_masks(batches: Iterable[Tensor], masks: Iterable[Tensor] | None) -> It
 
 def _check_finite(inputs: Tensor, first: int, numbers: Sequence[int] | None) -> None:
     """Networks swallow what is not finite (a clamp, an 8-bit activation), and would be measured on nothing."""
-    if not inputs.is_floating_point() or bool(torch.isfinite(inputs).all()):
+    finite = torch.isfinite(wide(inputs))
+    if bool(finite.all()):
         return
-    bad = ~torch.isfinite(inputs).reshape(len(inputs), -1)
+    bad = ~finite.reshape(len(inputs), -1)
     where = int(bad.any(1).nonzero()[0])
     number = first + where if numbers is None else numbers[first + where]
-    kind = "NaN" if bool(inputs[where].isnan().any()) else "infinity"
+    kind = "NaN" if bool(wide(inputs)[where].isnan().any()) else "infinity"
     raise CalibrationError(
         f"sample {number} contains {kind}: {int(bad.sum())} values in {int(bad.any(1).sum())} of the "
         f"{len(inputs)} samples of its batch are not finite. What a network makes of these says nothing about it: "

@@ -53,7 +53,7 @@ def outputs_of(result: Any, who: str = "the network", first: int = 0) -> Outputs
     """
     names, leaves = _flattened(result)
     kept = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and not leaf.is_complex()]
-    tensors: tuple[Tensor, ...] = tuple(leaves[i] for i in kept)
+    tensors = tuple(wide(leaves[i]) for i in kept)
     floats = [tensor for tensor in tensors if tensor.is_floating_point()]
     if not floats:
         raise ModelError(f"{who} returns a {type(result).__name__} without tensors of floats; nothing to measure.")
@@ -62,7 +62,7 @@ def outputs_of(result: Any, who: str = "the network", first: int = 0) -> Outputs
     named = result.get("out") if isinstance(result, Mapping) else None
     scores = floats[0] if len(floats) == 1 else None
     if isinstance(named, Tensor) and named.is_floating_point():
-        scores = named
+        scores = wide(named)
     if scores is not None:
         _check_scores(scores, who, first)
     return Outputs(tensors, None if names is None else tuple(names[i] for i in kept), scores)
@@ -129,6 +129,11 @@ def _flattened(result: Any) -> tuple[list[str] | None, list[Any]]:
         [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path] for path, _ in paths
     )
     return ["_".join(name) for name in names], leaves
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Floats of 8 bits, which PyTorch hardly compares, as float32, which has each of their values."""
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
 
 
 def _check_numbers(tensor: Tensor, who: str, first: int) -> None:
