@@ -151,6 +151,49 @@ def test_a_run_that_was_stopped_while_it_was_written_is_done_again(tmp_path):
     assert Journal(path).get("a run") == Outcome(1.0, 2.0)
 
 
+@pytest.mark.parametrize("characters", [1, 4, 9, 30])
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+def test_a_torn_line_is_cut_off_and_nothing_before_it(tmp_path, characters, newline):
+    path = tmp_path / "runs.jsonl"
+    for key in ("first", "second"):
+        Journal(path).add(key, Outcome(1.0, 2.0))
+    whole = path.read_bytes().replace(b"\n", newline)
+    path.write_bytes(whole + whole[:characters])
+    journal = Journal(path)
+    assert path.read_bytes() == whole
+    journal.add("third", Outcome(3.0, 4.0))
+    assert [Journal(path).get(key) for key in ("second", "third")] == [Outcome(1.0, 2.0), Outcome(3.0, 4.0)]
+
+
+@pytest.mark.parametrize("line", ['{"run": "a", "score": 1, "seconds": 2}', '{"score": 1, "seconds": 2, "run": "a"}'])
+@pytest.mark.parametrize("newline", ["", "\r", "\n"])
+def test_a_last_line_without_newline_keeps_its_run_and_gets_one(tmp_path, line, newline):
+    path = tmp_path / "runs.jsonl"
+    path.write_bytes((line + newline).encode())
+    Journal(path).add("b", Outcome(3.0, 4.0))
+    assert [Journal(path).get(key) for key in "ab"] == [Outcome(1.0, 2.0), Outcome(3.0, 4.0)]
+
+
+@pytest.mark.parametrize("score", ["-5", "100.5", "NaN", "Infinity", "true", "1" + 400 * "0", "-1" + 400 * "0"])
+def test_a_score_that_is_no_percentage_is_refused_with_its_line(tmp_path, score):
+    path = tmp_path / "runs.jsonl"
+    Journal(path).add("a run", Outcome(0.0, 0.0))
+    Journal(path).add("a perfect run", Outcome(100.0, 0.0))
+    Journal(path)
+    with path.open("a") as file:
+        file.write(f'{{"run": "another", "score": {score}, "seconds": 1}}\n')
+    with pytest.raises(FileFormatError, match=r"line 3: 'score' is .*0 to 100.*Remove the line"):
+        Journal(path)
+
+
+@pytest.mark.parametrize("seconds", ["-1", "NaN", "Infinity", "true", "1" + 400 * "0"])
+def test_seconds_that_are_no_time_are_refused_with_their_line(tmp_path, seconds):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(f'{{"run": "a run", "score": 1, "seconds": {seconds}}}\n')
+    with pytest.raises(FileFormatError, match=r"line 1: 'seconds' is .*0 or more.*Remove the line"):
+        Journal(path)
+
+
 def test_another_setting_is_another_run():
     one, other = (Row("", "", Recipe(Weights(bits=bits), Nearest())) for bits in (2, 3))
     by_task_loss = Row("", "", one.recipe, True, task_loss=TaskLoss())
@@ -164,7 +207,16 @@ def test_a_row_without_a_finished_run_is_left_out():
 
 
 @pytest.mark.parametrize(
-    "wrong", ['{"run": 3}', '{"run": "a", "score": "1", "seconds": 2}', "[]", "nothing of the kind", "3"]
+    "wrong",
+    [
+        '{"run": 3}',
+        '{"run": "a", "score": "1", "seconds": 2}',
+        "[]",
+        "nothing of the kind",
+        "3",
+        pytest.param("[" * 100_000, id="brackets"),
+        pytest.param("1" * 5000, id="digits"),
+    ],
 )
 def test_a_file_that_is_no_journal_is_refused_with_its_line(tmp_path, wrong):
     path = tmp_path / "runs.jsonl"

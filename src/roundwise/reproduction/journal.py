@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import reprlib
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,9 @@ from roundwise.errors import FileFormatError
 
 BEGINNING = '{"run": '
 """Of every line."""
+
+MOST = sys.float_info.max
+"""Seconds: JSON knows whole numbers that are no float."""
 
 
 @final
@@ -36,7 +41,7 @@ class Journal:
         path: may not exist yet; None keeps outcomes in memory alone.
 
     Raises:
-        FileFormatError: the file is something else.
+        FileFormatError: the file is something else, or a figure in it cannot be one.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -57,29 +62,52 @@ class Journal:
 
 def _read(path: Path) -> Iterable[tuple[str, Outcome]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
+        text = data.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{path} cannot be read as a journal: {error}. Give another name.") from error
-    *lines, torn = text.split("\n")
+    *lines, last = text.split("\n")
     for number, line in enumerate(lines, 1):
-        if line:
+        if line.strip():
             yield _parse(line, f"{path}, line {number}")
-    if torn.startswith(BEGINNING):  # a run that was stopped while it wrote: it will be done again
+    if not last:
+        return
+    begun = last.startswith(BEGINNING) or BEGINNING.startswith(last)
+    if begun and not _is_json(last):  # a run that was stopped while it wrote: it will be done again
         with path.open("r+b") as file:
-            file.truncate(len("\n".join([*lines, ""]).encode()))
-    elif torn:
-        yield _parse(torn, f"{path}, line {len(lines) + 1}")
+            file.truncate(data.rfind(b"\n") + 1)
+        return
+    if last.strip():
+        yield _parse(last, f"{path}, line {len(lines) + 1}")
+    with path.open("ab") as file:  # the next run gets a line of its own
+        file.write(b"\n")
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _parse(line: str, place: str) -> tuple[str, Outcome]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # RecursionError: brackets in brackets, a thousand deep
         record = line
     match record:
         case {"run": str(key), "score": int() | float() as score, "seconds": int() | float() as seconds}:
+            limits = (("score", score, 100, "a percentage, 0 to 100"), ("seconds", seconds, MOST, "a time, 0 or more"))
+            for name, value, most, what in limits:
+                if isinstance(value, bool) or not 0 <= value <= most:
+                    raise FileFormatError(
+                        f"{place}: {name!r} is {reprlib.repr(value)}, which is not {what}; so a table would be wrong. "
+                        "Remove the line, and its run is done again."
+                    )
             return key, Outcome(float(score), float(seconds))
     raise FileFormatError(
         f"{place}: {line[:60]!r} is not the line of a finished run, which has 'run', 'score' and 'seconds'; so this is "
-        "no journal of a reproduction. Give another name or remove the file."
+        "no journal of a reproduction. Give another name or remove the file; or remove the line, where the others are "
+        "lines of runs."
     )
