@@ -1,11 +1,14 @@
 """`roundwise reproduce`: a paper's table on a network of one's own."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from torch import nn
 
 from roundwise.cli.app import app
@@ -305,3 +308,178 @@ def test_what_cannot_work_is_said_before_anything_runs(files, words, said):
     assert said in " ".join(result.output.split())
     assert "float:" not in result.output
     assert not list(files.glob("*.md"))
+
+
+NEAREST = ("adaround", "table1", "net.py:build", "--data", "train.npz", "--test", "test.npz")
+
+
+@pytest.fixture
+def two_rows(files, monkeypatch):
+    monkeypatch.setitem(TABLES, "table1", TWO_ROWS)
+    return files
+
+
+def resumed(*words):
+    """What is said of the journal, and how many lines it has afterwards."""
+    result = invoke(*NEAREST, "--seeds", "1", "--journal", "runs.jsonl", *words)
+    assert result.exit_code == 0, result.output
+    lines = Path("runs.jsonl").read_text().splitlines()
+    return [line for line in result.stderr.splitlines() if "journal:" in line], len(lines)
+
+
+def test_a_journal_goes_on_with_the_same_samples_in_whatever_batches(two_rows):
+    assert resumed() == ([], 2)
+    said, lines = resumed("--batch-size", "5")
+    assert said == ["roundwise: journal: 2 of 2 runs finished before"]
+    assert lines == 2
+
+
+def other_samples(folder, _):
+    with np.load("test.npz") as old:
+        np.savez(folder / "test.npz", inputs=old["inputs"][::-1], labels=old["labels"][::-1])
+
+
+def other_labels(folder, _):
+    with np.load("test.npz") as old:
+        np.savez(folder / "test.npz", inputs=old["inputs"], labels=np.roll(old["labels"], 1))
+
+
+def other_code(folder, _):
+    text = (folder / "net.py").read_text()
+    (folder / "net.py").write_text(text.replace("nn.ReLU(), nn.Flatten", "nn.LeakyReLU(1e-9), nn.Flatten"))
+
+
+def other_version(_, monkeypatch):
+    monkeypatch.setattr("roundwise.cli.commands.reproduce.version", lambda name: "0.0.0")
+
+
+@pytest.mark.parametrize("change", [other_samples, other_labels, other_code, other_version])
+def test_a_journal_of_something_else_is_not_gone_on_with_and_that_is_said(two_rows, monkeypatch, change):
+    with np.load("test.npz") as old:  # one sample 24 times over: whatever is changed, the float accuracy is the same
+        alike = {"inputs": old["inputs"][:1].repeat(24, 0), "labels": old["labels"]}
+    alike["inputs"][0, 0, 0, 0] += 1e-6
+    np.savez(two_rows / "test.npz", **alike)
+    resumed()
+    change(two_rows, monkeypatch)
+    said, lines = resumed()
+    assert lines == 4
+    assert said == [
+        "roundwise: journal: 2 runs in runs.jsonl not used: of another network, other samples or labels, or another "
+        "version of Roundwise"
+    ]
+
+
+def test_a_journal_of_an_earlier_roundwise_is_not_gone_on_with(two_rows):
+    row = TWO_ROWS.rows(Settings())[0]
+    name = "net.py:build on test.npz (24 samples), calibrated on 24 of train.npz [0123456789ab]"
+    Journal(two_rows / "runs.jsonl").add(run_key(name, row, 0), Outcome(1.0, 2.0))
+    said, lines = resumed()
+    assert lines == 3
+    assert "journal: 1 run in runs.jsonl not used" in said[0]
+
+
+def link(folder):
+    (folder / "page.md").symlink_to("runs.jsonl")
+
+
+def hard_link(folder):
+    Journal(folder / "runs.jsonl").add("a run", Outcome(1.0, 2.0))
+    os.link(folder / "runs.jsonl", folder / "page.md")
+
+
+@pytest.mark.parametrize(
+    ("make", "journal", "out"),
+    [
+        (None, "page.md", "page.md"),
+        (None, "../{folder}/page.md", "page.md"),
+        (link, "runs.jsonl", "page.md"),
+        (hard_link, "runs.jsonl", "page.md"),
+    ],
+)
+def test_a_journal_that_the_page_would_replace_is_wrong_usage(files, make, journal, out):
+    if make is not None:
+        make(files)
+    result = invoke(*NEAREST, "--journal", journal.format(folder=files.name), "--out", out)
+    assert result.exit_code == 2
+    assert "are the same file" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("journal", "said"),
+    [
+        ("absent/runs.jsonl", "there is no folder 'absent'. Create it first."),
+        ("net.py/runs.jsonl", "'net.py' is a file, not a folder."),
+        (".", "is a folder; give the name of a file"),
+        ("", "the name is empty"),
+        ("/dev/null", "is no file that keeps what is written to it"),
+    ],
+)
+def test_a_journal_that_cannot_be_kept_is_wrong_usage(files, journal, said):
+    result = invoke(*NEAREST, "--journal", journal)
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.split())
+    assert "float:" not in result.output
+
+
+def test_a_journal_that_cannot_be_written_is_refused_before_anything_runs(files, monkeypatch):
+    Journal(files / "runs.jsonl").add("a run", Outcome(1.0, 2.0))
+    opened = type(files).open
+
+    def refused(path, mode="r", **more):
+        if "+" in mode:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, mode, **more)
+
+    monkeypatch.setattr(type(files), "open", refused)
+    result = invoke(*NEAREST, "--journal", "runs.jsonl")
+    assert result.exit_code == 1
+    assert "--journal runs.jsonl cannot be written (Permission denied). Choose another" in result.stderr
+    assert "calibration:" not in result.output
+
+
+@pytest.mark.parametrize("table", ["table1", "table4"])
+def test_a_network_without_layers_is_refused_by_every_table(files, table):
+    (files / "net.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Flatten()\n")
+    result = invoke("adaround", table, *NEAREST[2:], "--iterations", "1")
+    assert result.exit_code == 1
+    assert "no layer to quantize" in result.stderr
+
+
+def photos(folder, *classes):
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 40 * number + 40, "uint8")).save(folder / name / "0.png")
+
+
+GREY = ("adaround", "table1", "net.py:build", "--mean", "0.5", "--std", "0.5", "--seeds", "1")
+
+
+def test_class_folders_must_be_as_many_as_the_networks_classes(two_rows):
+    photos(two_rows / "two", "ant", "cat")
+    result = invoke(*GREY, "--data", "train.npz", "--test", "two")
+    assert result.exit_code == 1
+    assert "there are 2 folders, one per class, but the network has 3 classes" in result.stderr
+    assert "float:" not in result.stderr
+    (two_rows / "classes.txt").write_text("ant\nbee\ncat\n")
+    result = invoke(*GREY, "--data", "train.npz", "--test", "two", "--classes", "classes.txt")
+    assert result.exit_code == 0, result.output
+
+
+def test_calibration_and_test_folders_of_other_classes_are_refused_unless_a_list_numbers_them(two_rows):
+    photos(two_rows / "images" / "train", "ant", "bee", "cat")
+    photos(two_rows / "images" / "val", "ant", "bee", "dog")
+    result = invoke(*GREY, "--imagenet", "images")
+    assert result.exit_code == 1
+    assert "'cat' is in one of them alone" in result.stderr
+    assert "float:" not in result.stderr
+    (two_rows / "classes.txt").write_text("ant\nbee\ndog\n")
+    assert invoke(*GREY, "--imagenet", "images", "--classes", "classes.txt").exit_code == 0
+    (two_rows / "images" / "val" / "dog").rename(two_rows / "images" / "val" / "cat")
+    assert invoke(*GREY, "--imagenet", "images").exit_code == 0
+
+
+def test_the_help_says_which_samples_an_option_is_for():
+    text = " ".join(invoke("--help").output.split())
+    assert "Of --data: Use this many samples" in text
+    assert text.count("Of --data and --test:") == 3
+    assert "Of --data:" not in CliRunner().invoke(app, ["evaluate", "--help"]).output

@@ -51,6 +51,41 @@ def check_place(option: str, path: Path, suffixes: Sequence[str]) -> None:
     """
     if path.suffix not in suffixes:
         raise click.UsageError(f"{option} {path}: a file ends in {' or '.join(suffixes)}, which decides what it is.")
+    _check_folder(option, path)
+
+
+def check_journal(option: str, path: Path) -> None:
+    """Make sure that lines can be added to a file, or that it can be made.
+
+    Raises:
+        click.UsageError: no such folder, or something else than a file.
+        ExportError: the file cannot be written, or the folder takes no new files.
+    """
+    if not path.exists() or path.is_dir():
+        _check_folder(option, path)
+    elif not path.is_file():
+        raise click.UsageError(f"{option} {path} is no file that keeps what is written to it. Give another name.")
+    else:
+        try:
+            path.open("r+b").close()
+        except OSError as error:
+            raise ExportError(f"{option} {path} cannot be written ({error.strerror}). Choose another file.") from error
+
+
+def check_apart(first: str, one: Path, second: str, other: Path) -> None:
+    """Make sure that two options do not name the same file, under whatever names and links.
+
+    Raises:
+        click.UsageError: they do.
+    """
+    same = one.samefile(other) if one.exists() and other.exists() else one.resolve() == other.resolve()
+    if same:
+        raise click.UsageError(
+            f"{first} {one} and {second} {other} are the same file, which one of them would destroy."
+        )
+
+
+def _check_folder(option: str, path: Path) -> None:
     if path.is_dir():
         raise click.UsageError(f"{option} {path} is a folder; give the name of a file.")
     for folder in path.parents:

@@ -45,8 +45,19 @@ class Existing(click.Path[Path]):
         return "." if path.is_absolute() else f". Names without a leading / begin in {Path.cwd()}."
 
 
+@final
+class Writable(click.Path[Path]):
+    """A file that will be written; an empty name is none, not the folder that the command runs in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not str(value):
+            self.fail("the name is empty. Is a variable of the shell not set?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 EXISTING_FILE = Existing(exists=True, dir_okay=False, path_type=Path)
 EXISTING_PATH = Existing(exists=True, path_type=Path)
+WRITABLE_FILE = Writable(path_type=Path)
 
 
 def default(text: object) -> str:

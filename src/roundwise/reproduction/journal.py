@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import reprlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -47,6 +47,10 @@ class Journal:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._known = dict(_read(path)) if path is not None and path.exists() else {}
+
+    def __iter__(self) -> Iterator[str]:
+        """What was run."""
+        return iter(self._known)
 
     def get(self, key: str) -> Outcome | None:
         """What is known of a run."""

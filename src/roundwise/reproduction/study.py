@@ -20,10 +20,9 @@ from torch import nn
 
 from roundwise.captured import CapturedModel, capture_model
 from roundwise.errors import RecipeError
-from roundwise.graph.patterns import find_layers
 from roundwise.grid import Granularity, PerTensor
 from roundwise.model import QuantizedModel
-from roundwise.pipeline import quantize, rewrite
+from roundwise.pipeline import plan_layers, quantize, rewrite
 from roundwise.recipe import Recipe, Weights, granularity_name
 from roundwise.reproduction.journal import Journal, Outcome
 from roundwise.rounding import Given
@@ -150,12 +149,14 @@ class Study:
         calibration: samples in one tensor, or a list of batches.
         score: from a network to its figure in percent: top-1 accuracy, mean IoU.
         name: of network and data, for the page and the journal.
+        graph: the model, captured already; None: captured when it is first wanted.
     """
 
     model: nn.Module
     calibration: torch.Tensor | Sequence[torch.Tensor]
     score: Callable[[nn.Module], float]
     name: str
+    graph: CapturedModel | None = None
 
     def samples(self, count: int) -> torch.Tensor:
         """The first `count` calibration samples, or all if there are fewer."""
@@ -165,13 +166,17 @@ class Study:
 
     @functools.cached_property
     def first_layer(self) -> str:
-        """The name of the first layer that can be quantized, in the order in which layers run."""
-        return find_layers(rewrite(self.captured.graph))[0].name
+        """The name of the first layer that can be quantized, in the order in which layers run.
+
+        Raises:
+            ModelError: there is none.
+        """
+        return plan_layers(rewrite(self.captured.graph), Recipe())[0].layer.name
 
     @functools.cached_property
     def captured(self) -> CapturedModel:
         """The network, captured once for all rows."""
-        return capture_model(self.model, self.samples(2))
+        return self.graph or capture_model(self.model, self.samples(2))
 
     @functools.cached_property
     def hessians(self) -> dict[int, TaskHessian]:
@@ -298,6 +303,11 @@ def run_key(study: str, row: Row, seed: int) -> str:
     return json.dumps(data, sort_keys=True)
 
 
+def of_others(study: str, journal: Journal) -> int:
+    """How many runs in a journal are of other studies."""
+    return sum(f'"study": {json.dumps(study)}' not in key for key in journal)
+
+
 def page(
     study: Study, table: Table, settings: Settings, results: Sequence[Result], command: str, float_score: float
 ) -> str:
@@ -309,8 +319,8 @@ def page(
         f"    {command}",
         "",
         f"{study.name}; {settings.bits}-bit weights, {granularity_name(settings.granularity)}; minibatch methods with "
-        f"{_iterations(settings)}; up to {_count(settings.seeds, 'seed')} where there is chance. "
-        f"{_machine(study.model)}, {_count(torch.get_num_threads(), 'thread')}, PyTorch {torch.__version__}; "
+        f"{_iterations(settings)}; up to {number_of(settings.seeds, 'seed')} where there is chance. "
+        f"{_machine(study.model)}, {number_of(torch.get_num_threads(), 'thread')}, PyTorch {torch.__version__}; "
         f"{total:.0f} s for all quantizations together.",
         "",
         f"| row | paper ({table.paper}) | ours | runs | s per run |",
@@ -332,13 +342,14 @@ def _iterations(settings: Settings) -> str:
     return f"{settings.iterations:,} iterations" + (f" ({first:,} for the first layer alone)" if first else "")
 
 
-def _count(number: int, what: str) -> str:
+def number_of(number: int, what: str) -> str:
+    """`1 run`, `2 runs`."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _machine(model: nn.Module) -> str:
     """The accelerator where the model lies on one; the processor, as the system names it, and how many cores it has."""
-    cores = _count(os.cpu_count() or 1, "core")
+    cores = number_of(os.cpu_count() or 1, "core")
     try:
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     except OSError:

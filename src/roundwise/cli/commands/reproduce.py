@@ -6,28 +6,32 @@ import dataclasses
 import hashlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import click
 import torch
-import torch.utils._pytree as pytree
-from torch import nn
+from torch import Tensor, nn
 
+from roundwise.captured import CapturedModel, capture_model
 from roundwise.cli.models import load_model
 from roundwise.cli.options import DataRequest, data_options, move, weight_options, weight_source
-from roundwise.cli.outputs import check_place
-from roundwise.cli.parameters import EXISTING_FILE, EXISTING_PATH, Device, default
+from roundwise.cli.outputs import check_apart, check_journal, check_place
+from roundwise.cli.parameters import EXISTING_FILE, EXISTING_PATH, WRITABLE_FILE, Device, default
 from roundwise.cli.runnable import Runnable
 from roundwise.cli.terminal import exits, sample_progress, say, show_json
 from roundwise.errors import CalibrationError, FileFormatError, ModelError
 from roundwise.evaluation.data import Dataset, load_data
 from roundwise.evaluation.metrics import evaluate
+from roundwise.evaluation.outputs import check_classes
+from roundwise.evaluation.voc import is_voc
 from roundwise.files import replacing
 from roundwise.grid import BITS, PerChannel, PerTensor
-from roundwise.reproduction import PAPERS, Journal, Settings, Study, page, run
+from roundwise.reproduction import PAPERS, Journal, Settings, Study, of_others, page, run, run_key, runs
+from roundwise.reproduction.study import number_of
 
 HELP = """
 Run a table of a paper again, on your network: every row over several seeds, beside the paper's figures.
@@ -44,6 +48,9 @@ Examples:
 """
 
 DEFAULT = Settings()
+
+SCOPES = {"limit": "Of --data:"} | dict.fromkeys(("split", "input_key", "label_key"), "Of --data and --test:")
+"""Which samples an option is for, where a reader could take it otherwise."""
 
 
 class TablesCommand(click.Command):
@@ -70,6 +77,13 @@ class TablesCommand(click.Command):
 @click.option("--test", type=EXISTING_PATH, help="What to measure on, of any kind that --data takes, with labels.")
 @click.option("--imagenet", type=EXISTING_PATH, help="A folder with `train` and `val`, each one folder per class.")
 @click.option("--labels", type=EXISTING_FILE, help="Labels of --test in a file of their own.")
+@click.option(
+    "--classes",
+    "class_list",
+    type=EXISTING_FILE,
+    help="For --test with one folder per class: a text file with one folder's name a line for each of the network's "
+    "classes, in its order." + default("sorted by name"),
+)
 @click.option("--bits", type=click.Choice([str(bits) for bits in BITS]), help="Of weights." + default(DEFAULT.bits))
 @click.option("--per-channel", "by_channel", is_flag=True, help="A scale for each output channel of weights.")
 @click.option(
@@ -88,8 +102,8 @@ class TablesCommand(click.Command):
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Samples at a time.")
 @click.option("--device", type=Device(), default="cpu", show_default=True, help="Where the network runs: cpu, cuda.")
-@click.option("--journal", type=click.Path(path_type=Path), help="Keeps finished runs, so that none is done twice.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the table's page here (.md).")
+@click.option("--journal", type=WRITABLE_FILE, help="Keeps finished runs, so that none is done twice.")
+@click.option("--out", type=WRITABLE_FILE, help="Write the table's page here (.md).")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
 @exits
 def command(
@@ -100,6 +114,7 @@ def command(
     test: Path | None,
     imagenet: Path | None,
     labels: Path | None,
+    class_list: Path | None,
     bits: str | None,
     by_channel: bool,
     iterations: int,
@@ -117,8 +132,12 @@ def command(
         raise click.UsageError(f"{paper} has no '{table}'; there are {', '.join(tables)}.")
     if out is not None:
         check_place("--out", out, (".md",))
+    if journal is not None:
+        check_journal("--journal", journal)
+        if out is not None:
+            check_apart("--journal", journal, "--out", out)
     options["data"], test = _places(options["data"], test, imagenet)
-    runs = Journal(journal)
+    known = Journal(journal)
     request, source = DataRequest.take(options), weight_source(options)
     loaded = load_model(model, source, num_classes)
     if not isinstance(loaded.network, nn.Module):
@@ -127,7 +146,9 @@ def command(
     assert isinstance(network, nn.Module)
     data, preprocessing_source = request.options(loaded.preprocessing, seed=0)
     calibration = load_data(request.data, data)
-    testing = load_data(test, dataclasses.replace(data, want_labels=True, labels=labels, limit=None))
+    testing = load_data(
+        test, dataclasses.replace(data, want_labels=True, labels=labels, class_list=class_list, limit=None)
+    )
     for name, dataset in (("calibration", calibration), ("test", testing)):
         say(f"{name}: {dataset.description}")
     if calibration.preprocessing is not None:
@@ -142,20 +163,31 @@ def command(
         seeds=seeds,
     )
 
-    def score(module: nn.Module) -> float:
-        return _score(module, testing, batch_size, device)
-
-    float_score = score(network)
-    say(f"float: {float_score:.2f} %")
     batches = list(calibration.batches(batch_size))
+    captured = capture_model(network, torch.cat(batches[:2])[:2])
+    _check_folders(request.data, test, testing)
+    with torch.no_grad():
+        check_classes(_runnable(network, device)(next(iter(testing.batches(batch_size)))), testing)
+    inputs, masks = Hashed(testing.batches(batch_size)), Hashed(testing.mask_batches(batch_size) or ())
+    float_score = _score(network, testing, inputs, masks, device)
+    say(f"float: {float_score:.2f} %")
+    truth = masks.digest if testing.labels is None else hashlib.sha256(_bytes(testing.labels))
+    content = _fingerprint(captured, batches, [inputs.digest.digest(), truth.digest()])
+
+    def score(module: nn.Module) -> float:
+        return _score(module, testing, testing.batches(batch_size), testing.mask_batches(batch_size), device)
+
     study = Study(
         network,
         batches,
         score,
-        f"{model} on {test} ({len(testing)} samples), calibrated on {len(calibration)} of {request.data} "
-        f"[{_fingerprint(network, batches, float_score)}]",
+        f"{model} on {test} ({number_of(len(testing), 'sample')}), calibrated on {len(calibration)} of {request.data} "
+        f"[{content}]",
+        captured,
     )
-    results = run(study, tables[table], settings, runs, tell=say)
+    if journal is not None:
+        _tell(study.name, journal, known, [run_key(study.name, *one) for one in runs(tables[table], settings)])
+    results = run(study, tables[table], settings, known, tell=say)
     words = ["roundwise", *sys.argv[1:]]
     text = page(study, tables[table], settings, results, shlex.join(words), float_score)
     if out is not None:
@@ -178,16 +210,68 @@ def command(
         click.echo(text)
 
 
-def _fingerprint(network: nn.Module, batches: Sequence[Any], float_score: float) -> str:
-    """Of weights, calibration samples, and what the float network makes of the test samples.
+@final
+class Hashed:
+    """Batches that leave a hash behind when they have been gone through: one of their samples, however many a batch."""
+
+    def __init__(self, batches: Iterable[Tensor]) -> None:
+        self.batches = batches
+        self.digest = hashlib.sha256()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.digest = hashlib.sha256()
+        for batch in self.batches:
+            self.digest.update(_bytes(batch))
+            yield batch
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _fingerprint(captured: CapturedModel, batches: Sequence[Tensor], tests: Sequence[bytes]) -> str:
+    """Of what is run: Roundwise's version, the network's operations and weights, calibration and test samples.
 
     A journal goes on only with these: files may change and keep their names.
+
+    Args:
+        tests: hashes of the test samples and of their labels or masks.
     """
-    digest = hashlib.sha256(repr(float_score).encode())
-    for leaf in pytree.tree_leaves([network.state_dict(), batches]):
-        if isinstance(leaf, torch.Tensor):
-            digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    graph = captured.graph
+    digest = hashlib.sha256(f"{version('roundwise')} {graph.operations} {graph.inputs}".encode())
+    for part in tests:
+        digest.update(part)
+    for tensor in [*graph.constants.values(), *batches]:
+        digest.update(_bytes(tensor))
     return digest.hexdigest()[:12]
+
+
+def _tell(study: str, path: Path, journal: Journal, keys: Sequence[str]) -> None:
+    """What a journal has for these runs, and what it has of others."""
+    if finished := sum(journal.get(key) is not None for key in keys):
+        say(f"journal: {finished} of {number_of(len(keys), 'run')} finished before")
+    if others := of_others(study, journal):
+        say(
+            f"journal: {number_of(others, 'run')} in {path} not used: of another network, other samples or labels, or "
+            "another version of Roundwise"
+        )
+
+
+def _check_folders(data: Path, test: Path, testing: Dataset) -> None:
+    """Whether calibration and test images are of the same classes, where the test images' folders count them.
+
+    Raises:
+        CalibrationError: a folder is missing in one of them.
+    """
+    if not testing.classes or not data.is_dir() or is_voc(data):
+        return
+    folders = {entry.name for entry in data.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    if folders and (odd := folders.symmetric_difference(testing.classes)):
+        raise CalibrationError(
+            f"{data} has {len(folders)} folders, one per class, and {test} has {len(testing.classes)}; '{min(odd)}' is "
+            "in one of them alone. Counting the folders would give wrong labels if a class is missing. Give --classes "
+            "FILE with the folder names in the network's order of classes, one a line, or make the folders alike."
+        )
 
 
 def _places(data: Path | None, test: Path | None, imagenet: Path | None) -> tuple[Path, Path]:
@@ -204,21 +288,29 @@ def _places(data: Path | None, test: Path | None, imagenet: Path | None) -> tupl
     return data, test
 
 
-def _score(module: nn.Module, testing: Dataset, batch_size: int, device: torch.device) -> float:
+def _runnable(module: nn.Module, device: torch.device) -> Runnable:
+    return Runnable("the network", lambda inputs: module(inputs.to(device)))
+
+
+def _score(
+    module: nn.Module, testing: Dataset, inputs: Iterable[Tensor], masks: Iterable[Tensor] | None, device: torch.device
+) -> float:
     """Top-1 accuracy or mean IoU, in percent."""
-
-    def forward(inputs: torch.Tensor) -> object:
-        return module(inputs.to(device))
-
     with sample_progress(len(testing)) as progress:
         measured = evaluate(
-            Runnable("the network", forward),
-            testing.batches(batch_size),
+            _runnable(module, device),
+            inputs,
             labels=testing.labels,
-            masks=testing.mask_batches(batch_size),
+            masks=None if testing.masks is None else masks,
             progress=progress,
         )
     if measured.segmentation is not None:
         return 100 * measured.segmentation.mean_iou
     assert measured.accuracy is not None
     return 100 * measured.accuracy.top1
+
+
+# Other commands read one set of samples.
+for _option in command.params:
+    if isinstance(_option, click.Option) and _option.name in SCOPES:
+        _option.help = f"{SCOPES[_option.name]} {_option.help}"
