@@ -739,6 +739,35 @@ def test_ctrl_c_ends_an_evaluation_with_130(folder, monkeypatch):
     assert failed(run("evaluate", f"{folder}/net.py:build", "--data", folder / "labelled.npz"), 130, "interrupted")
 
 
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("click", "roundwise: interrupted before anything was done\n"),
+        ("torch", "roundwise: interrupted before anything was done\n"),
+        (
+            "their_network",
+            "roundwise: interrupted; files that were not finished are not there, or as they were before\n",
+        ),
+    ],
+)
+def test_ctrl_c_ends_with_130_and_one_line_while_modules_are_imported(tmp_path, module, message):
+    (tmp_path / "net.py").write_text("def build():\n    import their_network\n")
+    np.save(tmp_path / "inputs.npy", np.zeros((2, 4), dtype=np.float32))
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(name, *_):\n"
+        f"        if name == {module!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "import roundwise.cli\n"
+        "sys.meta_path.insert(0, Interrupted)\n"
+        "sys.argv = ['roundwise', 'quantize', 'net.py:build', '--data', 'inputs.npy']\n"
+        "roundwise.cli.main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", message)
+
+
 # ---------------------------------------------------------------------------------------------------------- inspect
 
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from importlib.util import find_spec
+from types import FrameType
 
 NEEDED = {"click": "click", "rich": "rich", "PIL": "pillow"}
 
 
 def main() -> None:
     """Run the command line with the arguments of this process, and exit with its code."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody wants it ignored
+        signal.signal(signal.SIGINT, _leave)
+    try:
+        _run()
+    finally:
+        started()
+
+
+def _run() -> None:
     missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
     if missing:
         print(
@@ -21,3 +33,15 @@ def main() -> None:
     from roundwise.cli.app import app
 
     app(prog_name="roundwise")
+
+
+def started() -> None:
+    """From here on, Ctrl-C is an exception again: there may be something to clean up."""
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    """Ctrl-C while modules are imported: as an exception it would be shown by some, and lost in others."""
+    os.write(2, b"roundwise: interrupted before anything was done\n")
+    os._exit(130)

@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from roundwise.cli import started
 from roundwise.errors import RoundwiseError
 from roundwise.events import Event, LayerFinished, LayerStarted, PassStarted, Planned, human_seconds
 
@@ -34,6 +35,7 @@ def exits(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         context = click.get_current_context()
         try:
+            started()
             command(*args, **kwargs)
         except BrokenPipeError:
             raise  # the reader of our output has seen enough; click ends quietly
