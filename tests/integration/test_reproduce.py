@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from torch import nn
+from vocfiles import classes_of, palette_image, write_voc
 
 from roundwise.cli.app import app
 from roundwise.errors import FileFormatError, RecipeError
@@ -476,6 +477,30 @@ def test_calibration_and_test_folders_of_other_classes_are_refused_unless_a_list
     assert invoke(*GREY, "--imagenet", "images", "--classes", "classes.txt").exit_code == 0
     (two_rows / "images" / "val" / "dog").rename(two_rows / "images" / "val" / "cat")
     assert invoke(*GREY, "--imagenet", "images").exit_code == 0
+
+
+def test_a_list_of_classes_and_labels_of_each_sample_exclude_each_other(files):
+    (files / "classes.txt").write_text("ant\n")
+    result = invoke(*NEAREST, "--classes", "classes.txt", "--labels", "classes.txt")
+    assert result.exit_code == 2
+    assert "give one" in result.stderr
+
+
+def test_other_masks_are_other_runs(two_rows):
+    (two_rows / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef build():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1))\n"
+    )
+    masks = [classes_of(seed=seed) for seed in range(3)]
+    write_voc(two_rows / "voc", masks)
+    words = ["--data", "voc", "--test", "voc"]
+    assert resumed(*words) == ([], 2)
+    assert resumed(*words, "--batch-size", "2") == (["roundwise: journal: 2 of 2 runs finished before"], 2)
+    masks[1][:2] = 255
+    palette_image(masks[1]).save(two_rows / "voc" / "SegmentationClass" / "1.0.png")
+    said, lines = resumed(*words)
+    assert lines == 4
+    assert "2 runs in runs.jsonl not used" in said[0]
 
 
 def test_the_help_says_which_samples_an_option_is_for():

@@ -62,7 +62,7 @@ def check_journal(option: str, path: Path) -> None:
         ExportError: the file cannot be written, or the folder takes no new files.
     """
     if not path.exists() or path.is_dir():
-        _check_folder(option, path)
+        _check_folder(option, path.parent / path.readlink() if path.is_symlink() else path)
     elif not path.is_file():
         raise click.UsageError(f"{option} {path} is no file that keeps what is written to it. Give another name.")
     else:

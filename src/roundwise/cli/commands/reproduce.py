@@ -130,6 +130,10 @@ def command(
     tables = PAPERS[paper]
     if table not in tables:
         raise click.UsageError(f"{paper} has no '{table}'; there are {', '.join(tables)}.")
+    if class_list is not None and labels is not None:
+        raise click.UsageError(
+            f"--classes says what class a folder is, and --labels {labels} what each sample is; give one."
+        )
     if out is not None:
         check_place("--out", out, (".md",))
     if journal is not None:
@@ -155,6 +159,7 @@ def command(
         say(f"images: {calibration.preprocessing} ({preprocessing_source})")
     if testing.labels is None and testing.masks is None:
         raise CalibrationError(f"{test} has neither labels nor masks, and a table is measured by one or the other.")
+    _check_folders(request.data, test, testing)
 
     settings = Settings(
         bits=DEFAULT.bits if bits is None else int(bits),
@@ -165,7 +170,6 @@ def command(
 
     batches = list(calibration.batches(batch_size))
     captured = capture_model(network, torch.cat(batches[:2])[:2])
-    _check_folders(request.data, test, testing)
     with torch.no_grad():
         check_classes(_runnable(network, device)(next(iter(testing.batches(batch_size)))), testing)
     inputs, masks = Hashed(testing.batches(batch_size)), Hashed(testing.mask_batches(batch_size) or ())
