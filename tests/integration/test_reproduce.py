@@ -412,10 +412,14 @@ def test_a_journal_that_the_page_would_replace_is_wrong_usage(files, make, journ
         ("net.py/runs.jsonl", "'net.py' is a file, not a folder."),
         (".", "is a folder; give the name of a file"),
         ("", "the name is empty"),
+        ("link.jsonl", "is a link to 'absent.jsonl', which is not there"),
+        ("loop.jsonl", "is a link to 'loop.jsonl', which is not there"),
         ("/dev/null", "is no file that keeps what is written to it"),
     ],
 )
 def test_a_journal_that_cannot_be_kept_is_wrong_usage(files, journal, said):
+    (files / "link.jsonl").symlink_to("absent.jsonl")
+    (files / "loop.jsonl").symlink_to("loop.jsonl")
     result = invoke(*NEAREST, "--journal", journal)
     assert result.exit_code == 2
     assert said in " ".join(result.output.split())

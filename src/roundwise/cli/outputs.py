@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -58,11 +59,15 @@ def check_journal(option: str, path: Path) -> None:
     """Make sure that lines can be added to a file, or that it can be made.
 
     Raises:
-        click.UsageError: no such folder, or something else than a file.
+        click.UsageError: no such folder, something else than a file, or a link to nothing.
         ExportError: the file cannot be written, or the folder takes no new files.
     """
+    if path.is_symlink() and not path.exists():
+        raise click.UsageError(
+            f"{option} {path} is a link to '{path.readlink()}', which is not there. Remove the link."
+        )
     if not path.exists() or path.is_dir():
-        _check_folder(option, path.parent / path.readlink() if path.is_symlink() else path)
+        _check_folder(option, path)
     elif not path.is_file():
         raise click.UsageError(f"{option} {path} is no file that keeps what is written to it. Give another name.")
     else:
@@ -78,7 +83,7 @@ def check_apart(first: str, one: Path, second: str, other: Path) -> None:
     Raises:
         click.UsageError: they do.
     """
-    same = one.samefile(other) if one.exists() and other.exists() else one.resolve() == other.resolve()
+    same = one.samefile(other) if one.exists() and other.exists() else os.path.realpath(one) == os.path.realpath(other)
     if same:
         raise click.UsageError(
             f"{first} {one} and {second} {other} are the same file, which one of them would destroy."
