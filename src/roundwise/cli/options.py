@@ -43,7 +43,9 @@ _DATA = (
         help="Of a folder in Pascal VOC layout: the list in ImageSets/Segmentation that names the images."
         + default("val to evaluate, train to quantize"),
     ),
-    click.option("--limit", type=click.IntRange(1), help="Use this many samples, chosen at random." + default("all")),
+    click.option(
+        "--limit", type=click.IntRange(1), help="Use this many samples of --data, chosen at random." + default("all")
+    ),
     click.option(
         "--input-key",
         help="Name of the inputs in a file with several arrays." + default(", ".join(INPUT_KEYS)),

@@ -49,9 +49,6 @@ Examples:
 
 DEFAULT = Settings()
 
-SCOPES = {"limit": "Of --data:"} | dict.fromkeys(("split", "input_key", "label_key"), "Of --data and --test:")
-"""Which samples an option is for, where a reader could take it otherwise."""
-
 
 class TablesCommand(click.Command):
     """A command whose help ends with the tables there are."""
@@ -74,7 +71,12 @@ class TablesCommand(click.Command):
 @click.argument("model")
 @weight_options
 @partial(data_options, required=False)
-@click.option("--test", type=EXISTING_PATH, help="What to measure on, of any kind that --data takes, with labels.")
+@click.option(
+    "--test",
+    type=EXISTING_PATH,
+    help="What to measure on, of any kind that --data takes, with labels. --split, --input-key and --label-key are of "
+    "both.",
+)
 @click.option("--imagenet", type=EXISTING_PATH, help="A folder with `train` and `val`, each one folder per class.")
 @click.option("--labels", type=EXISTING_FILE, help="Labels of --test in a file of their own.")
 @click.option(
@@ -312,9 +314,3 @@ def _score(
         return 100 * measured.segmentation.mean_iou
     assert measured.accuracy is not None
     return 100 * measured.accuracy.top1
-
-
-# Other commands read one set of samples.
-for _option in command.params:
-    if isinstance(_option, click.Option) and _option.name in SCOPES:
-        _option.help = f"{SCOPES[_option.name]} {_option.help}"
