@@ -755,6 +755,7 @@ def test_ctrl_c_ends_with_130_and_one_line_while_modules_are_imported(tmp_path, 
     np.save(tmp_path / "inputs.npy", np.zeros((2, 4), dtype=np.float32))
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where tests run in the background\n"
         "class Interrupted:\n"
         "    def find_spec(name, *_):\n"
         f"        if name == {module!r}:\n"
