@@ -712,6 +712,11 @@ def test_wrong_usage_of_evaluate_ends_with_2(written, folder, monkeypatch, optio
     assert failed(run("evaluate", "net.rw", "--data", "inputs.npy", *options), 2, message)
 
 
+def test_a_seed_that_is_none_is_wrong_usage_of_quantize_too(folder):
+    options = "--data", folder / "inputs.npy", "--seed", 2**64
+    assert failed(run("quantize", f"{folder}/net.py:build", *options), 2, "is no seed")
+
+
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [

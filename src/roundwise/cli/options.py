@@ -188,3 +188,15 @@ def move(network: nn.Module | ExportedProgram, to: torch.device) -> nn.Module | 
         return network.to(to)
     moved: ExportedProgram = move_to_device_pass(network, to)
     return moved
+
+
+def check_one_source(class_list: Path | None, labels: Path | None) -> None:
+    """Make sure that labels come from one place.
+
+    Raises:
+        click.UsageError: from both a list of classes and a file of labels.
+    """
+    if class_list is not None and labels is not None:
+        raise click.UsageError(
+            f"--classes says what class a folder is, and --labels {labels} what each sample is; give one."
+        )

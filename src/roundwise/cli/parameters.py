@@ -13,6 +13,8 @@ import torch
 
 from roundwise.cli.recipes import parse_bytes
 
+EMPTY = "the name is empty. Is a variable of the shell not set?"
+
 
 @final
 class Existing(click.Path[Path]):
@@ -20,7 +22,7 @@ class Existing(click.Path[Path]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if not str(value):
-            self.fail("the name is empty. Is a variable of the shell not set?", param, ctx)
+            self.fail(EMPTY, param, ctx)
         try:
             os.stat(value)  # noqa: PTH116  a Path of "net.rw/" is "net.rw"
         except (FileNotFoundError, NotADirectoryError):
@@ -51,7 +53,7 @@ class Writable(click.Path[Path]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if not str(value):
-            self.fail("the name is empty. Is a variable of the shell not set?", param, ctx)
+            self.fail(EMPTY, param, ctx)
         return super().convert(value, param, ctx)
 
 

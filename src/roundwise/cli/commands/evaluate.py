@@ -10,7 +10,7 @@ from typing import Any
 import click
 import torch
 
-from roundwise.cli.options import DataRequest, data_options, weight_options, weight_source
+from roundwise.cli.options import DataRequest, check_one_source, data_options, weight_options, weight_source
 from roundwise.cli.parameters import EXISTING_FILE, Device, Seed
 from roundwise.cli.runnable import Runnable, open_runnable, takes_weights
 from roundwise.cli.terminal import exits, sample_progress, say, show_json
@@ -96,10 +96,7 @@ def command(
 ) -> None:
     """Run `roundwise evaluate`."""
     started = time.perf_counter()
-    if class_list is not None and labels is not None:
-        raise click.UsageError(
-            f"--classes says what class a folder is, and --labels {labels} what each sample is; give one."
-        )
+    check_one_source(class_list, labels)
     request = DataRequest.take(options)
     if no_labels and against is None:
         raise click.UsageError("--no-labels goes with --against: without labels, a network can only be compared.")

@@ -20,7 +20,7 @@ from roundwise.cli.datafree import check_data_or_none, no_data
 from roundwise.cli.models import load_model
 from roundwise.cli.options import DataRequest, data_options, move, weight_options, weight_source
 from roundwise.cli.outputs import check_outputs, write_outputs, write_report
-from roundwise.cli.parameters import EXISTING_FILE, Device, Memory, Shape, default
+from roundwise.cli.parameters import EXISTING_FILE, Device, Memory, Seed, Shape, default
 from roundwise.cli.recipes import RecipeOptions, build_recipe, describe, describe_methods
 from roundwise.cli.terminal import exits, layer_progress, say, show_json
 from roundwise.correction import CORRECTIONS
@@ -164,7 +164,7 @@ class MethodsCommand(click.Command):
     "what was said of the same LAYER before, here or in the recipe.",
 )
 @click.option("--recipe", "file", type=EXISTING_FILE, help="A recipe in TOML; options change what it says.")
-@click.option("--seed", type=int, help="Of every random choice." + default(DEFAULT.seed))
+@click.option("--seed", type=Seed(), help="Of every random choice." + default(DEFAULT.seed))
 @click.option(
     "--batch-size",
     type=click.IntRange(1),

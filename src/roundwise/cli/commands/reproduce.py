@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from roundwise.captured import CapturedModel, capture_model
 from roundwise.cli.models import load_model
-from roundwise.cli.options import DataRequest, data_options, move, weight_options, weight_source
+from roundwise.cli.options import DataRequest, check_one_source, data_options, move, weight_options, weight_source
 from roundwise.cli.outputs import check_apart, check_journal, check_place
 from roundwise.cli.parameters import EXISTING_FILE, EXISTING_PATH, WRITABLE_FILE, Device, default
 from roundwise.cli.runnable import Runnable
@@ -132,10 +132,7 @@ def command(
     tables = PAPERS[paper]
     if table not in tables:
         raise click.UsageError(f"{paper} has no '{table}'; there are {', '.join(tables)}.")
-    if class_list is not None and labels is not None:
-        raise click.UsageError(
-            f"--classes says what class a folder is, and --labels {labels} what each sample is; give one."
-        )
+    check_one_source(class_list, labels)
     if out is not None:
         check_place("--out", out, (".md",))
     if journal is not None:
