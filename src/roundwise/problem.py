@@ -96,6 +96,14 @@ class RoundingSolver(ABC, Generic[S]):
         """Whether the statistic is shown the layer's inputs x of the float network (Eq. 21); False shows it x̂."""
         return False
 
+    @property
+    def addition_aware(self) -> bool:
+        """Whether targets make up for what the layer's output is added to, where something is: y + r − r̂, not y.
+
+        r and r̂ are what is added, in the float network and in the one whose earlier layers are quantized.
+        """
+        return False
+
     def work(self, rows_per_sample: int, samples: int) -> float:
         """What `solve` will cost, for the plan's estimate of time; a factor of two either way does no harm.
 

@@ -7,7 +7,7 @@ what is alive between two layers (the *frontier*), which is known before the run
 At each layer, in order:
 
     inputs x̂ (quantized stream) and targets y (float stream)  ──▶  the statistics that the methods need
-    (a solver may ask for the float stream's inputs x instead)
+    (a solver may ask for the float stream's inputs x instead; and where y is added to a shortcut r, for y + r − r̂)
     statistics  ──▶  grid, codes, bias (`task.py`)
     codes, bias  ──▶  the quantized stream goes on with the layer's output on these
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -39,7 +39,7 @@ from roundwise.graph.patterns import Layer
 from roundwise.graph.quantizers import Quantizer
 from roundwise.memory import ActivationStore, held_bytes
 from roundwise.report import LayerReport
-from roundwise.statistics import ValueStatistic
+from roundwise.statistics import Addend, ValueStatistic
 from roundwise.task import LayerTask, layer_report, solve_layer
 
 aten = torch.ops.aten
@@ -55,6 +55,10 @@ NEAREST_SAMPLES = 128
 
 ON_ACCELERATOR = 64
 """Times as many of both on anything but a CPU, where an operation's start costs more than its work."""
+
+
+MAKES_UP = "makes up for the error of what its output is added to, which its own errors do not show"
+"""The note on a layer whose solver was `addition_aware`."""
 
 
 class Pair(NamedTuple):
@@ -108,8 +112,9 @@ class Stream:
     ) -> None:
         self._graph, self._store, self._seed, self._samples = graph, store, seed, samples
         self._progress: Progress = progress or (lambda _: None)
-        self._segments, self._tail = _segments(graph, tasks)
-        self._last_use = _last_uses(graph, but_for="placeholder" if keeps_inputs else None)
+        order = _order(graph, tasks)
+        self._segments, self._tail = _segments(order, tasks)
+        self._last_use = _last_uses(order, but_for="placeholder" if keeps_inputs else None)
         self._quantizers, self._watched = quantizers or {}, watched or {}
         self._tainted = _tainted(graph, [call for task in tasks for call in task.layer.calls], self._quantizers)
         self._weights: dict[fx.Node, Tensor] = {}  # what later calls of a quantized layer compute with
@@ -154,15 +159,18 @@ class Stream:
         """Collect the layer's statistics, choose its codes, and let the quantized stream pass it."""
         task, layer = segment.task, segment.task.layer
         statistics = task.statistics(self._samples, self._seed)
-        energy = 0.0
+        energy, addend = 0.0, None
         for number, values in enumerate(self._batches):
             self._forward(segment.nodes, values)
             energy += self._measure_target(layer, number, values)
             self._hold((*segment.nodes, layer.node), values)
+            pair, target, addend = values[layer.input], values[layer.node].float, _addend(task, values)
             for need, statistic in statistics.items():
-                pair = values[layer.input]
                 inputs = pair.float if need.float_inputs else pair.quantized
-                statistic.add(inputs, values[layer.node].float, self._counts[number])
+                if addend is not None and need.addition_aware:
+                    statistic.add_sum(inputs, target, self._counts[number], addend)
+                else:
+                    statistic.add(inputs, target, self._counts[number])
         for node in segment.nodes:
             self._weights.pop(node, None)
 
@@ -176,7 +184,8 @@ class Stream:
         self._weights.update(dict.fromkeys(layer.calls[1:], solved.chosen.weight(source.dtype)))
         difference, difference_nearest = self._cross(layer, solved.chosen, solved.nearest)
         errors = _ratio(difference_nearest, energy), _ratio(difference, energy)
-        return solved.chosen, layer_report(task, matrix, solved, *errors)
+        note = "" if addend is None else MAKES_UP
+        return solved.chosen, layer_report(task, matrix, solved, *errors, note)
 
     def _measure_target(self, layer: Layer, number: int, values: Values) -> float:
         """The layer's output in the float stream becomes a value; returns its energy Σ‖y‖²."""
@@ -366,12 +375,38 @@ class Stream:
 # ------------------------------------------------------------------------------------------------ on the graph
 
 
-def _segments(graph: Graph, tasks: Iterable[LayerTask]) -> tuple[list[_Segment], list[fx.Node]]:
+def _order(graph: Graph, tasks: Iterable[LayerTask]) -> list[fx.Node]:
+    """All nodes; what a layer's output is added to comes before it, unless that waits for quantized layers itself."""
+    place = {node: number for number, node in enumerate(graph.operations.nodes)}
+    addends = {task.layer.node: task.addend for task in tasks}
+    quantized = {call for task in tasks for call in task.layer.calls}
+    order: dict[fx.Node, None] = {}
+    for node in place:
+        missing = _missing(addends.get(node), order)
+        if not missing & quantized:
+            order.update(dict.fromkeys(sorted(missing, key=place.__getitem__)))
+        order[node] = None
+    return list(order)
+
+
+def _missing(wanted: fx.Node | None, known: Container[fx.Node]) -> set[fx.Node]:
+    """A node and all that it is computed from, as far as that is not known."""
+    missing: set[fx.Node] = set()
+    waiting = [] if wanted is None else [wanted]
+    while waiting:
+        node = waiting.pop()
+        if node not in known and node not in missing:
+            missing.add(node)
+            waiting += node.all_input_nodes
+    return missing
+
+
+def _segments(order: Iterable[fx.Node], tasks: Iterable[LayerTask]) -> tuple[list[_Segment], list[fx.Node]]:
     """The layers in order, each with the operations before it; and the operations after the last."""
     by_node = {task.layer.node: task for task in tasks}
     segments: list[_Segment] = []
     nodes: list[fx.Node] = []
-    for node in graph.operations.nodes:
+    for node in order:
         if node in by_node:
             segments.append(_Segment(nodes, by_node[node]))
             nodes = []
@@ -380,10 +415,10 @@ def _segments(graph: Graph, tasks: Iterable[LayerTask]) -> tuple[list[_Segment],
     return segments, nodes
 
 
-def _last_uses(graph: Graph, but_for: str | None) -> dict[fx.Node, list[fx.Node]]:
+def _last_uses(order: Iterable[fx.Node], but_for: str | None) -> dict[fx.Node, list[fx.Node]]:
     """For each operation, the values that are not needed after it; one kind of node may be needed for ever."""
     last: dict[fx.Node, fx.Node] = {}
-    for node in graph.operations.nodes:
+    for node in order:
         for source in node.all_input_nodes:
             last[source] = node
         last.setdefault(node, node)
@@ -420,6 +455,12 @@ def _fast_layout(weight: Tensor) -> Tensor:
     if weight.dim() in (4, 5):
         return weight.contiguous(memory_format=torch.channels_last if weight.dim() == 4 else torch.channels_last_3d)
     return weight
+
+
+def _addend(task: LayerTask, values: Values) -> Addend | None:
+    """What the layer's output is added to, if its solver makes up for that and the streams differ in it already."""
+    pair = None if task.addend is None else values.get(task.addend)
+    return None if pair is None or pair.float is pair.quantized else Addend(*pair)
 
 
 def _each(pair: Pair, function: Callable[[Tensor], Tensor]) -> Pair:

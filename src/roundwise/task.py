@@ -27,10 +27,11 @@ from roundwise.summary import summarize
 
 
 class Need(NamedTuple):
-    """A kind of statistic, and which stream's inputs it is shown."""
+    """A kind of statistic, which stream's inputs it is shown, and for which targets (see `RoundingSolver`)."""
 
     kind: type[Statistic]
-    float_inputs: bool
+    float_inputs: bool = False
+    addition_aware: bool = False
 
 
 Statistics = dict[Need, Statistic]
@@ -54,8 +55,14 @@ class LayerTask:
     @property
     def needs(self) -> tuple[Need, ...]:
         """What its methods need to know: range estimation, the solver, and the correction if there is one."""
-        needs = Need(self.ranges.needs, False), Need(self.rounding.needs, self.rounding.float_inputs)
-        return needs if self.correction is None else (*needs, Need(self.correction.needs, False))
+        of_rounding = Need(self.rounding.needs, self.rounding.float_inputs, self.addend is not None)
+        needs = Need(self.ranges.needs), of_rounding
+        return needs if self.correction is None else (*needs, Need(self.correction.needs))
+
+    @property
+    def addend(self) -> fx.Node | None:
+        """What the layer's output is added to, if it is and the solver makes up for it."""
+        return self.layer.addend if self.rounding.addition_aware else None
 
     def statistics(self, samples: int, seed: int) -> Statistics:
         """What its methods need: what is known already, and empty ones to collect the rest in."""
@@ -114,8 +121,10 @@ def solve_layer(graph: Graph, task: LayerTask, matrix: Tensor, statistics: Stati
     return Solved(nearest, chosen, "; ".join(filter(None, notes)), middle - start, end - middle)
 
 
-def layer_report(task: LayerTask, matrix: Tensor, solved: Solved, error_nearest: float, error: float) -> LayerReport:
-    """The record of a layer, with its errors as they were measured; NaN where they were not."""
+def layer_report(
+    task: LayerTask, matrix: Tensor, solved: Solved, error_nearest: float, error: float, note: str = ""
+) -> LayerReport:
+    """The record of a layer, with its errors as they were measured, NaN where they were not, and one more note."""
     granularity, ranges, rounding = task.words
     chosen = solved.chosen
     return LayerReport(
@@ -131,7 +140,7 @@ def layer_report(task: LayerTask, matrix: Tensor, solved: Solved, error_nearest:
         error=error,
         flips=(chosen.codes != chosen.grid.quantize(matrix)).float().mean().item(),
         seconds=solved.seconds_ranges + solved.seconds_rounding,
-        note=solved.note,
+        note="; ".join(filter(None, (solved.note, note))),
         summary=summarize(matrix, chosen.grid),
     )
 
@@ -152,7 +161,7 @@ def _corrected(graph: Graph, task: LayerTask, weight: QuantizedWeight, statistic
     dtype = graph.constants[layer.weight].dtype
     matrix = layer.map.to_matrix(weight.weight(dtype)).float()  # as the program computes with it
     bias = layer.map.bias.float().reshape(shape) + before
-    shift = correction.shift(matrix, bias, statistics[Need(correction.needs, False)])
+    shift = correction.shift(matrix, bias, statistics[Need(correction.needs)])
     if shift.shape != shape:
         raise RecipeError(f"{correction!r} gave layer '{layer.name}' a shift {list(shift.shape)}, not {list(shape)}.")
     return dataclasses.replace(weight, bias_shift=before + shift)
@@ -161,7 +170,7 @@ def _corrected(graph: Graph, task: LayerTask, weight: QuantizedWeight, statistic
 def _notes(task: LayerTask, matrix: Tensor, statistics: Statistics) -> list[str]:
     """What a reader of the layer's report must know."""
     layer, correction = task.layer, task.correction
-    notes = [f"used by {len(layer.calls)} calls; rounded for the first"] if len(layer.calls) > 1 else []
+    notes = [f"used by {len(layer.calls)} calls, rounded for the first"] if len(layer.calls) > 1 else []
     weight = layer.node.args[1]
     if isinstance(weight, fx.Node) and len(weight.users) > len(layer.calls):
         notes.append("its weight is also read by other operations, which keep the float one")
@@ -171,5 +180,5 @@ def _notes(task: LayerTask, matrix: Tensor, statistics: Statistics) -> list[str]
         why = "no bias" if layer.map.bias is None else "a bias that is not its own alone"
         notes.append(f"not corrected: it has {why}")
     elif correction is not None:
-        notes.append(correction.note(statistics[Need(correction.needs, False)]))
+        notes.append(correction.note(statistics[Need(correction.needs)]))
     return notes

@@ -26,6 +26,8 @@ from roundwise.statistics import Nothing, Statistic
 from roundwise.stream import Stream, _distance
 from roundwise.task import generator_for
 
+aten = torch.ops.aten
+
 
 class Chain(nn.Module):
     """`depth` layers of one width, with one operation before the first."""
@@ -119,6 +121,7 @@ class Recorder(RoundingSolver[Batches]):
 
     seen: dict = field(default_factory=dict, compare=False)
     float_inputs: bool = False
+    addition_aware: bool = False
     needs: ClassVar[type] = Batches
 
     def solve(self, problem, generator):
@@ -220,6 +223,63 @@ def test_methods_of_one_layer_may_see_inputs_of_different_streams():
         same = torch.equal(shown[layer], torch.cat([inputs for inputs, _ in recorder.seen[layer]]))
         assert same == (layer == first)
     assert later
+
+
+class Sums(nn.Module):
+    """Shortcuts of all kinds: float, quantized, computed after the layer, quantized after the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.e, self.f = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(6))
+
+    def forward(self, x):
+        x = x.sigmoid()
+        y = (self.a(x) + x).relu()  # no quantized layer before it
+        z = self.b(y)
+        z = (z + y * 0.5).relu()  # after `b` in the program, but it waits for nothing
+        z = (self.c(z) + self.d(z)).relu()  # `d` comes after `c`
+        z += self.e(z)
+        return self.f(z) * 2 + z
+
+
+@pytest.mark.parametrize("batch", [4, 11])
+def test_a_solver_that_is_addition_aware_sees_targets_that_make_up_for_what_is_added(batch):
+    graph, recorder = rewrite(capture(Sums().eval(), (SAMPLES[:2],), {})), Recorder(addition_aware=True)
+    with ActivationStore(1 << 30, torch.device("cpu")) as store:
+        result = stream(graph, rw.Recipe(COARSE, recorder), store, batch=batch).run()
+    quantized = emit(graph, result.weights)
+    floats, finals = values_of(graph, SAMPLES), values_of(quantized, SAMPLES)
+    nodes = {node.name: node for node in quantized.operations.nodes}
+    making_up = {"b": aten.mul.Tensor, "d": aten.conv2d.default, "e": aten.relu.default}
+    for layer in (weight.layer for weight in result.weights):
+        expected = floats[layer.node.name]
+        if layer.name in making_up:
+            other = layer.addend.name
+            assert nodes[other].target == making_up[layer.name]
+            assert not torch.equal(floats[other], finals[other])
+            expected = expected + floats[other] - finals[other]
+        seen = torch.cat([targets for _, targets in recorder.seen[layer.name]])
+        torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)
+    assert {report.name for report in result.reports if "makes up for" in report.note} == making_up.keys()
+
+
+def test_a_layer_that_makes_up_for_a_shortcut_brings_the_sum_nearer_to_the_float_networks():
+    class Shortcut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.coarse, self.fine = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            y = self.coarse(x)
+            return self.fine(y) + y
+
+    torch.manual_seed(0)
+    model, errors = Shortcut().eval(), {}
+    for aware in (False, True):
+        solver = rw.AdaRound(any_code=True, fit_scale=False, addition_aware=aware)
+        recipe = rw.Recipe(rw.Weights(bits=2), solver, overrides={"fine": rw.Weights(bits=8)})
+        errors[aware] = rw.quantize(model, SAMPLES, recipe).report.output_error
+    assert errors[True] < errors[False]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -378,7 +438,7 @@ def test_weights_of_a_layer_that_is_called_again_are_dropped_after_its_last_call
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
         run = stream(captured("branches"), rw.Recipe(COARSE, rw.Nearest()), store)
         (twice,) = [layer for layer in run.run().reports if layer.name == "twice"]
-        assert twice.note == "used by 2 calls; rounded for the first"
+        assert twice.note == "used by 2 calls, rounded for the first"
         assert run._weights == {}
 
 

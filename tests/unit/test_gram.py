@@ -1,12 +1,13 @@
 """Second moments: what is summed, which positions, which samples are held out."""
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
 
 from roundwise.graph.matrix import LinearMap
-from roundwise.statistics import Gram, Moments
+from roundwise.statistics import Addend, Gram, Moments, Statistic
 from roundwise.statistics import gram as module
 from roundwise.testing import cases
 
@@ -82,6 +83,21 @@ def test_the_same_positions_can_be_seen_again(case):
         assert again.count == moments.count
         assert torch.equal(again.second, moments.second)
         assert torch.equal(again.cross, moments.cross)
+
+
+@CASES
+@pytest.mark.parametrize("keep", [0, 1 << 26])
+def test_of_a_sum_the_target_makes_up_for_what_is_added(case, keep, monkeypatch):
+    monkeypatch.setattr(module, "KEEP", keep)
+    added, lacking = (torch.randn(case.targets.shape) for _ in range(2))
+    for method in (Gram.add_sum, Statistic.add_sum):
+        gram = Gram.empty(case.layer, case.samples, torch.Generator().manual_seed(0))
+        method(gram, case.inputs, case.targets, case.samples, Addend(added, lacking))
+        changed = dataclasses.replace(case, targets=case.targets + added - lacking)
+        for one, other in zip(gram.all_again(), changed.statistic(Gram, [case.samples]).all_again(), strict=True):
+            assert torch.equal(one.columns, other.columns)
+            torch.testing.assert_close(one.targets, other.targets)
+        torch.testing.assert_close(whole(gram).cross, whole(changed.statistic(Gram)).cross, rtol=1e-4, atol=1e-3)
 
 
 @CASES

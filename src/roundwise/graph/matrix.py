@@ -107,6 +107,11 @@ class LinearMap:
         return self.groups, first // self.groups, second * taps
 
     @property
+    def is_depthwise(self) -> bool:
+        """Whether each group of a convolution has one input channel."""
+        return self.dims > 0 and self.matrix_shape[2] == math.prod(self.kernel)
+
+    @property
     def pads(self) -> bool:
         """Whether a convolution puts zeros around its input."""
         return not self.transposed and any(self._padding())
@@ -198,14 +203,12 @@ class LinearMap:
             rows: along the batch dimension of `as_rows`.
             positions: along the flattened spatial dimensions of the output; all 0 for a linear layer.
         """
-        x, y = self.as_rows(inputs), self.as_rows(outputs)
-        groups, matrix_rows, cols = self.matrix_shape
-        space = y.shape[2:] if self.dims else ()
-        wanted = (rows * math.prod(space) + positions).to(y.device)
+        x, wanted = self.as_rows(inputs), self.outputs_at(outputs, rows, positions)
+        groups, _, cols = self.matrix_shape
+        space = self.as_rows(outputs).shape[2:]
         rows, positions = rows.to(x.device), positions.to(x.device)
         if self.dims == 0:
-            return x.index_select(0, rows).unsqueeze(0), y.index_select(0, wanted).unsqueeze(0)
-        wanted = y.movedim(1, -1).reshape(-1, y.shape[1]).index_select(0, wanted)
+            return x.index_select(0, rows).unsqueeze(0), wanted
         if self.transposed:
             x, stride, before = self._spread(x), (1,) * self.dims, [0] * self.dims
         else:
@@ -221,21 +224,30 @@ class LinearMap:
             coordinate = start + taps[:, d] * self.dilation[d]
             inside &= (coordinate >= 0) & (coordinate < size)
             index = index * size + coordinate.clamp(0, size - 1)
-        depthwise = x.shape[1] == groups
-        if depthwise:  # taps first: then one transposition, of a plain matrix, puts each channel's numbers together
+        if self.is_depthwise:  # taps first: then transposing a plain matrix puts each channel's numbers together
             index, inside = index.T, inside.T
         x_flat = x.movedim(1, -1).reshape(-1, x.shape[1])
         columns = x_flat.index_select(0, index.flatten()).view(*index.shape, -1)
         if not bool(inside.all()):
             columns *= inside.to(columns.dtype).unsqueeze(-1)
-        pairs = len(wanted)
-        if depthwise:
-            by_channel = columns.view(-1, groups).T.contiguous().view(groups, cols, pairs)
-            return by_channel.mT, wanted.T.contiguous().view(groups, matrix_rows, pairs).mT
-        return (
-            columns.view(pairs, len(taps), groups, -1).permute(2, 0, 3, 1).reshape(groups, pairs, cols),
-            wanted.view(pairs, groups, matrix_rows).transpose(0, 1),
-        )
+        pairs = len(rows)
+        if self.is_depthwise:
+            return columns.view(-1, groups).T.contiguous().view(groups, cols, pairs).mT, wanted
+        return columns.view(pairs, len(taps), groups, -1).permute(2, 0, 3, 1).reshape(groups, pairs, cols), wanted
+
+    def outputs_at(
+        self, outputs: Tensor, rows: Int[Tensor, "pairs"], positions: Int[Tensor, "pairs"]
+    ) -> Float[Tensor, "groups pairs rows"]:
+        """y alone, or anything of its shape, at places as `pairs_at` takes them and in its memory order."""
+        y = self.as_rows(outputs)
+        groups, matrix_rows, _ = self.matrix_shape
+        wanted = (rows * self.positions(outputs) + positions).to(y.device)
+        if self.dims == 0:
+            return y.index_select(0, wanted).unsqueeze(0)
+        values = y.movedim(1, -1).reshape(-1, y.shape[1]).index_select(0, wanted)
+        if self.is_depthwise:
+            return values.T.contiguous().view(groups, matrix_rows, len(rows)).mT
+        return values.view(len(rows), groups, matrix_rows).transpose(0, 1)
 
     def positions(self, outputs: Tensor) -> int:
         """How many output positions each row of `as_rows` has."""

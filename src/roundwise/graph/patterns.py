@@ -54,6 +54,8 @@ class Layer:
         map: the first call's linear map, with its bias.
         activation: the function between the first call and its only consumer, or None.
         own_bias: name of the constant that is this layer's bias and nothing else; None if there is no such one.
+        addend: what the first call's output is added to, of the same shape (a shortcut, another branch), where that
+            sum is all that reads the output; else None.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Layer:
     map: LinearMap
     activation: Activation | None
     own_bias: str | None
+    addend: fx.Node | None = None
 
     @property
     def node(self) -> fx.Node:
@@ -90,7 +93,7 @@ def find_layers(graph: Graph) -> list[Layer]:
         alike = [node for node, other in others if _layout(other) == _layout(layer)]
         calls_alike = (first, *alike)
         activation, own_bias = _activation(graph, first, layer), _own_bias(graph, calls_alike)
-        layers.append(Layer(names[weight], weight, calls_alike, layer, activation, own_bias))
+        layers.append(Layer(names[weight], weight, calls_alike, layer, activation, own_bias, _addend(first)))
     return layers
 
 
@@ -134,6 +137,16 @@ def _own_bias(graph: Graph, calls: tuple[fx.Node, ...]) -> str | None:
         return None
     readers = [user for node in graph.operations.nodes if node.target == bias.target for user in node.users]
     return str(bias.target) if readers == [calls[0]] else None
+
+
+def _addend(node: fx.Node) -> fx.Node | None:
+    if len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    if user.target is not aten.add.Tensor or bind(user).get("alpha", 1) != 1:
+        return None
+    others = [source for source in user.all_input_nodes if source is not node and source.op == "call_function"]
+    return next((other for other in others if other.meta["val"].shape == node.meta["val"].shape), None)
 
 
 def _activation(graph: Graph, node: fx.Node, layer: LinearMap) -> Activation | None:

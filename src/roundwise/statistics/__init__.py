@@ -5,7 +5,7 @@ through `add`, and hands it over. `Nothing` needs no pass over the samples at al
 training left in the network.
 """
 
-from roundwise.statistics.base import Nothing, Statistic
+from roundwise.statistics.base import Addend, Nothing, Statistic
 from roundwise.statistics.expected import ExpectedMeans, ExpectedValues
 from roundwise.statistics.gram import Gram, Moments, Pairs
 from roundwise.statistics.means import Means
@@ -13,6 +13,7 @@ from roundwise.statistics.samples import Samples
 from roundwise.statistics.values import Extremes, Histogram, ValueStatistic
 
 __all__ = [
+    "Addend",
     "ExpectedMeans",
     "ExpectedValues",
     "Extremes",

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Self, final
+from typing import ClassVar, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
 from roundwise.graph.matrix import LinearMap
+
+
+class Addend(NamedTuple):
+    """What is added to a layer's output, in both networks; shaped as the output is."""
+
+    float: Tensor
+    quantized: Tensor
 
 
 class Statistic(ABC):
@@ -41,6 +48,14 @@ class Statistic(ABC):
             targets: the layer's output (before any activation function) in the float network.
             samples: how many calibration samples the batch holds.
         """
+
+    def add_sum(self, inputs: Tensor, targets: Tensor, samples: int, addend: Addend) -> None:
+        """Take in one batch where y is added to r, for a solver that is `addition_aware`: the target is y + r − r̂.
+
+        A statistic that keeps targets does better to compute that itself: here it is a new tensor.
+        """
+        added, lacking = (values.to(targets.device) for values in addend)
+        self.add(inputs, targets + added - lacking, samples)
 
     @classmethod
     def bytes_needed(cls, layer: LinearMap, samples: int, positions: int) -> int:

@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from roundwise.graph.matrix import LinearMap
-from roundwise.statistics.base import Statistic
+from roundwise.statistics.base import Addend, Statistic
 
 POSITIONS, POSITIONS_OF_A_COLUMN = 64, 3
 """Positions of each sample that are taken, if it has as many: so many, or so many for each column."""
@@ -81,6 +81,7 @@ class _Places(NamedTuple):
 
     inputs: Tensor
     targets: Tensor
+    addend: Addend | None
     rows: Int[Tensor, "pairs"]
     positions: Int[Tensor, "pairs"]
 
@@ -192,6 +193,12 @@ class Gram(Statistic):
         return 4 * (matrices + kept) + 16 * taken + 24 * CHUNK * _times(layer.device)
 
     def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
+        self._add(inputs, targets, samples, None)
+
+    def add_sum(self, inputs: Tensor, targets: Tensor, samples: int, addend: Addend) -> None:
+        self._add(inputs, targets, samples, addend)
+
+    def _add(self, inputs: Tensor, targets: Tensor, samples: int, addend: Addend | None) -> None:
         held_out = (torch.arange(self._seen, self._seen + samples) + 1) % min(HOLD_OUT, max(2, self.samples)) == 0
         if self.samples < 2:
             held_out[:] = False
@@ -199,15 +206,17 @@ class Gram(Statistic):
         sample = rows * samples // self.layer.as_rows(targets).shape[0]
         self._seen += samples
         for share, chosen in ((self._fit, ~held_out[sample]), (self._held_out, held_out[sample])):
-            self._add_places(share, inputs, targets, rows[chosen], positions[chosen])
+            on_device = rows[chosen].to(inputs.device), positions[chosen].to(inputs.device)
+            self._add_places(share, _Places(inputs, targets, addend, *on_device))
 
-    def _add_places(self, share: _Share, inputs: Tensor, targets: Tensor, rows: Tensor, positions: Tensor) -> None:
+    def _add_places(self, share: _Share, places: _Places) -> None:
         """Fill chunks to the last place, so that they do not depend on the batches."""
         size, start = self._chunk_size(), 0
+        rows, positions = places.rows, places.positions
         while start < len(rows):
-            room = size - sum(len(places.rows) for places, _ in share.waiting)
+            room = size - sum(len(waiting.rows) for waiting, _ in share.waiting)
             some = slice(start, start + room)
-            places = _Places(inputs, targets, rows[some].to(inputs.device), positions[some].to(inputs.device))
+            places = places._replace(rows=rows[some], positions=positions[some])
             share.waiting.append((places, self._unfold([places])))
             start += room
             if start <= len(rows):
@@ -276,9 +285,15 @@ class Gram(Statistic):
     def _unfold(self, chunk: Pairs | list[_Places]) -> Pairs:
         if isinstance(chunk, Pairs):
             return chunk
-        unfolded = (self.layer.pairs_at(*places) for places in chunk)
-        device = self.layer.device
-        return _joined([Pairs(columns.to(device).float(), targets.to(device).float()) for columns, targets in unfolded])
+        return _joined([self._pairs(places) for places in chunk])
+
+    def _pairs(self, places: _Places) -> Pairs:
+        layer, (inputs, outputs, addend, *where) = self.layer, places
+        columns, targets = (values.to(layer.device).float() for values in layer.pairs_at(inputs, outputs, *where))
+        if addend is not None:
+            added, lacking = (layer.outputs_at(values, *where).to(layer.device).float() for values in addend)
+            targets = targets + added - lacking
+        return Pairs(columns, targets)
 
     def _choose(self, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
         """Rows and positions of one batch that are taken."""

@@ -1,0 +1,64 @@
+"""Where layers are in a graph: what their outputs are added to."""
+
+import pytest
+import torch
+from torch import nn
+
+from roundwise.graph.capture import capture
+from roundwise.graph.patterns import find_layers
+from roundwise.pipeline import rewrite
+
+aten = torch.ops.aten
+
+
+class Sum(nn.Module):
+    """Two linear layers; what becomes of the second one's output y, the input x and the first one's output is given."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.first, self.second, self.join = nn.Linear(3, 3), nn.Linear(3, 3), join
+        self.constant = nn.Buffer(torch.ones(3))
+
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        return self.join(self, self.second(hidden), hidden, x)
+
+
+def in_place(y, r):
+    y += r
+    return y
+
+
+@pytest.mark.parametrize(
+    ("join", "added"),
+    [
+        (lambda m, y, r, x: y + r, aten.relu.default),
+        (lambda m, y, r, x: r + y, aten.relu.default),
+        (lambda m, y, r, x: in_place(y, r), aten.relu.default),
+        (lambda m, y, r, x: torch.add(y, r, alpha=1), aten.relu.default),
+        (lambda m, y, r, x: (y + r.sigmoid()).relu(), aten.sigmoid.default),
+        (lambda m, y, r, x: y, None),
+        (lambda m, y, r, x: y + 1.0, None),
+        (lambda m, y, r, x: y + x, None),  # the same in both networks
+        (lambda m, y, r, x: y + m.constant, None),
+        (lambda m, y, r, x: y + y, None),
+        (lambda m, y, r, x: y - r, None),
+        (lambda m, y, r, x: torch.add(y, r, alpha=2), None),
+        (lambda m, y, r, x: torch.add(r, y, alpha=2), None),
+        (lambda m, y, r, x: y + r[:1], None),  # broadcast
+        (lambda m, y, r, x: y.relu() + r, None),
+        (lambda m, y, r, x: (y + r) * y, None),  # read elsewhere too
+    ],
+)
+def test_what_a_layers_output_is_added_to_is_found_where_the_sum_alone_reads_it(join, added):
+    graph = rewrite(capture(Sum(join).eval(), (torch.randn(2, 3),), {}))
+    first, second = find_layers(graph)
+    assert first.addend is None
+    assert (second.addend.target if second.addend is not None else None) == added
+
+
+def test_of_two_layers_that_are_added_each_has_the_other():
+    graph = rewrite(capture(Sum(lambda m, y, r, x: y + m.first(x)).eval(), (torch.randn(2, 3),), {}))
+    first, second = find_layers(graph)
+    assert second.addend is first.calls[1]
+    assert first.addend is None  # its first call goes elsewhere
