@@ -167,8 +167,8 @@ class Report:
         """What a reader must know about single layers, each note once, with the names of those that have it."""
         names: dict[str, list[str]] = {}
         for layer in self.layers:
-            for note in filter(None, layer.note.split("; ")):
-                names.setdefault(note, []).append(layer.name)
+            if layer.note:
+                names.setdefault(layer.note, []).append(layer.name)
         count = len(self.layers)
 
         def told(those: list[str]) -> str:

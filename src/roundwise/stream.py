@@ -57,8 +57,11 @@ ON_ACCELERATOR = 64
 """Times as many of both on anything but a CPU, where an operation's start costs more than its work."""
 
 
-MAKES_UP = "makes up for the error of what its output is added to, which its own errors do not show"
+MAKES_UP = "targets make up for the error of the branch added to the output, so the layer's own error may be larger"
 """The note on a layer whose solver was `addition_aware`."""
+
+LACKS_AT_MOST = 100
+"""Times the energy of the layer's output: a branch that differs by more, or by infinity, is a mask and no sum."""
 
 
 class Pair(NamedTuple):
@@ -159,12 +162,15 @@ class Stream:
         """Collect the layer's statistics, choose its codes, and let the quantized stream pass it."""
         task, layer = segment.task, segment.task.layer
         statistics = task.statistics(self._samples, self._seed)
-        energy, addend = 0.0, None
+        energy, note = 0.0, ""
         for number, values in enumerate(self._batches):
             self._forward(segment.nodes, values)
-            energy += self._measure_target(layer, number, values)
+            squares = self._measure_target(layer, number, values)
+            energy += squares
             self._hold((*segment.nodes, layer.node), values)
-            pair, target, addend = values[layer.input], values[layer.node].float, _addend(task, values)
+            pair, target = values[layer.input], values[layer.node].float
+            addend = self._addend(task, values, squares)
+            note = note if addend is None else MAKES_UP
             for need, statistic in statistics.items():
                 inputs = pair.float if need.float_inputs else pair.quantized
                 if addend is not None and need.addition_aware:
@@ -184,8 +190,15 @@ class Stream:
         self._weights.update(dict.fromkeys(layer.calls[1:], solved.chosen.weight(source.dtype)))
         difference, difference_nearest = self._cross(layer, solved.chosen, solved.nearest)
         errors = _ratio(difference_nearest, energy), _ratio(difference, energy)
-        note = "" if addend is None else MAKES_UP
         return solved.chosen, layer_report(task, matrix, solved, *errors, note)
+
+    def _addend(self, task: LayerTask, values: Values, energy: float) -> Addend | None:
+        """What the layer's output is added to, if its solver makes up for that and there is something to."""
+        pair = None if task.addend is None else values.get(task.addend)
+        if pair is None or pair.float is pair.quantized:
+            return None
+        lacks = _distance(*_each(pair, self._store.fetch))
+        return Addend(*pair) if lacks <= LACKS_AT_MOST * energy else None  # not where it is NaN
 
     def _measure_target(self, layer: Layer, number: int, values: Values) -> float:
         """The layer's output in the float stream becomes a value; returns its energy Σ‖y‖²."""
@@ -376,14 +389,17 @@ class Stream:
 
 
 def _order(graph: Graph, tasks: Iterable[LayerTask]) -> list[fx.Node]:
-    """All nodes; what a layer's output is added to comes before it, unless that waits for quantized layers itself."""
+    """All nodes; what a layer's output is added to comes before it, unless that waits for layers still to be quantized.
+
+    It is held the longer for that, as the plan says.
+    """
     place = {node: number for number, node in enumerate(graph.operations.nodes)}
     addends = {task.layer.node: task.addend for task in tasks}
-    quantized = {call for task in tasks for call in task.layer.calls}
+    first_calls = {call: task.layer.node for task in tasks for call in task.layer.calls}
     order: dict[fx.Node, None] = {}
     for node in place:
         missing = _missing(addends.get(node), order)
-        if not missing & quantized:
+        if all(first_calls[call] in order for call in missing & first_calls.keys()):
             order.update(dict.fromkeys(sorted(missing, key=place.__getitem__)))
         order[node] = None
     return list(order)
@@ -455,12 +471,6 @@ def _fast_layout(weight: Tensor) -> Tensor:
     if weight.dim() in (4, 5):
         return weight.contiguous(memory_format=torch.channels_last if weight.dim() == 4 else torch.channels_last_3d)
     return weight
-
-
-def _addend(task: LayerTask, values: Values) -> Addend | None:
-    """What the layer's output is added to, if its solver makes up for that and the streams differ in it already."""
-    pair = None if task.addend is None else values.get(task.addend)
-    return None if pair is None or pair.float is pair.quantized else Addend(*pair)
 
 
 def _each(pair: Pair, function: Callable[[Tensor], Tensor]) -> Pair:

@@ -55,9 +55,9 @@ class LayerTask:
     @property
     def needs(self) -> tuple[Need, ...]:
         """What its methods need to know: range estimation, the solver, and the correction if there is one."""
-        of_rounding = Need(self.rounding.needs, self.rounding.float_inputs, self.addend is not None)
-        needs = Need(self.ranges.needs), of_rounding
-        return needs if self.correction is None else (*needs, Need(self.correction.needs))
+        sums = self.addend is not None
+        needs = Need(self.ranges.needs), Need(self.rounding.needs, self.rounding.float_inputs, sums)
+        return needs if self.correction is None else (*needs, Need(self.correction.needs, addition_aware=sums))
 
     @property
     def addend(self) -> fx.Node | None:
@@ -161,7 +161,7 @@ def _corrected(graph: Graph, task: LayerTask, weight: QuantizedWeight, statistic
     dtype = graph.constants[layer.weight].dtype
     matrix = layer.map.to_matrix(weight.weight(dtype)).float()  # as the program computes with it
     bias = layer.map.bias.float().reshape(shape) + before
-    shift = correction.shift(matrix, bias, statistics[Need(correction.needs)])
+    shift = correction.shift(matrix, bias, statistics[task.needs[-1]])
     if shift.shape != shape:
         raise RecipeError(f"{correction!r} gave layer '{layer.name}' a shift {list(shift.shape)}, not {list(shape)}.")
     return dataclasses.replace(weight, bias_shift=before + shift)
@@ -170,7 +170,7 @@ def _corrected(graph: Graph, task: LayerTask, weight: QuantizedWeight, statistic
 def _notes(task: LayerTask, matrix: Tensor, statistics: Statistics) -> list[str]:
     """What a reader of the layer's report must know."""
     layer, correction = task.layer, task.correction
-    notes = [f"used by {len(layer.calls)} calls, rounded for the first"] if len(layer.calls) > 1 else []
+    notes = [f"used by {len(layer.calls)} calls; rounded for the first"] if len(layer.calls) > 1 else []
     weight = layer.node.args[1]
     if isinstance(weight, fx.Node) and len(weight.users) > len(layer.calls):
         notes.append("its weight is also read by other operations, which keep the float one")
@@ -180,5 +180,5 @@ def _notes(task: LayerTask, matrix: Tensor, statistics: Statistics) -> list[str]
         why = "no bias" if layer.map.bias is None else "a bias that is not its own alone"
         notes.append(f"not corrected: it has {why}")
     elif correction is not None:
-        notes.append(correction.note(statistics[Need(correction.needs)]))
+        notes.append(correction.note(statistics[task.needs[-1]]))
     return notes

@@ -230,7 +230,7 @@ class Sums(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c, self.d, self.e, self.f = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(6))
+        self.a, self.b, self.c, self.d, self.e, self.f, self.g = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(7))
 
     def forward(self, x):
         x = x.sigmoid()
@@ -239,7 +239,8 @@ class Sums(nn.Module):
         z = (z + y * 0.5).relu()  # after `b` in the program, but it waits for nothing
         z = (self.c(z) + self.d(z)).relu()  # `d` comes after `c`
         z += self.e(z)
-        return self.f(z) * 2 + z
+        z = self.f(z) + self.a(z)  # `a` is quantized already; a layer that is used twice makes up for nothing
+        return self.g(z) * 2 + z
 
 
 @pytest.mark.parametrize("batch", [4, 11])
@@ -250,7 +251,8 @@ def test_a_solver_that_is_addition_aware_sees_targets_that_make_up_for_what_is_a
     quantized = emit(graph, result.weights)
     floats, finals = values_of(graph, SAMPLES), values_of(quantized, SAMPLES)
     nodes = {node.name: node for node in quantized.operations.nodes}
-    making_up = {"b": aten.mul.Tensor, "d": aten.conv2d.default, "e": aten.relu.default}
+    conv = aten.conv2d.default
+    making_up = {"b": aten.mul.Tensor, "d": conv, "e": aten.relu.default, "f": conv}
     for layer in (weight.layer for weight in result.weights):
         expected = floats[layer.node.name]
         if layer.name in making_up:
@@ -260,7 +262,7 @@ def test_a_solver_that_is_addition_aware_sees_targets_that_make_up_for_what_is_a
             expected = expected + floats[other] - finals[other]
         seen = torch.cat([targets for _, targets in recorder.seen[layer.name]])
         torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)
-    assert {report.name for report in result.reports if "makes up for" in report.note} == making_up.keys()
+    assert {report.name for report in result.reports if "make up for" in report.note} == making_up.keys()
 
 
 def test_a_layer_that_makes_up_for_a_shortcut_brings_the_sum_nearer_to_the_float_networks():
@@ -280,6 +282,23 @@ def test_a_layer_that_makes_up_for_a_shortcut_brings_the_sum_nearer_to_the_float
         recipe = rw.Recipe(rw.Weights(bits=2), solver, overrides={"fine": rw.Weights(bits=8)})
         errors[aware] = rw.quantize(model, SAMPLES, recipe).report.output_error
     assert errors[True] < errors[False]
+
+
+@pytest.mark.parametrize("low", [float("-inf"), torch.finfo(torch.float32).min, -1e4])
+def test_nothing_is_made_up_for_a_mask(low):
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.value = nn.Linear(5, 5), nn.Linear(5, 5)
+
+        def forward(self, x):
+            mask = torch.where(self.gate(x) > 0, 0.0, low)
+            return (self.value(x) + mask).sigmoid()
+
+    torch.manual_seed(0)
+    recipe = rw.Recipe(rw.Weights(bits=2), rw.AdaRound(addition_aware=True))
+    report = rw.quantize(Gate().eval(), SAMPLES.flatten(0, 2), recipe).report
+    assert not any("make up for" in layer.note for layer in report.layers)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -438,7 +457,7 @@ def test_weights_of_a_layer_that_is_called_again_are_dropped_after_its_last_call
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
         run = stream(captured("branches"), rw.Recipe(COARSE, rw.Nearest()), store)
         (twice,) = [layer for layer in run.run().reports if layer.name == "twice"]
-        assert twice.note == "used by 2 calls, rounded for the first"
+        assert twice.note == "used by 2 calls; rounded for the first"
         assert run._weights == {}
 
 

@@ -39,7 +39,7 @@ def in_place(y, r):
         (lambda m, y, r, x: (y + r.sigmoid()).relu(), aten.sigmoid.default),
         (lambda m, y, r, x: y, None),
         (lambda m, y, r, x: y + 1.0, None),
-        (lambda m, y, r, x: y + x, None),  # the same in both networks
+        (lambda m, y, r, x: y + x, None),  # an input: the same in both networks
         (lambda m, y, r, x: y + m.constant, None),
         (lambda m, y, r, x: y + y, None),
         (lambda m, y, r, x: y - r, None),
@@ -47,6 +47,10 @@ def in_place(y, r):
         (lambda m, y, r, x: torch.add(r, y, alpha=2), None),
         (lambda m, y, r, x: y + r[:1], None),  # broadcast
         (lambda m, y, r, x: y.relu() + r, None),
+        (lambda m, y, r, x: y + (r > 0), None),  # no real numbers
+        (lambda m, y, r, x: y + x.shape[0], None),
+        (lambda m, y, r, x: y + r.sum().item(), None),
+        (lambda m, y, r, x: m.second(r[r[:, 0] > 0]) + r.mean(0, keepdim=True), None),  # as many rows as the values say
         (lambda m, y, r, x: (y + r) * y, None),  # read elsewhere too
     ],
 )
@@ -61,4 +65,4 @@ def test_of_two_layers_that_are_added_each_has_the_other():
     graph = rewrite(capture(Sum(lambda m, y, r, x: y + m.first(x)).eval(), (torch.randn(2, 3),), {}))
     first, second = find_layers(graph)
     assert second.addend is first.calls[1]
-    assert first.addend is None  # its first call goes elsewhere
+    assert first.addend is None  # it is called twice

@@ -190,7 +190,6 @@ def test_names_from_outside_are_shown_and_do_nothing_else(tmp_path):
         (("free", "shared", "free"), ["a, c: free", "b: shared"]),
         (("free", "free", "free"), ["all 3 layers: free"]),
         (("free",), ["a: free"]),
-        (("free; shared", "shared", ""), ["a: free", "a, b: shared"]),
     ],
 )
 def test_a_note_is_told_once_with_the_layers_that_have_it(of_layers, told):

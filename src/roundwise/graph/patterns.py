@@ -54,8 +54,8 @@ class Layer:
         map: the first call's linear map, with its bias.
         activation: the function between the first call and its only consumer, or None.
         own_bias: name of the constant that is this layer's bias and nothing else; None if there is no such one.
-        addend: what the first call's output is added to, of the same shape (a shortcut, another branch), where that
-            sum is all that reads the output; else None.
+        addend: what the output of the only call is added to, real numbers of the same shape (a shortcut, another
+            branch), where that sum is all that reads the output; else None.
     """
 
     name: str
@@ -93,7 +93,7 @@ def find_layers(graph: Graph) -> list[Layer]:
         alike = [node for node, other in others if _layout(other) == _layout(layer)]
         calls_alike = (first, *alike)
         activation, own_bias = _activation(graph, first, layer), _own_bias(graph, calls_alike)
-        layers.append(Layer(names[weight], weight, calls_alike, layer, activation, own_bias, _addend(first)))
+        layers.append(Layer(names[weight], weight, calls_alike, layer, activation, own_bias, _addend(calls_alike)))
     return layers
 
 
@@ -139,14 +139,22 @@ def _own_bias(graph: Graph, calls: tuple[fx.Node, ...]) -> str | None:
     return str(bias.target) if readers == [calls[0]] else None
 
 
-def _addend(node: fx.Node) -> fx.Node | None:
-    if len(node.users) != 1:
+def _addend(calls: tuple[fx.Node, ...]) -> fx.Node | None:
+    # Weights that made up for something at one call would do so at all.
+    if len(calls) > 1 or len(calls[0].users) != 1:
         return None
-    user = next(iter(node.users))
+    user = next(iter(calls[0].users))
     if user.target is not aten.add.Tensor or bind(user).get("alpha", 1) != 1:
         return None
-    others = [source for source in user.all_input_nodes if source is not node and source.op == "call_function"]
-    return next((other for other in others if other.meta["val"].shape == node.meta["val"].shape), None)
+    others = (source for source in user.all_input_nodes if source is not calls[0] and source.op == "call_function")
+    return next((other for other in others if _alike(other.meta["val"], calls[0].meta["val"])), None)
+
+
+def _alike(value: Any, output: Tensor) -> bool:
+    """Whether it is known to be a real tensor of the output's shape."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return str(value.shape) == str(output.shape)  # as text: comparing symbolic sizes would fix them
 
 
 def _activation(graph: Graph, node: fx.Node, layer: LinearMap) -> Activation | None:

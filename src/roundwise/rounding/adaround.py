@@ -28,8 +28,9 @@ Four things go beyond the paper, each a field:
   the quadratic over real numbers instead of on the weights, since that is where good codes are.
 - `fit_scale`: the scale follows the codes, in closed form.
 - `addition_aware`: where the layer's output y is added to another branch r, as in residual networks, the target is
-  y + r − r̂: what that branch lacks already is made up for, as far as the layer's inputs tell. On by default; it lowers
-  the error of the network's output by 5 to 10 % (benchmarks/RESULTS.md, "What an addition lacks").
+  y + r − r̂: what that branch lacks already is made up for, as far as the layer's inputs tell. That lowers the error of
+  the network's output by 2 to 10 %, but labels show no gain, so it is off by default (benchmarks/RESULTS.md, "What an
+  addition lacks").
 
 `any_code` and `fit_scale` fit the samples more closely. Where these are plentiful for the columns, or where floor and
 ceiling are too little (2 bits), that holds on other inputs too; else it fits these samples rather than the task. So by
@@ -115,8 +116,9 @@ class AdaRound(RoundingSolver[Gram]):
             (of a sample mostly 64; `statistics/gram.py`).
         free_bias: let the layer's bias take up the mean error, where it has one of its own.
         fit_scale: re-fit the scales to the codes (per group they stay); None is what `any_code` is in that layer.
-        addition_aware: where the layer's output is added to another branch, make up for that branch's error too; False
-            looks at the layer alone, as the paper does.
+        addition_aware: where the layer's output, and nothing made from it, is added to another branch that can be
+            computed before, make up for that branch's error too. Worth a try at 2 bits; False, as in the paper, looks
+            at the layer alone.
         turns: how often scale, activation function and codes take their turns; with 0 the activation function plays no
             part in the search, and held-out samples are only held out.
         walk: moves for each column of the tabu walk that follows where columns are few; 0 for none, and for one start.
@@ -137,7 +139,7 @@ class AdaRound(RoundingSolver[Gram]):
     any_code: bool | None = None
     free_bias: bool = True
     fit_scale: bool | None = None
-    addition_aware: bool = True
+    addition_aware: bool = False
     turns: int = 3
     walk: int = 10
     damping: float = 10.0

@@ -54,8 +54,8 @@ class Statistic(ABC):
 
         A statistic that keeps targets does better to compute that itself: here it is a new tensor.
         """
-        added, lacking = (values.to(targets.device) for values in addend)
-        self.add(inputs, targets + added - lacking, samples)
+        added, lacking = (values.to(targets.device, torch.float32) for values in addend)
+        self.add(inputs, targets + (added - lacking), samples)
 
     @classmethod
     def bytes_needed(cls, layer: LinearMap, samples: int, positions: int) -> int:

@@ -292,7 +292,7 @@ class Gram(Statistic):
         columns, targets = (values.to(layer.device).float() for values in layer.pairs_at(inputs, outputs, *where))
         if addend is not None:
             added, lacking = (layer.outputs_at(values, *where).to(layer.device).float() for values in addend)
-            targets = targets + added - lacking
+            targets = targets + (added - lacking)
         return Pairs(columns, targets)
 
     def _choose(self, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
