@@ -40,7 +40,7 @@ from roundwise.graph.quantizers import Quantizer
 from roundwise.memory import ActivationStore, held_bytes
 from roundwise.report import LayerReport
 from roundwise.statistics import Addend, ValueStatistic
-from roundwise.task import LayerTask, layer_report, solve_layer
+from roundwise.task import LayerTask, Statistics, layer_report, solve_layer
 
 aten = torch.ops.aten
 
@@ -162,21 +162,13 @@ class Stream:
         """Collect the layer's statistics, choose its codes, and let the quantized stream pass it."""
         task, layer = segment.task, segment.task.layer
         statistics = task.statistics(self._samples, self._seed)
-        energy, note = 0.0, ""
+        energy, made_up = 0.0, False
         for number, values in enumerate(self._batches):
             self._forward(segment.nodes, values)
             squares = self._measure_target(layer, number, values)
             energy += squares
             self._hold((*segment.nodes, layer.node), values)
-            pair, target = values[layer.input], values[layer.node].float
-            addend = self._addend(task, values, squares)
-            note = note if addend is None else MAKES_UP
-            for need, statistic in statistics.items():
-                inputs = pair.float if need.float_inputs else pair.quantized
-                if addend is not None and need.addition_aware:
-                    statistic.add_sum(inputs, target, self._counts[number], addend)
-                else:
-                    statistic.add(inputs, target, self._counts[number])
+            made_up |= self._show(task, statistics, number, squares)
         for node in segment.nodes:
             self._weights.pop(node, None)
 
@@ -190,7 +182,20 @@ class Stream:
         self._weights.update(dict.fromkeys(layer.calls[1:], solved.chosen.weight(source.dtype)))
         difference, difference_nearest = self._cross(layer, solved.chosen, solved.nearest)
         errors = _ratio(difference_nearest, energy), _ratio(difference, energy)
-        return solved.chosen, layer_report(task, matrix, solved, *errors, note)
+        return solved.chosen, layer_report(task, matrix, solved, *errors, MAKES_UP if made_up else "")
+
+    def _show(self, task: LayerTask, statistics: Statistics, number: int, energy: float) -> bool:
+        """Let a layer's statistics see one batch; returns whether their targets make up for an addend."""
+        values, samples = self._batches[number], self._counts[number]
+        pair, target = values[task.layer.input], values[task.layer.node].float
+        addend = self._addend(task, values, energy)
+        for need, statistic in statistics.items():
+            inputs = pair.float if need.float_inputs else pair.quantized
+            if addend is not None and need.addition_aware:
+                statistic.add_sum(inputs, target, samples, addend)
+            else:
+                statistic.add(inputs, target, samples)
+        return addend is not None
 
     def _addend(self, task: LayerTask, values: Values, energy: float) -> Addend | None:
         """What the layer's output is added to, if its solver makes up for that and there is something to."""
