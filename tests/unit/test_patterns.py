@@ -61,8 +61,8 @@ def test_what_a_layers_output_is_added_to_is_found_where_the_sum_alone_reads_it(
     assert (second.addend.target if second.addend is not None else None) == added
 
 
-def test_of_two_layers_that_are_added_each_has_the_other():
+def test_a_layer_that_is_called_twice_may_be_made_up_for_but_makes_up_for_nothing():
     graph = rewrite(capture(Sum(lambda m, y, r, x: y + m.first(x)).eval(), (torch.randn(2, 3),), {}))
     first, second = find_layers(graph)
     assert second.addend is first.calls[1]
-    assert first.addend is None  # it is called twice
+    assert first.addend is None

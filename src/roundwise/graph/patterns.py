@@ -140,7 +140,7 @@ def _own_bias(graph: Graph, calls: tuple[fx.Node, ...]) -> str | None:
 
 
 def _addend(calls: tuple[fx.Node, ...]) -> fx.Node | None:
-    # Weights that made up for something at one call would do so at all.
+    # Weights that made up for something at one call would do so at all of them.
     if len(calls) > 1 or len(calls[0].users) != 1:
         return None
     user = next(iter(calls[0].users))
