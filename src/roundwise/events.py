@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from roundwise.report import LayerReport, human_bytes
+from roundwise.report import LayerReport
+from roundwise.wording import human_bytes, human_seconds, number_of
 
 
 @final
@@ -49,9 +50,9 @@ class Plan:
         if self.spilled_bytes:
             where = f"{human_bytes(self.spilled_bytes)} of it in temporary files"
         return (
-            f"plan: {len(self.layers)} layers, {self.samples} samples; at most {human_bytes(self.widest_bytes)} of "
-            f"activations (at {self.widest_layer}; {where}) and {human_bytes(self.working_bytes)} for the work on "
-            f"them; about {human_seconds(self.seconds)}"
+            f"plan: {number_of(len(self.layers), 'layer')}, {number_of(self.samples, 'sample')}; "
+            f"at most {human_bytes(self.widest_bytes)} of activations (at {self.widest_layer}; {where}) "
+            f"and {human_bytes(self.working_bytes)} for the work on them; about {human_seconds(self.seconds)}"
         )
 
 
@@ -110,19 +111,3 @@ class LayerFinished:
 
 Event = Planned | PassStarted | LayerStarted | LayerFinished
 Progress = Callable[[Event], None]
-
-
-def human_seconds(seconds: float) -> str:
-    """A duration for people.
-
-    Example:
-        >>> human_seconds(200)
-        '3 min 20 s'
-    """
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"

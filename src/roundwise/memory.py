@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from roundwise.errors import MemoryBudgetError
-from roundwise.report import human_bytes
+from roundwise.wording import human_bytes
 
 _ALIGNMENT = 64
 """Bytes to which PyTorch aligns what it allocates; matrix kernels may give other last digits where data is not."""

@@ -25,6 +25,7 @@ from roundwise.graph.plain import graph_from_plain, graph_to_plain
 from roundwise.graph.quantizers import without_quantizers
 from roundwise.recipe import Recipe
 from roundwise.report import Report
+from roundwise.wording import number_of
 
 _EXAMPLE = 23
 """Samples in the batch that is exported: PyTorch may take equal sizes for the same size, and 23 is hardly a layer's."""
@@ -182,7 +183,7 @@ class QuantizedModel(nn.Module):
 
     def extra_repr(self) -> str:
         bits = sorted({layer.bits for layer in self.report.layers})
-        return f"{len(self.report.layers)} quantized layers, {'/'.join(map(str, bits))} bits"
+        return f"{number_of(len(self.report.layers), 'quantized layer')}, {'/'.join(map(str, bits))} bits"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedModel:
         """What `to`, `cuda` and the like come down to.

@@ -32,6 +32,7 @@ from roundwise.rounding import Given
 from roundwise.statistics import ExpectedValues, ValueStatistic
 from roundwise.stream import Stream, StreamResult
 from roundwise.task import LayerTask, layer_report, solve_layer
+from roundwise.wording import number_of
 
 
 @final
@@ -85,7 +86,7 @@ def run_passes(
         return _with_rounded(first, stream, tasks, quantizers, reports, tell)
     watched: dict[fx.Node, ValueStatistic] = {node: wanted.ranges.needs() for group in groups for node in group}
     if wanted.adapt_rounding:
-        tell(PassStarted(f"reading the ranges of {len(watched)} activations"))
+        tell(PassStarted(f"reading the ranges of {number_of(len(watched), 'activation')}"))
         first = stream((), last=False, watched=watched).run()
         quantizers, reports = _choose(groups, watched, wanted)
         second = stream(tasks, last=True, quantizers=quantizers, progress=progress).run()
@@ -135,7 +136,7 @@ def _with_rounded(
     tell: Progress,
 ) -> Passed:
     """A second pass, with activations quantized and weights as the first rounded them."""
-    tell(PassStarted(f"quantizing {len(quantizers)} activations"))
+    tell(PassStarted(f"quantizing {number_of(len(quantizers), 'activation')}"))
     decided = [
         dataclasses.replace(
             task,

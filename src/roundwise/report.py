@@ -15,6 +15,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, final
 
+from roundwise.wording import human_bytes, number_of
+
 
 @final
 @dataclass(frozen=True)
@@ -234,8 +236,8 @@ class Report:
 
         lines = [line(header), "  ".join("─" * width for width in widths), *map(line, rows), ""]
         lines.append(
-            f"{len(self.layers)} layers quantized "
-            + (f"from {self.samples} samples" if self.measured else "without data")
+            f"{number_of(len(self.layers), 'layer')} quantized "
+            + (f"from {number_of(self.samples, 'sample')}" if self.measured else "without data")
             + f" in {sum(self.seconds.values()):.1f} s; "
             f"weights {human_bytes(self.float_bytes)} → {human_bytes(self.quantized_bytes)}; "
             + (
@@ -247,7 +249,7 @@ class Report:
         if self.activations:
             bits = "/".join(map(str, sorted({activation.bits for activation in self.activations})))
             lines.append(
-                f"{len(self.activations)} activations quantized to {bits} bits"
+                f"{number_of(len(self.activations), 'activation')} quantized to {bits} bits"
                 + ("; errors are measured with them." if self.measured else ".")
             )
         if self.measured:
@@ -263,19 +265,3 @@ class Report:
 
 # They are not finite where a network in float16 overflows.
 _ERRORS = ("error", "error_nearest", "output_error")
-
-
-def human_bytes(count: float) -> str:
-    """A number of bytes for people.
-
-    Example:
-        >>> human_bytes(1536)
-        '1.5 KiB'
-    """
-    if count < 1024:
-        return f"{count:.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        count /= 1024
-        if round(count, 1) < 1024:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1024:.1f} TiB"

@@ -463,7 +463,7 @@ def test_class_folders_must_be_as_many_as_the_networks_classes(two_rows):
     photos(two_rows / "two", "ant", "cat")
     result = invoke(*GREY, "--data", "train.npz", "--test", "two")
     assert result.exit_code == 1
-    assert "there are 2 folders, one per class, but the network has 3 classes" in result.stderr
+    assert "2 folders, one per class, but the network has 3 classes" in result.stderr
     assert "float:" not in result.stderr
     (two_rows / "classes.txt").write_text("ant\nbee\ncat\n")
     result = invoke(*GREY, "--data", "train.npz", "--test", "two", "--classes", "classes.txt")

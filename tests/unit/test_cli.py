@@ -672,7 +672,7 @@ def test_labels_can_be_given_beside_the_data(written, folder, tmp_path):
 
 def test_class_folders_must_be_as_many_as_classes_unless_a_list_names_them(folder, tmp_path):
     common = ("evaluate", f"{folder}/net.py:build", "--data", folder / "photos", "--size", 8)
-    assert failed(run(*common), 1, "there are 2 folders, one per class, but the network has 6 classes", "--classes")
+    assert failed(run(*common), 1, "2 folders, one per class, but the network has 6 classes", "--classes")
     (tmp_path / "classes.txt").write_text("bird\ncat\ncow\ndog\nemu\nfox\n")
     result = run(*common, "--classes", tmp_path / "classes.txt", "--json")
     assert result.exit_code == 0, result.stderr
@@ -690,7 +690,7 @@ def test_class_folders_are_counted_against_scores_however_a_network_returns_them
         f"    def forward(self, x):\n        y = self.net(x)\n        return {wrapped}\n"
     )
     result = run("evaluate", f"{tmp_path}/wrapped.py:Net", "--data", folder / "photos", "--size", 8)
-    assert failed(result, 1, "there are 2 folders, one per class, but the network has 6 classes")
+    assert failed(result, 1, "2 folders, one per class, but the network has 6 classes")
 
 
 @pytest.mark.parametrize(

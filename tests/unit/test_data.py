@@ -204,8 +204,8 @@ def test_folders_must_be_as_many_as_the_classes_of_a_network_however_it_returns_
         write_photos(tmp_path / name, 1)
     dataset = load_data(tmp_path)
     check_classes(RESULTS[kind](torch.zeros(1, 2)), dataset)
-    for classes in (1, 3, 1000):
-        with pytest.raises(CalibrationError, match=f"2 folders, .* the network has {classes} classes"):
+    for classes, told in ((1, "1 class:"), (3, "3 classes:"), (1000, "1,000 classes:")):
+        with pytest.raises(CalibrationError, match=f"2 folders, .* the network has {told}"):
             check_classes(RESULTS[kind](torch.zeros(1, classes)), dataset)
 
 
@@ -270,7 +270,7 @@ def test_a_link_to_a_folder_is_a_class_but_inside_a_class_it_is_only_counted(tmp
     dataset = load_data(tmp_path / "data")
     assert dataset.labels is not None
     assert dataset.labels.tolist() == [0, 0, 1]
-    assert "(1 other files ignored)" in dataset.description
+    assert "(1 other file ignored)" in dataset.description
 
 
 def test_a_class_list_without_a_folders_name_is_refused(tmp_path):
@@ -306,12 +306,12 @@ def test_other_files_are_counted_and_hidden_ones_are_not_seen(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".thumbnails").mkdir()
     assert "2 images" in load_data(tmp_path).description
-    assert "1 other files ignored" in load_data(tmp_path).description
+    assert "1 other file ignored" in load_data(tmp_path).description
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(FileFormatError, match="holds no images: 1 files"):
+    with pytest.raises(FileFormatError, match="holds no images: 1 file, none"):
         load_data(tmp_path)
 
 
@@ -325,7 +325,7 @@ def test_an_empty_class_folder_is_refused(tmp_path):
 def test_images_beside_class_folders_are_refused(tmp_path):
     write_photos(tmp_path, 1)
     write_photos(tmp_path / "dog", 1)
-    with pytest.raises(FileFormatError, match="1 images directly and others in folders such as 'dog'"):
+    with pytest.raises(FileFormatError, match="1 image directly and others in folders such as 'dog'"):
         load_data(tmp_path)
 
 

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 import roundwise as rw
 from roundwise.errors import RoundwiseError
 from roundwise.events import Event, LayerFinished
-from roundwise.report import human_bytes
+from roundwise.wording import human_bytes
 
 BITS = (4, 3, 2)
 DEPLOYED_BITS = 4

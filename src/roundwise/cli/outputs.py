@@ -13,8 +13,8 @@ import click
 
 from roundwise.errors import ExportError
 from roundwise.model import QuantizedModel
-from roundwise.report import human_bytes
 from roundwise.reporting import html_report
+from roundwise.wording import human_bytes
 
 SUFFIXES = (".rw", ".onnx")
 

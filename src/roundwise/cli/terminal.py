@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from roundwise.cli import started
 from roundwise.errors import RoundwiseError
-from roundwise.events import Event, LayerFinished, LayerStarted, PassStarted, Planned, human_seconds
+from roundwise.events import Event, LayerFinished, LayerStarted, PassStarted, Planned
+from roundwise.wording import human_seconds
 
 P = ParamSpec("P")
 

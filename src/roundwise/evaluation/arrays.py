@@ -24,6 +24,7 @@ from torch import Tensor
 
 from roundwise.errors import FileFormatError, RoundwiseError
 from roundwise.evaluation.textfiles import read_lines
+from roundwise.wording import number_of
 
 Array = np.ndarray[Any, Any] | Tensor
 
@@ -132,7 +133,9 @@ def as_labels(
     if column:
         given = given[:, 0]
     if samples is not None and len(given) != samples:
-        raise error(f"{where}: {len(given)} labels for {samples} samples; there must be one for each.")
+        raise error(
+            f"{where}: {number_of(len(given), 'label')} for {number_of(samples, 'sample')}; there must be one for each."
+        )
     labels = given.to(torch.int64)
     if len(labels) and int(labels.min()) < 0:
         sample = int(labels.argmin())

@@ -30,6 +30,7 @@ from roundwise.evaluation.arrays import Array, Keys, as_labels, check_kind, nati
 from roundwise.evaluation.folders import by_name, scan_folder
 from roundwise.evaluation.preprocessing import Preprocessing, read_image, read_mask
 from roundwise.evaluation.voc import is_voc, refuse_voc_inside, scan_voc
+from roundwise.wording import number_of
 
 
 @final
@@ -193,15 +194,15 @@ def load_data(path: str | Path, options: DataOptions = DataOptions()) -> Dataset
         inputs = ImageFiles(folder.images, options.preprocessing)
         if folder.masks:
             masks = MaskFiles(folder.images, folder.masks, options.preprocessing)
-        what = "images with masks" if folder.masks else "images"
-        description = f"{len(folder.images):,} {what} in {path}, split '{folder.split}'"
+        masked = " with masks" if folder.masks else ""
+        description = f"{number_of(len(folder.images), 'image')}{masked} in {path}, split '{folder.split}'"
     elif path.is_dir():
         refuse_voc_inside(path)
         found = scan_folder(path, class_list)
         inputs = ImageFiles(found.files, options.preprocessing)
-        description = f"{len(found.files):,} images in {path}"
+        description = f"{number_of(len(found.files), 'image')} in {path}"
         if found.labels is not None:
-            description += f", {len(found.classes)} classes"
+            description += f", {number_of(len(found.classes), 'class')}"
             if label_file is not None:
                 raise FileFormatError(
                     f"{path} has one folder per class, which say the class of each image; {label_file} cannot say it "
@@ -212,7 +213,7 @@ def load_data(path: str | Path, options: DataOptions = DataOptions()) -> Dataset
             labels, counted = torch.tensor(found.labels, dtype=torch.int64), found.counted
             classes = () if class_list else found.classes
         if found.ignored:
-            description += f" ({found.ignored} other files ignored)"
+            description += f" ({number_of(found.ignored, 'other file')} ignored)"
         if label_file is not None:
             description += f", {by_name(found.files)}"
     else:

@@ -20,6 +20,7 @@ from typing import final
 
 from roundwise.errors import FileFormatError
 from roundwise.evaluation.textfiles import read_lines
+from roundwise.wording import number_of
 
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
@@ -70,8 +71,8 @@ def scan_folder(folder: Path, class_list: Path | None = None) -> ImageFolder:
     if flat and any(images.values()):
         name = next(name for name, files in images.items() if files)
         raise FileFormatError(
-            f"{folder} holds {len(flat)} images directly and others in folders such as '{name}'. Give a folder of "
-            "images, or a folder with one folder per class and nothing beside them."
+            f"{folder} holds {number_of(len(flat), 'image')} directly and others in folders such as '{name}'. Give a "
+            "folder of images, or a folder with one folder per class and nothing beside them."
         )
     if flat:
         if class_list is not None:
@@ -81,8 +82,9 @@ def scan_folder(folder: Path, class_list: Path | None = None) -> ImageFolder:
             )
         return ImageFolder(tuple(flat), None, (), ignored, None)
     if not any(images.values()):
+        others = ignored + sum(map(len, classes.values()))
         raise FileFormatError(
-            f"{folder} holds no images: {ignored + sum(map(len, classes.values()))} files, none of them "
+            f"{folder} holds no images: {number_of(others, 'file')}, none of them "
             f"{', '.join(sorted(SUFFIXES))}. Give a folder of images, one folder per class, or a file of arrays."
         )
     for name, files in images.items():
@@ -156,8 +158,8 @@ def _labels_from(class_list: Path, folders: tuple[str, ...]) -> tuple[dict[str, 
         near = difflib.get_close_matches(unknown[0], labels, n=3)
         hint = f" Names like it: {', '.join(near)}." if near else ""
         raise FileFormatError(
-            f"{class_list} has {len(lines)} classes, but not '{unknown[0]}', the name of a folder of images "
-            f"({len(unknown)} of {len(folders)} folders are not listed).{hint} The list needs one class a line, "
+            f"{class_list} has {number_of(len(lines), 'class')}, but not '{unknown[0]}', the name of a folder of "
+            f"images ({len(unknown)} of {len(folders)} folders are not listed).{hint} The list needs one class a line, "
             "starting with the folder's name."
         )
     return {name: labels[name] for name in folders}, len(lines)

@@ -28,6 +28,7 @@ from roundwise.evaluation.arrays import as_labels
 from roundwise.evaluation.data import Batches
 from roundwise.evaluation.outputs import Outputs, outputs_of, paired, wide
 from roundwise.evaluation.segmentation import IGNORE, Confusion, Segmentation
+from roundwise.wording import number_of
 
 Network = Callable[[Tensor], Any]
 
@@ -161,7 +162,7 @@ def evaluate(
             reference = None if against is None else outputs_of(against(inputs), "the network compared with", samples)
             if truths is not None:
                 if samples + count > len(truths):
-                    raise CalibrationError(f"{len(truths)} labels, but at least {samples + count} samples.")
+                    raise CalibrationError(f"{number_of(len(truths), 'label')}, but {samples + count} samples or more.")
                 expected = truths[samples : samples + count]
                 own.add(outputs, expected, count)
                 if reference is not None:
@@ -178,7 +179,9 @@ def evaluate(
     if samples == 0:
         raise CalibrationError("There are no samples to evaluate on.")
     if truths is not None and len(truths) != samples:
-        raise CalibrationError(f"{len(truths)} labels, but {samples} samples; one for each is needed.")
+        raise CalibrationError(
+            f"{number_of(len(truths), 'label')}, but {number_of(samples, 'sample')}; one for each is needed."
+        )
     accuracy = None if truths is None else own.accuracy(samples)
     segmentation = None if masks is None else regions.segmentation()
     if against is None:

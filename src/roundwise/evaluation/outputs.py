@@ -15,6 +15,7 @@ from torch.utils._pytree import SequenceKey, tree_flatten_with_path, tree_leaves
 
 from roundwise.errors import CalibrationError, ModelError
 from roundwise.evaluation.data import Dataset
+from roundwise.wording import number_of
 
 
 @final
@@ -103,14 +104,15 @@ def check_classes(result: Any, dataset: Dataset) -> None:
     scores = outputs_of(result).scores
     if dataset.counted is None or scores is None or scores.ndim != 2 or scores.shape[1] == dataset.counted:
         return
+    network = f"the network has {number_of(scores.shape[1], 'class')}"
     if dataset.classes:
         raise CalibrationError(
-            f"there are {dataset.counted} folders, one per class, but the network has {scores.shape[1]} classes: "
+            f"{number_of(dataset.counted, 'folder')}, one per class, but {network}: "
             "counting the folders would give wrong labels. Give --classes FILE (in Python, "
             "DataOptions(class_list=…)) with the folder names in the network's order of classes, one a line."
         )
     raise CalibrationError(
-        f"the list of classes has {dataset.counted} lines, but the network has {scores.shape[1]} classes: a class's "
+        f"the list of classes has {number_of(dataset.counted, 'line')}, but {network}: a class's "
         "label is its line, so a line too many (a heading, a comment) or a missing one shifts the labels after it. The "
         "list needs one line for each class of the network, in its order, also for those without a folder."
     )

@@ -29,7 +29,7 @@ from torch.export import ExportedProgram
 
 from roundwise.errors import ExportError
 from roundwise.recipe import Recipe
-from roundwise.report import human_bytes
+from roundwise.wording import human_bytes
 
 if TYPE_CHECKING:  # both need the optional packages
     import onnx_ir

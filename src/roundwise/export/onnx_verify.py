@@ -44,6 +44,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from roundwise.errors import ExportError
 from roundwise.export.onnx_graph import input_names, output_leaves, output_names
 from roundwise.graph.quantizers import dialect
+from roundwise.wording import number_of
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3}
 """Largest relative difference that passes, by the least precise float type in the program."""
@@ -96,7 +97,7 @@ class OutputDifference:
         text = f"'{self.name}' differs by at most {self.max_difference:.2g} ({self.relative_difference:.2g} relative)"
         if self.class_disagreements:
             text += (
-                f", with another predicted class for {self.class_disagreements} of {self.samples} samples "
+                f", with another predicted class for {self.class_disagreements} of {number_of(self.samples, 'sample')} "
                 f"(largest margin {self.largest_margin:.2g})"
             )
         return text

@@ -27,6 +27,7 @@ from roundwise.errors import CalibrationError, CaptureError, ModelError
 from roundwise.graph.explain import explain, first_lines, locate, place_of, way_out
 from roundwise.graph.graph import ConstantInput, Graph, InputSpec, bind, is_random
 from roundwise.graph.normalize import WEIGHTED
+from roundwise.wording import number_of
 
 __all__ = ["ConstantInput", "Graph", "InputSpec", "bind", "capture"]
 
@@ -244,7 +245,7 @@ def _check_equal(model: nn.Module, graph: Graph, args: tuple[Any, ...], kwargs: 
     if difference:
         raise CaptureError(
             "the captured graph does not compute what the model computes; on a batch of "
-            f"{samples} sample{'s' if samples > 1 else ''}, {difference}. The model's code decides by something that "
+            f"{number_of(samples, 'sample')}, {difference}. The model's code decides by something that "
             "is not in the values of its inputs: the number of samples (`if x.shape[0] > 1`), state of its own, the "
             "clock. Or it overwrites what dropout handed on, and with it dropout's input (`y = drop(x); y += 1`). Take "
             f"that out of its forward.\n{way_out(model, '')}"
@@ -254,7 +255,7 @@ def _check_equal(model: nn.Module, graph: Graph, args: tuple[Any, ...], kwargs: 
 def _difference(expected: list[Any], found: list[Any]) -> str:
     """In words, or empty."""
     if len(expected) != len(found):
-        return f"it gives {len(found)} values instead of {len(expected)}"
+        return f"it gives {number_of(len(found), 'value')} instead of {len(expected)}"
     for number, (one, other) in enumerate(zip(expected, found, strict=True)):
         if isinstance(one, Tensor) and isinstance(other, Tensor):
             if (one.shape, one.dtype) != (other.shape, other.dtype):

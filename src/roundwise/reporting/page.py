@@ -22,10 +22,11 @@ from typing import Protocol
 from roundwise.errors import ExportError, RecipeError
 from roundwise.files import replacing
 from roundwise.recipe import Recipe
-from roundwise.report import Report, human_bytes
+from roundwise.report import Report
 from roundwise.reporting.charts import share_bar
 from roundwise.reporting.layers import layer_charts, layer_table, weight_cards
 from roundwise.reporting.words import between, decibels, escaped, number, percent, scrolling, seconds
+from roundwise.wording import human_bytes, number_of
 
 
 class Reported(Protocol):
@@ -137,7 +138,7 @@ def _summary(report: Report, accuracy: Mapping[str, tuple[float, float]]) -> str
             f"{human_bytes(report.float_bytes)} → {human_bytes(report.quantized_bytes)}",
             f"{percent(ratio)} of before",
         ),
-        ("bits of a weight", bits, f"{weights:,} weights in {len(report.layers)} layers"),
+        ("bits of a weight", bits, f"{weights:,} weights in {number_of(len(report.layers), 'layer')}"),
     ]
     if report.measured:
         ratio_in_decibels = number(decibels(report.output_error))

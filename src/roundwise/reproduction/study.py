@@ -28,6 +28,7 @@ from roundwise.reproduction.journal import Journal, Outcome
 from roundwise.rounding import Given
 from roundwise.statistics import Nothing
 from roundwise.taskloss import GaussNewton, PredictedClasses, TaskHessian, solve_qubo_cem, solve_qubo_tabu, task_hessian
+from roundwise.wording import number_of
 
 
 @final
@@ -340,11 +341,6 @@ def page(
 def _iterations(settings: Settings) -> str:
     first = settings.first_layer_iterations
     return f"{settings.iterations:,} iterations" + (f" ({first:,} for the first layer alone)" if first else "")
-
-
-def number_of(number: int, what: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _machine(model: nn.Module) -> str:

@@ -48,6 +48,7 @@ from roundwise.graph.graph import Graph, bind
 from roundwise.graph.matrix import LinearMap
 from roundwise.graph.patterns import clamp_limits, linear_map
 from roundwise.problem import Rewrite, check_types
+from roundwise.wording import number_of
 
 aten = torch.ops.aten
 
@@ -95,8 +96,9 @@ class CrossLayerEqualization(Rewrite):
 
     def note(self, graph: Graph) -> str:
         count = len(pairs(graph, self.relu6))
-        pairs_of = "pair of" if count == 1 else "pairs of"
-        return f"{count} {pairs_of} layers with channels in common" if count else "no pair of layers to equalize"
+        if not count:
+            return "no pair of layers to equalize"
+        return f"{number_of(count, 'pair')} of layers with channels in common"
 
     def apply(self, graph: Graph) -> Graph:
         graph = graph.copy()

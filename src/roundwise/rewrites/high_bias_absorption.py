@@ -37,6 +37,7 @@ from roundwise.graph.channels import Pair, Place, change_limits, find_pairs, wei
 from roundwise.graph.graph import Graph, bind
 from roundwise.graph.patterns import clamp_limits, linear_map
 from roundwise.problem import Rewrite, check_types
+from roundwise.wording import number_of
 
 aten = torch.ops.aten
 
@@ -89,8 +90,7 @@ class HighBiasAbsorption(Rewrite):
         channels = sum(int((amount > 0).sum()) for _, amount in amounts)
         padded = sum(pair.pads for pair, _ in amounts)
         border = f", {padded} of them with padding, whose borders change" if padded else ""
-        pairs_of = "pair of" if len(amounts) == 1 else "pairs of"
-        return f"{channels} channels between {len(amounts)} {pairs_of} layers{border}"
+        return f"{number_of(channels, 'channel')} between {number_of(len(amounts), 'pair')} of layers{border}"
 
     def apply(self, graph: Graph) -> Graph:
         graph = graph.copy()

@@ -51,6 +51,7 @@ from roundwise.methods import check_whole_number
 from roundwise.pipeline import rewrite
 from roundwise.recipe import Weights
 from roundwise.statistics import Nothing
+from roundwise.wording import number_of
 
 LIMIT = 2048
 """Weights of a layer that is not too large: the paper's, ResNet-18's first, has 9,408; ResNet-20's first has 432."""
@@ -337,7 +338,8 @@ def _read_labels(labels: object, samples: int) -> Targets:
         )
     if len(classes) != samples:
         raise CalibrationError(
-            f"there are {len(classes)} labels for {samples} samples. Give one for each sample, in their order."
+            f"{number_of(len(classes), 'label')} for {number_of(samples, 'sample')}. "
+            "Give one for each sample, in their order."
         )
 
     def targets(logits: Tensor, before: int) -> Tensor:

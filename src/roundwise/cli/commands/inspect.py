@@ -11,7 +11,7 @@ from roundwise import load
 from roundwise.cli.parameters import EXISTING_FILE
 from roundwise.cli.terminal import exits, show_json
 from roundwise.errors import FileFormatError
-from roundwise.report import human_bytes
+from roundwise.wording import human_bytes
 
 HELP = """
 Show what is in a .rw file: layers, bits, errors, the recipe, versions. Its checksum is verified on the way.

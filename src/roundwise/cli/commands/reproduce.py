@@ -31,7 +31,7 @@ from roundwise.evaluation.voc import is_voc
 from roundwise.files import replacing
 from roundwise.grid import BITS, PerChannel, PerTensor
 from roundwise.reproduction import PAPERS, Journal, Settings, Study, of_others, page, run, run_key, runs
-from roundwise.reproduction.study import number_of
+from roundwise.wording import number_of
 
 HELP = """
 Run a table of a paper again, on your network: every row over several seeds, beside the paper's figures.
