@@ -264,8 +264,8 @@ def _inputs(raw: Any, signature: Signature, notes: dict[str, None]) -> tuple[tup
         takes = len(raw) if signature.variadic else max(1, len(signature.required))
         if len(raw) > takes:
             notes[
-                f"each batch held {len(raw)} values and the model requires {takes}: the first {takes} were used, the "
-                "rest taken for labels"
+                f"each batch held {len(raw)} values and the model requires {takes}: the first "
+                f"{'was' if takes == 1 else f'{takes} were'} used, the rest taken for labels"
             ] = None
         return tuple(raw[:takes]), {}
     if isinstance(raw, Mapping):

@@ -14,6 +14,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
 
 from roundwise.calibration import DataFree, Signature, read_calibration
 from roundwise.errors import CalibrationError, ModelError
@@ -61,7 +62,17 @@ class Facts:
                 f"the model is a {type(model).__name__}; it must be an nn.Module or an ExportedProgram. (A dict of "
                 "weights needs its module: build it and call `load_state_dict`.)"
             )
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ModelError(
+                f"the model is a {type(model).__name__}, compiled by TorchScript, which torch.export cannot read. "
+                "Give the nn.Module that was traced or scripted."
+            )
         tensors = list(itertools.chain(model.parameters(), model.buffers()))
+        if any(is_lazy(tensor) for tensor in tensors):
+            raise ModelError(
+                "the model has lazy parameters, which get their shapes and values when the model is first called. Call "
+                "it once, or load trained weights into it, and quantize it then."
+            )
         floats = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
         return cls(
             Signature.of(model),

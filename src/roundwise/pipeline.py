@@ -269,7 +269,8 @@ def plan_layers(graph: Graph, recipe: Recipe) -> list[LayerTask]:
         _task(graph, layer, weights, recipe, known) for layer in layers if (weights := settings[layer.name]) is not None
     ]
     if not tasks:
-        raise ModelError(f"the recipe's overrides keep all {len(layers)} layers in float: nothing is left to quantize.")
+        these = "the only layer" if len(layers) == 1 else f"all {len(layers)} layers"
+        raise ModelError(f"the recipe's overrides keep {these} in float: nothing is left to quantize.")
     check_groups((task.layer.name, task.layer.map.matrix_shape[2], task.granularity) for task in tasks)
     return tasks
 

@@ -11,7 +11,6 @@ is small, where ŵ(q) = s (q − z) and f_a is the activation function that foll
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -245,10 +244,15 @@ def check_answer(answer: object, problem: Problem[Any], solver: RoundingSolver[A
         raise RecipeError(f"{solver!r} gave layer '{problem.name}' {found}.")
 
 
+LARGEST = 10**12
+"""No setting of a method is a larger number, above or below 0."""
+
+
 def check_types(settings: object) -> None:
     """For a method's `__post_init__`: raise unless every field has a value of its declared type.
 
-    An int will do for a float; a bool is no number; floats must be finite.
+    An int will do for a float; a bool is no number. Numbers are at most `LARGEST`, either way: settings are multiplied
+    by others and with float32 tensors, where more would end in infinity or an overflow.
 
     Raises:
         RecipeError: names the method, the setting, and what was found and expected.
@@ -275,8 +279,8 @@ def check_rules(settings: object, rules: Mapping[str, bool]) -> None:
 
 
 _WORDS: dict[Any, str] = {
-    int: "a whole number",
-    float: "a finite number",
+    int: f"a whole number of at most {LARGEST:.0e}",
+    float: f"a number of at most {LARGEST:.0e}",
     bool: "True or False",
     bool | None: "True, False or None",
     str: "text",
@@ -289,7 +293,7 @@ def _is_a(value: object, kind: Any) -> bool:
     if typing.get_origin(kind) is typing.Literal:
         return value in typing.get_args(kind)
     if kind is int:
-        return type(value) is int
+        return type(value) is int and abs(value) <= LARGEST
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]  # it is one of the two
+        return type(value) in (int, float) and abs(value) <= LARGEST  # type: ignore[arg-type]  # it is one of the two
     return isinstance(value, typing.get_origin(kind) or kind)

@@ -258,7 +258,10 @@ class Report:
                 "Σ‖y − ŷ‖²/Σ‖y‖², with the layers before it quantized as chosen."
             )
         lines += self.layer_notes
-        lines += [f"kept in float: {kept.name} ({kept.weights:,} weights): {kept.reason}" for kept in self.kept_float]
+        lines += [
+            f"kept in float: {kept.name} ({number_of(kept.weights, 'weight')}): {kept.reason}"
+            for kept in self.kept_float
+        ]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 

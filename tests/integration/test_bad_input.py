@@ -186,10 +186,31 @@ MODELS_REFUSED = {
         rw.ModelError,
         "the model is a OrderedDict; it must be an",
     ),
+    "a traced model": (
+        lambda: torch.jit.trace(net(), SAMPLES[:2]),
+        rw.ModelError,
+        "the model is a TopLevelTracedModule, compiled by TorchScript, .* Give the nn.Module that was traced",
+    ),
+    "a scripted model": (
+        lambda: torch.jit.script(net()),
+        rw.ModelError,
+        "the model is a RecursiveScriptModule, compiled by TorchScript",
+    ),
+    "a scripted part": (
+        lambda: nn.Sequential(torch.jit.script(nn.Conv2d(3, 4, 3))),
+        rw.CaptureError,
+        r"Way out: quantize a part that holds weights, .*get_submodule\('0'\)",
+    ),
+    "lazy parameters": (
+        lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)),
+        rw.ModelError,
+        "the model has lazy parameters, .* Call it once",
+    ),
     "a name": (lambda: "resnet18", rw.ModelError, "the model is a str; it must be an nn.Module"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(("make", "error", "message"), MODELS_REFUSED.values(), ids=MODELS_REFUSED)
 def test_models_that_cannot_be_quantized_are_refused(make, error, message):
     with pytest.raises(error, match=f"(?s){message}"):

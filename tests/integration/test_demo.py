@@ -30,6 +30,15 @@ def test_the_digits_are_split_the_same_way_every_time():
     assert 0 <= one.test_images.min() < one.test_images.max() <= 1
 
 
+def test_the_next_steps_can_be_copied_into_the_shell_that_ran_the_demo(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", [".venv/bin/roundwise", "demo"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert demo.program() == ".venv/bin/roundwise"
+    (tmp_path / "roundwise").write_text("")
+    (tmp_path / "roundwise").chmod(0o755)
+    assert demo.program() == "roundwise"
+
+
 def test_the_sentence_is_about_the_bits_where_the_rounding_matters_most():
     rows = [demo.Row(4, 0.97, 0.98, 1.0), demo.Row(3, 0.50, 0.96, 1.0), demo.Row(2, 0.10, 0.30, 1.0)]
     sentence = demo.meaning(0.98, rows)

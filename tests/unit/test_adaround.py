@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 import roundwise as rw
 from roundwise.errors import RecipeError
@@ -220,11 +221,35 @@ def test_more_damping_keeps_the_codes_nearer_to_the_weights():
         ({"walk": -1}, "turns, walk and damping must not be negative"),
         ({"damping": -0.1}, "turns, walk and damping must not be negative"),
         ({"any_code": 1}, "any_code=1"),
+        ({"regularization": 1e30}, r"regularization=1e\+30, but it must be a number of at most 1e\+12"),
+        ({"learning_rate": 10**400}, "but it must be a number of at most"),
+        ({"damping": math.nan}, "damping=nan, but it must be a number"),
+        ({"iterations": 10**13}, "iterations=10000000000000, but it must be a whole number of at most"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, words):
     with pytest.raises(RecipeError, match=words):
         rw.AdaRound(**settings)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU6(), nn.ReLU(), nn.Identity()], ids=repr)
+def test_no_layer_is_worse_than_nearest_rounding_on_the_samples_whatever_the_held_out_ones_prefer(activation):
+    """So few samples that the held-out ones often prefer nearest rounding, or that with another bias."""
+    preferred = 0
+    for seed in range(30):
+        torch.manual_seed(seed)
+        layer, samples = nn.Linear(8, 4), torch.randn(16, 8)
+        layer.bias.data -= 0.5
+        model = nn.Sequential(layer, activation).eval()
+        errors = []
+        for solver in (rw.Nearest(), rw.AdaRound()):
+            quantized = rw.quantize(model, samples, rw.Recipe(weights=rw.Weights(bits=3), rounding=solver))
+            errors.append((quantized(samples) - model(samples)).double().square().sum().item())
+        note = quantized.report.layers[0].note
+        assert errors[1] <= errors[0] * 1.00001, (seed, note)
+        preferred += "keeps nearest rounding" in note
+        assert not ("could take any code" in note and "keeps nearest" in note)
+    assert preferred > 0
 
 
 def test_gptq_without_inputs_that_depend_on_each_other_is_nearest_rounding():

@@ -149,7 +149,7 @@ def test_samples_that_are_handed_over_are_left_as_they_were(read):
 def test_labels_are_dropped_with_a_note(read):
     calibration = read(DataLoader(TensorDataset(IMAGES, LABELS), batch_size=3))
     assert len(calibration.notes) == 1
-    assert "the first 1 were used, the rest taken for labels" in calibration.notes[0]
+    assert "the first was used, the rest taken for labels" in calibration.notes[0]
     assert read({"x": IMAGES, "label": LABELS}).notes == ("not used of each batch: label",)
     assert read(IMAGES).notes == ()
 

@@ -11,6 +11,8 @@ far larger weights than others. Every figure that is printed is measured in the 
 
 from __future__ import annotations
 
+import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,11 +108,11 @@ def tell_story(folder: Path, console: Console) -> None:
 
     console.print(f"\nThat took {perf_counter() - started:.0f} seconds. What to do next:")
     for command in (
-        f"roundwise inspect {folder / 'digits.rw'}",
-        "roundwise quantize YOUR_FILE.py:YOUR_FUNCTION --data YOUR_IMAGES --out model.onnx",
-        "roundwise quantize --help",
+        f"inspect {folder / 'digits.rw'}",
+        "quantize YOUR_FILE.py:YOUR_FUNCTION --data YOUR_IMAGES --out model.onnx",
+        "quantize --help",
     ):
-        console.print(f"   {command}", highlight=False, markup=False, soft_wrap=True)  # whole, to be copied
+        console.print(f"   {program()} {command}", highlight=False, markup=False, soft_wrap=True)  # whole, to be copied
 
 
 # --------------------------------------------------------------------------------------------------------- 1. train
@@ -293,6 +295,12 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def program() -> str:
+    """What calls Roundwise in the user's shell: its name, or its path where a shell does not find the name alone."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "roundwise" and shutil.which("roundwise") is None else "roundwise"
 
 
 def tell(console: Console, line: str) -> None:

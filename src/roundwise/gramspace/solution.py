@@ -30,7 +30,8 @@ for how many columns, which `Quadratic.charge` answers.
 *Never worse than nearest.* Nearest rounding is among the candidates, so on the positions that a rounding was chosen by,
 it is not worse. (Of all positions, where only some were looked at, that need not hold to the last percent: a free bias
 takes up the mean error of those.) On the samples that were held out they are compared again, nearest rounding both with
-the bias as it was and with the bias that is best for it; if one of these is better there, the layer keeps it and the
+the bias as it was and with the bias that takes up its mean error (in rows where that does no harm after the activation
+function); if one of these is better there, the layer keeps it and the
 report says so.
 
 *With all samples.* After that comparison nothing is left for the held-out samples to judge. Where positions are few
@@ -43,6 +44,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import final
 
 import torch
@@ -57,6 +59,9 @@ from roundwise.statistics import Gram
 from roundwise.statistics.gram import Moments, Pairs
 
 aten = torch.ops.aten
+
+KEEPS_NEAREST = "keeps nearest rounding"
+"""What the note of a layer begins with whose held-out samples nearest rounding serves better."""
 
 Slope = Callable[[Tensor], Tensor]
 """From weights `[groups, rows, cols]`, half the gradient there of the objective with activation function and damping.
@@ -147,13 +152,16 @@ def solve(
     if gram.held_out.count:
         others = (nearest, turns.nearest_with_bias()) if turns.free_bias else (nearest,)
         error, *errors = turns.held_out_losses(chosen, *others)
-        least = min(errors)
-        noise = 1e-6 * error + 1e-9 * float(gram.held_out.energy.sum())
-        if least < error - noise:
-            chosen = others[errors.index(least)]
+        limit = error - 1e-6 * error - 1e-9 * float(gram.held_out.energy.sum())  # above it is noise
+        least, other = min(zip(errors, others, strict=True), key=itemgetter(0))
+        if other is not nearest and least < limit:
+            other = turns.no_worse_than_nearest(other)
+            least, other = min((errors[0], nearest), (*turns.held_out_losses(other), other), key=itemgetter(0))
+        if least < limit:
+            chosen = other
             biased = "" if chosen is nearest else ", with a bias that takes up its mean error"
             share = f"{least / error:.4g} of the other codes'"
-            note = f"keeps nearest rounding{biased}: its error on held-out samples is {share}"
+            note = f"{KEEPS_NEAREST}{biased}: its error on held-out samples is {share}"
         elif freedom.turns and gram.fit.count < PLENTY * problem.weight.shape[2]:
             del turns  # it holds matrices as large as the moments
             moments = gram.fit.merge(gram.held_out)
@@ -289,6 +297,13 @@ class _Turns:
     def nearest_with_bias(self) -> _Candidate:
         """Nearest rounding, the bias taking up its mean error."""
         return self._with_bias(self._plain, self._grid, self.nearest.codes)
+
+    def no_worse_than_nearest(self, candidate: _Candidate) -> _Candidate:
+        """One whose bias was fitted before the activation function: nearest rounding in the rows that it harms."""
+        if self._limits is None or not self._freedom.turns:
+            return candidate
+        _, losses = self._look(self._plain, candidate, self.nearest)
+        return _keep(candidate, losses[0], self.nearest, losses[1])[0]
 
     def held_out_losses(self, *candidates: _Candidate) -> list[float]:
         """The objective, with its activation function, on the samples that were held out."""

@@ -81,7 +81,9 @@ def way_out(model: nn.Module, stuck: str) -> str:
         name: sum(parameter.numel() for parameter in module.parameters())
         for name, module in model.named_modules()
         # Containers such as ModuleList cannot be called.
-        if name and not f"{stuck}.".startswith(f"{name}.") and type(module).forward is not nn.Module.forward
+        if name
+        and not f"{stuck}.".startswith(f"{name}.")
+        and getattr(type(module), "forward", None) is not nn.Module.forward
     }
     largest = max(sizes, key=lambda name: sizes[name], default="")
     if not sizes.get(largest):

@@ -138,7 +138,7 @@ def _summary(report: Report, accuracy: Mapping[str, tuple[float, float]]) -> str
             f"{human_bytes(report.float_bytes)} → {human_bytes(report.quantized_bytes)}",
             f"{percent(ratio)} of before",
         ),
-        ("bits of a weight", bits, f"{weights:,} weights in {number_of(len(report.layers), 'layer')}"),
+        ("bits of a weight", bits, f"{number_of(weights, 'weight')} in {number_of(len(report.layers), 'layer')}"),
     ]
     if report.measured:
         ratio_in_decibels = number(decibels(report.output_error))

@@ -54,7 +54,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, Slope, descend, solve, walk
+from roundwise.gramspace import KEEPS_NEAREST, WORK, Choices, Freedom, Quadratic, Slope, descend, solve, walk
 from roundwise.grid import Grid, expand_blocks
 from roundwise.problem import Problem, Rounding, RoundingSolver, check_rules, check_types
 from roundwise.statistics import Gram
@@ -187,9 +187,9 @@ class AdaRound(RoundingSolver[Gram]):
 
         freedom = Freedom(any_code, self.free_bias, fit_scale, self.turns, self.damping)
         answer = solve(problem, search, freedom, improve=improve, twice=few)
-        if not any_code or self.any_code is not None:
+        if not any_code or self.any_code is not None or answer.note.startswith(KEEPS_NEAREST):
             return answer
-        chosen_here = "weights could take any code" + (", and scales followed" if fit_scale else "")
+        chosen_here = "weights could take any code" + (", and scales followed" if answer.grid else "")
         return dataclasses.replace(answer, note="; ".join(filter(None, (chosen_here, answer.note))))
 
     def is_worth_freedom(self, problem: Problem[Gram]) -> bool:

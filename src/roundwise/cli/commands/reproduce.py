@@ -184,8 +184,9 @@ def command(
         network,
         batches,
         score,
-        f"{model} on {test} ({number_of(len(testing), 'sample')}), calibrated on {len(calibration)} of {request.data} "
-        f"[{content}]",
+        # A key of the journal: another word here, and what is finished counts for nothing.
+        f"{model} on {test} ({len(testing)} sample{'s' * (len(testing) != 1)}), "
+        f"calibrated on {len(calibration)} of {request.data} [{content}]",
         captured,
     )
     if journal is not None:
