@@ -197,7 +197,7 @@ MODELS_REFUSED = {
         "the model is a RecursiveScriptModule, compiled by TorchScript",
     ),
     "a scripted part": (
-        lambda: nn.Sequential(torch.jit.script(nn.Conv2d(3, 4, 3))),
+        lambda: nn.Sequential(torch.jit.script(nn.Conv2d(3, 4, 3))).eval(),
         rw.CaptureError,
         r"Way out: quantize a part that holds weights, .*get_submodule\('0'\)",
     ),

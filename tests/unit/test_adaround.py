@@ -198,6 +198,23 @@ def test_what_is_not_free_stays():
     assert shifted.bias_shift.abs().max() > 0
 
 
+@pytest.mark.parametrize("mean", [3.0, 10.0])
+def test_with_a_free_bias_the_mean_of_the_inputs_changes_next_to_nothing(mean):
+    """It is the bias that takes up what the mean does; damping is no stronger for it."""
+    torch.manual_seed(0)
+    layer = nn.Linear(32, 16).eval()
+    mixed = torch.randn(3072, 32) @ torch.randn(32, 32) / 6
+    errors = {}
+    for shift in (0.0, mean):
+        samples, others = (mixed + shift).split([1024, 2048])
+        for solver in (rw.AdaRound(), rw.Nearest()):
+            quantized = rw.quantize(layer, samples, rw.Recipe(rounding=solver, correction=rw.EmpiricalBias()))
+            error = (quantized(others) - layer(others)).double().square().mean().item()
+            errors[shift, type(solver)] = error
+    ratios = [errors[shift, rw.AdaRound] / errors[shift, rw.Nearest] for shift in (0.0, mean)]
+    assert ratios[1] < ratios[0] * 1.1 < 1
+
+
 def test_more_damping_keeps_the_codes_nearer_to_the_weights():
     case = next(case for case in cases() if str(case).endswith("2 bits, symmetric"))
     grid = case.grid()

@@ -99,9 +99,11 @@ class Quadratic:
         return dataclasses.replace(self, pull=self.pull + centred, mean_error=self.mean_error + mean)
 
     def charge(self, damping: float) -> Float[Tensor, "groups"]:
-        """What damping adds to the diagonal of H, `damping` · ρ · E x̂²: a charge for leaving the float weights.
+        """What damping adds to the diagonal of H, `damping` · ρ · σ²: a charge for leaving the float weights.
 
-        E x̂² is the mean over the columns, not centred. ρ, from 0 to 1, is how far a covariance from so few samples
+        σ² is the mean of H's diagonal, and where the bias is free, so that H is centred, a share 1/n of the mean
+        inputs' squares: of one position nothing else is known, while of many only their spread matters, since a free
+        bias takes up what the mean does. ρ, from 0 to 1, is how far a covariance from so few samples
         should be shrunk towards a multiple of the identity; with p columns and n positions, and at most 1,
 
             ρ = ((1 − 2/p) tr H² + tr² H) / ((n + 1 − 2/p) (tr H² − tr² H / p))
@@ -115,7 +117,7 @@ class Quadratic:
         excess = (n + 1 - 2 / p) * (squares - trace.square() / p)
         shrinkage = torch.where(excess > 0, ((1 - 2 / p) * squares + trace.square()) / excess, 1.0).clamp(0, 1)
         if self.input_mean is not None:
-            trace = trace + self.input_mean.square().sum(-1)
+            trace = trace + self.input_mean.square().sum(-1) / max(n, 1)
         return damping * shrinkage * trace / p
 
     def damped(self, charge: Float[Tensor, "groups"]) -> Self:

@@ -156,7 +156,8 @@ def solve(
         least, other = min(zip(errors, others, strict=True), key=itemgetter(0))
         if other is not nearest and least < limit:
             other = turns.no_worse_than_nearest(other)
-            least, other = min((errors[0], nearest), (*turns.held_out_losses(other), other), key=itemgetter(0))
+            ends = (nearest, other)
+            least, other = min(zip(turns.held_out_losses(*ends), ends, strict=True), key=itemgetter(0))
         if least < limit:
             chosen = other
             biased = "" if chosen is nearest else ", with a bias that takes up its mean error"
