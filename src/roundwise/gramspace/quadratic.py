@@ -29,9 +29,6 @@ from torch import Tensor
 from roundwise.grid import Grid, expand_blocks
 from roundwise.statistics import Moments
 
-MEAN_COUNTS = 2.0
-"""The mean of the inputs counts for damping up to so many times their spread; behind a ReLU it is mostly below."""
-
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -102,15 +99,10 @@ class Quadratic:
         return dataclasses.replace(self, pull=self.pull + centred, mean_error=self.mean_error + mean)
 
     def charge(self, damping: float) -> Float[Tensor, "groups"]:
-        """What damping adds to the diagonal of H, `damping` · ρ · σ²: a charge for leaving the float weights.
+        """What damping adds to the diagonal of H, `damping` · ρ · E x̂²: a charge for leaving the float weights.
 
-        σ² is the mean of H's diagonal, and where the bias is free, so that H is centred, of the squared mean inputs
-        too: up to `MEAN_COUNTS` times as much, or the n-th part of them, since of one position nothing else is known.
-        Without that limit inputs with a large mean would hold weights to nearest rounding, although the bias takes up
-        their mean.
-
-        ρ, from 0 to 1, is how far a covariance from so few samples should be shrunk towards a multiple of the identity;
-        with p columns and n positions, and at most 1,
+        E x̂² is the mean over the columns, not centred. ρ, from 0 to 1, is how far a covariance from so few samples
+        should be shrunk towards a multiple of the identity; with p columns and n positions, and at most 1,
 
             ρ = ((1 − 2/p) tr H² + tr² H) / ((n + 1 − 2/p) (tr H² − tr² H / p))
 
@@ -123,8 +115,7 @@ class Quadratic:
         excess = (n + 1 - 2 / p) * (squares - trace.square() / p)
         shrinkage = torch.where(excess > 0, ((1 - 2 / p) * squares + trace.square()) / excess, 1.0).clamp(0, 1)
         if self.input_mean is not None:
-            squared = self.input_mean.square().sum(-1)
-            trace = trace + squared.minimum(torch.maximum(MEAN_COUNTS * trace, squared / max(n, 1)))
+            trace = trace + self.input_mean.square().sum(-1)
         return damping * shrinkage * trace / p
 
     def damped(self, charge: Float[Tensor, "groups"]) -> Self:
