@@ -124,7 +124,9 @@ class AdaRound(RoundingSolver[Gram]):
         walk: moves for each column of the tabu walk that follows where columns are few; 0 for none, and for one start.
         damping: how strongly weights are held to the float ones, against fitting the calibration samples too closely;
             0 is not at all, 1 as much as their number suggests if every position were a sample of its own. But those
-            of one image resemble each other, and 10 was best for samples that had been held out.
+            of one image resemble each other, and 10 was best for samples that had been held out. Where
+            inputs have a mean of many times their spread, as behind a sigmoid, 10 holds nearly all weights to nearest
+            rounding: take 0 there.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
