@@ -2,7 +2,7 @@
 
 from roundwise.gramspace.descent import Choices, descend
 from roundwise.gramspace.quadratic import Quadratic
-from roundwise.gramspace.solution import KEEPS_NEAREST, WORK, Freedom, Search, Slope, solve
+from roundwise.gramspace.solution import WORK, Freedom, Search, Slope, solve
 from roundwise.gramspace.tabu import walk
 
-__all__ = ["KEEPS_NEAREST", "WORK", "Choices", "Freedom", "Quadratic", "Search", "Slope", "descend", "solve", "walk"]
+__all__ = ["WORK", "Choices", "Freedom", "Quadratic", "Search", "Slope", "descend", "solve", "walk"]

@@ -30,9 +30,8 @@ for how many columns, which `Quadratic.charge` answers.
 *Never worse than nearest.* Nearest rounding is among the candidates, so on the positions that a rounding was chosen by,
 it is not worse. (Of all positions, where only some were looked at, that need not hold to the last percent: a free bias
 takes up the mean error of those.) On the samples that were held out they are compared again, nearest rounding both with
-the bias as it was and with the bias that takes up its mean error (in rows where that does no harm after the activation
-function); if one of these is better there, the layer keeps it and the
-report says so.
+the bias as it was and with the bias that takes up its mean error (in the rows where that does no harm after the
+activation function); if one of these is better there, the layer keeps it and the report says so.
 
 *With all samples.* After that comparison nothing is left for the held-out samples to judge. Where positions are few
 for each column, the codes that stood it take one more round of turns in which these samples count too. It starts from
@@ -59,9 +58,6 @@ from roundwise.statistics import Gram
 from roundwise.statistics.gram import Moments, Pairs
 
 aten = torch.ops.aten
-
-KEEPS_NEAREST = "keeps nearest rounding"
-"""What the note of a layer begins with whose held-out samples nearest rounding serves better."""
 
 Slope = Callable[[Tensor], Tensor]
 """From weights `[groups, rows, cols]`, half the gradient there of the objective with activation function and damping.
@@ -135,7 +131,13 @@ class _Candidate:
 
 
 def solve(
-    problem: Problem[Gram], search: Search, freedom: Freedom, *, improve: Improve = descend, twice: bool = False
+    problem: Problem[Gram],
+    search: Search,
+    freedom: Freedom,
+    *,
+    improve: Improve = descend,
+    twice: bool = False,
+    remark: str = "",
 ) -> Rounding:
     """Choose codes by `search`, and whatever else is free.
 
@@ -145,8 +147,9 @@ def solve(
         freedom: what else may change.
         improve: betters them at every turn, while targets follow the activation function.
         twice: where the search follows slopes, search again without, and let every row keep the better end.
+        remark: what reports say of the layer, unless it keeps nearest rounding.
     """
-    gram, nearest, note = problem.statistics, _nearest(problem), ""
+    gram, nearest, note = problem.statistics, _nearest(problem), remark
     turns = _Turns(problem, nearest, freedom, improve, gram.fit, gram.again)
     chosen = turns.best(search, twice=twice)
     if gram.held_out.count:
@@ -155,14 +158,14 @@ def solve(
         limit = error - 1e-6 * error - 1e-9 * float(gram.held_out.energy.sum())  # above it is noise
         least, other = min(zip(errors, others, strict=True), key=itemgetter(0))
         if other is not nearest and least < limit:
-            other = turns.no_worse_than_nearest(other)
-            ends = (nearest, other)
-            least, other = min(zip(turns.held_out_losses(*ends), ends, strict=True), key=itemgetter(0))
+            mended = turns.no_worse_than_nearest(other)
+            (loss,) = turns.held_out_losses(mended)
+            least, other = min((errors[0], nearest), (loss, mended), key=itemgetter(0))
         if least < limit:
             chosen = other
             biased = "" if chosen is nearest else ", with a bias that takes up its mean error"
             share = f"{least / error:.4g} of the other codes'"
-            note = f"{KEEPS_NEAREST}{biased}: its error on held-out samples is {share}"
+            note = f"keeps nearest rounding{biased}: its error on held-out samples is {share}"
         elif freedom.turns and gram.fit.count < PLENTY * problem.weight.shape[2]:
             del turns  # it holds matrices as large as the moments
             moments = gram.fit.merge(gram.held_out)
@@ -170,7 +173,7 @@ def solve(
             del moments
             chosen = turns.improved(chosen)
     else:
-        note = "of a single sample nothing can be held out to check it on"
+        note = "; ".join(filter(None, (remark, "of a single sample nothing can be held out to check it on")))
     grid = None if chosen.grid is nearest.grid else chosen.grid
     shift = None if chosen.bias is nearest.bias else chosen.bias - nearest.bias
     return Rounding(chosen.codes, grid, shift, note)

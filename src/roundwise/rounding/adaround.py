@@ -45,7 +45,6 @@ functions do not enter (`gramspace/solution.py`, which also holds the layer to n
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -54,7 +53,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from roundwise.gramspace import KEEPS_NEAREST, WORK, Choices, Freedom, Quadratic, Slope, descend, solve, walk
+from roundwise.gramspace import WORK, Choices, Freedom, Quadratic, Slope, descend, solve, walk
 from roundwise.grid import Grid, expand_blocks
 from roundwise.problem import Problem, Rounding, RoundingSolver, check_rules, check_types
 from roundwise.statistics import Gram
@@ -188,11 +187,11 @@ class AdaRound(RoundingSolver[Gram]):
             return descend(quadratic, grid, codes, choices)
 
         freedom = Freedom(any_code, self.free_bias, fit_scale, self.turns, self.damping)
-        answer = solve(problem, search, freedom, improve=improve, twice=few)
-        if not any_code or self.any_code is not None or answer.note.startswith(KEEPS_NEAREST):
-            return answer
-        chosen_here = "weights could take any code" + (", and scales followed" if answer.grid else "")
-        return dataclasses.replace(answer, note="; ".join(filter(None, (chosen_here, answer.note))))
+        remark = ""
+        if any_code and self.any_code is None:
+            follow = fit_scale and problem.grid.scale.shape[-1] == 1  # several to a row depend on each other, and stay
+            remark = "weights could take any code" + (", and scales followed" if follow else "")
+        return solve(problem, search, freedom, improve=improve, twice=few, remark=remark)
 
     def is_worth_freedom(self, problem: Problem[Gram]) -> bool:
         """Whether `any_code=None` lets this layer's weights have any code."""
