@@ -1,7 +1,7 @@
 """Accuracy of real networks after quantization: network × bits × granularity × solver, over seeds, side by side.
 
     python benchmarks/accuracy.py --network resnet20 --bits 4 3 --granularity per-tensor \
-        --solver adaround-sgd:iterations=10000 --seeds 3
+        --solver adaround:iterations=10000 --seeds 3
 
 Every row shows the float network, nearest rounding and the chosen solver (mean and standard deviation over seeds),
 and the paired difference to nearest rounding in points: on how many more evaluation images the solver is right, and the
@@ -32,11 +32,11 @@ import torch
 
 import roundwise as rw
 from roundwise.events import Event, Progress
-from roundwise.recipe import granularity_name
-from roundwise.rounding import ROUNDING_SOLVERS
+from roundwise.methods.rounding import ROUNDING_SOLVERS
+from roundwise.recipe.settings import granularity_name
 
 
-def solver_from(text: str) -> rw.RoundingSolver[Any]:
+def solver_from(text: str) -> rw.rounding.RoundingSolver[Any]:
     """`name` or `name:field=value,field=value`, with values as JSON."""
     name, _, settings = text.partition(":")
     if name not in ROUNDING_SOLVERS:
@@ -45,14 +45,14 @@ def solver_from(text: str) -> rw.RoundingSolver[Any]:
     return ROUNDING_SOLVERS[name](**{key: json.loads(value) for key, value in pairs.items()})
 
 
-def correct_in_onnx_runtime(task: networks.Task, quantized: rw.QuantizedModel) -> torch.Tensor:
+def correct_in_onnx_runtime(task: networks.Task, quantized: rw.Model) -> torch.Tensor:
     """Which evaluation images the exported file classifies rightly."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        file = rw.export_onnx(quantized, Path(folder) / "network.onnx").path
+        file = rw.export(quantized, Path(folder) / "network.onnx").path
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         (name,) = (one.name for one in session.get_inputs())
         outputs = [session.run(None, {name: images.numpy()})[0] for images in task.images.split(250)]
@@ -62,7 +62,7 @@ def correct_in_onnx_runtime(task: networks.Task, quantized: rw.QuantizedModel) -
 def measure(
     network: str,
     base: rw.Recipe,
-    solvers: Mapping[str, rw.RoundingSolver[Any]],
+    solvers: Mapping[str, rw.rounding.RoundingSolver[Any]],
     *,
     seeds: Iterable[int],
     samples: int,
@@ -77,7 +77,7 @@ def measure(
     """
     task = networks.load(network, samples, device)
     right_float = task.right(task.model)
-    nearest = dataclasses.replace(base, rounding=rw.Nearest())
+    nearest = dataclasses.replace(base, rounding=rw.rounding.Nearest())
     right_nearest = task.right(rw.quantize(task.model, task.calibration, nearest))
     records = []
     for name, solver in solvers.items():
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--network", nargs="+", default=["resnet20"])
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
     parser.add_argument("--granularity", nargs="+", choices=networks.GRANULARITIES, default=["per-tensor"])
-    parser.add_argument("--solver", nargs="+", default=["adaround-sgd:iterations=1000"])
+    parser.add_argument("--solver", nargs="+", default=["adaround:iterations=1000"])
     parser.add_argument("--equalize", action="store_true", help="cross-layer equalization first, nearest rounding too")
     parser.add_argument("--activations", type=int, help="quantize activations too, to so many bits")
     parser.add_argument("--onnx", action="store_true", help="measure exported files in ONNX Runtime too")
@@ -183,7 +183,7 @@ def main() -> None:
             rw.Recipe(
                 weights=rw.Weights(bits=bits, granularity=networks.GRANULARITIES[granularity]),
                 activations=activations,
-                rewrites=(rw.CrossLayerEqualization(),) if arguments.equalize else (),
+                rewrites=(rw.rewrites.CrossLayerEqualization(),) if arguments.equalize else (),
             ),
             {f"{text}{suffix}": solver_from(text) for text in arguments.solver},
             seeds=range(arguments.first_seed, arguments.first_seed + arguments.seeds),

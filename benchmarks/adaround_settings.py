@@ -25,16 +25,16 @@ import accuracy
 import torch
 
 import roundwise as rw
-from roundwise.problem import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
 from roundwise.statistics import Samples
 
 
 @final
 @dataclass(frozen=True)
 class WithNorm(RoundingSolver[Samples]):
-    """`AdaRoundSGD` under another reading of the norm."""
+    """`AdaRound` under another reading of the norm."""
 
-    base: rw.AdaRoundSGD
+    base: rw.rounding.AdaRound
     norm: str
     needs: ClassVar[type] = Samples
 
@@ -68,7 +68,7 @@ def main() -> None:
     done = []
     for rate in arguments.learning_rate:
         for norm in arguments.norm:
-            base = rw.AdaRoundSGD(iterations=arguments.iterations, learning_rate=rate)
+            base = rw.rounding.AdaRound(iterations=arguments.iterations, learning_rate=rate)
             done += accuracy.measure(
                 arguments.network,
                 rw.Recipe(weights=rw.Weights(bits=arguments.bits, granularity=rw.PerTensor()), rewrites=()),

@@ -24,9 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import roundwise as rw
 from roundwise.events import Plan, Planned
 
-SOLVERS: dict[str, rw.RoundingSolver[Any]] = {
-    "nearest": rw.Nearest(),
-    "adaround-sgd, 20 steps": rw.AdaRoundSGD(iterations=20),
+SOLVERS: dict[str, rw.rounding.RoundingSolver[Any]] = {
+    "nearest": rw.rounding.Nearest(),
+    "adaround, 20 steps": rw.rounding.AdaRound(iterations=20),
 }
 
 
@@ -55,7 +55,7 @@ class Convolutions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def measure(blocks: int, solver: rw.RoundingSolver[Any], arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(blocks: int, solver: rw.rounding.RoundingSolver[Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """One run, timed; and a second, small one to count."""
     torch.manual_seed(0)
     model = nn.Sequential(*(Block(arguments.width) for _ in range(blocks))).eval()
@@ -73,7 +73,7 @@ def measure(blocks: int, solver: rw.RoundingSolver[Any], arguments: argparse.Nam
     seconds = time.process_time() - started[0]
 
     starts: list[int] = []
-    quick = rw.Recipe(rw.Weights(bits=4), solver if isinstance(solver, rw.Nearest) else rw.Ceil())
+    quick = rw.Recipe(rw.Weights(bits=4), solver if isinstance(solver, rw.rounding.Nearest) else rw.rounding.Ceil())
     with Convolutions() as convolutions:  # type: ignore[no-untyped-call]  # PyTorch wrote no types there
         rw.quantize(model, samples[:2], quick, progress=lambda _: starts.append(convolutions.count))
     return {
@@ -114,7 +114,7 @@ def main() -> None:
     )
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     measure(
-        arguments.blocks[0], rw.AdaRoundSGD(iterations=1), arguments
+        arguments.blocks[0], rw.rounding.AdaRound(iterations=1), arguments
     )  # so that nothing is loaded while time is taken
     for name, solver in SOLVERS.items():
         first = None

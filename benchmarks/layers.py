@@ -35,12 +35,12 @@ from torch import Tensor
 
 import roundwise as rw
 from roundwise.graph.matrix import LinearMap
-from roundwise.problem import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
 from roundwise.statistics import Gram, Samples, Statistic
 
 PAPER = {"any_code": False, "free_bias": False, "fit_scale": False}
 
-PREFIX = rw.CoordinateDescent(any_code=False, free_bias=True)
+PREFIX = rw.rounding.CoordinateDescent(any_code=False, free_bias=True)
 """Quantizes the layers before: fast, and good enough for inputs as they are in practice."""
 
 
@@ -204,11 +204,11 @@ def main() -> None:
         print(table([json.loads(line) for line in arguments.summary.read_text().splitlines()]))
         return
     contenders: dict[str, tuple[str, RoundingSolver[Any]]] = {
-        "default": ("default", rw.AdaRound()),
-        "paper": ("paper's choices", rw.AdaRound(**PAPER)),
+        "default": ("default", rw.rounding.GramAdaRound()),
+        "paper": ("paper's choices", rw.rounding.GramAdaRound(**PAPER)),
         "minibatches": (
             f"minibatches, {arguments.iterations} steps",
-            rw.AdaRoundSGD(iterations=arguments.iterations),
+            rw.rounding.AdaRound(iterations=arguments.iterations),
         ),
     }
     chosen = dict(contenders[key] for key in arguments.contenders or contenders)

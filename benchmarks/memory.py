@@ -1,7 +1,7 @@
 """The plan against what a process really occupies: activations held, and memory that belongs to nobody else.
 
     python benchmarks/memory.py
-    python benchmarks/memory.py --network mobilenet_v2 --samples 512 --budgets 16384 --solver adaround
+    python benchmarks/memory.py --network mobilenet_v2 --samples 512 --budgets 16384 --solver gram-adaround
 
 A stack of residual blocks, or a trained network, is quantized with several memory budgets. Measured is anonymous memory
 (what the operating system cannot drop or write back by itself, so without the memory-mapped files), sampled every few
@@ -26,7 +26,7 @@ from torch import nn
 
 import roundwise as rw
 from roundwise.events import Plan, Planned
-from roundwise.rounding import ROUNDING_SOLVERS
+from roundwise.methods.rounding import ROUNDING_SOLVERS
 
 MIB = 1 << 20
 
@@ -89,7 +89,7 @@ def main() -> None:
         model, samples = task.model, task.calibration
     recipe = rw.Recipe(rounding=ROUNDING_SOLVERS[arguments.solver](), rewrites=())
     # So that nothing is loaded while memory is measured.
-    run(model, samples[:32], dataclasses.replace(recipe, rounding=rw.Ceil(), memory_budget=1 << 40))
+    run(model, samples[:32], dataclasses.replace(recipe, rounding=rw.rounding.Ceil(), memory_budget=1 << 40))
     print("| budget, MiB | planned, MiB | of it in memory | for the batch at work | held, MiB | occupied, MiB |")
     print("|---|---|---|---|---|---|")
     for budget in arguments.budgets:

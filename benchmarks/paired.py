@@ -1,6 +1,6 @@
 """Accuracies of several methods, compared image by image: is one below another by more than chance?
 
-    python benchmarks/paired.py FILE.jsonl [FILE.jsonl ...] --against adaround
+    python benchmarks/paired.py FILE.jsonl [FILE.jsonl ...] --against gram-adaround
 
 The files are what `accuracy.py --json` and `side_by_side.py --json` write. Each row is a method's mean accuracy over
 its seeds, less that of the method named by `--against` on the same images, with two standard errors of the difference:

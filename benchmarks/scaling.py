@@ -12,7 +12,7 @@ would make the solver's work easier than real ones do.
 Each measurement is a process of its own, so that its peak memory is its own; a small network is quantized first, so
 that nothing is loaded while time and memory are taken. `--json FILE` appends each finished measurement as a line;
 started again with the same file, the benchmark leaves out what is there, but tries again what failed. Linux only, as
-`memory.py`, which says what occupied memory contains.
+`engine/store.py`, which says what occupied memory contains.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def build(point: Point) -> tuple[nn.Module, Tensor]:
 def measure(point: Point) -> Record:
     """Quantize in this process, and return what it took."""
     torch.manual_seed(0)
-    recipe = rw.Recipe(rounding=rw.AdaRound(), memory_budget=1 << 40)
+    recipe = rw.Recipe(rounding=rw.rounding.GramAdaRound(), memory_budget=1 << 40)
     rw.quantize(residual_network(8).eval(), images(8, 16), recipe)  # loads what is loaded when first used
     model, samples = build(point)
     plans: list[Plan] = []

@@ -68,7 +68,7 @@ class Contestant:
 
 CONTESTANTS = {
     OURS: Contestant("roundwise", {"solver": "adaround"}),
-    "roundwise-sgd": Contestant("roundwise", {"solver": "adaround-sgd", "iterations": 10_000}, {"iterations": 500}),
+    "roundwise-sgd": Contestant("roundwise", {"solver": "adaround", "iterations": 10_000}, {"iterations": 500}),
     "nearest": Contestant("roundwise", {"solver": "nearest"}),
     "aimet-adaround": Contestant("aimet", {}, {"iterations": 300}),
     "brevitas-gptq": Contestant("brevitas", {"method": "gptq", "ranges": "stats"}),

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import roundwise as rw
-from roundwise.rounding import ROUNDING_SOLVERS
+from roundwise.methods.rounding import ROUNDING_SOLVERS
 
 
 def build(network: str) -> nn.Module:

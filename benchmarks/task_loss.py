@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import roundwise as rw
+from roundwise.reproduction import taskloss
 
 
 def main() -> None:
@@ -38,16 +39,16 @@ def main() -> None:
     some = torch.arange(options.images) * len(task.labels) // options.images  # evenly: they may be sorted by class
     task = dataclasses.replace(task, images=task.images[some], labels=task.labels[some])
 
-    hessians: dict[str, rw.TaskHessian] = {}
-    kinds: dict[str, tuple[rw.GaussNewton | rw.ExactHessian, int]] = {
-        "Gauss-Newton": (rw.GaussNewton(), options.samples),
-        "exact": (rw.ExactHessian(), options.exact_samples),
+    hessians: dict[str, taskloss.TaskHessian] = {}
+    kinds: dict[str, tuple[taskloss.GaussNewton | taskloss.ExactHessian, int]] = {
+        "Gauss-Newton": (taskloss.GaussNewton(), options.samples),
+        "exact": (taskloss.ExactHessian(), options.exact_samples),
     }
     for name, (curvature, count) in kinds.items():
         if count:
             begin, images = time.process_time(), task.calibration[:count]
-            hessians[name] = rw.task_hessian(
-                task.model, options.layer, images, rw.PredictedClasses(), curvature=curvature
+            hessians[name] = taskloss.task_hessian(
+                task.model, options.layer, images, taskloss.PredictedClasses(), curvature=curvature
             )
             print(f"{name} Hessian of {count} images: {time.process_time() - begin:.0f} s", flush=True)
     print(f"float: {task.accuracy(task.model):.2f} % on {options.images} images", flush=True)
@@ -57,14 +58,14 @@ def main() -> None:
         weights = rw.Weights(bits=bits, granularity=rw.PerTensor())
         grid = judge.grid(weights)
         nearest = judge.cost(grid.fake_quantize(judge.weight))
-        contenders: dict[str, rw.RoundingSolver[Any]] = {
-            "nearest": rw.Nearest(),
-            "local MSE, CEM": rw.CrossEntropyMethod(),
-            "AdaRound, floor or ceiling": rw.AdaRound(any_code=False, free_bias=False, fit_scale=False),
+        contenders: dict[str, rw.rounding.RoundingSolver[Any]] = {
+            "nearest": rw.rounding.Nearest(),
+            "local MSE, CEM": rw.rounding.CrossEntropyMethod(),
+            "AdaRound, floor or ceiling": rw.rounding.GramAdaRound(any_code=False, free_bias=False, fit_scale=False),
         }
         for name, hessian in hessians.items():
-            contenders[f"{name}, CEM"] = rw.Given(rw.solve_qubo_cem(hessian, grid))
-            contenders[f"{name}, tabu"] = rw.Given(rw.solve_qubo_tabu(hessian, grid))
+            contenders[f"{name}, CEM"] = rw.rounding.Given(taskloss.solve_qubo_cem(hessian, grid))
+            contenders[f"{name}, tabu"] = rw.rounding.Given(taskloss.solve_qubo_tabu(hessian, grid))
         for name, solver in contenders.items():
             one = dataclasses.replace(weights, rounding=solver)
             quantized = rw.quantize(task.model, task.calibration, rw.Recipe(overrides={"*": None, options.layer: one}))
@@ -73,7 +74,7 @@ def main() -> None:
             print(f"{bits} bits  {name:28} accuracy {accuracy:6.2f}  cost {cost:6.3f}", flush=True)
 
 
-def _weight_of(quantized: rw.QuantizedModel, judge: rw.TaskHessian, layer: str) -> Tensor:
+def _weight_of(quantized: rw.Model, judge: taskloss.TaskHessian, layer: str) -> Tensor:
     """The layer's weights on its codes, as a matrix (of a layer whose matrix is its weight, reshaped)."""
     constants = quantized.graph.constants
     (codes,) = (value for name, value in constants.items() if name.startswith(layer) and name.endswith("_codes"))

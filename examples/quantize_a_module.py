@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
 
     recipe = rw.Recipe(
         weights=rw.Weights(bits=4, granularity=rw.PerChannel()),
-        rounding=rw.AdaRound(),  # the default; AdaRoundSGD() is the paper's own procedure, some hundred times slower
+        rounding=rw.rounding.GramAdaRound(),  # the default; AdaRound() is the published procedure, far slower
         overrides={"classifier": rw.Weights(bits=8)},  # a name or a glob; None would keep the layer in float
     )
     quantized = rw.quantize(model, photographs, recipe)
@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
     quantized.save(folder / "model.rw")
     assert torch.equal(rw.load(folder / "model.rw")(photographs), quantized(photographs))
 
-    rw.export_onnx(quantized, folder / "model.onnx")  # runs it in ONNX Runtime and compares before it leaves it there
+    rw.export(quantized, folder / "model.onnx")  # runs it in ONNX Runtime and compares before it leaves it there
     print(f"wrote {folder / 'model.rw'} and {folder / 'model.onnx'}")
 
 

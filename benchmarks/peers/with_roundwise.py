@@ -6,7 +6,7 @@ from job import CannotError, Job, Result, run
 from torch import Tensor, nn
 
 import roundwise as rw
-from roundwise.rounding import ROUNDING_SOLVERS
+from roundwise.methods.rounding import ROUNDING_SOLVERS
 
 
 def quantize(model: nn.Module, calibration: Tensor, job: Job) -> Result:

@@ -17,12 +17,12 @@ from plan import DOMAINS, PARTS, Part, float_score, study
 from torch import Tensor
 
 from roundwise import Recipe, quantize
-from roundwise.problem import Problem, Rounding, RoundingSolver
+from roundwise.engine.unit import generator_for
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.rounding import AdaRound, Nearest, Stochastic
 from roundwise.reproduction import Result, Row, quantize_row
-from roundwise.rounding import AdaRoundSGD, Nearest, Stochastic
+from roundwise.reproduction.taskloss import GaussNewton, PredictedClasses, TaskHessian, task_hessian
 from roundwise.statistics import Nothing, Samples
-from roundwise.task import generator_for
-from roundwise.taskloss import GaussNewton, PredictedClasses, TaskHessian, task_hessian
 
 Results = Mapping[Part, Sequence[Result]]
 
@@ -113,7 +113,7 @@ def figure2(_: Results, path: Path) -> str:
 class Watched(RoundingSolver[Samples]):
     """AdaRound by minibatches, which keeps h(V) as it was and as it has become."""
 
-    solver: AdaRoundSGD
+    solver: AdaRound
     seen: dict[str, Tensor] = field(default_factory=dict)
     needs: ClassVar[type] = Samples
 
@@ -134,7 +134,7 @@ def figure3(_: Results, path: Path) -> str:
     """h(V) of the first layer before and after Eq. 21 is minimised."""
     part = next(part for part in PARTS if part.table == "table1")
     of, weights = study(part), part.settings().weights
-    watched = Watched(AdaRoundSGD(iterations=ITERATIONS, asymmetric=False, activation_aware=False))
+    watched = Watched(AdaRound(iterations=ITERATIONS, asymmetric=False, activation_aware=False))
     only_first = {"*": None, of.first_layer: weights}
     quantized = quantize(
         of.model, of.calibration, Recipe(weights=weights, rounding=watched, overrides=only_first, rewrites=())

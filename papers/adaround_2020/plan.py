@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from roundwise.grid import Granularity, PerChannel, PerTensor
-from roundwise.recipe import Recipe
+from roundwise.methods.rounding import GramAdaRound
+from roundwise.numerics.grid import Granularity, PerChannel, PerTensor
+from roundwise.recipe.settings import Recipe
 from roundwise.reproduction import PAPERS, Row, Settings, Study, Table
-from roundwise.rounding import AdaRound
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import networks  # where the networks and images are
@@ -36,7 +36,7 @@ SEEDS = 5
 
 FIGURE4 = Table(
     "Figure 4: AdaRound by the number of images and their domain",
-    lambda s: [Row("AdaRound in Gram space", "", Recipe(weights=s.weights, rounding=AdaRound(), rewrites=()))],
+    lambda s: [Row("AdaRound in Gram space", "", Recipe(weights=s.weights, rounding=GramAdaRound(), rewrites=()))],
 )
 
 TABLES = PAPERS["adaround"] | {"figure4": FIGURE4}

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 import roundwise as rw
-from roundwise.graph.capture import capture
+from roundwise.api import apply_rewrites, rewrite
+from roundwise.frontends.torch_export import capture_graph
+from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.graph import Graph
-from roundwise.graph.patterns import find_layers
-from roundwise.pipeline import apply_rewrites, rewrite
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parents[1] / "benchmarks"))
@@ -36,11 +36,11 @@ NETWORKS = ("resnet20", "mobilenet_v2", "mobilenet_v1_075")
 INPUTS = {"resnet20": ((0 - 0.485) / 0.229, (1 - 0.406) / 0.225)}
 """The smallest and the largest number in an image, normalised; −1 and 1 for the MobileNets."""
 
-EQUALIZED = (rw.CrossLayerEqualization(),)
-ABSORBED = (*EQUALIZED, rw.HighBiasAbsorption())
-CORRECTED = rw.AnalyticBias()
+EQUALIZED = (rw.rewrites.CrossLayerEqualization(),)
+ABSORBED = (*EQUALIZED, rw.rewrites.HighBiasAbsorption())
+CORRECTED = rw.corrections.AnalyticBias()
 
-ROWS: dict[str, tuple[tuple[rw.Rewrite, ...], rw.Correction[Any] | None]] = {
+ROWS: dict[str, tuple[tuple[rw.rewrites.GraphRewrite, ...], rw.corrections.Correction[Any] | None]] = {
     "original": ((), None),
     "bias correction alone": ((), CORRECTED),
     "equalization": (EQUALIZED, None),
@@ -48,7 +48,7 @@ ROWS: dict[str, tuple[tuple[rw.Rewrite, ...], rw.Correction[Any] | None]] = {
     "equalization, bias correction": (EQUALIZED, CORRECTED),
     "equalization, absorption, bias correction": (ABSORBED, CORRECTED),
     "the same, absorbing nothing across padding": (
-        (*EQUALIZED, rw.HighBiasAbsorption(across_padding=False)),
+        (*EQUALIZED, rw.rewrites.HighBiasAbsorption(across_padding=False)),
         CORRECTED,
     ),
 }
@@ -73,12 +73,12 @@ def measure(task: networks.Task, wanted: dict[str, Any]) -> float:
     activations = None
     if wanted["activations"] != "float":
         low, high = INPUTS.get(wanted["network"], (-1.0, 1.0))
-        ranges = rw.ActivationBatchNorm(input_low=low, input_high=high)
+        ranges = rw.activations.ActivationBatchNorm(input_low=low, input_high=high)
         activations = rw.Activations(bits=int(wanted["activations"]), ranges=ranges)
     granularity = rw.PerChannel() if wanted["granularity"] == "per-channel" else rw.PerTensor()
     recipe = rw.Recipe(
         rw.Weights(bits=wanted["bits"], granularity=granularity),
-        rw.Nearest(),
+        rw.rounding.Nearest(),
         rewrites=rewrites,
         correction=correction,
         activations=activations,
@@ -86,9 +86,9 @@ def measure(task: networks.Task, wanted: dict[str, Any]) -> float:
     return task.accuracy(rw.quantize(task.model, rw.DataFree(tuple(task.images.shape[1:])), recipe), batch=50)
 
 
-def rewritten(model: nn.Module, images: Tensor, rewrites: tuple[rw.Rewrite, ...]) -> Graph:
+def rewritten(model: nn.Module, images: Tensor, rewrites: tuple[rw.rewrites.GraphRewrite, ...]) -> Graph:
     """The float network after the rewrites."""
-    graph = rewrite(capture(model, (images[:2],), {}))
+    graph = rewrite(capture_graph(model, (images[:2],), {}))
     return apply_rewrites(graph, rewrites, (images[:2],), {})[0]
 
 

@@ -56,8 +56,8 @@ def walkthrough(tmp_path_factory):
     package = folder / "roundwise"
     shutil.copytree(Path(roundwise.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     file, line = blocks("CONTRIBUTING.md", "python")
-    (package / "rounding" / "threshold.py").write_text(file, encoding="utf-8")
-    table = package / "rounding" / "__init__.py"
+    (package / "methods" / "rounding" / "threshold.py").write_text(file, encoding="utf-8")
+    table = package / "methods" / "rounding" / "__init__.py"
     text = table.read_text(encoding="utf-8")
     head, entry, _ = re.split(r"\n\nROUNDING_SOLVERS.*\n    \.\.\.\n|\}\n", line)
     text, added = re.subn(r"(ROUNDING_SOLVERS: .*= \{\n)", rf"\1{entry}", text)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from roundwise.activations import ACTIVATION_RANGES
-from roundwise.grid import Codebook
+from roundwise.methods.activations import ACTIVATION_RANGES
+from roundwise.numerics.grid import Codebook
 from roundwise.testing import ACTIVATION_CHECKS, SETTINGS_CHECKS, value_cases
 
 METHODS = pytest.mark.parametrize("kind", ACTIVATION_RANGES.values(), ids=ACTIVATION_RANGES)

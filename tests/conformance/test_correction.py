@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from roundwise.correction import CORRECTIONS
+from roundwise.methods.corrections import CORRECTIONS
 from roundwise.testing import SETTINGS_CHECKS, cases
 
 CORRECTION = pytest.mark.parametrize("kind", CORRECTIONS.values(), ids=CORRECTIONS)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from roundwise.ranges import RANGE_ESTIMATORS
+from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.testing import RANGE_CHECKS, SETTINGS_CHECKS, cases, quick
 
 ESTIMATORS = pytest.mark.parametrize("kind", RANGE_ESTIMATORS.values(), ids=RANGE_ESTIMATORS)

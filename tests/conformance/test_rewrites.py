@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import roundwise as rw
-from roundwise.graph.capture import capture
-from roundwise.graph.patterns import find_layers
-from roundwise.pipeline import apply_rewrites, rewrite
-from roundwise.rewrites import REWRITES
+from roundwise.api import apply_rewrites, rewrite
+from roundwise.frontends.torch_export import capture_graph
+from roundwise.graph.analysis.layers import find_layers
+from roundwise.methods.rewrites import REWRITES
 from roundwise.testing import SETTINGS_CHECKS
 
 REWRITE = pytest.mark.parametrize("kind", REWRITES.values(), ids=REWRITES)
@@ -39,7 +39,7 @@ class Network(nn.Module):
 def captured():
     torch.manual_seed(0)
     samples = torch.randn(2, 3, 6, 6)
-    return rewrite(capture(Network().eval(), (samples,), {})), samples
+    return rewrite(capture_graph(Network().eval(), (samples,), {})), samples
 
 
 @REWRITE
@@ -64,7 +64,7 @@ def test_a_rewrite_leaves_outputs_and_its_argument_as_they_were(kind, captured):
 def test_a_rewritten_network_is_quantized_saved_and_loaded(kind, tmp_path):
     torch.manual_seed(0)
     model, samples = Network().eval(), torch.randn(9, 3, 6, 6)
-    recipe = rw.Recipe(rw.Weights(bits=8), rw.Nearest(), activations=rw.Activations(), rewrites=(kind(),))
+    recipe = rw.Recipe(rw.Weights(bits=8), rw.rounding.Nearest(), activations=rw.Activations(), rewrites=(kind(),))
     quantized = rw.quantize(model, samples, recipe)
     assert quantized.report.output_error < 0.02
     quantized.save(tmp_path / "model.rw")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from roundwise.rounding import ROUNDING_SOLVERS
+from roundwise.methods.rounding import ROUNDING_SOLVERS
 from roundwise.testing import (
     SETTINGS_CHECKS,
     SOLVER_CHECKS,

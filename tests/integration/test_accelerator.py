@@ -8,8 +8,9 @@ import zoo
 from torch import nn
 
 import roundwise as rw
-from roundwise.correction import CORRECTIONS
-from roundwise.rounding import ROUNDING_SOLVERS
+from roundwise.methods.corrections import CORRECTIONS
+from roundwise.methods.rounding import ROUNDING_SOLVERS
+from roundwise.reproduction import taskloss
 from roundwise.testing import SOLVER_CHECKS, cases, quick
 
 ACCELERATOR = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -53,7 +54,7 @@ def test_a_network_is_quantized_on_the_accelerator(name):
     args, kwargs = case.inputs(12)
     calibration = kwargs or (args if len(args) > 1 else args[0])
     model = case.build()
-    recipe = rw.Recipe(rounding=rw.CoordinateDescent())
+    recipe = rw.Recipe(rounding=rw.rounding.CoordinateDescent())
     there = rw.quantize(copy.deepcopy(model).to(ACCELERATOR), calibration, recipe)
     here = rw.quantize(model, calibration, recipe)
     assert [layer.name for layer in there.report.layers] == [layer.name for layer in here.report.layers]
@@ -66,7 +67,7 @@ RECIPES = {
     "2 bits per tensor": rw.Recipe(rw.Weights(bits=2, granularity=rw.PerTensor())),
     "activations": rw.Recipe(activations=rw.Activations(bits=8)),
     "activations per tensor": rw.Recipe(rw.Weights(granularity=rw.PerTensor()), activations=rw.Activations(bits=8)),
-    "minibatches": rw.Recipe(rounding=rw.AdaRoundSGD(iterations=20)),
+    "minibatches": rw.Recipe(rounding=rw.rounding.AdaRound(iterations=20)),
     "no memory": rw.Recipe(memory_budget=0),
 }
 
@@ -78,7 +79,7 @@ def test_a_result_of_the_accelerator_moves_is_saved_and_exported(recipe, tmp_pat
     outputs = quantized(IMAGES.to(ACCELERATOR)).cpu()
     quantized.save(tmp_path / "model.rw")
     assert torch.allclose(rw.load(tmp_path / "model.rw")(IMAGES), outputs, atol=1e-2)
-    rw.export_onnx(quantized, tmp_path / "model.onnx")
+    rw.export(quantized, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").is_file()
     assert torch.allclose(quantized.to("cpu")(IMAGES), outputs, atol=1e-2)
 
@@ -93,7 +94,7 @@ def test_the_accelerator_gives_the_same_codes_each_time():
 @needs_one
 @pytest.mark.parametrize("correction", CORRECTIONS.values(), ids=CORRECTIONS)
 def test_corrections_work_on_the_accelerator(correction):
-    recipe = rw.Recipe(rounding=rw.Nearest(), correction=correction())
+    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), correction=correction())
     assert rw.quantize(network().to(ACCELERATOR), IMAGES, recipe).report.output_error < 1
 
 
@@ -105,10 +106,10 @@ def test_no_data_is_needed_on_the_accelerator():
 
 
 @needs_one
-@pytest.mark.parametrize("curvature", [rw.ExactHessian(), rw.GaussNewton()])
+@pytest.mark.parametrize("curvature", [taskloss.ExactHessian(), taskloss.GaussNewton()])
 def test_the_hessian_of_the_task_loss_is_the_same_on_the_accelerator(curvature):
     there, here = (
-        rw.task_hessian(network().to(device), "0", IMAGES, rw.PredictedClasses(), curvature=curvature)
+        taskloss.task_hessian(network().to(device), "0", IMAGES, taskloss.PredictedClasses(), curvature=curvature)
         for device in (ACCELERATOR, torch.device("cpu"))
     )
     assert there.hessian.device.type == ACCELERATOR.type

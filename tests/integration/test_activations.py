@@ -40,12 +40,12 @@ MODES = pytest.mark.parametrize("adapt", [True, False], ids=["ranges-first", "ra
 @functools.cache
 def captured():
     """The network, for all tests that need no other."""
-    return rw.capture_model(Net().eval(), IMAGES[:2])
+    return rw.capture(Net().eval(), IMAGES[:2])
 
 
 def quantized(adapt=True, rounding=None, model=None, **settings):
     recipe = rw.Recipe(
-        rounding=rounding or rw.Nearest(),
+        rounding=rounding or rw.rounding.Nearest(),
         activations=rw.Activations(adapt_rounding=adapt, **settings),
         batch_size=16,
     )
@@ -96,7 +96,7 @@ def test_what_is_joined_shares_scale_and_zero_point_and_covers_both():
 
 
 def test_rounding_adapts_to_quantized_inputs_only_if_it_is_told_to():
-    solver = rw.CoordinateDescent()
+    solver = rw.rounding.CoordinateDescent()
     plain = rw.quantize(captured(), IMAGES, rw.Recipe(rounding=solver, batch_size=16))
     before, after = (quantized(adapt, solver, bits=3) for adapt in (True, False))
     codes = [{n: v for n, v in q.graph.constants.items() if n.endswith("_codes")} for q in (plain, before, after)]
@@ -107,7 +107,7 @@ def test_rounding_adapts_to_quantized_inputs_only_if_it_is_told_to():
 def test_more_bits_make_the_error_smaller():
     errors = [quantized(bits=bits).report.output_error for bits in (2, 4, 8)]
     assert errors[0] > 2 * errors[1] > 2 * errors[2]
-    without = rw.quantize(captured(), IMAGES, rw.Recipe(rounding=rw.Nearest())).report.output_error
+    without = rw.quantize(captured(), IMAGES, rw.Recipe(rounding=rw.rounding.Nearest())).report.output_error
     assert quantized(bits=16).report.output_error == pytest.approx(without, rel=0.01)
 
 
@@ -132,7 +132,7 @@ def test_activations_survive_a_file(adapt, tmp_path):
 
 @MODES
 def test_spilling_to_disk_changes_nothing(adapt):
-    recipe = rw.Recipe(rounding=rw.Nearest(), activations=rw.Activations(adapt_rounding=adapt), batch_size=16)
+    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), activations=rw.Activations(adapt_rounding=adapt), batch_size=16)
     spilled = rw.quantize(captured(), IMAGES, rw.Recipe.from_dict({**recipe.as_dict(), "memory_budget": 0}))
     kept = rw.quantize(captured(), IMAGES, recipe)
     assert spilled.report.activations == kept.report.activations
@@ -141,7 +141,7 @@ def test_spilling_to_disk_changes_nothing(adapt):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_networks_in_another_precision_keep_their_dtype_and_do_what_the_report_says(dtype):
-    recipe = rw.Recipe(rounding=rw.Nearest(), activations=rw.Activations(bits=4))
+    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), activations=rw.Activations(bits=4))
     model = Net().eval().to(dtype)
     result = rw.quantize(model, IMAGES.to(dtype), recipe)
     assert result(IMAGES.to(dtype))[0].dtype == dtype
@@ -231,11 +231,11 @@ def test_an_exported_file_quantizes_activations_as_the_network_does(tmp_path, we
     onnx = pytest.importorskip("onnx")
     recipe = rw.Recipe(
         weights=rw.Weights(bits=weight_bits),
-        rounding=rw.Nearest(),
+        rounding=rw.rounding.Nearest(),
         activations=rw.Activations(bits=bits, symmetric=symmetric),
     )
     result = rw.quantize(captured(), IMAGES, recipe)
-    exported = rw.export_onnx(result, tmp_path / "net.onnx")
+    exported = rw.export(result, tmp_path / "net.onnx")
     assert all(output.passes for output in exported.outputs)
     graph = onnx.load(tmp_path / "net.onnx").graph
     assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == len(result.report.activations)
@@ -244,8 +244,8 @@ def test_an_exported_file_quantizes_activations_as_the_network_does(tmp_path, we
 
 def test_onnx_runtime_fuses_8_bit_layers_into_integer_kernels(tmp_path):
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    recipe = rw.Recipe(weights=rw.Weights(bits=8), rounding=rw.Nearest(), activations=rw.Activations())
-    rw.export_onnx(rw.quantize(captured(), IMAGES, recipe), tmp_path / "net.onnx")
+    recipe = rw.Recipe(weights=rw.Weights(bits=8), rounding=rw.rounding.Nearest(), activations=rw.Activations())
+    rw.export(rw.quantize(captured(), IMAGES, recipe), tmp_path / "net.onnx")
     options = runtime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "fused.onnx"), 4
     runtime.InferenceSession(tmp_path / "net.onnx", options, providers=["CPUExecutionProvider"])
@@ -255,18 +255,18 @@ def test_onnx_runtime_fuses_8_bit_layers_into_integer_kernels(tmp_path):
 
 def test_a_half_precision_network_is_exported_with_its_activations(tmp_path):
     pytest.importorskip("onnxruntime")
-    recipe = rw.Recipe(rounding=rw.Nearest(), activations=rw.Activations())
+    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), activations=rw.Activations())
     result = rw.quantize(Net().eval().half(), IMAGES.half(), recipe)
-    assert all(output.passes for output in rw.export_onnx(result, tmp_path / "net.onnx").outputs)
+    assert all(output.passes for output in rw.export(result, tmp_path / "net.onnx").outputs)
 
 
 def test_a_wrong_scale_cannot_hide_behind_what_quantized_activations_do_to_small_differences(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    from roundwise.export import onnx_graph, onnx_verify
+    from roundwise.exporters import onnx_graph, onnx_verify
 
     monkeypatch.setattr(onnx_verify, "CHANGE", 0.01)  # as if the network were deep, and so sensitive
     result = quantized(bits=4)
-    exported = rw.export_onnx(result, tmp_path / "net.onnx")
+    exported = rw.export(result, tmp_path / "net.onnx")
     strict, wide = exported.outputs_of_weights[0], exported.outputs[0]
     assert strict.relative_difference < 1e-5 < strict.tolerance < 0.05 < wide.tolerance
     assert "with activations left in float" in str(exported)
@@ -280,5 +280,5 @@ def test_a_wrong_scale_cannot_hide_behind_what_quantized_activations_do_to_small
 
     monkeypatch.setattr(onnx_graph, "_read_weight", corrupted)
     with pytest.raises(rw.ExportError, match="does not agree"):
-        rw.export_onnx(result, tmp_path / "other.onnx")
+        rw.export(result, tmp_path / "other.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]

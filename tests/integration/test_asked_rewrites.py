@@ -20,11 +20,11 @@ def network():
 
 
 SAMPLES = torch.randn(16, 8, 6, 6, generator=torch.Generator().manual_seed(1))
-PER_TENSOR = rw.Weights(bits=4, granularity=rw.PerTensor(), ranges=rw.MinMax())
+PER_TENSOR = rw.Weights(bits=4, granularity=rw.PerTensor(), ranges=rw.ranges.MinMax())
 
 
 @dataclass(frozen=True)
-class Wrong(rw.Rewrite):
+class Wrong(rw.rewrites.GraphRewrite):
     """Scales a weight, or drops an output's last digits."""
 
     factor: float
@@ -49,9 +49,11 @@ def test_a_small_drift_of_an_inexact_rewrite_is_not_charged_to_the_exact_one_aft
     allowed = torch.finfo(torch.float32).eps ** 0.5
     almost = Wrong(1 + 0.7 * allowed)
     rewrites = (Inexact(1 + 0.7 * allowed), almost)
-    rw.quantize(model, torch.randn(8, 8), rw.Recipe(rounding=rw.Nearest(), rewrites=rewrites))
+    rw.quantize(model, torch.randn(8, 8), rw.Recipe(rounding=rw.rounding.Nearest(), rewrites=rewrites))
     with pytest.raises(rw.ModelError, match="Wrong"):
-        rw.quantize(model, torch.randn(8, 8), rw.Recipe(rounding=rw.Nearest(), rewrites=(Wrong(1 + 1.4 * allowed),)))
+        rw.quantize(
+            model, torch.randn(8, 8), rw.Recipe(rounding=rw.rounding.Nearest(), rewrites=(Wrong(1 + 1.4 * allowed),))
+        )
 
 
 @pytest.mark.parametrize("factor", [1.01, float("nan"), float("inf")])
@@ -63,14 +65,14 @@ def test_a_rewrite_that_changes_outputs_is_named_with_the_difference(factor):
 
 
 def test_rounding_errors_are_no_change():
-    rw.quantize(network(), SAMPLES, rw.Recipe(rounding=rw.Nearest(), rewrites=[Wrong(1 + 1e-6)]))
+    rw.quantize(network(), SAMPLES, rw.Recipe(rounding=rw.rounding.Nearest(), rewrites=[Wrong(1 + 1e-6)]))
     half = network().bfloat16()
-    recipe = rw.Recipe(rounding=rw.Nearest(), rewrites=[rw.OutlierChannelSplitting(bits=4)])
+    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), rewrites=[rw.rewrites.OutlierChannelSplitting(bits=4)])
     assert rw.quantize(half, SAMPLES.bfloat16(), recipe)(SAMPLES.bfloat16()).dtype == torch.bfloat16
 
 
 def test_a_rewrite_that_changes_what_is_returned_is_named():
-    class Shorter(rw.Rewrite):
+    class Shorter(rw.rewrites.GraphRewrite):
         def apply(self, graph):
             graph = graph.copy()
             output = next(node for node in graph.operations.nodes if node.op == "output")
@@ -84,11 +86,13 @@ def test_a_rewrite_that_changes_what_is_returned_is_named():
 
 def test_splitting_an_outlier_makes_a_per_tensor_grid_finer_and_errors_smaller():
     plain, halves, apart = (
-        rw.quantize(network(), SAMPLES, rw.Recipe(PER_TENSOR, rw.Nearest(), rewrites=rewrites)).report.layers[0]
+        rw.quantize(network(), SAMPLES, rw.Recipe(PER_TENSOR, rw.rounding.Nearest(), rewrites=rewrites)).report.layers[
+            0
+        ]
         for rewrites in (
             (),
-            (rw.OutlierChannelSplitting(0.3),),
-            (rw.OutlierChannelSplitting(0.3, bits=4),),
+            (rw.rewrites.OutlierChannelSplitting(0.3),),
+            (rw.rewrites.OutlierChannelSplitting(0.3, bits=4),),
         )
     )
     assert apart.error < halves.error < plain.error
@@ -96,15 +100,19 @@ def test_splitting_an_outlier_makes_a_per_tensor_grid_finer_and_errors_smaller()
 
 
 def test_rewrites_survive_a_trip_through_toml(tmp_path):
-    recipe = rw.Recipe(rewrites=(rw.OutlierChannelSplitting(0.05, bits=4), rw.OutlierChannelSplitting()))
+    recipe = rw.Recipe(
+        rewrites=(rw.rewrites.OutlierChannelSplitting(0.05, bits=4), rw.rewrites.OutlierChannelSplitting())
+    )
     recipe.to_toml(tmp_path / "recipe.toml")
     assert rw.Recipe.from_toml(tmp_path / "recipe.toml") == recipe
-    assert rw.Recipe.from_dict({"rewrites": ["outlier-channel-splitting"]}).rewrites == (rw.OutlierChannelSplitting(),)
+    assert rw.Recipe.from_dict({"rewrites": ["outlier-channel-splitting"]}).rewrites == (
+        rw.rewrites.OutlierChannelSplitting(),
+    )
     assert "rewrites" not in rw.Recipe().as_dict()
     hash(recipe)
 
 
-@pytest.mark.parametrize("rewrites", [None, (), (rw.CrossLayerEqualization(),)], ids=str)
+@pytest.mark.parametrize("rewrites", [None, (), (rw.rewrites.CrossLayerEqualization(),)], ids=str)
 def test_rewrites_left_open_stay_so_in_files_and_are_not_the_same_as_none(rewrites, tmp_path):
     recipe = rw.Recipe(PER_TENSOR, rewrites=rewrites)
     recipe.to_toml(tmp_path / "recipe.toml")
@@ -114,11 +122,11 @@ def test_rewrites_left_open_stay_so_in_files_and_are_not_the_same_as_none(rewrit
 
 def test_left_open_they_equalize_per_tensor_and_do_nothing_per_channel():
     def outcome(weights, **rewrites):
-        result = rw.quantize(network(), SAMPLES, rw.Recipe(weights, rw.Nearest(), **rewrites))
+        result = rw.quantize(network(), SAMPLES, rw.Recipe(weights, rw.rounding.Nearest(), **rewrites))
         return result.report.output_error, any("cross-layer-equalization" in note for note in result.report.notes)
 
     per_channel = rw.Weights(bits=PER_TENSOR.bits)
-    equalized = rw.CrossLayerEqualization()
+    equalized = rw.rewrites.CrossLayerEqualization()
     assert outcome(PER_TENSOR) == outcome(PER_TENSOR, rewrites=(equalized,))
     assert outcome(PER_TENSOR)[1]
     assert outcome(PER_TENSOR) != outcome(PER_TENSOR, rewrites=())
@@ -128,7 +136,7 @@ def test_left_open_they_equalize_per_tensor_and_do_nothing_per_channel():
 
 def test_left_open_high_biases_are_absorbed_where_activations_are_quantized():
     recipe = rw.Recipe(PER_TENSOR, activations=rw.Activations())
-    assert recipe.all_rewrites == (rw.CrossLayerEqualization(), rw.HighBiasAbsorption())
+    assert recipe.all_rewrites == (rw.rewrites.CrossLayerEqualization(), rw.rewrites.HighBiasAbsorption())
     assert rw.Recipe(PER_TENSOR, activations=rw.Activations(), rewrites=()).all_rewrites == ()
     assert rw.Recipe(activations=rw.Activations()).all_rewrites == ()
 
@@ -140,9 +148,9 @@ def test_a_constant_channel_that_equalization_makes_large_does_not_set_the_range
         norm.weight[3], norm.bias[3] = 1e-10, 1.0  # it is 1 whatever the input is
         norm.bias[:3] = 0.0
     model = nn.Sequential(first, norm, nn.ReLU(), last).eval()
-    recipe = rw.Recipe(PER_TENSOR, rw.Nearest(), activations=rw.Activations())
+    recipe = rw.Recipe(PER_TENSOR, rw.rounding.Nearest(), activations=rw.Activations())
     images = torch.randn(16, 3, 4, 4)
-    alone = dataclasses.replace(recipe, rewrites=(rw.CrossLayerEqualization(),))
+    alone = dataclasses.replace(recipe, rewrites=(rw.rewrites.CrossLayerEqualization(),))
     highest = [
         max(report.high for report in rw.quantize(model, images, one).report.activations) for one in (recipe, alone)
     ]
@@ -152,7 +160,7 @@ def test_a_constant_channel_that_equalization_makes_large_does_not_set_the_range
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: rw.Recipe(rewrites=rw.OutlierChannelSplitting()), "it must be a tuple of objects"),
+        (lambda: rw.Recipe(rewrites=rw.rewrites.OutlierChannelSplitting()), "it must be a tuple of objects"),
         (
             lambda: rw.Recipe(rewrites=("outlier-channel-splitting",)),
             r"Write rewrites\[0\]=OutlierChannelSplitting\(\)",
@@ -160,8 +168,8 @@ def test_a_constant_channel_that_equalization_makes_large_does_not_set_the_range
         (lambda: rw.Recipe.from_dict({"rewrites": ["ocs"]}), r"'ocs' is not one of .*outlier-channel-splitting"),
         (lambda: rw.Recipe.from_dict({"rewrites": "ocs"}), "expected a list"),
         (lambda: rw.Recipe(rewrites=(Wrong(1.0),)).as_toml(), "a method of your own"),
-        (lambda: rw.OutlierChannelSplitting(ratio=0.0), "above 0 and up to 1"),
-        (lambda: rw.OutlierChannelSplitting(bits=9), "bits=9"),
+        (lambda: rw.rewrites.OutlierChannelSplitting(ratio=0.0), "above 0 and up to 1"),
+        (lambda: rw.rewrites.OutlierChannelSplitting(bits=9), "bits=9"),
     ],
 )
 def test_what_no_recipe_can_mean_is_refused(make, message):
@@ -179,7 +187,9 @@ def test_options_ask_for_rewrites_and_corrections_and_change_their_settings(tmp_
     name = "outlier-channel-splitting"
     options = RecipeOptions(rewrites=[name], settings=[f"rewrites.{name}.ratio=0.1"], correction="empirical-bias")
     recipe = build_recipe(options)
-    assert recipe == rw.Recipe(rewrites=(rw.OutlierChannelSplitting(0.1),), correction=rw.EmpiricalBias())
+    assert recipe == rw.Recipe(
+        rewrites=(rw.rewrites.OutlierChannelSplitting(0.1),), correction=rw.corrections.EmpiricalBias()
+    )
     file = tmp_path / "recipe.toml"
     recipe.to_toml(file)
     assert build_recipe(RecipeOptions(file=file, rewrites=[name], correction="empirical-bias")) == recipe

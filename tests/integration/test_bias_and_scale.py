@@ -46,7 +46,7 @@ def images(count=40):
 def test_biases_and_scales_differ_from_those_of_nearest_rounding():
     model, samples = network(), images(100)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    nearest = rw.quantize(model, samples, rw.Recipe(COARSE, rw.Nearest())).state_dict()
+    nearest = rw.quantize(model, samples, rw.Recipe(COARSE, rw.rounding.Nearest())).state_dict()
     chosen = rw.quantize(model, samples, rw.Recipe(COARSE)).state_dict()
     for layer in ("0", "2", "4"):
         (bias,) = (name for name in chosen if name.replace("_", ".").endswith(f"{layer}.bias"))
@@ -76,7 +76,7 @@ def test_a_file_and_an_export_carry_them(tmp_path):
     quantized = rw.quantize(network(), images(), rw.Recipe(COARSE))
     quantized.save(tmp_path / "model.rw")
     assert torch.equal(rw.load(tmp_path / "model.rw")(images(5)), quantized(images(5)))
-    rw.export_onnx(quantized, tmp_path / "model.onnx")  # compares with ONNX Runtime, and raises if they differ
+    rw.export(quantized, tmp_path / "model.onnx")  # compares with ONNX Runtime, and raises if they differ
 
 
 def test_a_bias_that_something_else_reads_stays_as_it_is():
@@ -115,14 +115,14 @@ def test_a_shift_is_added_to_every_group_of_a_grouped_layer():
 
 @final
 @dataclass(frozen=True)
-class Wrong(rw.RoundingSolver[Nothing]):
+class Wrong(rw.rounding.RoundingSolver[Nothing]):
     """Rounds to nearest, and changes what `act` says."""
 
-    act: Callable[[rw.Problem], dict]
+    act: Callable[[rw.rounding.Problem], dict]
     needs: ClassVar[type] = Nothing
 
     def solve(self, problem, generator):
-        return rw.Rounding(problem.grid.quantize(problem.weight), **self.act(problem))
+        return rw.rounding.Rounding(problem.grid.quantize(problem.weight), **self.act(problem))
 
 
 def scaled(problem, factor):

@@ -25,7 +25,7 @@ def images(count=41):
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1)) + 0.5
 
 
-def recipe(correction=rw.EmpiricalBias(), rounding=rw.Nearest(), **more):
+def recipe(correction=rw.corrections.EmpiricalBias(), rounding=rw.rounding.Nearest(), **more):
     return rw.Recipe(COARSE, rounding, correction=correction, batch_size=16, **more)
 
 
@@ -54,14 +54,14 @@ def recorded(model, samples):
     return found
 
 
-@pytest.mark.parametrize("rounding", [rw.Nearest(), rw.AdaRound()], ids=repr)
+@pytest.mark.parametrize("rounding", [rw.rounding.Nearest(), rw.rounding.GramAdaRound()], ids=repr)
 def test_every_channels_mean_is_the_float_networks_at_every_layer(rounding):
     model, samples = network(), images()
     plain = rw.quantize(model, samples, recipe(None, rounding))
     corrected = rw.quantize(model, samples, recipe(rounding=rounding))
     *errors, last = errors_of_means(model, plain, samples)
     assert min(errors) > 1e-3
-    if rounding == rw.Nearest():
+    if rounding == rw.rounding.Nearest():
         assert last > 1e-3
     else:  # so few positions that AdaRound's own bias is that of all samples, and leaves nothing to correct
         assert last < 1e-5
@@ -120,21 +120,21 @@ def test_a_file_keeps_the_correction(tmp_path):
     quantized = rw.quantize(network(), images(8), recipe())
     quantized.save(tmp_path / "model.rw")
     loaded = rw.load(tmp_path / "model.rw")
-    assert loaded.recipe.correction == rw.EmpiricalBias()
+    assert loaded.recipe.correction == rw.corrections.EmpiricalBias()
     assert torch.equal(loaded(images(3)), quantized(images(3)))
 
 
 def test_bfloat16_models_are_corrected_as_well_as_their_biases_can():
     model, samples = network().bfloat16(), images().bfloat16()
-    plain, corrected = (rw.quantize(model, samples, recipe(c)) for c in (None, rw.EmpiricalBias()))
+    plain, corrected = (rw.quantize(model, samples, recipe(c)) for c in (None, rw.corrections.EmpiricalBias()))
     was, now = (errors_of_means(model, quantized, samples) for quantized in (plain, corrected))
     assert all(after < before / 4 for before, after in zip(was, now, strict=True))
 
 
-class Wrong(rw.Correction):
+class Wrong(rw.corrections.Correction):
     """Shifts by something of another shape."""
 
-    needs = rw.Nearest.needs
+    needs = rw.rounding.Nearest.needs
 
     def shift(self, weight, bias, statistics):
         return torch.zeros(3)

@@ -11,12 +11,12 @@ from torch.export import ExportedProgram
 from zoo import CASES
 
 import roundwise as rw
-from roundwise.graph import capture as module_capture
-from roundwise.graph.capture import _replace_in_place, capture
+from roundwise.api import rewrite
+from roundwise.frontends import torch_export as module_capture
+from roundwise.frontends.torch_export import _replace_in_place, capture_graph
+from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.graph import Graph
-from roundwise.graph.normalize import normalize
-from roundwise.graph.patterns import find_layers
-from roundwise.pipeline import rewrite
+from roundwise.graph.transforms.normalize import normalize
 
 NAMES = sorted(CASES)
 
@@ -26,7 +26,7 @@ class Captured(NamedTuple):
 
     name: str
     model: nn.Module
-    whole: rw.CapturedModel | None
+    whole: rw.Network | None
     graph: Graph
 
 
@@ -40,8 +40,8 @@ def captured(request):
     model = case.build()
     torch.manual_seed(1)
     args, kwargs = case.inputs(2)
-    whole = None if request.param == "VariadicInputs" else rw.capture_model(model, samples_of(model, args, kwargs))
-    graph = capture(model, args, kwargs) if whole is None else whole.graph
+    whole = None if request.param == "VariadicInputs" else rw.capture(model, samples_of(model, args, kwargs))
+    graph = capture_graph(model, args, kwargs) if whole is None else whole.graph
     return Captured(request.param, model, whole, rewrite(graph))
 
 
@@ -51,10 +51,10 @@ def test_what_is_pure_already_gives_the_same_graph_as_when_it_is_made_so(name, m
     args, kwargs = case.inputs(3)
     made = []
     monkeypatch.setattr(ExportedProgram, "run_decompositions", counting(made, ExportedProgram.run_decompositions))
-    as_it_is = normalize(capture(case.build(), args, kwargs))
+    as_it_is = normalize(capture_graph(case.build(), args, kwargs))
     assert made == []
     monkeypatch.setattr(module_capture, "_is_plain", lambda _: False)
-    made_pure = normalize(capture(case.build(), args, kwargs))
+    made_pure = normalize(capture_graph(case.build(), args, kwargs))
     assert made == ["run_decompositions"]
     assert targets(as_it_is) == targets(made_pure)
 
@@ -70,7 +70,7 @@ def test_batch_norm_that_would_write_its_statistics_is_not_taken_as_pure():
             return nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, True)
 
     with pytest.raises(rw.CaptureError, match=r"writes to 'norm\.running_mean'"):
-        capture(Updates().eval(), (torch.randn(4, 2, 3, 3),), {})
+        capture_graph(Updates().eval(), (torch.randn(4, 2, 3, 3),), {})
 
 
 def counting(calls, function):
@@ -115,7 +115,7 @@ def test_more_bits_bring_the_outputs_nearer(captured):
     samples = samples_of(captured.model, *CASES[captured.name].inputs(8))
     errors = []
     for bits in (3, 8):
-        recipe = rw.Recipe(weights=rw.Weights(bits=bits), rounding=rw.Nearest())
+        recipe = rw.Recipe(weights=rw.Weights(bits=bits), rounding=rw.rounding.Nearest())
         errors.append(rw.quantize(captured.whole, samples, recipe).report.output_error)
     assert errors[1] < max(errors[0], 1e-9)
 
@@ -198,7 +198,7 @@ def test_an_exported_program_is_quantized_like_its_model():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
     samples = torch.randn(8, 3, 6, 6)
     program = torch.export.export(model, (samples[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    recipe = rw.Recipe(rounding=rw.Nearest())
+    recipe = rw.Recipe(rounding=rw.rounding.Nearest())
     torch.testing.assert_close(
         rw.quantize(program, samples, recipe)(samples), rw.quantize(model, samples, recipe)(samples)
     )
@@ -258,7 +258,7 @@ def test_in_place_operations_become_pure_ones_whoever_replaces_them(way, replace
         counts.append(sum(node.target is not was for node, was in zip(module.graph.nodes, before, strict=True)))
 
     monkeypatch.setattr(module_capture, "_replace_in_place", counted)
-    graph = capture(model, (inputs,), {})
+    graph = capture_graph(model, (inputs,), {})
     assert counts == [replaced]
     assert not any("_." in str(node.target) for node in graph.operations.nodes)
     with torch.no_grad():

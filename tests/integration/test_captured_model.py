@@ -1,4 +1,4 @@
-"""`capture_model`: one capture for several recipes changes nothing but the time."""
+"""`capture`: one capture for several recipes changes nothing but the time."""
 
 import copy
 import pickle
@@ -10,13 +10,14 @@ from torch import nn
 from torch.export import Dim
 
 import roundwise as rw
+from roundwise.reproduction import taskloss
 
 SAMPLES = torch.randn(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-NEAREST = rw.Recipe(rounding=rw.Nearest())
+NEAREST = rw.Recipe(rounding=rw.rounding.Nearest())
 RECIPES = {
     "nearest": NEAREST,
-    "AdaRound": rw.Recipe(),
-    "equalized": rw.Recipe(rewrites=(rw.CrossLayerEqualization(),)),
+    "GramAdaRound": rw.Recipe(),
+    "equalized": rw.Recipe(rewrites=(rw.rewrites.CrossLayerEqualization(),)),
     "8-bit activations": rw.Recipe(activations=rw.Activations()),
 }
 
@@ -49,7 +50,7 @@ def test_recipes_one_after_the_other_give_what_each_gives_alone(model, form):
     whole = model
     if form == "program":
         whole = torch.export.export(model, (SAMPLES,), dynamic_shapes=({0: Dim("n")},))
-    captured = rw.capture_model(whole, SAMPLES[:2])
+    captured = rw.capture(whole, SAMPLES[:2])
     for recipe in [*RECIPES.values(), NEAREST]:
         shared, alone = rw.quantize(captured, SAMPLES, recipe), rw.quantize(whole, SAMPLES, recipe)
         assert torch.equal(outputs(shared), outputs(alone))
@@ -57,7 +58,7 @@ def test_recipes_one_after_the_other_give_what_each_gives_alone(model, form):
 
 
 def test_a_result_shares_no_memory_with_the_capture(model):
-    captured = rw.capture_model(model, SAMPLES)
+    captured = rw.capture(model, SAMPLES)
     results = [rw.quantize(captured, SAMPLES, NEAREST) for _ in range(2)]
     tensors = [{t.untyped_storage().data_ptr() for t in it.state_dict().values() if t.numel()} for it in results]
     own = {t.untyped_storage().data_ptr() for t in captured.graph.constants.values()}
@@ -68,12 +69,14 @@ def test_a_result_shares_no_memory_with_the_capture(model):
 
 
 def test_a_capture_serves_without_data_and_for_the_task_loss(model):
-    captured = rw.capture_model(model, SAMPLES)
-    bare = rw.capture_model(model, rw.DataFree((3, 6, 6)))
+    captured = rw.capture(model, SAMPLES)
+    bare = rw.capture(model, rw.DataFree((3, 6, 6)))
     free, barer, alone = (rw.quantize(it, rw.DataFree((3, 6, 6))) for it in (captured, bare, model))
     assert torch.equal(outputs(free), outputs(alone))
     assert torch.equal(outputs(barer), outputs(alone))
-    hessians = [rw.task_hessian(it, "first", SAMPLES, rw.PredictedClasses()).hessian for it in (captured, model)]
+    hessians = [
+        taskloss.task_hessian(it, "first", SAMPLES, taskloss.PredictedClasses()).hessian for it in (captured, model)
+    ]
     assert torch.equal(*hessians)
 
 
@@ -85,7 +88,7 @@ def test_a_capture_serves_without_data_and_for_the_task_loss(model):
     ],
 )
 def test_other_inputs_than_it_was_captured_for_are_refused(model, samples, found):
-    captured = rw.capture_model(model, SAMPLES)
+    captured = rw.capture(model, SAMPLES)
     with pytest.raises(rw.CalibrationError) as caught:
         rw.quantize(captured, samples, NEAREST)
     message = str(caught.value)
@@ -106,7 +109,7 @@ class DictIn(nn.Module):
 def test_inputs_in_a_dict_of_another_order_or_other_keys_are_refused():
     u, v = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(1))
     model = DictIn().eval()
-    captured = rw.capture_model(model, [{"u": u, "v": v}])
+    captured = rw.capture(model, [{"u": u, "v": v}])
     alone, shared = (rw.quantize(it, [{"u": u, "v": v}], NEAREST) for it in (model, captured))
     assert shared.report.output_error == alone.report.output_error
     for other in ({"v": v, "u": u}, {"u": u, "w": v}):
@@ -122,11 +125,11 @@ def test_a_program_for_one_batch_size_is_quantized_without_data(model, batch):
 
 
 def test_it_says_what_it_is_in_a_line(model):
-    said = repr(rw.capture_model(model, SAMPLES))
-    assert re.fullmatch(r"CapturedModel\(\d+ operations, for samples of torch.float32 \[samples, 3, 6, 6\]\)", said)
+    said = repr(rw.capture(model, SAMPLES))
+    assert re.fullmatch(r"Network\(\d+ operations, for samples of torch.float32 \[samples, 3, 6, 6\]\)", said)
 
 
-@pytest.mark.parametrize("call", [rw.capture_model, lambda *given: rw.quantize(*given, NEAREST)])
+@pytest.mark.parametrize("call", [rw.capture, lambda *given: rw.quantize(*given, NEAREST)])
 def test_the_warning_of_training_mode_points_at_the_caller(model, call):
     with pytest.warns(UserWarning, match="in training mode") as warned:
         call(model.train(), SAMPLES)
@@ -135,28 +138,28 @@ def test_the_warning_of_training_mode_points_at_the_caller(model, call):
 
 def test_what_cannot_be_captured_is_refused_as_by_quantize():
     with pytest.raises(rw.ModelError, match="must be an nn\\.Module"):
-        rw.capture_model({"weight": SAMPLES}, SAMPLES)
+        rw.capture({"weight": SAMPLES}, SAMPLES)
 
 
 def test_a_model_that_has_changed_since_must_be_captured_again(model):
-    captured = rw.capture_model(model, SAMPLES)
+    captured = rw.capture(model, SAMPLES)
     model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
     with pytest.raises(rw.ModelError, match=r"'first\.weight' has changed since .* as have \d+ other.*again"):
         rw.quantize(captured, SAMPLES, NEAREST)
-    again = rw.quantize(rw.capture_model(model, SAMPLES), SAMPLES, NEAREST)
+    again = rw.quantize(rw.capture(model, SAMPLES), SAMPLES, NEAREST)
     assert again.report.output_error == rw.quantize(model, SAMPLES, NEAREST).report.output_error
 
 
 @pytest.mark.parametrize("copy", [pickle.dumps, copy.deepcopy, copy.copy])
 def test_it_is_not_copied(model, copy):
-    captured = rw.capture_model(model, SAMPLES)
+    captured = rw.capture(model, SAMPLES)
     with pytest.raises(TypeError, match="Capture it anew"):
         copy(captured)
 
 
 def test_other_things_than_captures_and_samples_are_refused_with_a_reason(model, tmp_path):
-    captured = rw.capture_model(model, SAMPLES)
-    with pytest.raises(rw.ExportError, match="is a CapturedModel; it must be the result of `quantize`"):
-        rw.export_onnx(captured, tmp_path / "model.onnx")
+    captured = rw.capture(model, SAMPLES)
+    with pytest.raises(rw.ExportError, match="is a Network; it must be the result of `quantize`"):
+        rw.export(captured, tmp_path / "model.onnx")
     with pytest.raises(rw.CalibrationError, match="give inputs, where `DataFree` has none"):
-        rw.task_hessian(captured, "first", rw.DataFree((3, 6, 6)), None)
+        taskloss.task_hessian(captured, "first", rw.DataFree((3, 6, 6)), None)

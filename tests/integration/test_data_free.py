@@ -47,11 +47,11 @@ class Net(nn.Module):
 
 NET = Net()
 FREE = rw.DataFree((3, 8, 8))
-RANGES = rw.ActivationBatchNorm(input_low=-4.0, input_high=4.0)
+RANGES = rw.activations.ActivationBatchNorm(input_low=-4.0, input_high=4.0)
 
 
 def recipe(**changes):
-    plain = rw.Weights(bits=8, ranges=rw.MinMax())
+    plain = rw.Weights(bits=8, ranges=rw.ranges.MinMax())
     return dataclasses.replace(rw.Recipe.data_free(), **{"weights": plain, **changes})
 
 
@@ -106,12 +106,12 @@ def test_the_correction_takes_most_of_the_mean_error_away():
 
     @torch.no_grad()
     def error(correction):
-        weights = rw.Weights(3, rw.PerTensor(), ranges=rw.MinMax())
-        coarse = rw.Recipe(weights, rw.Nearest(), correction=correction, rewrites=())
+        weights = rw.Weights(3, rw.PerTensor(), ranges=rw.ranges.MinMax())
+        coarse = rw.Recipe(weights, rw.rounding.Nearest(), correction=correction, rewrites=())
         difference = rw.quantize(NET, FREE, coarse)(samples) - NET(samples)
         return float(difference.mean(0).square().sum())
 
-    assert error(rw.AnalyticBias()) < 0.2 * error(None)
+    assert error(rw.corrections.AnalyticBias()) < 0.2 * error(None)
 
 
 def test_inputs_of_any_form_can_be_described():
@@ -124,7 +124,7 @@ def test_inputs_of_any_form_can_be_described():
             return self.last(self.embed(tokens).mean(1) * scale)
 
     example = (torch.zeros(2, 5, dtype=torch.int64), torch.ones(2, 4))
-    plain = rw.Recipe(rounding=rw.Nearest())
+    plain = rw.Recipe(rounding=rw.rounding.Nearest())
     assert len(rw.quantize(Two().eval(), rw.DataFree(example), plain).report.layers) == 1
 
 
@@ -141,11 +141,17 @@ def test_a_network_with_nothing_to_do_runs_through_and_says_so():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rounding": rw.AdaRound()}, r"layer 'body\.0': AdaRound learns from samples.*rounding=Nearest\(\)"),
-        ({"correction": rw.EmpiricalBias()}, r"EmpiricalBias learns from samples.*AnalyticBias\(\)"),
-        ({"weights": rw.Weights(ranges=rw.OutputMSE())}, "OutputMSE learns from samples"),
+        (
+            {"rounding": rw.rounding.GramAdaRound()},
+            r"layer 'body\.0': GramAdaRound learns from samples.*rounding=Nearest\(\)",
+        ),
+        ({"correction": rw.corrections.EmpiricalBias()}, r"EmpiricalBias learns from samples.*AnalyticBias\(\)"),
+        ({"weights": rw.Weights(ranges=rw.ranges.OutputMSE())}, "OutputMSE learns from samples"),
         ({"activations": rw.Activations()}, r"ActivationMSE learns ranges from samples.*ActivationBatchNorm\(\)"),
-        ({"activations": rw.Activations(ranges=rw.ActivationBatchNorm())}, "range of the network's input 'x'"),
+        (
+            {"activations": rw.Activations(ranges=rw.activations.ActivationBatchNorm())},
+            "range of the network's input 'x'",
+        ),
     ],
     ids=["rounding", "correction", "ranges", "activations", "limits of the input"],
 )
@@ -171,7 +177,7 @@ def test_a_size_serves_a_program_for_one_batch_size(batch):
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
     program = torch.export.export(model, (torch.zeros(batch, 4),))
     assert rw.quantize(program, rw.DataFree((4,)))(torch.zeros(batch, 4)).shape == (batch, 3)
-    captured = rw.capture_model(program, rw.DataFree((4,)))
+    captured = rw.capture(program, rw.DataFree((4,)))
     assert rw.quantize(captured, rw.DataFree((4,)))(torch.zeros(batch, 4)).shape == (batch, 3)
 
 
@@ -198,7 +204,7 @@ def test_a_size_that_is_none_is_refused(size):
 )
 def test_ranges_that_mean_nothing_are_refused(settings):
     with pytest.raises(rw.RecipeError, match="ActivationBatchNorm"):
-        rw.ActivationBatchNorm(**settings)
+        rw.activations.ActivationBatchNorm(**settings)
 
 
 def test_the_recipe_survives_a_trip_through_toml(tmp_path):
@@ -224,7 +230,7 @@ class Pooled(nn.Module):
 def test_means_of_codes_may_be_rounded_either_way_by_an_exported_file(seed, tmp_path):
     pytest.importorskip("onnxruntime")
     quantized = rw.quantize(Pooled(seed).eval(), FREE, recipe(activations=rw.Activations(ranges=RANGES)))
-    assert all(output.passes for output in rw.export_onnx(quantized, tmp_path / "net.onnx").outputs)
+    assert all(output.passes for output in rw.export(quantized, tmp_path / "net.onnx").outputs)
 
 
 @pytest.mark.parametrize(("size", "model"), [((8, 8), nn.Conv2d(3, 4, 3)), ((4,), nn.Embedding(5, 3))])

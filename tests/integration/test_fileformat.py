@@ -19,15 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import roundwise as rw
-from roundwise import fileformat
-from roundwise.fileformat import pack, unpack
-from roundwise.grid import BITS, Codebook
-from roundwise.methods import CustomRounding
-from roundwise.problem import Rounding, RoundingSolver
+from roundwise.artifacts import rwfile as fileformat
+from roundwise.artifacts.rwfile import pack, unpack
+from roundwise.methods.interfaces import Rounding, RoundingSolver
+from roundwise.numerics.grid import BITS, Codebook
+from roundwise.recipe.plain import CustomRounding
 from roundwise.statistics import Nothing
 
 SAMPLES = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-NEAREST = rw.Recipe(rounding=rw.Nearest())
+NEAREST = rw.Recipe(rounding=rw.rounding.Nearest())
 
 
 class Net(nn.Module):
@@ -60,8 +60,8 @@ def outputs_equal(one, other):
 def quantized():
     torch.manual_seed(0)
     weights = rw.Weights(bits=3, symmetric=False)
-    overrides = {"kept.0": None, "head": rw.Weights(bits=5, granularity=rw.PerTensor(), rounding=rw.Floor())}
-    recipe = rw.Recipe(weights, rw.Stochastic(), overrides, seed=7, memory_budget=1 << 20)
+    overrides = {"kept.0": None, "head": rw.Weights(bits=5, granularity=rw.PerTensor(), rounding=rw.rounding.Floor())}
+    recipe = rw.Recipe(weights, rw.rounding.Stochastic(), overrides, seed=7, memory_budget=1 << 20)
     return rw.quantize(Net().eval(), SAMPLES, recipe)
 
 
@@ -131,7 +131,9 @@ class Mine(RoundingSolver[Nothing]):
 
 def test_the_recipe_keeps_methods_that_are_not_known_here_by_their_text(tmp_path):
     weights = rw.Weights(bits=8, rounding=Mine(2.0))
-    recipe = rw.Recipe(rounding=Mine(), overrides={"0": weights, "1": rw.Weights(rounding=rw.Ceil()), "2": None})
+    recipe = rw.Recipe(
+        rounding=Mine(), overrides={"0": weights, "1": rw.Weights(rounding=rw.rounding.Ceil()), "2": None}
+    )
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
     rw.quantize(model.eval(), SAMPLES, recipe).save(tmp_path / "model.rw")
     loaded = rw.load(tmp_path / "model.rw").recipe
@@ -152,7 +154,7 @@ def test_the_recipe_keeps_methods_that_are_not_known_here_by_their_text(tmp_path
 @pytest.mark.parametrize("bits", BITS)
 def test_a_code_takes_the_bits_that_it_has(bits, symmetric, tmp_path):
     model = nn.Sequential(nn.Linear(64, 32, bias=False))
-    recipe = rw.Recipe(rw.Weights(bits=bits, symmetric=symmetric), rw.Nearest())
+    recipe = rw.Recipe(rw.Weights(bits=bits, symmetric=symmetric), rw.rounding.Nearest())
     result = rw.quantize(model.eval(), torch.randn(4, 64), recipe)
     result.save(tmp_path / "model.rw")
     stored = load_file(tmp_path / "model.rw")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from roundwise.recipe import Recipe, Weights
+from roundwise.methods.rounding import Stochastic
+from roundwise.recipe.settings import Recipe, Weights
 from roundwise.reproduction import PAPERS, Row, Settings, Study, quantize_row, run_once
-from roundwise.rounding import Stochastic
 
 FOLDER = Path(__file__).parents[2] / "papers" / "adaround_2020"
 sys.path.append(str(FOLDER))

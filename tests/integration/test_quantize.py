@@ -19,16 +19,16 @@ from torch.export import Dim
 from torch.utils.data import DataLoader, TensorDataset
 
 import roundwise as rw
-from roundwise.graph.capture import capture
-from roundwise.graph.emit import QuantizedWeight, emit, packed_bits
-from roundwise.graph.normalize import normalize
-from roundwise.graph.patterns import find_layers
-from roundwise.grid import BITS, Codebook, Grid
-from roundwise.model import QuantizedModel
+from roundwise.artifacts.emit import QuantizedWeight, emit, packed_bits
+from roundwise.artifacts.model import Model
+from roundwise.frontends.torch_export import capture_graph
+from roundwise.graph.analysis.layers import find_layers
+from roundwise.graph.transforms.normalize import normalize
+from roundwise.numerics.grid import BITS, Codebook, Grid
 
 SAMPLES = torch.randn(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-FEW = rw.AdaRoundSGD(iterations=12, batch_size=4, learning_rate=0.1)
-NEAREST = rw.Recipe(rounding=rw.Nearest())
+FEW = rw.rounding.AdaRound(iterations=12, batch_size=4, learning_rate=0.1)
+NEAREST = rw.Recipe(rounding=rw.rounding.Nearest())
 
 
 class Net(nn.Module):
@@ -121,7 +121,9 @@ def test_dropped_labels_are_noted_in_the_report():
 
 def test_the_same_seed_gives_the_same_codes_and_another_seed_others():
     assert_same_codes(rw.quantize(net(), SAMPLES, recipe()), reference())
-    one, same, other = (codes(rw.quantize(net(), SAMPLES, recipe(rw.Stochastic(), seed=seed))) for seed in (0, 0, 1))
+    one, same, other = (
+        codes(rw.quantize(net(), SAMPLES, recipe(rw.rounding.Stochastic(), seed=seed))) for seed in (0, 0, 1)
+    )
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
@@ -141,15 +143,17 @@ def net_once():
 
 
 def test_codes_of_a_layer_do_not_depend_on_what_is_done_with_later_ones():
-    overrides = {"second": rw.Weights(bits=8, rounding=rw.Ceil()), "head": None}
+    overrides = {"second": rw.Weights(bits=8, rounding=rw.rounding.Ceil()), "head": None}
     changed = rw.quantize(net(), SAMPLES, recipe(overrides=overrides))
     name = "graph_module.first.weight_codes"
     assert torch.equal(codes(changed)[name], codes(reference())[name])
 
 
 def test_stochastic_codes_of_a_layer_do_not_depend_on_any_other_layer():
-    everything = codes(rw.quantize(net(), SAMPLES, recipe(rw.Stochastic())))
-    alone = codes(rw.quantize(net(), SAMPLES, recipe(rw.Stochastic(), overrides={"first": None, "second": None})))
+    everything = codes(rw.quantize(net(), SAMPLES, recipe(rw.rounding.Stochastic())))
+    alone = codes(
+        rw.quantize(net(), SAMPLES, recipe(rw.rounding.Stochastic(), overrides={"first": None, "second": None}))
+    )
     assert list(alone) == ["graph_module.head.weight_codes"]
     assert torch.equal(alone["graph_module.head.weight_codes"], everything["graph_module.head.weight_codes"])
 
@@ -202,7 +206,7 @@ def test_the_users_model_and_samples_stay_as_they_were(training):
 
 def test_the_result_shares_no_memory_with_the_model():
     model = net()
-    quantized = rw.quantize(model, SAMPLES, rw.Recipe(rounding=rw.Nearest(), overrides={"second": None}))
+    quantized = rw.quantize(model, SAMPLES, rw.Recipe(rounding=rw.rounding.Nearest(), overrides={"second": None}))
     before = quantized(SAMPLES)
     with torch.no_grad():
         for tensor in model.state_dict().values():
@@ -229,7 +233,7 @@ def test_defaults_give_four_bits_per_channel_and_outputs_close_to_the_models():
     statistics = sum(tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
     assert quantized.report.float_bytes == 4 * statistics
     assert quantized.report.quantized_bytes == weights / 2 + 4 * outputs + 4 * outputs  # codes, scales, biases
-    assert repr(quantized).startswith("QuantizedModel(\n  3 quantized layers, 4 bits\n")
+    assert repr(quantized).startswith("Model(\n  3 quantized layers, 4 bits\n")
 
 
 @pytest.mark.parametrize("form", ["positional", "named"])
@@ -269,10 +273,10 @@ def test_a_model_that_takes_a_dict_is_calibrated_with_dicts():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 5e-3), (torch.bfloat16, 4e-2), (torch.float64, 1e-5)])
 def test_other_precisions_work_and_agree_with_float32(dtype, tolerance):
     model = net().to(dtype)
-    quantized = rw.quantize(model, SAMPLES.to(dtype), recipe(rw.Nearest()))
+    quantized = rw.quantize(model, SAMPLES.to(dtype), recipe(rw.rounding.Nearest()))
     outputs = quantized(SAMPLES.to(dtype))
     assert outputs.dtype == dtype
-    expected = rw.quantize(net(), SAMPLES, recipe(rw.Nearest()))(SAMPLES)
+    expected = rw.quantize(net(), SAMPLES, recipe(rw.rounding.Nearest()))(SAMPLES)
     assert (outputs.float() - expected).abs().max() < tolerance * expected.abs().max()
     assert_same_grids_up_to_precision(quantized, tolerance)
     trained = rw.quantize(model, SAMPLES.to(dtype), recipe())
@@ -304,7 +308,7 @@ def test_second_moments_of_half_precision_are_summed_in_float32():
 
 
 def test_the_program_is_a_standard_one_with_integer_codes_and_any_batch():
-    quantized = rw.quantize(net(), SAMPLES, recipe(rw.Nearest()))
+    quantized = rw.quantize(net(), SAMPLES, recipe(rw.rounding.Nearest()))
     program = quantized.program
     assert isinstance(program, torch.export.ExportedProgram)
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
@@ -339,7 +343,7 @@ def test_a_copy_is_a_model_of_its_own():
 def test_a_model_can_be_sent_to_another_process():
     quantized = reference()
     sent = pickle.loads(pickle.dumps(quantized))  # noqa: S301  our own bytes
-    assert isinstance(sent, QuantizedModel)
+    assert isinstance(sent, Model)
     assert sent.program is not None
     assert torch.equal(sent(SAMPLES), quantized(SAMPLES))
     assert sent.report == quantized.report
@@ -438,7 +442,7 @@ def state():
     return [part.fp32_precision for part in parts]
 
 def run():
-    rw.quantize(model, samples, rw.Recipe(rounding=rw.Nearest()))
+    rw.quantize(model, samples, rw.Recipe(rounding=rw.rounding.Nearest()))
 
 run()
 assert state() == ["none"] * 7, state()
@@ -556,7 +560,7 @@ def random_grid(codebook, *shape):
 def one_layer(kind, dtype):
     make, shape = KINDS[kind]
     torch.manual_seed(0)
-    graph = normalize(capture(One(make()).eval().to(dtype), (torch.randn(2, *shape, dtype=dtype),), {}))
+    graph = normalize(capture_graph(One(make()).eval().to(dtype), (torch.randn(2, *shape, dtype=dtype),), {}))
     (layer,) = find_layers(graph)
     return graph, layer, torch.randn(3, *shape, dtype=dtype)
 
@@ -598,16 +602,16 @@ def test_other_uses_of_a_shared_weight_keep_the_float_one():
 
 
 def test_every_number_of_bits_gives_the_error_that_it_should():
-    captured, errors = rw.capture_model(net(), SAMPLES), []
+    captured, errors = rw.capture(net(), SAMPLES), []
     for bits in BITS:
         weights = rw.Weights(bits=bits, symmetric=bits % 2 == 0)
-        errors.append(rw.quantize(captured, SAMPLES, rw.Recipe(weights, rw.Nearest())).report.output_error)
+        errors.append(rw.quantize(captured, SAMPLES, rw.Recipe(weights, rw.rounding.Nearest())).report.output_error)
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-7
 
 
 def test_a_numpy_scalar_seed_is_no_trouble():
-    quantized = rw.quantize(net(), SAMPLES, recipe(rw.Stochastic(), seed=int(np.int64(3))))
+    quantized = rw.quantize(net(), SAMPLES, recipe(rw.rounding.Stochastic(), seed=int(np.int64(3))))
     assert quantized.recipe.seed == 3
 
 
@@ -624,7 +628,9 @@ def _transposed_convolution(weight):
 
 
 @pytest.mark.parametrize(
-    "solver", [rw.AdaRound(), rw.StraightThrough(iterations=50), rw.AdaRoundSGD(iterations=50)], ids=repr
+    "solver",
+    [rw.rounding.GramAdaRound(), rw.rounding.StraightThrough(iterations=50), rw.rounding.AdaRound(iterations=50)],
+    ids=repr,
 )
 @pytest.mark.parametrize(
     ("build", "shape", "inputs", "elsewhere"),

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import roundwise as rw
-from roundwise.graph.capture import capture
-from roundwise.pipeline import rewrite
-from roundwise.rewrites.cross_layer_equalization import pairs
+from roundwise.api import rewrite
+from roundwise.frontends.torch_export import capture_graph
+from roundwise.methods.rewrites.cross_layer_equalization import pairs
 
 _SPEC = importlib.util.spec_from_file_location(
     "benchmark_networks", Path(__file__).parents[2] / "benchmarks" / "networks.py"
@@ -36,7 +36,7 @@ def task():
 
 
 def quantized(bits, rounding, samples=256, **settings):
-    weights = rw.Weights(bits=bits, granularity=rw.PerTensor(), ranges=rw.WeightMSE())
+    weights = rw.Weights(bits=bits, granularity=rw.PerTensor(), ranges=rw.ranges.WeightMSE())
     recipe = rw.Recipe(weights, rounding, rewrites=(), **settings)
     return rw.quantize(task().model, task().calibration[:samples], recipe)
 
@@ -45,7 +45,7 @@ def quantized(bits, rounding, samples=256, **settings):
     ("bits", "expected", "tolerance"), [(4, 69, 2), pytest.param(3, 25, 4, marks=pytest.mark.slow)]
 )
 def test_nearest_rounding_per_tensor_costs_what_it_is_known_to_cost(bits, expected, tolerance):
-    model = quantized(bits, rw.Nearest())
+    model = quantized(bits, rw.rounding.Nearest())
     assert task().accuracy(model) == pytest.approx(expected, abs=tolerance)
     report = model.report
     assert len(report.layers) == 20
@@ -54,7 +54,7 @@ def test_nearest_rounding_per_tensor_costs_what_it_is_known_to_cost(bits, expect
 
 
 def test_a_file_gives_back_the_same_network(tmp_path):
-    model = quantized(4, rw.Nearest())
+    model = quantized(4, rw.rounding.Nearest())
     model.save(tmp_path / "resnet20.rw")
     images = task().images[:32]
     assert torch.equal(rw.load(tmp_path / "resnet20.rw")(images), model(images))
@@ -62,7 +62,9 @@ def test_a_file_gives_back_the_same_network(tmp_path):
 
 
 def test_nothing_but_speed_depends_on_the_memory_budget():
-    in_memory, on_disk = (quantized(3, rw.Ceil(), samples=64, memory_budget=budget) for budget in (1 << 40, 1 << 20))
+    in_memory, on_disk = (
+        quantized(3, rw.rounding.Ceil(), samples=64, memory_budget=budget) for budget in (1 << 40, 1 << 20)
+    )
     assert in_memory.report.output_error == on_disk.report.output_error
     assert [layer.error for layer in in_memory.report.layers] == [layer.error for layer in on_disk.report.layers]
     sample = 16 * 32 * 32 * 4  # the widest: a block's input and the two convolutions' between it, in both streams
@@ -71,9 +73,9 @@ def test_nothing_but_speed_depends_on_the_memory_budget():
 
 @pytest.mark.slow
 def test_adaround_recovers_most_of_what_nearest_rounding_loses():
-    model = quantized(3, rw.AdaRoundSGD(iterations=500))
+    model = quantized(3, rw.rounding.AdaRound(iterations=500))
     assert task().accuracy(model) > 70
-    assert model.report.output_error < 0.5 * quantized(3, rw.Nearest()).report.output_error
+    assert model.report.output_error < 0.5 * quantized(3, rw.rounding.Nearest()).report.output_error
     assert all(0.02 < layer.flips < 0.5 for layer in model.report.layers)
 
 
@@ -82,9 +84,9 @@ def test_adaround_recovers_most_of_what_nearest_rounding_loses():
 )
 def test_equalization_finds_the_pairs_of_trained_networks_and_leaves_their_outputs(network, count):
     whole = networks.load(network, 8)
-    graph = rewrite(capture(whole.model, (whole.calibration,), {}))
+    graph = rewrite(capture_graph(whole.model, (whole.calibration,), {}))
     assert len(pairs(graph)) == count
     with torch.no_grad():
         expected = graph.module()(whole.calibration)
-        outputs = rw.CrossLayerEqualization().apply(graph).module()(whole.calibration)
+        outputs = rw.rewrites.CrossLayerEqualization().apply(graph).module()(whole.calibration)
     assert torch.linalg.vector_norm(outputs - expected) < 1e-5 * torch.linalg.vector_norm(expected)

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import nn
 from vocfiles import classes_of, palette_image, write_voc
 
+from roundwise.api import quantize
 from roundwise.cli.app import app
 from roundwise.errors import FileFormatError, RecipeError
-from roundwise.pipeline import quantize
-from roundwise.recipe import Recipe, Weights
+from roundwise.methods.rounding import GramAdaRound, Nearest, Stochastic
+from roundwise.recipe.settings import Recipe, Weights
 from roundwise.reproduction import (
     PAPERS,
     Journal,
@@ -32,7 +33,6 @@ from roundwise.reproduction import (
     run,
     run_key,
 )
-from roundwise.rounding import AdaRound, Nearest, Stochastic
 
 TABLES = PAPERS["adaround"]
 
@@ -106,7 +106,7 @@ def test_two_samples_give_the_codes_of_all_where_nothing_looks_at_them(first_lay
 
 
 def test_a_method_that_looks_at_the_samples_gets_all_of_them():
-    row = Row("AdaRound", "", Recipe(Weights(bits=3), AdaRound(iterations=1)), True)
+    row = Row("GramAdaRound", "", Recipe(Weights(bits=3), GramAdaRound(iterations=1)), True)
     assert quantize_row(study(), row, 0).report.samples == 24
 
 

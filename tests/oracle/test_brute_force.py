@@ -27,7 +27,7 @@ def test_the_optimum_is_no_worse_than_any_simple_rounding(case):
     problem = case.problem(Samples)
     best, value = best_rounding(case, problem.grid)
     assert math.isclose(objective(case, problem.grid, best.codes), value, rel_tol=1e-4, abs_tol=1e-9)
-    for solver in (rw.Nearest(), rw.Floor(), rw.Ceil(), rw.Stochastic()):
+    for solver in (rw.rounding.Nearest(), rw.rounding.Floor(), rw.rounding.Ceil(), rw.rounding.Stochastic()):
         codes = solve(solver, problem).codes
         assert objective(case, problem.grid, codes) >= value * (1 - 1e-4) - 1e-9
 
@@ -39,8 +39,8 @@ def test_adaround_comes_near_the_optimum():
     for case in CASES:
         problem = case.problem(Samples)
         _, optimum = best_rounding(case, problem.grid)
-        nearest = objective(case, problem.grid, solve(rw.Nearest(), problem).codes)
-        reached = objective(case, problem.grid, solve(rw.AdaRoundSGD(iterations=1500), problem).codes)
+        nearest = objective(case, problem.grid, solve(rw.rounding.Nearest(), problem).codes)
+        reached = objective(case, problem.grid, solve(rw.rounding.AdaRound(iterations=1500), problem).codes)
         assert optimum * (1 - 1e-4) <= reached <= nearest * (1 + 1e-4), case
         left += (reached - optimum) / optimum
         lost += (nearest - optimum) / optimum

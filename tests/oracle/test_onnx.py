@@ -17,15 +17,15 @@ from torch import nn
 from torch.export import Dim
 
 import roundwise as rw
-from roundwise.export import export_onnx
-from roundwise.export import onnx as onnx_export
-from roundwise.graph.emit import dialect
-from roundwise.grid import Codebook
+from roundwise.artifacts.emit import dialect
+from roundwise.exporters import export
+from roundwise.exporters import onnx as onnx_export
+from roundwise.numerics.grid import Codebook
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-onnx_graph = pytest.importorskip("roundwise.export.onnx_graph")
-onnx_verify = pytest.importorskip("roundwise.export.onnx_verify")
+onnx_graph = pytest.importorskip("roundwise.exporters.onnx_graph")
+onnx_verify = pytest.importorskip("roundwise.exporters.onnx_verify")
 
 
 class Layer(nn.Module):
@@ -76,7 +76,7 @@ class Conv(Layer):
 
 
 class Quantized(nn.Module):
-    """What an export needs of a `QuantizedModel`, around any module."""
+    """What an export needs of a `Model`, around any module."""
 
     def __init__(self, module, *args, dynamic=True, **kwargs):
         super().__init__()
@@ -113,7 +113,7 @@ def graph(network):
 def exported(network, graph, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_graph, "build_graph", lambda program: graph)
-        return export_onnx(network, tmp_path_factory.mktemp("network") / "m.onnx")
+        return export(network, tmp_path_factory.mktemp("network") / "m.onnx")
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_the_file_knows_its_recipe_and_nothing_of_the_machine(exported):
     model = onnx.load(exported.path)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     assert properties["roundwise.version"] == rw.__version__
-    assert rw.Recipe.from_dict(json.loads(properties["roundwise.recipe"])) == rw.Recipe()
+    assert rw.Recipe.from_dict(json.loads(properties["roundwise.recipe.settings"])) == rw.Recipe()
     assert b"test_onnx.py" not in exported.path.read_bytes()
 
 
@@ -210,7 +210,7 @@ class Parallel(nn.Module):
 
 def test_codes_and_zero_points_have_the_narrowest_type_that_holds_them(tmp_path):
     layers = {f"w{bits}{'s' if s else 'a'}": Conv(8, 3, 3, 3, bits=bits, symmetric=s) for bits, s in STORED}
-    result = export_onnx(Quantized(Parallel(**layers), torch.randn(4, 3, 6, 6)), tmp_path / "m.onnx")
+    result = export(Quantized(Parallel(**layers), torch.randn(4, 3, 6, 6)), tmp_path / "m.onnx")
     assert [output.name for output in result.outputs] == list(layers)
     assert result.relative_difference < 1e-5
     found = {name.split(".")[1]: stored for name, (stored, *_) in weights(result.path).items()}
@@ -224,7 +224,7 @@ def test_every_granularity_agrees(tmp_path):
         for name, shares in kinds.items()
         for symmetric in (True, False)
     }
-    result = export_onnx(Quantized(Parallel(**layers), torch.randn(4, 4, 6, 6)), tmp_path / "m.onnx")
+    result = export(Quantized(Parallel(**layers), torch.randn(4, 4, 6, 6)), tmp_path / "m.onnx")
     assert result.relative_difference < 1e-5
     found = weights(result.path)
     assert found["layers.tensor_True.weight"] == ("INT4", "FLOAT", ["Conv"], {})
@@ -259,7 +259,7 @@ def test_attention_with_tied_weights_named_inputs_and_nested_outputs_agrees(tmp_
     mask = torch.ones(3, 9, dtype=torch.bool)
     mask[1, 5:] = False
     quantized = Quantized(model, torch.randint(0, 32, (3, 9)), mask=mask)
-    result = export_onnx(quantized, tmp_path / "m.onnx")
+    result = export(quantized, tmp_path / "m.onnx")
     assert [output.name for output in result.outputs] == ["logits", "best", "hidden_0", "hidden_2_0"]
     assert result.relative_difference < 1e-5
     assert [value.name for value in onnx.load(result.path).graph.input] == ["tokens", "mask"]
@@ -279,7 +279,7 @@ def test_a_float16_network_agrees(tmp_path):
     with torch.no_grad():
         model[0].weight_scale.copy_(model[0].weight_scale.half())  # exact in float16; the linear layer's are not
         model[3].bias.data = model[3].bias.data.half()
-    result = export_onnx(Quantized(model, torch.randn(4, 3, 8, 8).half()), tmp_path / "m.onnx")
+    result = export(Quantized(model, torch.randn(4, 3, 8, 8).half()), tmp_path / "m.onnx")
     assert result.relative_difference < 5e-3
     assert {name: what[1:3] for name, what in weights(result.path).items()} == {
         "0.weight": ("FLOAT16", ["Conv"]),
@@ -302,7 +302,7 @@ class Decoder(nn.Module):
 
 
 def test_one_dimensional_and_transposed_convolutions_agree(tmp_path):
-    result = export_onnx(Quantized(Decoder(), torch.randn(4, 4, 16)), tmp_path / "m.onnx")
+    result = export(Quantized(Decoder(), torch.randn(4, 4, 16)), tmp_path / "m.onnx")
     assert result.relative_difference < 1e-5
     assert [output.name for output in result.outputs] == ["output_0", "output_1"]
     found = weights(result.path)
@@ -324,7 +324,7 @@ class Twice(nn.Module):
 
 def test_a_weight_takes_half_a_byte_and_is_stored_once(tmp_path):
     quantized = Quantized(Twice(Linear(512, 512)), torch.randn(4, 512))
-    result = export_onnx(quantized, tmp_path / "m.onnx")
+    result = export(quantized, tmp_path / "m.onnx")
     assert result.weight_types == {"INT4": 1}
     assert 512 * 512 / 2 < result.bytes < 512 * 512 / 2 + 10_000
     assert [output.name for output in result.outputs] == ["output_0", "output_1", "output_2"]
@@ -352,13 +352,13 @@ def test_a_corrupted_export_is_caught_and_leaves_no_file(network, tmp_path, monk
     with pytest.raises(
         rw.ExportError, match=r"does not agree .* on 8 calibration samples.*'output' differs by at most"
     ):
-        export_onnx(network, tmp_path / "m.onnx")
+        export(network, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_tolerance_is_the_users_to_set(built_once, tmp_path):
     with pytest.raises(rw.ExportError, match=r"Up to 1e-12 of an output's largest magnitude"):
-        export_onnx(built_once, tmp_path / "m.onnx", tolerance=1e-12)
+        export(built_once, tmp_path / "m.onnx", tolerance=1e-12)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -369,7 +369,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(built_once, tmp_path, monke
 
     monkeypatch.setattr(onnx_export, "_write", full)
     with pytest.raises(rw.ExportError, match=r"Writing '.*m\.onnx' failed: .*No space left"):
-        export_onnx(built_once, tmp_path / "m.onnx")
+        export(built_once, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -420,20 +420,20 @@ def test_an_interrupt_or_a_mismatch_leaves_an_earlier_file_as_it_was(built_once,
 
     monkeypatch.setattr(onnx_verify, "verify", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        export_onnx(built_once, target)
+        export(built_once, target)
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
     assert target.read_bytes() == b"earlier"
 
 
 def test_an_earlier_file_is_replaced(built_once, tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"earlier")
-    export_onnx(built_once, str(tmp_path / "m.onnx"))
+    export(built_once, str(tmp_path / "m.onnx"))
     onnx.checker.check_model(tmp_path / "m.onnx")
 
 
 def test_constants_beyond_the_limit_of_a_file_go_beside_it(built_once, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "LARGEST_SINGLE_FILE", 1000)
-    result = export_onnx(built_once, tmp_path / "m.onnx")
+    result = export(built_once, tmp_path / "m.onnx")
     files = sorted(tmp_path.iterdir())
     assert [file.name for file in files] == ["m.onnx", "m.onnx.data"]
     assert result.bytes == sum(file.stat().st_size for file in files)
@@ -443,16 +443,16 @@ def test_constants_beyond_the_limit_of_a_file_go_beside_it(built_once, tmp_path,
 
 def test_a_model_without_samples_is_checked_on_random_ones_or_on_those_given(built_once, tmp_path, monkeypatch):
     monkeypatch.setattr(built_once, "samples", None)
-    result = export_onnx(built_once, tmp_path / "m.onnx")
+    result = export(built_once, tmp_path / "m.onnx")
     assert result.verified_on == "4 random samples (seed 0; the model carries no others), in batches of 4, 2, 1"
-    result = export_onnx(built_once, tmp_path / "m.onnx", samples=torch.randn(3, 3, 8, 8))
+    result = export(built_once, tmp_path / "m.onnx", samples=torch.randn(3, 3, 8, 8))
     assert result.verified_on == "3 given samples, in batches of 3, 2, 1"
     with pytest.raises(rw.ExportError, match="but the model takes"):
-        export_onnx(built_once, tmp_path / "m.onnx", samples=((), {"image": torch.randn(3, 3, 8, 8)}))
+        export(built_once, tmp_path / "m.onnx", samples=((), {"image": torch.randn(3, 3, 8, 8)}))
 
 
 def test_nothing_is_printed_or_warned(built_once, exported, tmp_path, capfd):
-    export_onnx(built_once, tmp_path / "m.onnx")
+    export(built_once, tmp_path / "m.onnx")
     assert capfd.readouterr() == ("", "")
 
 
@@ -476,19 +476,19 @@ class Untouched(nn.Module):
 def test_a_path_that_cannot_be_written_is_refused_before_any_work(tmp_path, path, message):
     (tmp_path / "d.onnx").mkdir()
     with pytest.raises(rw.ExportError, match=message):
-        export_onnx(Untouched(), tmp_path / path)
+        export(Untouched(), tmp_path / path)
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(rw.ExportError, match=r'needs onnxscript.*pip install "roundwise\[onnx\]"'):
-        export_onnx(Untouched(), tmp_path / "m.onnx")
+        export(Untouched(), tmp_path / "m.onnx")
 
 
 def test_bfloat16_is_refused_with_the_way_out(tmp_path):
     model = nn.Sequential(Conv(8, 3, 3, 3))
     with pytest.raises(rw.ExportError, match=r"bfloat16.*model\.float\(\)"):
-        export_onnx(Quantized(model, torch.randn(2, 3, 8, 8).bfloat16()), tmp_path / "m.onnx")
+        export(Quantized(model, torch.randn(2, 3, 8, 8).bfloat16()), tmp_path / "m.onnx")
 
 
 def test_an_operation_unknown_to_onnx_is_named(tmp_path):
@@ -497,7 +497,7 @@ def test_an_operation_unknown_to_onnx_is_named(tmp_path):
             return torch.linalg.eigvalsh(super().forward(x)[:, 0])
 
     with pytest.raises(rw.ExportError, match="eigh"):
-        export_onnx(Quantized(Strange(Conv(8, 3, 3, 3)), torch.randn(2, 3, 8, 8)), tmp_path / "m.onnx")
+        export(Quantized(Strange(Conv(8, 3, 3, 3)), torch.randn(2, 3, 8, 8)), tmp_path / "m.onnx")
 
 
 def test_an_output_that_is_no_tensor_is_named(tmp_path):
@@ -506,7 +506,7 @@ def test_an_output_that_is_no_tensor_is_named(tmp_path):
             return super().forward(x), 3
 
     with pytest.raises(rw.ExportError, match="returns the constant 3"):
-        export_onnx(Quantized(Constant(Conv(8, 3, 3, 3)), torch.randn(2, 3, 8, 8)), tmp_path / "m.onnx")
+        export(Quantized(Constant(Conv(8, 3, 3, 3)), torch.randn(2, 3, 8, 8)), tmp_path / "m.onnx")
 
 
 def test_damaged_codes_are_refused_by_name():
@@ -535,7 +535,7 @@ class Segmenter(nn.Module):
 
 def test_a_quantized_segmenter_of_all_granularities_agrees(tmp_path):
     recipe = rw.Recipe(
-        rounding=rw.Nearest(),
+        rounding=rw.rounding.Nearest(),
         overrides={
             "depthwise": rw.Weights(bits=8, symmetric=False),
             "up": rw.Weights(granularity=rw.PerGroup(8)),
@@ -543,7 +543,7 @@ def test_a_quantized_segmenter_of_all_granularities_agrees(tmp_path):
         },
     )
     quantized = rw.quantize(Segmenter().eval(), torch.randn(16, 4, 8, 8), recipe)
-    result = export_onnx(quantized, tmp_path / "m.onnx")
+    result = export(quantized, tmp_path / "m.onnx")
     assert result.relative_difference < 1e-5
     assert [output.name for output in result.outputs] == ["masks", "classes"]
     assert [value.name for value in onnx.load(result.path).graph.input] == ["image"]
@@ -551,14 +551,14 @@ def test_a_quantized_segmenter_of_all_granularities_agrees(tmp_path):
     feeds = {name: feeds for name, (_, _, feeds, _) in weights(result.path).items()}
     assert feeds["stem.0.weight"] == feeds["depthwise.weight"] == feeds["head.weight"] == ["Conv"]
     properties = {entry.key: entry.value for entry in onnx.load(result.path).metadata_props}
-    assert rw.Recipe.from_dict(json.loads(properties["roundwise.recipe"])) == recipe
+    assert rw.Recipe.from_dict(json.loads(properties["roundwise.recipe.settings"])) == recipe
 
 
 def test_a_saved_and_loaded_model_exports_without_samples(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)).eval()
-    quantized = rw.quantize(model, torch.randn(16, 3, 8, 8), rw.Recipe(rounding=rw.Nearest()))
+    quantized = rw.quantize(model, torch.randn(16, 3, 8, 8), rw.Recipe(rounding=rw.rounding.Nearest()))
     quantized.save(tmp_path / "m.rw")
-    result = export_onnx(rw.load(tmp_path / "m.rw"), tmp_path / "m.onnx")
+    result = export(rw.load(tmp_path / "m.rw"), tmp_path / "m.onnx")
     assert result.verified_on.startswith("4 random samples")
     x = torch.randn(2, 3, 8, 8)
     np.testing.assert_allclose(run(result.path, input=x.numpy())["output"], quantized(x).numpy(), atol=1e-5)

@@ -10,13 +10,13 @@ from test_fold_batchnorm import Layer, graph_of, sequential
 from torch import nn
 
 import roundwise as rw
+from roundwise.api import apply_rewrites, rewrite
 from roundwise.errors import RecipeError
-from roundwise.graph.capture import capture
-from roundwise.graph.patterns import find_layers, linear_map
-from roundwise.graph.quantizers import find_activations
-from roundwise.pipeline import apply_rewrites, rewrite
-from roundwise.rewrites import CrossLayerEqualization
-from roundwise.rewrites.cross_layer_equalization import pairs
+from roundwise.frontends.torch_export import capture_graph
+from roundwise.graph.analysis.activations import find_activations
+from roundwise.graph.analysis.layers import find_layers, linear_map
+from roundwise.methods.rewrites import CrossLayerEqualization
+from roundwise.methods.rewrites.cross_layer_equalization import pairs
 
 aten = torch.ops.aten
 examples = settings(max_examples=60, deadline=None, derandomize=True)
@@ -283,7 +283,7 @@ SAMPLES = torch.randn(24, 3, 9, 9, generator=torch.Generator().manual_seed(1)) *
 
 
 def test_a_clamp_with_limits_for_each_channel_is_fused_with_its_layer():
-    graph = rewrite(capture(mobile(), (SAMPLES[:2],), {}))
+    graph = rewrite(capture_graph(mobile(), (SAMPLES[:2],), {}))
     (after, notes) = apply_rewrites(graph, (CrossLayerEqualization(),), (SAMPLES[:2],), {})
     assert notes == ("cross-layer-equalization: 3 pairs of layers with channels in common",)
     layers = find_layers(after)
@@ -294,7 +294,7 @@ def test_a_clamp_with_limits_for_each_channel_is_fused_with_its_layer():
 
 
 def test_what_is_not_exact_says_in_the_report_how_far_outputs_moved():
-    recipe = rw.Recipe(rw.Weights(bits=8), rw.Nearest(), rewrites=(CrossLayerEqualization("relu"),))
+    recipe = rw.Recipe(rw.Weights(bits=8), rw.rounding.Nearest(), rewrites=(CrossLayerEqualization("relu"),))
     (note,) = rw.quantize(mobile(), SAMPLES, recipe).report.notes
     assert note.startswith("cross-layer-equalization: 3 pairs of layers with channels in common; the float network's")
     plain = nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 3)).eval()
@@ -303,15 +303,15 @@ def test_what_is_not_exact_says_in_the_report_how_far_outputs_moved():
 
 
 def test_an_equalized_network_is_more_accurate_on_grids_per_tensor_and_exports(tmp_path):
-    weights = rw.Weights(bits=8, granularity=rw.PerTensor(), ranges=rw.MinMax())
+    weights = rw.Weights(bits=8, granularity=rw.PerTensor(), ranges=rw.ranges.MinMax())
     plain, equalized = (
-        rw.quantize(mobile(), SAMPLES, rw.Recipe(weights, rw.Nearest(), rewrites=rewrites))
+        rw.quantize(mobile(), SAMPLES, rw.Recipe(weights, rw.rounding.Nearest(), rewrites=rewrites))
         for rewrites in ((), (CrossLayerEqualization(),))
     )
     assert equalized.report.output_error < plain.report.output_error / 10
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    result = rw.export_onnx(equalized, tmp_path / "m.onnx")  # compares, and raises where outputs differ
+    result = rw.export(equalized, tmp_path / "m.onnx")  # compares, and raises where outputs differ
     assert result.relative_difference < 1e-5
     session = runtime.InferenceSession(str(result.path))
     (outputs,) = session.run(None, {session.get_inputs()[0].name: SAMPLES[:7].numpy()})

@@ -9,7 +9,7 @@ from test_matrix import convolutions
 from torch import fx, nn
 
 from roundwise.graph.graph import Graph
-from roundwise.rewrites import fold_batchnorm
+from roundwise.graph.transforms.fold_batchnorm import fold_batchnorm
 
 aten = torch.ops.aten
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")

@@ -6,8 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import roundwise as rw
-from roundwise.grid import BITS, Codebook, Grid
-from roundwise.ranges import RANGE_ESTIMATORS
+from roundwise.methods.ranges import RANGE_ESTIMATORS
+from roundwise.numerics.grid import BITS, Codebook, Grid
 from roundwise.statistics import Nothing
 
 
@@ -34,7 +34,7 @@ def squared_error(grid, matrix):
 @settings(max_examples=60, deadline=None)
 def test_min_max_loses_at_most_half_a_step_anywhere(seed, codebook, granularity):
     matrix = weights(seed)
-    grid = estimate(rw.MinMax(), matrix, codebook, granularity)
+    grid = estimate(rw.ranges.MinMax(), matrix, codebook, granularity)
     step = grid.steps(8).expand(matrix.shape)
     # An integer zero point shifts an asymmetric grid by up to half a step against the weights' ends.
     reach = 0.5 if codebook.symmetric else 1.0
@@ -45,7 +45,7 @@ def test_min_max_loses_at_most_half_a_step_anywhere(seed, codebook, granularity)
 @settings(max_examples=60, deadline=None)
 def test_codes_stay_within_the_codebook_and_round_trip(seed, codebook, granularity):
     matrix = weights(seed, tails=True)
-    grid = estimate(rw.MinMax(), matrix, codebook, granularity)
+    grid = estimate(rw.ranges.MinMax(), matrix, codebook, granularity)
     codes = grid.quantize(5 * matrix)
     assert codebook.qmin <= int(codes.min())
     assert int(codes.max()) <= codebook.qmax
@@ -55,7 +55,7 @@ def test_codes_stay_within_the_codebook_and_round_trip(seed, codebook, granulari
 @given(seeds, codebooks, granularities)
 @settings(max_examples=60, deadline=None)
 def test_zero_is_exactly_on_the_grid(seed, codebook, granularity):
-    grid = estimate(rw.MinMax(), weights(seed).abs() + 0.1, codebook, granularity)
+    grid = estimate(rw.ranges.MinMax(), weights(seed).abs() + 0.1, codebook, granularity)
     assert not grid.fake_quantize(torch.zeros(2, 3, 8)).any()
 
 
@@ -64,7 +64,7 @@ def test_zero_is_exactly_on_the_grid(seed, codebook, granularity):
 @settings(max_examples=40, deadline=None)
 def test_the_best_squared_error_is_no_worse_than_that_of_min_max(seed, codebook, granularity):
     matrix = weights(seed, tails=True)
-    best, simple = (estimate(kind(), matrix, codebook, granularity) for kind in (rw.WeightMSE, rw.MinMax))
+    best, simple = (estimate(kind(), matrix, codebook, granularity) for kind in (rw.ranges.WeightMSE, rw.ranges.MinMax))
     assert squared_error(best, matrix) <= squared_error(simple, matrix) * (1 + 1e-5) + 1e-12
 
 
@@ -72,7 +72,7 @@ def test_the_best_squared_error_is_no_worse_than_that_of_min_max(seed, codebook,
 @pytest.mark.parametrize("seed", range(5))
 def test_the_search_finds_what_a_dense_search_finds(bits, seed):
     matrix = weights(seed, tails=True)
-    grid = estimate(rw.WeightMSE(), matrix, Codebook(bits), rw.PerTensor())
+    grid = estimate(rw.ranges.WeightMSE(), matrix, Codebook(bits), rw.PerTensor())
     top = float(matrix.abs().max()) / (2 ** (bits - 1) - 1)
     scales = (top * torch.arange(200, 4400, dtype=torch.float64) / 4000).float().reshape(-1, 1, 1)
     values = matrix.reshape(1, 1, -1).expand(len(scales), 1, -1)  # each as a group of its own, with a scale of its own

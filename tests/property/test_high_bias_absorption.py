@@ -6,9 +6,10 @@ from test_fold_batchnorm import Norm, sequential
 from test_fold_batchnorm import graph_of as traced
 from torch import nn
 
+from roundwise.api import apply_rewrites
 from roundwise.errors import RecipeError
-from roundwise.pipeline import apply_rewrites
-from roundwise.rewrites import CrossLayerEqualization, HighBiasAbsorption, fold_batchnorm
+from roundwise.graph.transforms.fold_batchnorm import fold_batchnorm
+from roundwise.methods.rewrites import CrossLayerEqualization, HighBiasAbsorption
 
 aten = torch.ops.aten
 SHIFTS = torch.tensor([5.0, 4.0, -1.0, 9.0], dtype=torch.float64)

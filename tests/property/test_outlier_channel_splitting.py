@@ -10,11 +10,11 @@ from test_fold_batchnorm import Layer, graph_of
 from test_matrix import convolutions, linear_layers
 from torch import nn
 
-from roundwise.graph.patterns import find_layers
-from roundwise.grid import Codebook, PerTensor
-from roundwise.ranges import MinMax
-from roundwise.rewrites import OutlierChannelSplitting
-from roundwise.rewrites.outlier_channel_splitting import split
+from roundwise.graph.analysis.layers import find_layers
+from roundwise.methods.ranges import MinMax
+from roundwise.methods.rewrites import OutlierChannelSplitting
+from roundwise.methods.rewrites.outlier_channel_splitting import split
+from roundwise.numerics.grid import Codebook, PerTensor
 from roundwise.statistics import Nothing
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")

@@ -8,9 +8,9 @@ from torch import nn
 
 import roundwise as rw
 from roundwise.cli.recipes import Setting, with_settings
-from roundwise.grid import Codebook, affine_grid
-from roundwise.ranges import RANGE_ESTIMATORS
-from roundwise.ranges.aciq import gauss_clip, laplace_clip
+from roundwise.methods.ranges import RANGE_ESTIMATORS
+from roundwise.methods.ranges.aciq import gauss_clip, laplace_clip
+from roundwise.numerics.grid import Codebook, affine_grid
 from roundwise.statistics import Nothing
 
 COUNT = 200_000
@@ -20,7 +20,7 @@ LAPLACE = torch.distributions.Laplace(0.0, 1.0).icdf(torch.rand(1, 1, COUNT, gen
 
 
 def estimate(weight, distribution="auto", bits=4, granularity=rw.PerChannel(), symmetric=False):
-    return rw.ACIQ(distribution).estimate(weight, Codebook(bits, symmetric), granularity, Nothing(), "")
+    return rw.ranges.ACIQ(distribution).estimate(weight, Codebook(bits, symmetric), granularity, Nothing(), "")
 
 
 def error(weight, end, bits):
@@ -67,12 +67,14 @@ def test_the_interval_is_around_the_mean_and_no_wider_than_the_weights():
 
 
 def test_its_setting_can_be_given_as_text_and_comes_back_from_a_recipe():
-    estimator = with_settings(rw.ACIQ(), [Setting("distribution", "laplace", "distribution=laplace")], RANGE_ESTIMATORS)
+    estimator = with_settings(
+        rw.ranges.ACIQ(), [Setting("distribution", "laplace", "distribution=laplace")], RANGE_ESTIMATORS
+    )
     recipe = rw.Recipe(rw.Weights(ranges=estimator))
-    assert estimator == rw.ACIQ("laplace")
+    assert estimator == rw.ranges.ACIQ("laplace")
     assert rw.Recipe.from_dict(recipe.as_dict()) == recipe
     with pytest.raises(rw.RecipeError, match="distribution='cauchy'"):
-        rw.ACIQ("cauchy")
+        rw.ranges.ACIQ("cauchy")
 
 
 @pytest.mark.parametrize("granularity", [rw.PerTensor(), rw.PerChannel(), rw.PerGroup(16)], ids=repr)
@@ -81,7 +83,7 @@ def test_the_weights_that_share_a_scale_keep_their_standard_deviation(granularit
     model, samples = nn.Linear(64, 8).eval(), torch.randn(32, 64)
 
     def weights_of(solver):
-        recipe = rw.Recipe(rw.Weights(3, granularity, ranges=rw.ACIQ()), solver)
+        recipe = rw.Recipe(rw.Weights(3, granularity, ranges=rw.ranges.ACIQ()), solver)
         with torch.no_grad():
             return (rw.quantize(model, samples, recipe)(torch.eye(64)) - model.bias).T.double()
 
@@ -90,17 +92,19 @@ def test_the_weights_that_share_a_scale_keep_their_standard_deviation(granularit
         return matrix.reshape(*shape, -1).std(-1, correction=0)
 
     wanted = deviations(model.weight.detach().double())
-    torch.testing.assert_close(deviations(weights_of(rw.NearestMoments())), wanted, rtol=1e-5, atol=0)
-    assert not torch.allclose(deviations(weights_of(rw.Nearest())), wanted, rtol=1e-3)
+    torch.testing.assert_close(deviations(weights_of(rw.rounding.NearestMoments())), wanted, rtol=1e-5, atol=0)
+    assert not torch.allclose(deviations(weights_of(rw.rounding.Nearest())), wanted, rtol=1e-3)
 
 
 def test_with_the_correction_of_biases_the_mean_of_weights_is_made_up_for_where_inputs_are_steady():
     torch.manual_seed(0)
     model = nn.Linear(64, 8).eval()
     samples = torch.rand(64, 64) + 1
-    weights = rw.Weights(2, ranges=rw.ACIQ())
-    plain = rw.quantize(model, samples, rw.Recipe(weights, rw.NearestMoments()))
-    corrected = rw.quantize(model, samples, rw.Recipe(weights, rw.NearestMoments(), correction=rw.EmpiricalBias()))
+    weights = rw.Weights(2, ranges=rw.ranges.ACIQ())
+    plain = rw.quantize(model, samples, rw.Recipe(weights, rw.rounding.NearestMoments()))
+    corrected = rw.quantize(
+        model, samples, rw.Recipe(weights, rw.rounding.NearestMoments(), correction=rw.corrections.EmpiricalBias())
+    )
     with torch.no_grad():
         assert (model(samples) - corrected(samples)).mean(0).abs().max() < 1e-5
     assert corrected.report.layers[0].error < plain.report.layers[0].error / 4

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import roundwise as rw
-from roundwise.activations import ACTIVATION_RANGES
-from roundwise.graph.capture import capture
-from roundwise.graph.quantizers import Quantizer, find_activations
-from roundwise.grid import Codebook
-from roundwise.pipeline import plan_layers, rewrite
+from roundwise.api import plan_layers, rewrite
+from roundwise.frontends.torch_export import capture_graph
+from roundwise.graph.analysis.activations import find_activations
+from roundwise.methods.activations import ACTIVATION_RANGES
+from roundwise.numerics.grid import Codebook
+from roundwise.numerics.quantizer import Quantizer
 from roundwise.statistics import Extremes, Histogram
 
 UNSIGNED = Codebook(8, symmetric=False)
@@ -33,8 +34,8 @@ class Model(nn.Module):
 
 def groups_of(function, recipe=None):
     """The operations whose results are quantized, as groups of their kinds."""
-    graph = rewrite(capture(Model(function).eval(), (torch.randn(2, 3, 8, 8),), {}))
-    tasks = plan_layers(graph, recipe or rw.Recipe(rounding=rw.Nearest()))
+    graph = rewrite(capture_graph(Model(function).eval(), (torch.randn(2, 3, 8, 8),), {}))
+    tasks = plan_layers(graph, recipe or rw.Recipe(rounding=rw.rounding.Nearest()))
     found = find_activations(graph, {call for task in tasks for call in task.layer.calls})
 
     def word(node):
@@ -100,7 +101,7 @@ def test_of_several_results_the_one_that_is_read_is_quantized_where_it_was_not_j
 
 
 def test_a_layer_that_stays_in_float_reads_floats():
-    recipe = rw.Recipe(rounding=rw.Nearest(), overrides={"b": None})
+    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), overrides={"b": None})
     assert groups_of(lambda m, x: m.b(m.a(x).relu()), recipe) == [["placeholder"]]
 
 
@@ -151,15 +152,15 @@ def test_a_histogram_of_many_values_draws_from_all_of_them():
 
 def test_percentiles_are_those_of_the_values():
     values = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
-    low, high = rw.ActivationPercentile(98.0).limits(filled(Histogram, values), UNSIGNED)
+    low, high = rw.activations.ActivationPercentile(98.0).limits(filled(Histogram, values), UNSIGNED)
     assert low == pytest.approx(float(values.quantile(0.01)), abs=5e-3)
     assert high == pytest.approx(float(values.quantile(0.99)), abs=5e-3)
 
 
 def test_a_percentile_of_all_is_min_max():
     values = torch.randn(1000)
-    limits = rw.ActivationPercentile(100.0).limits(filled(Histogram, values), UNSIGNED)
-    assert limits == rw.ActivationMinMax().limits(filled(Extremes, values), UNSIGNED)
+    limits = rw.activations.ActivationPercentile(100.0).limits(filled(Histogram, values), UNSIGNED)
+    assert limits == rw.activations.ActivationMinMax().limits(filled(Extremes, values), UNSIGNED)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -173,8 +174,8 @@ def test_the_mse_range_is_at_least_as_good_as_min_max_and_better_where_there_are
     def error(limits):
         return float((Quantizer.spanning(*limits, book).fake_quantize(values) - values).square().sum())
 
-    best = error(rw.ActivationMSE().limits(histogram, book))
-    widest = error(rw.ActivationMinMax().limits(histogram, book))
+    best = error(rw.activations.ActivationMSE().limits(histogram, book))
+    widest = error(rw.activations.ActivationMinMax().limits(histogram, book))
     assert best <= widest
     if bits == 4:
         assert best < 0.9 * widest
@@ -182,17 +183,17 @@ def test_the_mse_range_is_at_least_as_good_as_min_max_and_better_where_there_are
 
 def test_a_moving_average_is_what_its_formula_says():
     statistic = filled(Extremes, [-1.0, 2.0], [-3.0, 4.0], [0.0, 10.0])
-    low, high = rw.ActivationMovingAverage(momentum=0.5).limits(statistic, UNSIGNED)
+    low, high = rw.activations.ActivationMovingAverage(momentum=0.5).limits(statistic, UNSIGNED)
     assert (low, high) == (0.5 * (0.5 * -1 + 0.5 * -3) + 0.5 * 0, 0.5 * (0.5 * 2 + 0.5 * 4) + 0.5 * 10)
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: rw.ActivationPercentile(0.0),
-        lambda: rw.ActivationPercentile(100.5),
-        lambda: rw.ActivationMovingAverage(1.0),
-        lambda: rw.ActivationMSE(candidates=0),
+        lambda: rw.activations.ActivationPercentile(0.0),
+        lambda: rw.activations.ActivationPercentile(100.5),
+        lambda: rw.activations.ActivationMovingAverage(1.0),
+        lambda: rw.activations.ActivationMSE(candidates=0),
         lambda: rw.Activations(bits=9),
         lambda: rw.Activations(ranges="mse"),
         lambda: rw.Activations(adapt_rounding=1),
@@ -214,13 +215,13 @@ def test_a_recipe_with_activations_survives_a_file(name, tmp_path):
 
 def test_a_range_method_of_ones_own_is_remembered_and_refused_from_a_file():
     @dataclasses.dataclass(frozen=True)
-    class Mine(rw.ActivationRanges):
+    class Mine(rw.activations.ActivationRanges):
         needs = Extremes
 
         def limits(self, values, codebook):
             return -1.0, 1.0
 
-    recipe = rw.Recipe(rounding=rw.Nearest(), activations=rw.Activations(ranges=Mine()))
+    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), activations=rw.Activations(ranges=Mine()))
     quantized = rw.quantize(nn.Linear(3, 4).eval(), torch.randn(8, 3), recipe)
     assert quantized.report.activations[0].scale == pytest.approx(2 / 255)
     back = rw.Recipe.from_dict(recipe.as_dict())

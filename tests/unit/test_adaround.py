@@ -9,15 +9,17 @@ from torch import nn
 
 import roundwise as rw
 from roundwise.errors import RecipeError
-from roundwise.gramspace import Choices, Freedom, Quadratic, descend
-from roundwise.gramspace import solve as solve_gram
-from roundwise.graph.activation import Activation
-from roundwise.grid import Codebook, PerTensor
-from roundwise.rounding import adaround
+from roundwise.graph.nonlinearity import Activation
+from roundwise.methods.reconstruction import Freedom
+from roundwise.methods.reconstruction import solve as solve_gram
+from roundwise.methods.rounding import gram_adaround as adaround
+from roundwise.numerics.grid import Codebook, PerTensor
+from roundwise.numerics.quadratic import Quadratic
+from roundwise.numerics.search.descent import Choices, descend
 from roundwise.statistics import Gram, Nothing, Samples
 from roundwise.testing import best_rounding, cases, tiny_cases
 
-PAPER = rw.AdaRound(any_code=False, free_bias=False, fit_scale=False)
+PAPER = rw.rounding.GramAdaRound(any_code=False, free_bias=False, fit_scale=False)
 LINEAR = cases()[0]
 
 
@@ -64,7 +66,7 @@ def test_it_does_as_well_as_minibatches_do():
     ratios = []
     for case in tiny_cases():
         ours = case.objective(case.grid(), solve(PAPER, case.problem(Gram)))
-        theirs = case.objective(case.grid(), solve(rw.AdaRoundSGD(iterations=1500), case.problem(Samples)))
+        theirs = case.objective(case.grid(), solve(rw.rounding.AdaRound(iterations=1500), case.problem(Samples)))
         ratios.append(math.log(ours / theirs))
     assert math.exp(sum(ratios) / len(ratios)) < 1.05
 
@@ -75,7 +77,9 @@ def test_the_relaxation_beats_coordinate_descent_alone():
         quadratic = wide(seed=seed)
         grid = rw.Grid.symmetric(quadratic.weight.abs().amax(-1, keepdim=True) / 3, bits=3)
         choices = Choices.floor_or_ceil(grid, quadratic.weight)
-        relaxed = descend(quadratic, grid, rw.AdaRound().relax(quadratic, grid, quadratic.weight, 500), choices)
+        relaxed = descend(
+            quadratic, grid, rw.rounding.GramAdaRound().relax(quadratic, grid, quadratic.weight, 500), choices
+        )
         descended = descend(quadratic, grid, grid.quantize(quadratic.weight), choices)
         losses = [quadratic.loss(grid.dequantize(codes)).sum().item() for codes in (relaxed, descended)]
         gains.append(losses[0] / losses[1])
@@ -99,7 +103,7 @@ def test_following_a_relu_beats_relaxing_without_it(free_bias):
     ratios = []
     for seed in range(4):
         case = before_a_relu(seed)
-        grid = rw.WeightMSE().estimate(case.weight, Codebook(3), PerTensor(), Nothing(), "layer")
+        grid = rw.ranges.WeightMSE().estimate(case.weight, Codebook(3), PerTensor(), Nothing(), "layer")
         statistics = case.statistic(Gram, [300] * 10)
         problem = dataclasses.replace(case.problem(Nothing, grid), statistics=statistics)
         solver = dataclasses.replace(PAPER, free_bias=free_bias, damping=1.0, walk=0)
@@ -120,10 +124,10 @@ def test_where_columns_are_few_two_starts_and_a_walk_beat_the_relaxation_alone(a
     ratios = []
     for seed in range(4):
         case = before_a_relu(seed)
-        grid = rw.WeightMSE().estimate(case.weight, Codebook(3), PerTensor(), Nothing(), "layer")
+        grid = rw.ranges.WeightMSE().estimate(case.weight, Codebook(3), PerTensor(), Nothing(), "layer")
         statistics = case.statistic(Gram, [300] * 10)
         problem = dataclasses.replace(case.problem(Nothing, grid), statistics=statistics)
-        full, plain = (rw.AdaRound(any_code=any_code, fit_scale=False, walk=walk) for walk in (10, 0))
+        full, plain = (rw.rounding.GramAdaRound(any_code=any_code, fit_scale=False, walk=walk) for walk in (10, 0))
         ratios.append(case.objective(grid, solve(full, problem)) / case.objective(grid, solve(plain, problem)))
     assert max(ratios) < 1.01
     assert sum(ratios) / len(ratios) < 0.97
@@ -133,10 +137,10 @@ def test_the_same_regularization_serves_layers_of_any_size():
     """Weights a thousand times smaller, inputs a thousand times larger: the same decisions."""
     quadratic = wide()
     grid = rw.Grid.symmetric(torch.full((1, 1, 1), 0.7), bits=3)
-    codes = rw.AdaRound().relax(quadratic, grid, quadratic.weight, 500)
+    codes = rw.rounding.GramAdaRound().relax(quadratic, grid, quadratic.weight, 500)
     scaled = Quadratic(quadratic.weight / 1024, quadratic.hessian * 1024.0**2, quadratic.pull, quadratic.constant)
     small = rw.Grid.symmetric(grid.scale / 1024, bits=3)
-    assert torch.equal(rw.AdaRound().relax(scaled, small, scaled.weight, 500), codes)
+    assert torch.equal(rw.rounding.GramAdaRound().relax(scaled, small, scaled.weight, 500), codes)
 
 
 def test_it_stops_when_every_variable_is_decided(monkeypatch):
@@ -145,7 +149,7 @@ def test_it_stops_when_every_variable_is_decided(monkeypatch):
     monkeypatch.setattr(adaround._Adam, "step", lambda self, gradient: steps.append(step(self, gradient)))
     quadratic = wide()
     grid = rw.Grid.symmetric(torch.full((1, 1, 1), 0.7), bits=3)
-    rw.AdaRound(regularization=100.0).relax(quadratic, grid, quadratic.weight, 5000)
+    rw.rounding.GramAdaRound(regularization=100.0).relax(quadratic, grid, quadratic.weight, 5000)
     assert 1000 <= len(steps) < 5000  # the first fifth has no regulariser
 
 
@@ -169,7 +173,8 @@ def test_by_default_codes_and_scales_are_free_at_two_bits_and_where_positions_ar
         whole, inputs=whole.inputs[:samples], targets=whole.targets[:samples], codebook=Codebook(bits)
     )
     by_default, bound, unbound = (
-        solve(rw.AdaRound(any_code=choice, fit_scale=choice), case.problem(Gram)) for choice in (None, False, True)
+        solve(rw.rounding.GramAdaRound(any_code=choice, fit_scale=choice), case.problem(Gram))
+        for choice in (None, False, True)
     )
     assert bound.grid is None
     assert unbound.grid is not None
@@ -183,11 +188,11 @@ def test_by_default_codes_and_scales_are_free_at_two_bits_and_where_positions_ar
 @pytest.mark.parametrize("bits", [2, 4])
 def test_unless_told_otherwise_scales_are_as_free_as_codes(bits):
     problem = dataclasses.replace(cases()[5], codebook=Codebook(bits)).problem(Gram)
-    bound, unbound = (solve(rw.AdaRound(any_code=choice), problem) for choice in (False, True))
+    bound, unbound = (solve(rw.rounding.GramAdaRound(any_code=choice), problem) for choice in (False, True))
     assert bound.grid is None
     assert unbound.grid is not None
-    assert rw.AdaRound(any_code=False).floor_or_ceil
-    assert not rw.AdaRound(any_code=False, fit_scale=True).floor_or_ceil
+    assert rw.rounding.GramAdaRound(any_code=False).floor_or_ceil
+    assert not rw.rounding.GramAdaRound(any_code=False, fit_scale=True).floor_or_ceil
 
 
 def test_what_is_not_free_stays():
@@ -203,7 +208,7 @@ def test_more_damping_keeps_the_codes_nearer_to_the_weights():
     grid = case.grid()
     distances = []
     for damping in (0.0, 100.0, 1e6):
-        solver = rw.AdaRound(any_code=True, fit_scale=False, damping=damping)
+        solver = rw.rounding.GramAdaRound(any_code=True, fit_scale=False, damping=damping)
         matrix = grid.dequantize(solve(solver, case.problem(Gram, grid)).codes)
         distances.append((matrix - case.weight).square().sum().item())
     nearest = (grid.fake_quantize(case.weight) - case.weight).square().sum().item()
@@ -229,7 +234,7 @@ def test_more_damping_keeps_the_codes_nearer_to_the_weights():
 )
 def test_settings_out_of_range_are_refused(settings, words):
     with pytest.raises(RecipeError, match=words):
-        rw.AdaRound(**settings)
+        rw.rounding.GramAdaRound(**settings)
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU6(), nn.ReLU(), nn.Identity()], ids=repr)
@@ -242,7 +247,7 @@ def test_no_layer_is_worse_than_nearest_rounding_on_the_samples_whatever_the_hel
         layer.bias.data -= 0.5
         model = nn.Sequential(layer, activation).eval()
         errors = []
-        for solver in (rw.Nearest(), rw.AdaRound()):
+        for solver in (rw.rounding.Nearest(), rw.rounding.GramAdaRound()):
             quantized = rw.quantize(model, samples, rw.Recipe(weights=rw.Weights(bits=3), rounding=solver))
             errors.append((quantized(samples) - model(samples)).double().square().sum().item())
         note = quantized.report.layers[0].note
@@ -256,13 +261,18 @@ def test_gptq_without_inputs_that_depend_on_each_other_is_nearest_rounding():
     case = LINEAR
     independent = torch.eye(10).repeat(48, 1, 1)[:, :, :] * 3.0
     clean = dataclasses.replace(case, inputs=independent, targets=case.layer.apply_matrix(case.weight, independent))
-    codes = solve(rw.GPTQ(), clean.problem(Gram)).codes
+    codes = solve(rw.rounding.GPTQ(), clean.problem(Gram)).codes
     assert torch.equal(codes, case.grid().quantize(case.weight))
 
 
 def test_gptq_is_better_than_nearest_and_tabu_search_than_coordinate_descent():
     means = {}
-    for solver in (rw.Nearest(), rw.GPTQ(), rw.CoordinateDescent(), rw.TabuSearch(iterations=300)):
+    for solver in (
+        rw.rounding.Nearest(),
+        rw.rounding.GPTQ(),
+        rw.rounding.CoordinateDescent(),
+        rw.rounding.TabuSearch(iterations=300),
+    ):
         needs = solver.needs
         logs = [math.log(case.objective(case.grid(), solve(solver, case.problem(needs)))) for case in tiny_cases()]
         means[type(solver).__name__] = sum(logs) / len(logs)
@@ -277,7 +287,7 @@ def test_columns_whose_inputs_are_always_zero_are_rounded_to_nearest():
     inputs[:, 1:3] = 0
     dead = dataclasses.replace(depthwise, inputs=inputs, targets=depthwise.layer.apply_matrix(depthwise.weight, inputs))
     for settings in ({}, {"any_code": True}):
-        rounding = solve(rw.AdaRound(**settings, fit_scale=False), dead.problem(Gram))
+        rounding = solve(rw.rounding.GramAdaRound(**settings, fit_scale=False), dead.problem(Gram))
         assert torch.equal(rounding.codes[1:3], dead.grid().quantize(dead.weight)[1:3])
 
 
@@ -285,17 +295,17 @@ def test_gptq_without_an_inverse_names_the_layer_and_the_way_out():
     few = dataclasses.replace(LINEAR, inputs=LINEAR.inputs[:2] * 1e3, targets=LINEAR.targets[:2])
     problem = dataclasses.replace(few.problem(Nothing), statistics=few.statistic(Gram, [2]))
     with pytest.raises(RecipeError, match=r"layer 'linear 10 to 4' have no inverse even with so much damping"):
-        solve(rw.GPTQ(damping=1e-30), problem)
+        solve(rw.rounding.GPTQ(damping=1e-30), problem)
 
 
 def test_the_default_dtype_of_the_caller_does_not_matter():
     problem = LINEAR.problem(Gram)
-    wanted = solve(rw.AdaRound(), problem).codes
+    wanted = solve(rw.rounding.GramAdaRound(), problem).codes
     torch.set_default_dtype(torch.float64)
     try:
         fresh = dataclasses.replace(problem, statistics=LINEAR.statistic(Gram))
-        assert torch.equal(solve(rw.AdaRound(), fresh).codes, wanted)
+        assert torch.equal(solve(rw.rounding.GramAdaRound(), fresh).codes, wanted)
         sgd = dataclasses.replace(problem, statistics=LINEAR.statistic(Samples))
-        assert solve(rw.AdaRoundSGD(iterations=3), sgd).codes.dtype == torch.int32
+        assert solve(rw.rounding.AdaRound(iterations=3), sgd).codes.dtype == torch.int32
     finally:
         torch.set_default_dtype(torch.float32)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import roundwise as rw
-from roundwise.graph.activation import Activation
-from roundwise.rounding.adaround_sgd import regularizer_slope
+from roundwise.graph.nonlinearity import Activation
+from roundwise.methods.rounding.adaround import regularizer_slope
 from roundwise.statistics import Samples
 from roundwise.testing import tiny_cases
 
-SOLVER = rw.AdaRoundSGD()
+SOLVER = rw.rounding.AdaRound()
 
 RELAXATIONS = ("rectified-sigmoid", "sigmoid", "sigmoid-temperature")
 
@@ -32,7 +32,7 @@ def test_the_rectified_sigmoid_reaches_both_ends_exactly():
 
 
 def test_beta_waits_and_then_falls_along_a_cosine():
-    solver = rw.AdaRoundSGD(iterations=1000)
+    solver = rw.rounding.AdaRound(iterations=1000)
     assert solver.beta(199) is None
     assert solver.beta(200) == 20.0
     assert math.isclose(solver.beta(600), 11.0)
@@ -44,7 +44,7 @@ def test_beta_waits_and_then_falls_along_a_cosine():
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
 @given(fraction=st.floats(0, 1, width=32), start=st.floats(0.1, 10))
 def test_every_relaxation_starts_at_the_float_weights_or_a_thousandth_of_a_step_away(relaxation, fraction, start):
-    solver = rw.AdaRoundSGD(relaxation=relaxation, temperature_start=start)
+    solver = rw.rounding.AdaRound(relaxation=relaxation, temperature_start=start)
     soft = solver.soften(torch.tensor(fraction))
     assert soft.isfinite()
     assert abs(float(solver.up(soft, solver.temperature(0))) - fraction) < 1.001e-3
@@ -59,11 +59,11 @@ def test_every_relaxation_is_the_function_of_the_paper():
         "sigmoid-temperature": 1 / (1 + torch.exp(-soft / 0.25)),
     }
     for relaxation, values in expected.items():
-        assert torch.allclose(rw.AdaRoundSGD(relaxation=relaxation).up(soft, 0.25), values), relaxation
+        assert torch.allclose(rw.rounding.AdaRound(relaxation=relaxation).up(soft, 0.25), values), relaxation
 
 
 def test_the_temperature_waits_and_then_falls_by_the_same_factor_every_time():
-    solver = rw.AdaRoundSGD(iterations=1000, temperature_start=2.0, temperature_end=0.02)
+    solver = rw.rounding.AdaRound(iterations=1000, temperature_start=2.0, temperature_end=0.02)
     assert solver.temperature(0) == solver.temperature(200) == 2.0
     assert math.isclose(solver.temperature(600), 0.2)
     assert math.isclose(solver.temperature(1000), 0.02)
@@ -73,8 +73,10 @@ def test_the_temperature_waits_and_then_falls_by_the_same_factor_every_time():
 
 
 def test_a_temperature_takes_the_place_of_the_regularizer():
-    assert {rw.AdaRoundSGD(relaxation="sigmoid-temperature").beta(i) for i in range(0, 10_000, 500)} == {None}
-    few = [rw.AdaRoundSGD(iterations=50, relaxation="sigmoid-temperature", regularization=r) for r in (0.0, 100.0)]
+    assert {rw.rounding.AdaRound(relaxation="sigmoid-temperature").beta(i) for i in range(0, 10_000, 500)} == {None}
+    few = [
+        rw.rounding.AdaRound(iterations=50, relaxation="sigmoid-temperature", regularization=r) for r in (0.0, 100.0)
+    ]
     first, second = (learnt(solver) for solver in few)
     assert torch.equal(first, second)
 
@@ -88,14 +90,14 @@ def learnt(solver, case=tiny_cases()[0]):
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
 def test_nearly_every_variable_is_a_decision_at_the_end(relaxation):
     settings = {"iterations": 1000, "batch_size": 48, "relaxation": relaxation}
-    up = torch.cat([learnt(rw.AdaRoundSGD(**settings), case).flatten() for case in tiny_cases()[:3]])
+    up = torch.cat([learnt(rw.rounding.AdaRound(**settings), case).flatten() for case in tiny_cases()[:3]])
     undecided = ((up > 0.05) & (up < 0.95)).float().mean()
     assert undecided < 0.1, f"{undecided:.0%}"
 
 
 def test_it_is_the_fall_of_the_temperature_that_makes_decisions():
     settings = {"iterations": 1000, "relaxation": "sigmoid-temperature", "temperature_end": 1.0}
-    up = learnt(rw.AdaRoundSGD(**settings))
+    up = learnt(rw.rounding.AdaRound(**settings))
     assert ((up > 0.05) & (up < 0.95)).float().mean() > 0.25
 
 
@@ -107,7 +109,7 @@ def two_layers():
 
 def codes_of(asymmetric, overrides):
     model, samples = two_layers()
-    solver = rw.AdaRoundSGD(iterations=300, asymmetric=asymmetric)
+    solver = rw.rounding.AdaRound(iterations=300, asymmetric=asymmetric)
     recipe = rw.Recipe(rw.Weights(bits=2), solver, overrides=overrides)
     quantized = rw.quantize(model, samples, recipe)
     return [value for name, value in quantized.state_dict().items() if name.endswith("_codes")]
@@ -136,7 +138,7 @@ def test_the_loss_sees_the_outputs_through_the_activation_function_unless_told_o
     problem = dataclasses.replace(tiny_cases()[0].problem(Samples), activation=Activation(lambda values: 0 * values))
     nearest = problem.grid.quantize(problem.weight)
     codes = {
-        aware: rw.AdaRoundSGD(iterations=1500, activation_aware=aware)
+        aware: rw.rounding.AdaRound(iterations=1500, activation_aware=aware)
         .solve(problem, torch.Generator().manual_seed(0))
         .codes
         for aware in (True, False)
@@ -163,4 +165,4 @@ def test_the_loss_sees_the_outputs_through_the_activation_function_unless_told_o
 )
 def test_a_setting_out_of_range_is_an_error(settings):
     with pytest.raises(rw.RecipeError, match=next(iter(settings)).split("_")[0]):
-        rw.AdaRoundSGD(**settings)
+        rw.rounding.AdaRound(**settings)

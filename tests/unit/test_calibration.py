@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from roundwise.calibration import Signature, _default_batch_size, read_calibration, take
+from roundwise.engine.calibration import Signature, _default_batch_size, read_calibration, take
+from roundwise.engine.store import ActivationStore
 from roundwise.errors import CalibrationError
-from roundwise.memory import ActivationStore
 
 ONE = Signature(("x",), ("x",))
 TWO = Signature(("left", "right"), ("left", "right"))

@@ -22,9 +22,9 @@ from roundwise.cli.commands import quantize as quantize_command
 from roundwise.cli.recipes import RecipeOptions, Setting, build_recipe, parse_bytes, parse_value, with_settings
 from roundwise.cli.terminal import layer_progress, show_json
 from roundwise.events import LayerFinished, LayerStarted, Plan, Planned
-from roundwise.ranges import RANGE_ESTIMATORS
+from roundwise.methods.ranges import RANGE_ESTIMATORS
+from roundwise.methods.rounding import ROUNDING_SOLVERS
 from roundwise.report import LayerReport
-from roundwise.rounding import ROUNDING_SOLVERS
 
 NET = """
 import torch
@@ -134,7 +134,7 @@ def test_the_help_shows_the_defaults_of_the_recipe():
     for default in (
         "Bits of a weight. [default: 4]",
         "[default: weight-mse]",
-        "[default: adaround]",
+        "[default: gram-adaround]",
     ):
         assert default in text
 
@@ -180,7 +180,7 @@ def test_quantize_writes_a_file_that_loads_and_computes(written, folder):
 def test_options_reach_the_recipe(folder):
     result = run(
         "quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy", "--bits", 3, "--per-tensor",
-        "--asymmetric", "--ranges", "min-max", "--rounding", "adaround-sgd",
+        "--asymmetric", "--ranges", "min-max", "--rounding", "adaround",
         "--set", "iterations=3", "--set", "batch_size=4", "--override", "4=8",
         "--seed", 7, "--batch-size", 5, "--memory-budget", "1MiB", "--limit", 10, "--json",
     )  # fmt: skip
@@ -190,7 +190,7 @@ def test_options_reach_the_recipe(folder):
     assert (weights["bits"], weights["symmetric"]) == (3, False)
     assert weights["granularity"] == {"kind": "per-tensor"}
     assert weights["ranges"] == {"method": "min-max"}
-    assert (rounding["method"], rounding["iterations"], rounding["batch_size"]) == ("adaround-sgd", 3, 4)
+    assert (rounding["method"], rounding["iterations"], rounding["batch_size"]) == ("adaround", 3, 4)
     assert data["recipe"]["overrides"]["4"]["bits"] == 8
     assert (data["recipe"]["seed"], data["recipe"]["batch_size"]) == (7, 5)
     assert data["recipe"]["memory_budget"] == 2**20
@@ -205,7 +205,7 @@ def test_json_has_the_figures_of_the_files(folder, tmp_path, monkeypatch):
         def as_dict(self):
             return {"path": "b.onnx", "max_difference": 1e-6}
 
-    monkeypatch.setattr("roundwise.export.export_onnx", lambda quantized, path: Exported())
+    monkeypatch.setattr("roundwise.exporters.export", lambda quantized, path: Exported())
     result = run(
         "quantize", f"{folder}/net.py:linear", "--data", np_file(tmp_path, (8, 4)), "--rounding", "nearest", "--json",
         "--out", tmp_path / "a.rw", "--out", tmp_path / "b.onnx",
@@ -357,7 +357,7 @@ def test_wrong_usage_ends_with_2_before_anything_runs(folder, no_run, monkeypatc
     [
         (
             ("--set", "iteration=5"),
-            "'adaround' has no setting 'iteration'; its settings are iterations, learning_rate",
+            "'gram-adaround' has no setting 'iteration'; its settings are iterations, learning_rate",
         ),
         (("--set", "iterations=few"), "--set iterations=few: 'few' is not a whole number"),
         (("--set", "iterations=0"), "iterations must be at least 1"),
@@ -830,12 +830,12 @@ def test_a_file_that_is_not_there_is_told_with_those_of_like_names(tmp_path, mon
 def test_options_change_a_recipe_file_and_leave_the_rest(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text(
-        "seed = 5\n[weights]\nbits = 8\nsymmetric = false\n[rounding]\nmethod = 'adaround-sgd'\niterations = 50\n"
+        "seed = 5\n[weights]\nbits = 8\nsymmetric = false\n[rounding]\nmethod = 'adaround'\niterations = 50\n"
         "[overrides.head]\nfloat = true\n"
     )
     recipe = build_recipe(RecipeOptions(file=path, bits=3, settings=["learning_rate=0.5"], overrides=["stem.*=4"]))
     assert (recipe.seed, recipe.weights.bits, recipe.weights.symmetric) == (5, 3, False)
-    assert recipe.rounding == rw.AdaRoundSGD(iterations=50, learning_rate=0.5)
+    assert recipe.rounding == rw.rounding.AdaRound(iterations=50, learning_rate=0.5)
     assert list(recipe.overrides) == ["head", "stem.*"]
     assert recipe.overrides["head"] is None
     assert recipe.overrides["stem.*"] == rw.Weights(bits=4, symmetric=False)
@@ -846,13 +846,13 @@ def test_no_options_are_the_default_recipe():
 
 
 def test_naming_the_method_that_is_in_place_keeps_its_settings():
-    assert build_recipe(RecipeOptions(rounding="adaround")) == rw.Recipe()
+    assert build_recipe(RecipeOptions(rounding="gram-adaround")) == rw.Recipe()
 
 
 def test_settings_of_range_estimation_have_a_prefix():
     recipe = build_recipe(RecipeOptions(settings=["ranges.candidates=7", "rounding.iterations=9"]))
-    assert recipe.weights.ranges == rw.WeightMSE(candidates=7)
-    assert isinstance(recipe.rounding, rw.AdaRound)
+    assert recipe.weights.ranges == rw.ranges.WeightMSE(candidates=7)
+    assert isinstance(recipe.rounding, rw.rounding.GramAdaRound)
     assert recipe.rounding.iterations == 9
 
 
@@ -912,7 +912,7 @@ def test_the_bits_of_activations_are_said_once_and_settings_are_named_as_they_we
 def test_rewrites_that_the_weights_ask_for_can_be_given_settings():
     settings = ["rewrites.cross-layer-equalization.relu6=keep"]
     recipe = build_recipe(RecipeOptions(granularity=rw.PerTensor(), settings=settings))
-    assert recipe.rewrites == (rw.CrossLayerEqualization(relu6="keep"),)
+    assert recipe.rewrites == (rw.rewrites.CrossLayerEqualization(relu6="keep"),)
     with pytest.raises(rw.RecipeError, match="none of the rewrites"):
         build_recipe(RecipeOptions(granularity=rw.PerChannel(), settings=settings))
 

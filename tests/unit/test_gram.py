@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from roundwise.graph.matrix import LinearMap
-from roundwise.statistics import Addend, Gram, Moments, Statistic
-from roundwise.statistics import gram as module
+from roundwise.numerics import moments
+from roundwise.numerics.moments import Moments
+from roundwise.statistics import Addend, Gram, Statistic
 from roundwise.testing import cases
 
 CASES = pytest.mark.parametrize("case", cases(), ids=str)
@@ -50,10 +51,10 @@ def test_they_are_the_sums_over_all_positions_where_there_are_few(case):
 
 @pytest.mark.parametrize("strip", [5, 192])
 def test_wide_matrices_are_summed_in_strips(strip, monkeypatch):
-    monkeypatch.setattr(module, "STRIP", strip)
+    monkeypatch.setattr(moments, "STRIP", strip)
     columns, targets = torch.randn(3, 50, 13), torch.randn(3, 50, 2)
     moments = Moments.zeros((3, 2, 13), torch.device("cpu"))
-    moments.add(module.Pairs(columns, targets))
+    moments.add(moments.Pairs(columns, targets))
     torch.testing.assert_close(moments.second, columns.mT @ columns)
 
 
@@ -120,7 +121,7 @@ def test_so_much_is_kept_as_the_plan_says(share, monkeypatch):
     room = int(share * numbers)
     monkeypatch.setattr(module, "KEEP", room)
     assert Gram.bytes_needed(layer, 64, 400) - without == 4 * min(room, numbers)
-    kept = [chunk for chunk in chunks_of(layer, inputs, targets) if isinstance(chunk, module.Pairs)]
+    kept = [chunk for chunk in chunks_of(layer, inputs, targets) if isinstance(chunk, moments.Pairs)]
     assert sum(pairs.columns.numel() + pairs.targets.numel() for pairs in kept) <= min(room, numbers)
     assert bool(kept) == bool(share)
 

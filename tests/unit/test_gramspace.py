@@ -7,14 +7,17 @@ import math
 import pytest
 import torch
 
-from roundwise.gramspace import Choices, Freedom, Quadratic, descend, solution, solve, walk
-from roundwise.gramspace.solution import _Candidate, _Follower, _keep
-from roundwise.graph.activation import Activation
-from roundwise.grid import Codebook, Grid, PerGroup, PerTensor
-from roundwise.problem import check_answer
-from roundwise.ranges import MinMax
-from roundwise.rounding import AdaRound
-from roundwise.rounding.adaround import exhaust
+from roundwise.graph.nonlinearity import Activation
+from roundwise.methods import reconstruction as solution
+from roundwise.methods.interfaces import check_answer
+from roundwise.methods.ranges import MinMax
+from roundwise.methods.reconstruction import Freedom, _Candidate, _Follower, _keep, solve
+from roundwise.methods.rounding import GramAdaRound
+from roundwise.methods.rounding.gram_adaround import exhaust
+from roundwise.numerics.grid import Codebook, Grid, PerGroup, PerTensor
+from roundwise.numerics.quadratic import Quadratic
+from roundwise.numerics.search.descent import Choices, descend
+from roundwise.numerics.search.tabu import walk
 from roundwise.statistics import Gram, Nothing
 from roundwise.testing import cases, tiny_cases
 
@@ -148,7 +151,7 @@ def test_where_coordinate_descent_ends_no_single_change_helps(case):
 
 @pytest.mark.parametrize("block", [7, 64])
 def test_coordinate_descent_over_several_blocks_keeps_count_of_its_slopes(block, monkeypatch):
-    monkeypatch.setattr("roundwise.gramspace.descent.BLOCK", block)
+    monkeypatch.setattr("roundwise.numerics.search.descent.BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(2, 200, 90, generator=generator) + torch.randn(2, 200, 1, generator=generator)
     weight = torch.randn(2, 6, 90, generator=generator)
@@ -395,9 +398,9 @@ def test_a_bias_that_is_not_free_stays_when_held_out_samples_are_counted_too(lim
     case = linear_case(samples=32)
     activation = None if limits is None else next(c.activation for c in cases() if c.activation and c.activation.limits)
     problem = dataclasses.replace(case.problem(Gram), bias_is_free=False, activation=activation)
-    answer = AdaRound(damping=0.0).solve(problem, torch.Generator().manual_seed(0))
+    answer = GramAdaRound(damping=0.0).solve(problem, torch.Generator().manual_seed(0))
     assert not answer.note
-    check_answer(answer, problem, AdaRound())
+    check_answer(answer, problem, GramAdaRound())
     assert answer.bias_shift is None
 
 

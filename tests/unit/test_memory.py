@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from roundwise import memory
+from roundwise.engine import store as memory
+from roundwise.engine.store import ActivationStore, default_budget, held_bytes
 from roundwise.errors import MemoryBudgetError
-from roundwise.memory import ActivationStore, default_budget, held_bytes
 
 CPU = torch.device("cpu")
 DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]

@@ -14,8 +14,8 @@ from roundwise.testing import tiny_cases
 @pytest.mark.parametrize("case", tiny_cases(), ids=str)
 def test_no_other_scale_reproduces_outputs_better_with_these_codes(case):
     problem, generator = case.problem(Gram), torch.Generator()
-    rounding = rw.NearestScaled().solve(problem, generator)
-    nearest = rw.Nearest().solve(case.problem(Nothing), generator)
+    rounding = rw.rounding.NearestScaled().solve(problem, generator)
+    nearest = rw.rounding.Nearest().solve(case.problem(Nothing), generator)
     assert torch.equal(rounding.codes, nearest.codes)
     error = case.objective(rounding.grid, rounding, activation=False)
     if isinstance(case.granularity, rw.PerGroup):
@@ -35,5 +35,8 @@ def test_omse_with_opt_is_no_worse_than_without_and_both_better_than_min_max():
     def error(ranges, rounding):
         return rw.quantize(model, samples, rw.Recipe(rw.Weights(3, ranges=ranges), rounding)).report.layers[0].error
 
-    min_max, omse = error(rw.MinMax(), rw.Nearest()), error(rw.WeightMSE(), rw.Nearest())
-    assert error(rw.WeightMSE(), rw.NearestScaled()) < omse < min_max
+    min_max, omse = (
+        error(rw.ranges.MinMax(), rw.rounding.Nearest()),
+        error(rw.ranges.WeightMSE(), rw.rounding.Nearest()),
+    )
+    assert error(rw.ranges.WeightMSE(), rw.rounding.NearestScaled()) < omse < min_max

@@ -25,7 +25,10 @@ def estimate(estimator, case, weight=None):
 def test_nearest_rounding_harms_outputs_less_than_on_grids_that_look_at_weights_alone():
     logs = []
     for case in cases():
-        errors = [output_error(case, estimate(kind, case)) for kind in (rw.OutputMSE(), rw.WeightMSE(), rw.MinMax())]
+        errors = [
+            output_error(case, estimate(kind, case))
+            for kind in (rw.ranges.OutputMSE(), rw.ranges.WeightMSE(), rw.ranges.MinMax())
+        ]
         if min(errors) > 0:
             if not isinstance(case.granularity, rw.PerGroup):  # there each block is chosen with the others in float
                 assert errors[0] <= errors[2] * (1 + 1e-4), case  # min-max is among its candidates
@@ -36,11 +39,11 @@ def test_nearest_rounding_harms_outputs_less_than_on_grids_that_look_at_weights_
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1e15])
 def test_extreme_weights_have_a_finite_grid(scale):
     case = cases()[0]
-    grid = estimate(rw.OutputMSE(), case, case.weight * scale)
+    grid = estimate(rw.ranges.OutputMSE(), case, case.weight * scale)
     assert torch.isfinite(grid.scale).all()
     assert (grid.scale > 0).all()
 
 
 def test_no_candidates_are_refused():
     with pytest.raises(rw.RecipeError, match="at least one candidate"):
-        rw.OutputMSE(candidates=0)
+        rw.ranges.OutputMSE(candidates=0)

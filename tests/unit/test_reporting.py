@@ -12,13 +12,13 @@ from torch import nn
 
 import roundwise as rw
 from roundwise.errors import ExportError
-from roundwise.grid import Grid
+from roundwise.methods.rounding.nearest import Nearest
+from roundwise.numerics.grid import Grid
+from roundwise.numerics.summary import summarize
 from roundwise.report import ActivationReport, KeptFloat, LayerReport, Report, WeightSummary
 from roundwise.reporting.charts import Axis, Series, bar_chart, dot_chart, weight_figure
 from roundwise.reporting.layers import layer_table
 from roundwise.reporting.page import render
-from roundwise.rounding.nearest import Nearest
-from roundwise.summary import summarize
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 EVIL = "<script>alert(1)</script> & \"quoted\" 'too' \ud800"
@@ -95,7 +95,7 @@ def quantized():
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 6), nn.Linear(6, 4)).eval()
     recipe = rw.Recipe(
         weights=rw.Weights(bits=3, granularity=rw.PerTensor(), symmetric=False),
-        rounding=rw.Nearest(),
+        rounding=rw.rounding.Nearest(),
         overrides={"3": rw.Weights(bits=16, granularity=rw.PerGroup(8)), "4": None},
     )
     return rw.quantize(network, torch.randn(16, 3, 4, 4), recipe)
@@ -255,7 +255,7 @@ def test_accuracy_is_told_where_it_was_measured():
 
 def test_a_recipe_with_a_method_of_ones_own_is_shown_and_said_to_be_no_file():
     @dataclasses.dataclass(frozen=True)
-    class Mine(rw.RoundingSolver):
+    class Mine(rw.rounding.RoundingSolver):
         needs = Nearest.needs
 
         def solve(self, problem, generator):

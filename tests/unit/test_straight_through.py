@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import roundwise as rw
-from roundwise.graph.activation import Activation
 from roundwise.graph.matrix import LinearMap
-from roundwise.grid import Codebook, Grid
-from roundwise.rounding.straight_through import straight_through
+from roundwise.graph.nonlinearity import Activation
+from roundwise.methods.rounding.straight_through import straight_through
+from roundwise.numerics.grid import Codebook, Grid
 from roundwise.statistics import Samples
 from roundwise.testing import tiny_cases
 from roundwise.testing.cases import Case
@@ -17,7 +17,7 @@ from roundwise.testing.cases import Case
 
 def solve(problem, **settings):
     with torch.no_grad():
-        return rw.StraightThrough(**settings).solve(problem, torch.Generator().manual_seed(0)).codes
+        return rw.rounding.StraightThrough(**settings).solve(problem, torch.Generator().manual_seed(0)).codes
 
 
 def test_the_estimate_is_the_one_that_pytorch_takes_for_its_own_fake_quantization():
@@ -59,12 +59,12 @@ def test_it_lowers_the_loss(seed):
     layer = LinearMap((16, 32), None, torch.device("cpu"))
     case = Case("mixed", layer, layer.to_matrix(weight), inputs, layer.apply(weight, inputs), Codebook(3))
     problem = case.problem(Samples)
-    nearest = case.objective(problem.grid, rw.Rounding(problem.grid.quantize(problem.weight)))
-    assert case.objective(problem.grid, rw.Rounding(solve(problem, iterations=500))) < nearest
+    nearest = case.objective(problem.grid, rw.rounding.Rounding(problem.grid.quantize(problem.weight)))
+    assert case.objective(problem.grid, rw.rounding.Rounding(solve(problem, iterations=500))) < nearest
 
 
 def test_the_learning_rate_falls_to_nothing_and_adds_up_to_the_reach():
-    solver = rw.StraightThrough(iterations=1000, reach=0.7)
+    solver = rw.rounding.StraightThrough(iterations=1000, reach=0.7)
     rates = [solver.learning_rate(iteration) for iteration in range(1000)]
     assert rates == sorted(rates, reverse=True)
     assert sum(rates) == pytest.approx(0.7, rel=2e-3)
@@ -81,7 +81,7 @@ def test_a_code_may_go_further_than_the_next():
     targets = case.layer.apply_matrix(grid.dequantize(wanted), case.inputs)
     codes = solve(dataclasses.replace(case, targets=targets).problem(Samples), iterations=1000, reach=4.0)
     assert ((codes - position).abs() > 1).any()
-    assert not rw.StraightThrough().floor_or_ceil
+    assert not rw.rounding.StraightThrough().floor_or_ceil
 
 
 def test_the_loss_sees_the_outputs_through_the_activation_function_unless_told_otherwise():
@@ -95,4 +95,4 @@ def test_the_loss_sees_the_outputs_through_the_activation_function_unless_told_o
 @pytest.mark.parametrize("settings", [{"iterations": 0}, {"batch_size": 0}, {"reach": 0.0}])
 def test_a_setting_out_of_range_is_an_error(settings):
     with pytest.raises(rw.RecipeError, match=next(iter(settings))):
-        rw.StraightThrough(**settings)
+        rw.rounding.StraightThrough(**settings)

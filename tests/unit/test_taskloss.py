@@ -10,9 +10,12 @@ from torch import nn
 
 import roundwise as rw
 from roundwise.errors import CalibrationError, ModelError, RecipeError
-from roundwise.taskloss.hessian import TaskHessian
+from roundwise.reproduction import taskloss
+from roundwise.reproduction.taskloss.hessian import TaskHessian
 
-KINDS = pytest.mark.parametrize("curvature", [rw.ExactHessian(), rw.GaussNewton()], ids=["exact", "gauss-newton"])
+KINDS = pytest.mark.parametrize(
+    "curvature", [taskloss.ExactHessian(), taskloss.GaussNewton()], ids=["exact", "gauss-newton"]
+)
 PER_TENSOR = rw.Weights(bits=3, granularity=rw.PerTensor())
 
 
@@ -60,7 +63,7 @@ def loss_of_folded(model, samples):
 
 
 def test_the_exact_hessian_is_what_differences_of_the_loss_say(network, samples):
-    task = rw.task_hessian(network, "conv", *samples, batch_size=3)
+    task = taskloss.task_hessian(network, "conv", *samples, batch_size=3)
     loss, start = loss_of_folded(network, samples)
     step, eye = 1e-3, torch.eye(len(start), dtype=torch.float64)
     with torch.no_grad():
@@ -77,7 +80,8 @@ def test_the_exact_hessian_is_what_differences_of_the_loss_say(network, samples)
 
 def test_gauss_newton_is_exact_where_the_logits_are_linear_in_the_weights(network, samples):
     exact, approximate = (
-        rw.task_hessian(network, "fc", *samples, curvature=kind) for kind in (rw.ExactHessian(), rw.GaussNewton())
+        taskloss.task_hessian(network, "fc", *samples, curvature=kind)
+        for kind in (taskloss.ExactHessian(), taskloss.GaussNewton())
     )
     assert torch.allclose(exact.hessian, approximate.hessian, atol=1e-12)
     assert torch.allclose(exact.gradient, approximate.gradient, atol=1e-12)
@@ -85,7 +89,8 @@ def test_gauss_newton_is_exact_where_the_logits_are_linear_in_the_weights(networ
 
 def test_gauss_newton_is_never_negative_and_differs_where_logits_curve(network, samples):
     exact, approximate = (
-        rw.task_hessian(network, "conv", *samples, curvature=kind) for kind in (rw.ExactHessian(), rw.GaussNewton())
+        taskloss.task_hessian(network, "conv", *samples, curvature=kind)
+        for kind in (taskloss.ExactHessian(), taskloss.GaussNewton())
     )
     assert float(torch.linalg.eigvalsh(approximate.hessian)[0]) >= -1e-12
     assert not torch.allclose(exact.hessian, approximate.hessian, atol=1e-4)
@@ -93,10 +98,10 @@ def test_gauss_newton_is_never_negative_and_differs_where_logits_curve(network, 
 
 
 def test_at_the_networks_own_probabilities_both_kinds_agree_and_the_gradient_is_zero(network, samples):
-    own = rw.PredictedProbabilities()
+    own = taskloss.PredictedProbabilities()
     exact, approximate = (
-        rw.task_hessian(network, "conv", samples[0], own, curvature=kind)
-        for kind in (rw.ExactHessian(), rw.GaussNewton())
+        taskloss.task_hessian(network, "conv", samples[0], own, curvature=kind)
+        for kind in (taskloss.ExactHessian(), taskloss.GaussNewton())
     )
     assert torch.allclose(exact.hessian, approximate.hessian, atol=1e-12)
     assert float(exact.gradient.abs().max()) < 1e-12
@@ -108,8 +113,8 @@ def test_gauss_newton_is_exact_before_piecewise_linear_operations():
     parts = nn.Conv2d(1, 2, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)
     model, inputs = nn.Sequential(*parts).double().eval(), torch.randn(6, 1, 3, 3, dtype=torch.float64)
     exact, approximate = (
-        rw.task_hessian(model, "0", inputs, [0, 1, 2, 2, 1, 0], curvature=kind).hessian
-        for kind in (rw.ExactHessian(), rw.GaussNewton())
+        taskloss.task_hessian(model, "0", inputs, [0, 1, 2, 2, 1, 0], curvature=kind).hessian
+        for kind in (taskloss.ExactHessian(), taskloss.GaussNewton())
     )
     assert float(exact.abs().max()) > 1e-3
     assert torch.allclose(exact, approximate, atol=1e-12)
@@ -120,8 +125,8 @@ def test_predicted_classes_are_labels_like_any_others(network, samples, curvatur
     with torch.no_grad():
         classes = network(samples[0]).argmax(1)
     own, given = (
-        rw.task_hessian(network, "conv", samples[0], labels, curvature=curvature)
-        for labels in (rw.PredictedClasses(), classes)
+        taskloss.task_hessian(network, "conv", samples[0], labels, curvature=curvature)
+        for labels in (taskloss.PredictedClasses(), classes)
     )
     assert torch.equal(own.hessian, given.hessian)
     assert torch.equal(own.gradient, given.gradient)
@@ -130,7 +135,8 @@ def test_predicted_classes_are_labels_like_any_others(network, samples, curvatur
 @KINDS
 def test_batches_make_no_difference(network, samples, curvature):
     whole, parts = (
-        rw.task_hessian(network, "conv", *samples, curvature=curvature, batch_size=size).hessian for size in (7, 2)
+        taskloss.task_hessian(network, "conv", *samples, curvature=curvature, batch_size=size).hessian
+        for size in (7, 2)
     )
     assert torch.allclose(whole, parts, atol=1e-12)
 
@@ -138,7 +144,7 @@ def test_batches_make_no_difference(network, samples, curvature):
 def test_it_works_under_no_grad_and_leaves_the_model_alone(network, samples):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with torch.inference_mode():
-        rw.task_hessian(network, "conv", *samples)
+        taskloss.task_hessian(network, "conv", *samples)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
 
@@ -161,14 +167,14 @@ def test_a_weight_that_two_calls_share_is_varied_in_both():
         return F.cross_entropy(F.linear(torch.tanh(F.linear(inputs, weight, bias)), weight, bias), labels)
 
     expected = torch.autograd.functional.hessian(loss, model.fc.weight.detach()).reshape(4, 4)
-    assert torch.allclose(rw.task_hessian(model, "fc", inputs, labels).hessian, expected, atol=1e-12)
+    assert torch.allclose(taskloss.task_hessian(model, "fc", inputs, labels).hessian, expected, atol=1e-12)
 
 
 def test_the_order_of_weights_is_the_matrixs_for_a_transposed_convolution():
     torch.manual_seed(0)
     model = nn.Sequential(nn.ConvTranspose2d(2, 2, 2), nn.Flatten()).double().eval()
     inputs, labels = torch.randn(3, 2, 1, 1, dtype=torch.float64), torch.tensor([0, 5, 3])
-    task = rw.task_hessian(model, "0", inputs, labels)
+    task = taskloss.task_hessian(model, "0", inputs, labels)
     change = 1e-3 * torch.randn(task.weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     # groups 1: [1, rows, in · kernel], the kernel mirrored
     moved = change.reshape(2, 2, 2, 2).flip(2, 3).transpose(0, 1)
@@ -200,33 +206,33 @@ def test_the_order_of_weights_is_the_matrixs_for_a_transposed_convolution():
 @KINDS
 def test_labels_that_are_none_are_refused(network, samples, labels, said, curvature):
     with pytest.raises(CalibrationError, match=said):
-        rw.task_hessian(network, "conv", samples[0], labels, curvature=curvature)
+        taskloss.task_hessian(network, "conv", samples[0], labels, curvature=curvature)
 
 
 def test_a_layer_with_too_many_weights_is_refused_with_what_it_would_take(network, samples):
     with pytest.raises(ModelError, match=r"'fc' has 24 weights, more than limit=23.*24 × 24.*MiB.*AdaRound\(\)"):
-        rw.task_hessian(network, "fc", *samples, limit=23)
+        taskloss.task_hessian(network, "fc", *samples, limit=23)
 
 
 def test_a_layer_that_is_not_there_is_refused_with_those_that_are(network, samples):
     with pytest.raises(RecipeError, match=r"no layer 'cnov'\. Did you mean 'conv'.*conv, fc"):
-        rw.task_hessian(network, "cnov", *samples)
+        taskloss.task_hessian(network, "cnov", *samples)
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 0}, {"batch_size": 2.0}, {"limit": None}], ids=str)
 def test_settings_of_the_hessian_have_ranges(network, samples, settings):
     with pytest.raises(RecipeError, match="whole number"):
-        rw.task_hessian(network, "fc", *samples, **settings)
+        taskloss.task_hessian(network, "fc", *samples, **settings)
 
 
 def test_a_curvature_that_is_a_word_is_refused(network, samples):
     with pytest.raises(RecipeError, match=r"'exact'; it must be ExactHessian\(\) or GaussNewton\(\)"):
-        rw.task_hessian(network, "conv", *samples, curvature="exact")
+        taskloss.task_hessian(network, "conv", *samples, curvature="exact")
 
 
 def test_a_network_without_logits_is_refused():
     with pytest.raises(ModelError, match=r"\[2, 4, 2, 2\].*needs logits"):
-        rw.task_hessian(nn.Conv2d(1, 4, 2).eval(), "weight", torch.randn(2, 1, 3, 3), [0, 1])
+        taskloss.task_hessian(nn.Conv2d(1, 4, 2).eval(), "weight", torch.randn(2, 1, 3, 3), [0, 1])
 
 
 def test_a_layer_that_the_logits_do_not_follow_is_refused():
@@ -241,7 +247,7 @@ def test_a_layer_that_the_logits_do_not_follow_is_refused():
             return self.inner[2]((self.inner[0](x) > 0).float())
 
     with pytest.raises(ModelError, match=r"do not depend on the weights of layer 'inner\.0'"):
-        rw.task_hessian(Cut().eval(), "inner.0", torch.randn(4, 3), [0, 1, 1, 0])
+        taskloss.task_hessian(Cut().eval(), "inner.0", torch.randn(4, 3), [0, 1, 1, 0])
 
 
 # ------------------------------------------------------------------------------------------------ the binary problem
@@ -264,7 +270,7 @@ def every_cost(task, grid, first_order):
     return min(task.cost(grid.dequantize(codes), first_order=first_order) for codes in candidates)
 
 
-SOLVERS = pytest.mark.parametrize("solve", [rw.solve_qubo_cem, rw.solve_qubo_tabu], ids=["cem", "tabu"])
+SOLVERS = pytest.mark.parametrize("solve", [taskloss.solve_qubo_cem, taskloss.solve_qubo_tabu], ids=["cem", "tabu"])
 WEIGHTS = [PER_TENSOR, rw.Weights(bits=2), rw.Weights(bits=3, symmetric=False, granularity=rw.PerGroup(5))]
 
 
@@ -289,7 +295,7 @@ def costs_of(solve, weights, first_order, seed):
 @GRIDS
 def test_tabu_search_finds_the_best_of_all_roundings(first_order, weights):
     for seed in range(3):
-        reached, _, optimum = costs_of(rw.solve_qubo_tabu, weights, first_order, seed)
+        reached, _, optimum = costs_of(taskloss.solve_qubo_tabu, weights, first_order, seed)
         assert reached == pytest.approx(optimum, abs=1e-6)
 
 
@@ -299,7 +305,7 @@ def test_the_cross_entropy_method_comes_near_the_best_of_all_roundings(first_ord
     """Not always to it: a weight that lies almost on a code is hardly ever drawn away from there."""
     left = lost = 0.0
     for seed in range(5):
-        reached, nearest, optimum = costs_of(rw.solve_qubo_cem, weights, first_order, seed)
+        reached, nearest, optimum = costs_of(taskloss.solve_qubo_cem, weights, first_order, seed)
         assert optimum - 1e-6 <= reached <= nearest
         left, lost = left + reached - optimum, lost + nearest - optimum
     assert left <= 0.3 * lost
@@ -308,8 +314,8 @@ def test_the_cross_entropy_method_comes_near_the_best_of_all_roundings(first_ord
 @pytest.mark.parametrize(
     "solve",
     [
-        lambda task, grid: rw.solve_qubo_cem(task, grid, iterations=1, samples=2),
-        lambda task, grid: rw.solve_qubo_tabu(task, grid, iterations=1),
+        lambda task, grid: taskloss.solve_qubo_cem(task, grid, iterations=1, samples=2),
+        lambda task, grid: taskloss.solve_qubo_tabu(task, grid, iterations=1),
     ],
     ids=["cem", "tabu"],
 )
@@ -357,16 +363,16 @@ def test_settings_out_of_range_and_grids_of_other_layers_are_refused(solve):
 @pytest.mark.parametrize("settings", [{"elite": 0.0}, {"elite": 1.0}, {"smoothing": 0.0}, {"samples": 1}], ids=str)
 def test_the_cross_entropy_methods_settings_have_ranges(settings):
     with pytest.raises(RecipeError):
-        rw.CrossEntropyMethod(**settings)
+        rw.rounding.CrossEntropyMethod(**settings)
 
 
 # --------------------------------------------------------------------------------------------------- one layer alone
 
 
 def test_codes_that_are_given_are_what_the_one_layer_gets(network, samples):
-    task = rw.task_hessian(network, "conv", *samples)
-    codes = rw.solve_qubo_cem(task, task.grid(PER_TENSOR), samples=50)
-    one = dataclasses.replace(PER_TENSOR, rounding=rw.Given(codes))
+    task = taskloss.task_hessian(network, "conv", *samples)
+    codes = taskloss.solve_qubo_cem(task, task.grid(PER_TENSOR), samples=50)
+    one = dataclasses.replace(PER_TENSOR, rounding=rw.rounding.Given(codes))
     recipe = rw.Recipe(overrides={"*": None, "conv": one})
     quantized = rw.quantize(network, samples[0], recipe)
     (layer,) = quantized.report.layers
@@ -381,7 +387,7 @@ def test_codes_that_are_given_are_what_the_one_layer_gets(network, samples):
 
 
 def test_a_saved_file_tells_that_codes_were_given(network, samples, tmp_path):
-    given = rw.Given(torch.zeros(2, 1, 4, dtype=torch.int32))
+    given = rw.rounding.Given(torch.zeros(2, 1, 4, dtype=torch.int32))
     recipe = rw.Recipe(overrides={"*": None, "conv": dataclasses.replace(PER_TENSOR, rounding=given)})
     rw.quantize(network, samples[0], recipe).save(tmp_path / "model.rw")
     kept = rw.load(tmp_path / "model.rw").recipe.overrides["conv"].rounding
@@ -394,6 +400,6 @@ def test_a_saved_file_tells_that_codes_were_given(network, samples, tmp_path):
     ids=["of another shape", "out of range", "floats"],
 )
 def test_codes_that_do_not_fit_the_layer_are_refused(codes):
-    given = rw.Recipe(weights=PER_TENSOR, rounding=rw.Given(codes.unsqueeze(0)))
+    given = rw.Recipe(weights=PER_TENSOR, rounding=rw.rounding.Given(codes.unsqueeze(0)))
     with pytest.raises(RecipeError, match="layer 'weight'"):
         rw.quantize(nn.Linear(2, 2).eval(), torch.randn(4, 2), given)

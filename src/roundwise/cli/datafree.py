@@ -7,12 +7,12 @@ from dataclasses import replace
 import click
 from torch.export import ExportedProgram
 
-from roundwise.activations import ActivationBatchNorm
-from roundwise.calibration import DataFree
 from roundwise.cli.models import LoadedModel, stated_preprocessing
 from roundwise.cli.options import DataRequest
+from roundwise.engine.calibration import DataFree
 from roundwise.errors import ModelError
-from roundwise.recipe import Recipe
+from roundwise.methods.activations import ActivationBatchNorm
+from roundwise.recipe.settings import Recipe
 
 _OF_DATA = ("split", "limit", "input_key", "label_key")
 

@@ -185,14 +185,14 @@ def train(digits: Digits, advance: Advance) -> nn.Module:
 # ------------------------------------------------------------------------------------------------------ 2. quantize
 
 
-def quantize_all(model: nn.Module, digits: Digits, console: Console) -> tuple[list[Row], rw.QuantizedModel]:
+def quantize_all(model: nn.Module, digits: Digits, console: Console) -> tuple[list[Row], rw.Model]:
     """Every bit width with both roundings, and the network that goes on to be deployed."""
     rows = []
-    deployed: rw.QuantizedModel | None = None
+    deployed: rw.Model | None = None
     for bits in BITS:
-        nearest = quantize(model, digits, bits, rw.Nearest(), console)
+        nearest = quantize(model, digits, bits, rw.rounding.Nearest(), console)
         started = perf_counter()
-        adaround = quantize(model, digits, bits, rw.AdaRound(), console)
+        adaround = quantize(model, digits, bits, rw.rounding.GramAdaRound(), console)
         seconds = perf_counter() - started
         accuracies = [digits.accuracy(classify(network, digits.test_images)) for network in (nearest, adaround)]
         rows.append(Row(bits, accuracies[0], accuracies[1], seconds))
@@ -203,8 +203,12 @@ def quantize_all(model: nn.Module, digits: Digits, console: Console) -> tuple[li
 
 
 def quantize(
-    model: nn.Module, digits: Digits, bits: int, rounding: rw.Nearest | rw.AdaRound, console: Console
-) -> rw.QuantizedModel:
+    model: nn.Module,
+    digits: Digits,
+    bits: int,
+    rounding: rw.rounding.Nearest | rw.rounding.GramAdaRound,
+    console: Console,
+) -> rw.Model:
     """One call of `rw.quantize`, with a bar that its events move."""
     recipe = rw.Recipe(
         weights=rw.Weights(bits=bits, granularity=rw.PerTensor()),
@@ -235,7 +239,7 @@ def classify(network: nn.Module, images: Tensor) -> Tensor:
 def comparison(float_accuracy: float, rows: list[Row]) -> Table:
     """The table of accuracies."""
     table = Table()
-    for heading in ("weights", "float", "nearest", "AdaRound", "seconds"):
+    for heading in ("weights", "float", "nearest", "GramAdaRound", "seconds"):
         table.add_column(heading, justify="left" if heading == "weights" else "right")
     for row in rows:
         accuracies = [f"{accuracy:.1%}" for accuracy in (float_accuracy, row.nearest, row.adaround)]
@@ -258,7 +262,7 @@ def meaning(float_accuracy: float, rows: list[Row]) -> str:
 # -------------------------------------------------------------------------------------------------------- 4. deploy
 
 
-def deploy(quantized: rw.QuantizedModel, digits: Digits, folder: Path) -> Iterator[str]:
+def deploy(quantized: rw.Model, digits: Digits, folder: Path) -> Iterator[str]:
     """Save, export and run elsewhere; yields what there is to say about it."""
     import onnxruntime
 
@@ -270,7 +274,7 @@ def deploy(quantized: rw.QuantizedModel, digits: Digits, folder: Path) -> Iterat
         f"weights: {human_bytes(report.float_bytes)} in float, {human_bytes(report.quantized_bytes)} quantized; "
         f"{saved} has {human_bytes(saved.stat().st_size)}"
     )
-    rw.export_onnx(quantized, exported)
+    rw.export(quantized, exported)
     yield f"{exported} has {human_bytes(exported.stat().st_size)}, with {DEPLOYED_BITS}-bit weights inside"
 
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])

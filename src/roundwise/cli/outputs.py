@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
+from roundwise.artifacts.model import Model
 from roundwise.errors import ExportError
-from roundwise.model import QuantizedModel
 from roundwise.reporting import html_report
 from roundwise.wording import human_bytes
 
@@ -106,7 +106,7 @@ def _check_folder(option: str, path: Path) -> None:
         ) from error
 
 
-def write_outputs(quantized: QuantizedModel, paths: Sequence[Path]) -> list[tuple[dict[str, Any], str]]:
+def write_outputs(quantized: Model, paths: Sequence[Path]) -> list[tuple[dict[str, Any], str]]:
     """Write the files; for each, its figures as plain data and as a text for people.
 
     Raises:
@@ -115,9 +115,9 @@ def write_outputs(quantized: QuantizedModel, paths: Sequence[Path]) -> list[tupl
     written = []
     for path in paths:
         if path.suffix == ".onnx":
-            from roundwise.export import export_onnx
+            from roundwise.exporters import export
 
-            exported = export_onnx(quantized, path)
+            exported = export(quantized, path)
             written.append((exported.as_dict(), str(exported)))
         else:
             quantized.save(path)
@@ -127,7 +127,7 @@ def write_outputs(quantized: QuantizedModel, paths: Sequence[Path]) -> list[tupl
 
 
 def write_report(
-    quantized: QuantizedModel,
+    quantized: Model,
     path: Path,
     *,
     title: str,

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, final
 
-from roundwise.activations import ACTIVATION_RANGES, ActivationBatchNorm
-from roundwise.correction import CORRECTIONS
 from roundwise.errors import RecipeError
-from roundwise.grid import Granularity, PerGroup
-from roundwise.problem import Rewrite
-from roundwise.ranges import RANGE_ESTIMATORS
-from roundwise.recipe import GRANULARITIES, Activations, Recipe, Weights
-from roundwise.rewrites import REWRITES
-from roundwise.rounding import ROUNDING_SOLVERS
+from roundwise.methods.activations import ACTIVATION_RANGES, ActivationBatchNorm
+from roundwise.methods.corrections import CORRECTIONS
+from roundwise.methods.interfaces import GraphRewrite
+from roundwise.methods.ranges import RANGE_ESTIMATORS
+from roundwise.methods.rewrites import REWRITES
+from roundwise.methods.rounding import ROUNDING_SOLVERS
+from roundwise.numerics.grid import Granularity, PerGroup
+from roundwise.recipe.settings import GRANULARITIES, Activations, Recipe, Weights
 
 M = TypeVar("M")
 
@@ -271,7 +271,7 @@ def _optional(base: M | None, name: str | None, table: Mapping[str, type]) -> M 
     return base if base is None else _method(base, name, table)
 
 
-def _rewrites(base: Sequence[Rewrite] | None, names: Sequence[str]) -> Sequence[Rewrite] | None:
+def _rewrites(base: Sequence[GraphRewrite] | None, names: Sequence[str]) -> Sequence[GraphRewrite] | None:
     """Those that are named, with their settings where they are in the recipe already; without names, the recipe's."""
     if "none" in names:
         if len(names) > 1:
@@ -283,7 +283,9 @@ def _rewrites(base: Sequence[Rewrite] | None, names: Sequence[str]) -> Sequence[
     return [known.get(REWRITES[name]) or REWRITES[name]() for name in names]
 
 
-def _with_rewrite_settings(rewrites: Sequence[Rewrite], called: str, settings: Sequence[Setting]) -> list[Rewrite]:
+def _with_rewrite_settings(
+    rewrites: Sequence[GraphRewrite], called: str, settings: Sequence[Setting]
+) -> list[GraphRewrite]:
     wanted = REWRITES.get(called)
     if not any(type(rewrite) is wanted for rewrite in rewrites):
         raise RecipeError(

@@ -78,7 +78,7 @@ class Graph:
         inputs: what each placeholder takes, in order.
         batch: None where any batch size will do; else the only one that works.
         moments: what training knew of the outputs of layers, by the names of their weights; of those layers of which it
-            knew nothing, or which have changed since, nothing. `graph/moments.py` says where it comes from.
+            knew nothing, or which have changed since, nothing. `graph/analysis/moments.py` says where it comes from.
     """
 
     operations: fx.Graph

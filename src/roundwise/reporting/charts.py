@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from roundwise.grid import Codebook
+from roundwise.numerics.grid import Codebook
 from roundwise.report import LayerReport, WeightSummary
 from roundwise.reporting.words import OVERFLOW, escaped, number
 

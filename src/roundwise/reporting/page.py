@@ -21,7 +21,7 @@ from typing import Protocol
 
 from roundwise.errors import ExportError, RecipeError
 from roundwise.files import replacing
-from roundwise.recipe import Recipe
+from roundwise.recipe.settings import Recipe
 from roundwise.report import Report
 from roundwise.reporting.charts import share_bar
 from roundwise.reporting.layers import layer_charts, layer_table, weight_cards
@@ -30,7 +30,7 @@ from roundwise.wording import human_bytes, number_of
 
 
 class Reported(Protocol):
-    """What the page needs of a `QuantizedModel`."""
+    """What the page needs of a `Model`."""
 
     report: Report
     recipe: Recipe

@@ -1,6 +1,6 @@
 """The tables of "Up or Down? Adaptive Rounding for Post-Training Quantization" (ICML 2020, arXiv:2004.10568).
 
-"AdaRound" is the paper's procedure here, `AdaRoundSGD`; rows "in Gram space" are this library's default, `AdaRound`.
+Rows named "AdaRound" are the paper's procedure, `AdaRound`; rows "in Gram space" are this library's default, `GramAdaRound`.
 Figures in the column of the paper are for ResNet-18 on ImageNet, 4 bits per tensor, whose float accuracy is 69.68 %.
 """
 
@@ -10,26 +10,26 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from roundwise.activations import ActivationMinMax
-from roundwise.correction import EmpiricalBias
-from roundwise.grid import PerChannel
-from roundwise.problem import RangeEstimator, Rewrite, RoundingSolver
-from roundwise.ranges import ACIQ, MinMax, OutputMSE, WeightMSE
-from roundwise.recipe import Activations, Recipe
-from roundwise.reproduction.study import Row, Settings, Table, TaskLoss
-from roundwise.rewrites import CrossLayerEqualization, HighBiasAbsorption, OutlierChannelSplitting
-from roundwise.rounding import (
+from roundwise.methods.activations import ActivationMinMax
+from roundwise.methods.corrections import EmpiricalBias
+from roundwise.methods.interfaces import GraphRewrite, RangeEstimator, RoundingSolver
+from roundwise.methods.ranges import ACIQ, MinMax, OutputMSE, WeightMSE
+from roundwise.methods.rewrites import CrossLayerEqualization, HighBiasAbsorption, OutlierChannelSplitting
+from roundwise.methods.rounding import (
     AdaRound,
-    AdaRoundSGD,
     Ceil,
     CrossEntropyMethod,
     Floor,
+    GramAdaRound,
     Nearest,
     NearestMoments,
     NearestScaled,
     Stochastic,
     StraightThrough,
 )
+from roundwise.numerics.grid import PerChannel
+from roundwise.recipe.settings import Activations, Recipe
+from roundwise.reproduction.study import Row, Settings, Table, TaskLoss
 
 STOCHASTIC_RUNS = 100
 """As in Table 1."""
@@ -39,7 +39,7 @@ def _recipe(
     settings: Settings,
     rounding: RoundingSolver[Any],
     ranges: RangeEstimator[Any] = WeightMSE(),
-    rewrites: Sequence[Rewrite] = (),
+    rewrites: Sequence[GraphRewrite] = (),
     **more: Any,
 ) -> Recipe:
     """The paper folds batch-norms and rewrites nothing else, unless a row says so."""
@@ -47,16 +47,14 @@ def _recipe(
     return Recipe(weights=weights, rounding=rounding, rewrites=rewrites, **more)
 
 
-def _sgd(settings: Settings, **changes: Any) -> AdaRoundSGD:
-    return AdaRoundSGD(iterations=settings.iterations, **changes)
+def _sgd(settings: Settings, **changes: Any) -> AdaRound:
+    return AdaRound(iterations=settings.iterations, **changes)
 
 
-def _layer_wise(settings: Settings, *, first: bool = False, **changes: Any) -> AdaRoundSGD:
+def _layer_wise(settings: Settings, *, first: bool = False, **changes: Any) -> AdaRound:
     """Eq. 21, as in the tables before the asymmetric objective; for all layers or for the first alone."""
     iterations = settings.first_layer_iterations if first else None
-    return AdaRoundSGD(
-        iterations=iterations or settings.iterations, asymmetric=False, activation_aware=False, **changes
-    )
+    return AdaRound(iterations=iterations or settings.iterations, asymmetric=False, activation_aware=False, **changes)
 
 
 def _table1(s: Settings) -> Sequence[Row]:
@@ -112,8 +110,8 @@ def _table4(s: Settings) -> Sequence[Row]:
         Row("layer wise", "66.56 ± 0.12", _recipe(s, _layer_wise(s)), runs=None),
         Row("asymmetric", "68.37 ± 0.07", _recipe(s, _sgd(s, activation_aware=False)), runs=None),
         Row("asymmetric + ReLU", "68.60 ± 0.09", _recipe(s, _sgd(s)), runs=None),
-        Row("in Gram space, asymmetric", "", _recipe(s, AdaRound(turns=0)), runs=None),
-        Row("in Gram space, asymmetric + ReLU", "", _recipe(s, AdaRound()), runs=None),
+        Row("in Gram space, asymmetric", "", _recipe(s, GramAdaRound(turns=0)), runs=None),
+        Row("in Gram space, asymmetric + ReLU", "", _recipe(s, GramAdaRound()), runs=None),
     ]
 
 
@@ -122,7 +120,7 @@ def _table5(s: Settings) -> Sequence[Row]:
         Row("nearest", "23.99", _recipe(s, Nearest())),
         Row("STE", "66.63 ± 0.06", _recipe(s, StraightThrough(iterations=s.iterations)), runs=None),
         Row("AdaRound", "68.60 ± 0.09", _recipe(s, _sgd(s)), runs=None),
-        Row("AdaRound in Gram space", "", _recipe(s, AdaRound()), runs=None),
+        Row("AdaRound in Gram space", "", _recipe(s, GramAdaRound()), runs=None),
     ]
 
 
@@ -131,7 +129,7 @@ def _table6(s: Settings) -> Sequence[Row]:
         Row("nearest", "23.99", _recipe(s, Nearest())),
         Row("bias correction", "38.87", _recipe(s, Nearest(), correction=EmpiricalBias())),
         Row("AdaRound", "68.60 ± 0.09", _recipe(s, _sgd(s)), runs=None),
-        Row("AdaRound in Gram space", "", _recipe(s, AdaRound()), runs=None),
+        Row("AdaRound in Gram space", "", _recipe(s, GramAdaRound()), runs=None),
     ]
 
 
@@ -144,7 +142,7 @@ def _table7(s: Settings) -> Sequence[Row]:
         Row("OMSE+opt, W*/32", "67.12", _recipe(by_channel, NearestScaled())),
         Row("OCS, W/32", "", _recipe(s, Nearest(), MinMax(), rewrites=(splitting,))),
         Row("AdaRound, W/32", "68.71 ± 0.06", _recipe(s, _sgd(s)), runs=None),
-        Row("AdaRound in Gram space, W/32", "", _recipe(s, AdaRound()), runs=None),
+        Row("AdaRound in Gram space, W/32", "", _recipe(s, GramAdaRound()), runs=None),
         Row(
             "equalization and bias correction, after DFQ, W/8",
             "38.98",
@@ -162,11 +160,11 @@ def _table7(s: Settings) -> Sequence[Row]:
             _recipe(by_channel, NearestMoments(), ACIQ(), correction=EmpiricalBias(), activations=activations),
         ),
         Row("AdaRound, W/8", "68.55 ± 0.01", _recipe(s, _sgd(s), activations=activations), runs=None),
-        Row("AdaRound in Gram space, W/8", "", _recipe(s, AdaRound(), activations=activations), runs=None),
+        Row("AdaRound in Gram space, W/8", "", _recipe(s, GramAdaRound(), activations=activations), runs=None),
         Row(
             "AdaRound in Gram space, W/8, rounding adapts",
             "",
-            _recipe(s, AdaRound(), activations=Activations()),
+            _recipe(s, GramAdaRound(), activations=Activations()),
             runs=None,
         ),
     ]
@@ -181,12 +179,14 @@ def _table7_equalized(s: Settings) -> Sequence[Row]:
     return [
         Row("nearest, W/32", "", _recipe(s, Nearest())),
         Row("DFQ, W/8", "46.57", dfq),
-        Row("AdaRound in Gram space, W/32", "", _recipe(s, AdaRound())),
-        Row("equalization, AdaRound in Gram space, W/32", "69.78 ± 0.05", _recipe(s, AdaRound(), rewrites=equalized)),
+        Row("AdaRound in Gram space, W/32", "", _recipe(s, GramAdaRound())),
+        Row(
+            "equalization, AdaRound in Gram space, W/32", "69.78 ± 0.05", _recipe(s, GramAdaRound(), rewrites=equalized)
+        ),
         Row(
             "equalization, absorption, AdaRound in Gram space, W/8",
             "69.25 ± 0.06",
-            _recipe(s, AdaRound(), rewrites=absorbed, activations=activations),
+            _recipe(s, GramAdaRound(), rewrites=absorbed, activations=activations),
         ),
     ]
 
@@ -197,7 +197,7 @@ def _table8(s: Settings) -> Sequence[Row]:
         Row("nearest, W/8", "6.09", _recipe(s, Nearest(), activations=activations)),
         Row("AdaRound, W/32", "70.89 ± 0.33", _recipe(s, _sgd(s)), runs=None),
         Row("AdaRound, W/8", "70.86 ± 0.37", _recipe(s, _sgd(s), activations=activations), runs=None),
-        Row("AdaRound in Gram space, W/8", "", _recipe(s, AdaRound(), activations=activations), runs=None),
+        Row("AdaRound in Gram space, W/8", "", _recipe(s, GramAdaRound(), activations=activations), runs=None),
     ]
 
 
@@ -211,7 +211,7 @@ def _ranges(s: Settings) -> Sequence[Row]:
         rows += [
             Row(f"{name}, nearest", nearest, _recipe(s, Nearest(), estimator)),
             Row(f"{name}, AdaRound", "68.60 ± 0.09" if nearest else "", _recipe(s, _sgd(s), estimator), runs=None),
-            Row(f"{name}, AdaRound in Gram space", "", _recipe(s, AdaRound(), estimator), runs=None),
+            Row(f"{name}, AdaRound in Gram space", "", _recipe(s, GramAdaRound(), estimator), runs=None),
         ]
     return rows
 

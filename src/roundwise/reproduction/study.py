@@ -18,16 +18,23 @@ from typing import Any, Literal, final
 import torch
 from torch import nn
 
-from roundwise.captured import CapturedModel, capture_model
+from roundwise.api import plan_layers, quantize, rewrite
+from roundwise.artifacts.model import Model
+from roundwise.engine.network import Network, capture
 from roundwise.errors import RecipeError
-from roundwise.grid import Granularity, PerTensor
-from roundwise.model import QuantizedModel
-from roundwise.pipeline import plan_layers, quantize, rewrite
-from roundwise.recipe import Recipe, Weights, granularity_name
+from roundwise.methods.rounding import Given
+from roundwise.numerics.grid import Granularity, PerTensor
+from roundwise.recipe.settings import Recipe, Weights, granularity_name
 from roundwise.reproduction.journal import Journal, Outcome
-from roundwise.rounding import Given
+from roundwise.reproduction.taskloss import (
+    GaussNewton,
+    PredictedClasses,
+    TaskHessian,
+    solve_qubo_cem,
+    solve_qubo_tabu,
+    task_hessian,
+)
 from roundwise.statistics import Nothing
-from roundwise.taskloss import GaussNewton, PredictedClasses, TaskHessian, solve_qubo_cem, solve_qubo_tabu, task_hessian
 from roundwise.wording import number_of
 
 
@@ -157,7 +164,7 @@ class Study:
     calibration: torch.Tensor | Sequence[torch.Tensor]
     score: Callable[[nn.Module], float]
     name: str
-    graph: CapturedModel | None = None
+    graph: Network | None = None
 
     def samples(self, count: int) -> torch.Tensor:
         """The first `count` calibration samples, or all if there are fewer."""
@@ -175,9 +182,9 @@ class Study:
         return plan_layers(rewrite(self.captured.graph), Recipe())[0].layer.name
 
     @functools.cached_property
-    def captured(self) -> CapturedModel:
+    def captured(self) -> Network:
         """The network, captured once for all rows."""
-        return self.graph or capture_model(self.model, self.samples(2))
+        return self.graph or capture(self.model, self.samples(2))
 
     @functools.cached_property
     def hessians(self) -> dict[int, TaskHessian]:
@@ -259,7 +266,7 @@ def run_once(study: Study, row: Row, seed: int) -> Outcome:
     return Outcome(study.score(quantized), seconds)
 
 
-def quantize_row(study: Study, row: Row, seed: int) -> QuantizedModel:
+def quantize_row(study: Study, row: Row, seed: int) -> Model:
     """The network of one row and seed.
 
     Where nothing looks at the samples, two of them do as well as all: the codes are the same.

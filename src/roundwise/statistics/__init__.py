@@ -7,7 +7,7 @@ training left in the network.
 
 from roundwise.statistics.base import Addend, Nothing, Statistic
 from roundwise.statistics.expected import ExpectedMeans, ExpectedValues
-from roundwise.statistics.gram import Gram, Moments, Pairs
+from roundwise.statistics.gram import Gram
 from roundwise.statistics.means import Means
 from roundwise.statistics.samples import Samples
 from roundwise.statistics.values import Extremes, Histogram, ValueStatistic
@@ -20,9 +20,7 @@ __all__ = [
     "Gram",
     "Histogram",
     "Means",
-    "Moments",
     "Nothing",
-    "Pairs",
     "Samples",
     "Statistic",
     "ValueStatistic",

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from roundwise.graph.analysis.moments import Spread
 from roundwise.graph.matrix import LinearMap
-from roundwise.graph.moments import Spread
 from roundwise.statistics.base import Statistic
 from roundwise.statistics.values import ValueStatistic
 

@@ -1,6 +1,6 @@
 """For those who write a rounding solver or a range estimator: tiny problems, checks, and the true optimum.
 
-A method in the tables of `roundwise.rounding` or `roundwise.ranges` is put through every check by
+A method in the tables of `roundwise.methods.rounding` or `roundwise.methods.ranges` is put through every check by
 `tests/conformance`. One outside of them can be tested alike:
 
     @pytest.mark.parametrize("case", cases(), ids=str)

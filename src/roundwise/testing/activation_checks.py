@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roundwise.grid import Codebook
-from roundwise.problem import ActivationRanges
+from roundwise.methods.interfaces import ActivationRanges
+from roundwise.numerics.grid import Codebook
 from roundwise.testing.requirement import require
 
 Batches = Sequence[Tensor]

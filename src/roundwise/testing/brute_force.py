@@ -10,8 +10,8 @@ import itertools
 
 import torch
 
-from roundwise.grid import Grid, expand_blocks
-from roundwise.problem import Rounding
+from roundwise.methods.interfaces import Rounding
+from roundwise.numerics.grid import Grid, expand_blocks
 from roundwise.testing.cases import Case
 
 MOST_COLUMNS = 12

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from roundwise.graph.activation import Activation
 from roundwise.graph.matrix import LinearMap
-from roundwise.grid import BITS, Codebook, Granularity, Grid, PerChannel, PerGroup, PerTensor
-from roundwise.problem import Problem, RangeEstimator, Rounding
-from roundwise.ranges import MinMax
+from roundwise.graph.nonlinearity import Activation
+from roundwise.methods.interfaces import Problem, RangeEstimator, Rounding
+from roundwise.methods.ranges import MinMax
+from roundwise.numerics.grid import BITS, Codebook, Granularity, Grid, PerChannel, PerGroup, PerTensor
 from roundwise.statistics import Nothing, Statistic
 
 S = TypeVar("S", bound=Statistic)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from roundwise.errors import RecipeError
-from roundwise.grid import Grid, PerGroup, PerTensor
-from roundwise.problem import RangeEstimator
+from roundwise.methods.interfaces import RangeEstimator
+from roundwise.numerics.grid import Grid, PerGroup, PerTensor
 from roundwise.statistics import Nothing
 from roundwise.testing.cases import Case
 from roundwise.testing.requirement import require

@@ -10,14 +10,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from roundwise.activations import ACTIVATION_RANGES
-from roundwise.correction import CORRECTIONS
 from roundwise.errors import RecipeError
-from roundwise.problem import ActivationRanges, Correction, Rewrite, RoundingSolver
-from roundwise.ranges import RANGE_ESTIMATORS
-from roundwise.recipe import Activations, Recipe, Weights
-from roundwise.rewrites import REWRITES
-from roundwise.rounding import ROUNDING_SOLVERS
+from roundwise.methods.activations import ACTIVATION_RANGES
+from roundwise.methods.corrections import CORRECTIONS
+from roundwise.methods.interfaces import ActivationRanges, Correction, GraphRewrite, RoundingSolver
+from roundwise.methods.ranges import RANGE_ESTIMATORS
+from roundwise.methods.rewrites import REWRITES
+from roundwise.methods.rounding import ROUNDING_SOLVERS
+from roundwise.recipe.settings import Activations, Recipe, Weights
 from roundwise.statistics import Statistic, ValueStatistic
 from roundwise.testing.requirement import require
 
@@ -46,7 +46,7 @@ def check_says_what_it_needs(kind: type) -> None:
     """`needs` is a statistic (but a rewrite sees no samples), and the documentation is a sentence with a source."""
     needs = getattr(kind, "needs", None)
     known = isinstance(needs, type) and issubclass(needs, Statistic | ValueStatistic)
-    require(issubclass(kind, Rewrite) or known, f"{kind.__name__}.needs is {needs!r}")
+    require(issubclass(kind, GraphRewrite) or known, f"{kind.__name__}.needs is {needs!r}")
     text = (kind.__doc__ or "").strip()
     require(text.partition("\n")[0].endswith("."), f"{kind.__name__}'s documentation does not begin with a sentence")
     require("References:" in text, f"{kind.__name__} has no 'References:'")
@@ -112,6 +112,6 @@ def _recipe(method: Any) -> Recipe:
         return Recipe(activations=Activations(ranges=method))
     if isinstance(method, Correction):
         return Recipe(correction=method)
-    if isinstance(method, Rewrite):
+    if isinstance(method, GraphRewrite):
         return Recipe(rewrites=(method,))
     return Recipe(weights=Weights(ranges=method))

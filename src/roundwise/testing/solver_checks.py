@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from roundwise.problem import Problem, Rounding, RoundingSolver
-from roundwise.rounding import Nearest
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.rounding import Nearest
 from roundwise.statistics import Gram, Nothing
 from roundwise.testing.cases import Case
 from roundwise.testing.requirement import require

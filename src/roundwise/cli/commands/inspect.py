@@ -36,7 +36,7 @@ def command(file: Path, as_json: bool) -> None:
     if file.suffix != ".rw":
         raise FileFormatError(
             f"{file} is not a .rw file. (In an .onnx file that Roundwise wrote, the recipe is in the metadata, under "
-            "'roundwise.recipe'.)"
+            "'roundwise.recipe.settings'.)"
         )
     quantized = load(file)
     size = file.stat().st_size

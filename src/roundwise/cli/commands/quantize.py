@@ -13,8 +13,6 @@ import click
 import torch
 
 from roundwise import quantize
-from roundwise.activations import ACTIVATION_RANGES
-from roundwise.calibration import BATCH
 from roundwise.cli.accuracy import before_and_after, check_labels, measure
 from roundwise.cli.datafree import check_data_or_none, no_data
 from roundwise.cli.models import load_model
@@ -23,13 +21,15 @@ from roundwise.cli.outputs import check_outputs, write_outputs, write_report
 from roundwise.cli.parameters import EXISTING_FILE, Device, Memory, Seed, Shape, default
 from roundwise.cli.recipes import RecipeOptions, build_recipe, describe, describe_methods
 from roundwise.cli.terminal import exits, layer_progress, say, show_json
-from roundwise.correction import CORRECTIONS
+from roundwise.engine.calibration import BATCH
 from roundwise.evaluation.data import Dataset, load_data
-from roundwise.grid import BITS, Granularity, PerChannel, PerGroup, PerTensor
-from roundwise.ranges import RANGE_ESTIMATORS
-from roundwise.recipe import Activations, Recipe, granularity_name
-from roundwise.rewrites import REWRITES
-from roundwise.rounding import ROUNDING_SOLVERS
+from roundwise.methods.activations import ACTIVATION_RANGES
+from roundwise.methods.corrections import CORRECTIONS
+from roundwise.methods.ranges import RANGE_ESTIMATORS
+from roundwise.methods.rewrites import REWRITES
+from roundwise.methods.rounding import ROUNDING_SOLVERS
+from roundwise.numerics.grid import BITS, Granularity, PerChannel, PerGroup, PerTensor
+from roundwise.recipe.settings import Activations, Recipe, granularity_name
 
 DEFAULT = Recipe()
 

@@ -16,20 +16,20 @@ import click
 import torch
 from torch import Tensor, nn
 
-from roundwise.captured import CapturedModel, capture_model
 from roundwise.cli.models import load_model
 from roundwise.cli.options import DataRequest, check_one_source, data_options, move, weight_options, weight_source
 from roundwise.cli.outputs import check_apart, check_journal, check_place
 from roundwise.cli.parameters import EXISTING_FILE, EXISTING_PATH, WRITABLE_FILE, Device, default
 from roundwise.cli.runnable import Runnable
 from roundwise.cli.terminal import exits, sample_progress, say, show_json
+from roundwise.engine.network import Network, capture
 from roundwise.errors import CalibrationError, FileFormatError, ModelError
 from roundwise.evaluation.data import Dataset, load_data
 from roundwise.evaluation.metrics import evaluate
 from roundwise.evaluation.outputs import check_classes
 from roundwise.evaluation.voc import is_voc
 from roundwise.files import replacing
-from roundwise.grid import BITS, PerChannel, PerTensor
+from roundwise.numerics.grid import BITS, PerChannel, PerTensor
 from roundwise.reproduction import PAPERS, Journal, Settings, Study, of_others, page, run, run_key, runs
 from roundwise.wording import number_of
 
@@ -168,7 +168,7 @@ def command(
     )
 
     batches = list(calibration.batches(batch_size))
-    captured = capture_model(network, torch.cat(batches[:2])[:2])
+    captured = capture(network, torch.cat(batches[:2])[:2])
     with torch.no_grad():
         check_classes(_runnable(network, device)(next(iter(testing.batches(batch_size)))), testing)
     inputs, masks = Hashed(testing.batches(batch_size)), Hashed(testing.mask_batches(batch_size) or ())
@@ -233,7 +233,7 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def _fingerprint(captured: CapturedModel, batches: Sequence[Tensor], tests: Sequence[bytes]) -> str:
+def _fingerprint(captured: Network, batches: Sequence[Tensor], tests: Sequence[bytes]) -> str:
     """Of what is run: Roundwise's version, the network's operations and weights, calibration and test samples.
 
     A journal goes on only with these: files may change and keep their names.

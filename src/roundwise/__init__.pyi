@@ -1,0 +1,54 @@
+from .api import quantize
+from .artifacts.model import Model, load
+from .engine.calibration import DataFree
+from .engine.network import Network, capture
+from .errors import (
+    CalibrationError,
+    CaptureError,
+    ExportError,
+    FileFormatError,
+    MemoryBudgetError,
+    ModelError,
+    RecipeError,
+    RoundwiseError,
+)
+from .exporters import export
+from .methods import activations, corrections, ranges, rewrites, rounding
+from .numerics.grid import Grid, PerChannel, PerGroup, PerTensor
+from .recipe.settings import Activations, Recipe, Weights
+from .report import Report
+from .reporting import html_report
+
+__all__ = [
+    "Activations",
+    "CalibrationError",
+    "CaptureError",
+    "DataFree",
+    "ExportError",
+    "FileFormatError",
+    "Grid",
+    "MemoryBudgetError",
+    "Model",
+    "ModelError",
+    "Network",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "RoundwiseError",
+    "Weights",
+    "activations",
+    "capture",
+    "corrections",
+    "export",
+    "html_report",
+    "load",
+    "quantize",
+    "ranges",
+    "rewrites",
+    "rounding",
+]
+
+__version__: str

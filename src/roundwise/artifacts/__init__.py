@@ -1,0 +1,1 @@
+"""What a run leaves: the model that runs, and its file."""

@@ -1,0 +1,191 @@
+"""The `.rw` file: a safetensors file whose metadata describes the network. No pickle, no code.
+
+    tensors     float constants as they are; codes and zero points packed to their bits: a 4-bit weight takes half a
+                byte
+    metadata    format      "roundwise"
+                version     of this layout
+                model       JSON: the graph's nodes, its inputs and outputs, which tensors are packed and how,
+                            the recipe, the report, the versions of the software that made it
+                sha256      of `model` and all tensors
+
+Any safetensors reader can open it. The checksum finds accidents; what keeps a file that was made with intent from doing
+anything but arithmetic on tensors stands in `artifacts/plain.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from roundwise.artifacts.emit import packed_bits
+from roundwise.artifacts.plain import dtype_name, dtype_named, graph_from_plain, graph_to_plain
+from roundwise.errors import FileFormatError
+from roundwise.files import replacing
+from roundwise.graph.graph import Graph
+from roundwise.recipe.settings import Recipe
+from roundwise.report import Report
+
+VERSION = "1"
+_CHUNK = 1 << 20  # codes packed at a time; a multiple of 8, so that chunks end on whole bytes
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """Everything that a file holds."""
+
+    graph: Graph
+    report: Report
+    recipe: Recipe
+    versions: dict[str, str]
+
+
+# ------------------------------------------------------------------------------------------------------ writing
+
+
+def write(contents: Contents, path: Path) -> None:
+    """Write a file; the file appears complete or not at all.
+
+    Raises:
+        FileFormatError: it cannot be written, or the graph holds something that has no safe form in a file.
+    """
+    tensors: dict[str, Tensor] = {}
+    packed: dict[str, dict[str, Any]] = {}
+    bits = packed_bits(contents.graph)
+    for name, value in contents.graph.constants.items():
+        if not isinstance(value, Tensor):
+            raise FileFormatError(
+                f"'{name}' is a piece of control flow ({type(value).__name__}), which a .rw file cannot hold. "
+                "Use `torch.export.save(quantized.program, …)` instead."
+            )
+        value = value.cpu()
+        if name in bits:
+            packed[name] = {"bits": bits[name], "dtype": dtype_name(value.dtype), "shape": list(value.shape)}
+            value = pack(value, bits[name])
+        tensors[name] = value.contiguous().clone()
+    description = {
+        "graph": graph_to_plain(contents.graph),
+        "packed": packed,
+        "recipe": contents.recipe.as_dict(),
+        "report": contents.report.as_dict(),
+        "versions": contents.versions,
+    }
+    graph_from_plain(description["graph"], tensors)  # what could not be read shall not be written
+    text = json.dumps(description)
+    metadata = {"format": "roundwise", "version": VERSION, "model": text, "sha256": _digest(text, tensors)}
+    with replacing(path, FileFormatError, (SafetensorError,)) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes as a row of bytes, each code in `bits` bits, two's complement, lowest bit first.
+
+    Example:
+        >>> pack(torch.tensor([1, -1, 2], dtype=torch.int8), 4)
+        tensor([241,   2], dtype=torch.uint8)
+    """
+
+    def pack_chunk(chunk: Tensor) -> Tensor:
+        unsigned = (chunk.to(torch.int32).numpy() & (2**bits - 1)).astype("<u2").reshape(-1, 1)
+        each = np.unpackbits(unsigned.view(np.uint8), axis=1, bitorder="little")[:, :bits]
+        return torch.from_numpy(np.packbits(each, bitorder="little"))
+
+    return torch.cat([pack_chunk(chunk) for chunk in codes.reshape(-1).split(_CHUNK)])
+
+
+def unpack(packed: Tensor, bits: int, shape: list[int], dtype: torch.dtype) -> Tensor:
+    """The inverse of `pack`; whether codes are signed follows from the dtype (int32 holds unsigned 16-bit codes).
+
+    Raises:
+        FileFormatError: the bytes are not as many as the codes need.
+    """
+    count = math.prod(shape)
+    if not 0 <= bits <= 16 or packed.dtype != torch.uint8 or packed.numel() != -(-count * bits // 8):
+        raise FileFormatError(f"{packed.numel()} bytes of {packed.dtype} are not {count} codes of {bits} bits.")
+
+    if bits == 0:  # takes no memory, whatever size the file claims
+        return torch.zeros((), dtype=dtype).expand(shape)
+
+    def unpack_chunk(start: int) -> Tensor:
+        size = min(_CHUNK, count - start)
+        part = packed[start * bits // 8 : -(-(start + size) * bits // 8)].numpy()
+        each = np.zeros((size, 16), np.uint8)
+        each[:, :bits] = np.unpackbits(part, count=size * bits, bitorder="little").reshape(size, bits)
+        values = np.packbits(each, axis=1, bitorder="little").view("<u2").reshape(-1).astype(np.int32)
+        if dtype in (torch.int8, torch.int16):
+            values = np.where(values >= 2 ** (bits - 1), values - 2**bits, values)
+        return torch.from_numpy(values).to(dtype)
+
+    chunks = [unpack_chunk(start) for start in range(0, count, _CHUNK)]
+    return torch.cat([torch.empty(0, dtype=dtype), *chunks]).reshape(shape)
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name}:{value.dtype}:{list(value.shape)}".encode())
+        if value.numel():
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------ reading
+
+
+def read(path: Path) -> Contents:
+    """Read a file that `write` wrote.
+
+    Raises:
+        FileFormatError: the file is missing, truncated, changed, of a newer layout, or names an operation that is not
+            arithmetic on tensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    except OSError as error:
+        raise FileFormatError(f"cannot read {path}: {error}.") from error
+    except SafetensorError as error:
+        raise FileFormatError(
+            f"{path} is not a complete Roundwise file: {error}. It was cut short, or is something else; get the "
+            "original, or quantize again (`roundwise quantize … -o FILE`, or `quantized.save(FILE)` in Python)."
+        ) from error
+    if metadata.get("format") != "roundwise" or "model" not in metadata:
+        raise FileFormatError(f"{path} holds tensors but no quantized model; was it written by `quantized.save(…)`?")
+    if metadata.get("version") != VERSION:
+        raise FileFormatError(
+            f"{path} has layout version {metadata.get('version')!r}; this release reads version {VERSION!r}. "
+            "Install a newer Roundwise."
+        )
+    if metadata.get("sha256") != _digest(metadata["model"], tensors):
+        raise FileFormatError(
+            f"{path} was changed after it was written: its checksum does not fit its content. Get the original again."
+        )
+    try:
+        return _rebuild(json.loads(metadata["model"]), tensors)
+    except FileFormatError:
+        raise
+    except Exception as error:  # a file can be wrong in any way
+        raise FileFormatError(f"{path} describes no valid network: {type(error).__name__}: {error}.") from error
+
+
+def _rebuild(description: dict[str, Any], tensors: dict[str, Tensor]) -> Contents:
+    for name, how in description["packed"].items():
+        tensors[name] = unpack(tensors[name], how["bits"], how["shape"], dtype_named(how["dtype"]))
+    return Contents(
+        graph_from_plain(description["graph"], tensors),
+        Report.from_dict(description["report"]),
+        Recipe.from_dict(description["recipe"]),
+        {str(name): str(version) for name, version in description["versions"].items()},
+    )

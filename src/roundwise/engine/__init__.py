@@ -1,0 +1,1 @@
+"""How a run goes: samples in, units solved one after the other, a network out."""

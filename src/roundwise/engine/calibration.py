@@ -1,0 +1,398 @@
+"""Calibration samples, however they come, as equal batches of the inputs that the model takes.
+
+Accepted: one tensor or array (a model with one input); a tuple (positional inputs) or a dict (inputs by name) of them;
+or any iterable of such batches, a `DataLoader` for instance. Whatever the incoming batches are, the samples are cut
+anew into contiguous batches of the recipe's size, so that the same samples give the same codes however they were handed
+over: kernels may give other last digits for other batch sizes and memory layouts.
+
+Labels are recognised and dropped by one rule: *a batch that is a tuple or list gives its first values to the inputs
+that `forward` requires; what is left over is not used*, and the report says so. A dict gives the values whose keys are
+parameters of `forward`; where the model has one required input and no key is named like it, a value under one of the
+usual names (`image`, `pixel_values`, …) is taken, and else the dict itself is the input.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils.data import Dataset, IterableDataset
+
+from roundwise.engine.store import ActivationStore
+from roundwise.errors import CalibrationError
+
+BATCH, INPUT_BYTES = 32, 4 << 20
+"""Samples at a time where nothing is said, and on a CPU so few that they have no more bytes.
+
+Values between operations are some times larger than inputs (in MobileNetV2, 8 times), and a CPU gains no time from many
+at once."""
+
+USUAL_NAMES = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "data", "input_values", "input_ids")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class DataFree:
+    """In the place of calibration samples: there are none, and this is what an input looks like.
+
+    The network is captured, and rewrites are checked to be exact, on random numbers of this shape; nothing is learnt,
+    and no error is measured, on them. Methods that learn from samples are refused.
+
+    Args:
+        example: the size of one sample, such as `(3, 224, 224)`, for a network with one input of its own dtype; else
+            inputs of any content in one of the forms that calibration samples have.
+
+    Raises:
+        CalibrationError: the example is a size with anything but positive whole numbers.
+    """
+
+    example: Any
+
+    def __post_init__(self) -> None:
+        size = self.example
+        if not all(isinstance(leaf, np.generic | int | float | str | None) for leaf in pytree.tree_leaves(size)):
+            return
+        flat = isinstance(size, tuple | list) and not any(isinstance(number, bool) for number in size)
+        try:
+            whole = tuple(map(operator.index, size)) if flat else ()
+        except TypeError:
+            whole = ()
+        if not whole or min(whole) < 1:
+            raise CalibrationError(
+                f"DataFree({size!r}): the size of one sample has positive whole numbers, such as (3, 224, 224). For "
+                "several inputs give a tuple or a dict of tensors of any content."
+            )
+        object.__setattr__(self, "example", whole)
+
+    def samples(self, dtype: torch.dtype = torch.float32, count: int = 2) -> Any:
+        """Random numbers like the example: normal where it has real numbers, and what it has itself elsewhere.
+
+        Args:
+            dtype: where the example is a size.
+            count: of samples, where the example is a size.
+        """
+        generator, example = torch.Generator().manual_seed(0), self.example
+        if isinstance(example, tuple | list) and all(type(number) is int for number in example):
+            return torch.randn(count, *example, generator=generator).to(dtype)
+
+        def like(leaf: Any) -> Any:
+            value = _tensor(leaf)
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            return torch.randn(value.shape, generator=generator).to(value.dtype)
+
+        return pytree.tree_map(like, example)
+
+
+Batch = list[Any]
+"""The leaves of one batch of inputs: tensors with samples along dimension 0, or constants."""
+
+
+@final
+@dataclass(frozen=True)
+class Calibration:
+    """All samples, in batches of equal size (but the last).
+
+    Attributes:
+        batches: the inputs' leaves, batch by batch.
+        spec: how `(args, kwargs)` are put together from the leaves.
+        samples: how many samples there are.
+        notes: what was left unused, for the report.
+    """
+
+    batches: list[Batch]
+    spec: pytree.TreeSpec
+    samples: int
+    notes: tuple[str, ...] = ()
+
+    def example(self, count: int, device: torch.device | str = "cpu") -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """`(args, kwargs)` of the first `count` samples (repeated if there are fewer), on a device."""
+        leaves = []
+        for leaf in self.first(count):
+            if _is_batched(leaf):
+                repeats = -(-count // leaf.shape[0])
+                leaf = leaf.repeat(repeats, *[1] * (leaf.dim() - 1))[:count]
+            leaves.append(leaf.to(device) if isinstance(leaf, Tensor) else leaf)
+        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        return args, kwargs
+
+    def first(self, count: int) -> Batch:
+        """The leaves of as many batches, from the first on, as hold so many samples; of all if none do."""
+        return _join(self.batches[: -(-count // _count(self.batches[0]))])
+
+
+@final
+@dataclass(frozen=True)
+class Signature:
+    """What a model's call takes.
+
+    Attributes:
+        required, names: of its parameters, those without a default and all of them.
+        variadic: whether it takes any number of positional arguments.
+        any_names: whether it takes nothing but arguments of any names.
+        batch: how many samples it takes at a time, if only one number works; else None.
+    """
+
+    required: tuple[str, ...]
+    names: tuple[str, ...]
+    variadic: bool = False
+    any_names: bool = False
+    batch: int | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module | ExportedProgram) -> Signature:
+        """Read from `forward`, or from the arguments that a program was exported with."""
+        if isinstance(model, ExportedProgram):
+            return cls._of_program(model)
+        parameters = inspect.signature(model.forward).parameters.values()
+        plain = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        required = tuple(p.name for p in plain if p.default is p.empty)
+        variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        any_names = not plain and not variadic and len(parameters) > 0
+        return cls(required, tuple(p.name for p in plain), variadic, any_names)
+
+    @classmethod
+    def _of_program(cls, program: ExportedProgram) -> Signature:
+        args, kwargs = program.call_spec.in_spec.children()
+        inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+        names = [node.name for node in inputs[: args.num_children]]
+        if len(inputs) < args.num_children or any(not child.is_leaf() for child in args.children()):
+            names = [f"argument {i}" for i in range(args.num_children)]
+        sizes = [node.meta["val"].shape[0] for node in inputs if _is_batched(node.meta["val"])]
+        batch = next((size for size in sizes if isinstance(size, int)), None)
+        return cls((*names, *kwargs.context), (*names, *kwargs.context), batch=batch)
+
+
+def read_calibration(data: Any, signature: Signature, batch_size: int | None, store: ActivationStore) -> Calibration:
+    """Read all samples.
+
+    Args:
+        data: see the module's text.
+        signature: what the model takes.
+        batch_size: samples per batch that come out, unless the model takes only one number of them; None is 32, or
+            fewer where samples are large and the network runs on a CPU.
+        store: takes the samples into custody (those that are not slices of one tensor of the caller's).
+
+    Raises:
+        CalibrationError: none, not finite, not alike, or not the model's inputs.
+    """
+    batch_size = signature.batch or batch_size
+    notes: dict[str, None] = {}
+    spec: pytree.TreeSpec | None = None
+    first: Batch = []
+    pending: list[Batch] = []
+    batches: list[Batch] = []
+    seen = 0
+    single = _single_batch(data)
+    for index, raw in enumerate([data] if single else _iterate(data)):
+        leaves, this = pytree.tree_flatten(_inputs(raw, signature, notes))
+        leaves = [_tensor(leaf) for leaf in leaves]
+        if spec is None:
+            spec, first = this, leaves
+            batch_size = batch_size or _default_batch_size(first, store.device)
+        elif this != spec:
+            raise CalibrationError(
+                f"batch {index} of the calibration samples has another structure than the first: {this} against "
+                f"{spec}. Let every batch give the same inputs."
+            )
+        count = _check(leaves, index, seen, first)
+        seen += count
+        if count:
+            pending.append(leaves)
+        assert batch_size is not None
+        if sum(map(_count, pending)) >= batch_size:
+            full = _cut(_join(pending), batch_size)
+            pending = [full.pop()] if _count(full[-1]) < batch_size else []
+            batches += [[_keep(leaf, store, single) for leaf in batch] for batch in full]
+    if pending:
+        batches.append([_keep(leaf, store, single) for leaf in _join(pending)])
+    if not seen or spec is None:
+        raise CalibrationError(
+            "there are no calibration samples: the data is empty. (An iterator that was read before gives nothing the "
+            "second time; hand over the list or the DataLoader itself.) A few hundred samples are usual; the paper "
+            "takes 1024."
+        )
+    if signature.batch and seen % signature.batch:
+        raise CalibrationError(
+            f"the program was exported for batches of exactly {signature.batch} samples, and {seen} samples leave a "
+            f"remainder of {seen % signature.batch}. Give a multiple of {signature.batch}, or export the program with "
+            "a dynamic first dimension."
+        )
+    return Calibration(batches, spec, seen, tuple(notes))
+
+
+def _default_batch_size(batch: Batch, device: torch.device) -> int:
+    if device.type != "cpu":
+        return BATCH
+    sample: int = sum(math.prod(leaf.shape[1:]) * leaf.element_size() for leaf in batch if _is_batched(leaf))
+    return max(1, min(BATCH, INPUT_BYTES // max(1, sample)))
+
+
+def _single_batch(data: Any) -> bool:
+    return isinstance(data, Tensor | np.ndarray | tuple | Mapping)
+
+
+def _iterate(data: Any) -> Iterator[Any]:
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise CalibrationError(
+            f"calibration samples were given as a {type(data).__name__}, a Dataset of single samples. Wrap it: "
+            "`DataLoader(dataset, batch_size=32)`."
+        )
+    if isinstance(data, str | bytes) or not isinstance(data, Iterable):
+        raise CalibrationError(
+            f"calibration samples of type {type(data).__name__} are not understood. Give a tensor, an array, or an "
+            "iterable of batches such as a DataLoader. (The command line reads files and folders.)"
+        )
+    return iter(data)
+
+
+def _inputs(raw: Any, signature: Signature, notes: dict[str, None]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`(args, kwargs)` of one batch."""
+    if isinstance(raw, Tensor | np.ndarray):
+        return (raw,), {}
+    if isinstance(raw, tuple | list):
+        takes = len(raw) if signature.variadic else max(1, len(signature.required))
+        if len(raw) > takes:
+            notes[
+                f"each batch held {len(raw)} values and the model requires {takes}: the first "
+                f"{'was' if takes == 1 else f'{takes} were'} used, the rest taken for labels"
+            ] = None
+        return tuple(raw[:takes]), {}
+    if isinstance(raw, Mapping):
+        return _inputs_by_name(raw, signature, notes)
+    raise CalibrationError(
+        f"a calibration batch is a {type(raw).__name__}; it must be a tensor, or a tuple, list or dict of tensors."
+    )
+
+
+def _inputs_by_name(
+    raw: Mapping[Any, Any], signature: Signature, notes: dict[str, None]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    named = {name: raw[name] for name in signature.names if name in raw}
+    usual = [name for name in USUAL_NAMES if name in raw]
+    if named and set(signature.required) <= set(named):
+        chosen: tuple[tuple[Any, ...], dict[str, Any]] = ((), named)
+        # One required input by name is the same as by position; so all ways to hand over samples agree.
+        if len(named) == 1 and next(iter(named)) == signature.names[0]:
+            chosen = (tuple(named.values()), {})
+        used = set(named)
+    elif len(signature.required) == 1 and len(usual) == 1:
+        chosen, used = ((raw[usual[0]],), {}), {usual[0]}
+    elif len(signature.required) == 1:
+        return (dict(raw),), {}
+    elif signature.any_names:
+        return (), {str(key): value for key, value in raw.items()}
+    else:
+        raise CalibrationError(
+            f"a calibration batch has the keys {', '.join(map(repr, raw))}, but the model's forward requires "
+            f"{', '.join(map(repr, signature.required))}. Name the keys like the parameters, or give tuples."
+        )
+    left = [str(key) for key in raw if key not in used]
+    if left:
+        notes[f"not used of each batch: {', '.join(left)}"] = None
+    return chosen
+
+
+def _tensor(leaf: Any) -> Any:
+    """A plain tensor without gradient for an array or a tensor of any kind; all else as it is."""
+    if isinstance(leaf, np.ndarray):
+        try:
+            with warnings.catch_warnings():  # it is only ever read
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+                return torch.from_numpy(leaf if min(leaf.strides, default=0) >= 0 else leaf.copy())
+        except TypeError as error:
+            raise CalibrationError(
+                f"a calibration batch is an array of dtype {leaf.dtype} and shape {list(leaf.shape)}: {error}"
+            ) from error
+    return leaf.detach().as_subclass(Tensor) if isinstance(leaf, Tensor) else leaf
+
+
+def _is_batched(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
+
+
+def _check(leaves: Batch, index: int, seen: int, first: Batch) -> int:
+    """The number of samples in a batch, after all its tensors were found to be sound."""
+    tensors = [leaf for leaf in leaves if _is_batched(leaf)]
+    if not tensors:
+        raise CalibrationError(
+            f"batch {index} of the calibration samples holds no tensor with a batch dimension: {leaves!r}."
+        )
+    count = int(tensors[0].shape[0])
+    if any(tensor.shape[0] != count for tensor in tensors):
+        raise CalibrationError(
+            f"the inputs in batch {index} disagree on the number of samples: "
+            f"{', '.join(str(list(t.shape)) for t in tensors)}. The first dimension of every tensor counts samples."
+        )
+    for leaf, reference in zip(leaves, first, strict=True):
+        _check_alike(leaf, reference, index)
+    for tensor in tensors:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = ~torch.isfinite(tensor).reshape(count, -1)
+            where = int(bad.any(1).nonzero()[0])
+            kind = "NaN" if tensor[where].isnan().any() else "infinity"
+            raise CalibrationError(
+                f"calibration sample {seen + where} contains {kind}: {int(bad.sum())} values in "
+                f"{int(bad.any(1).sum())} of {count} samples (batch {index}) are not finite. Every statistic would be "
+                "spoilt: remove or repair such samples."
+            )
+    return count
+
+
+def _check_alike(leaf: Any, reference: Any, index: int) -> None:
+    """A batch must differ from the first one in its samples only."""
+    if not _is_batched(leaf) or not _is_batched(reference):
+        if leaf is not reference and (type(leaf) is not type(reference) or leaf != reference):
+            raise CalibrationError(
+                f"an input that counts no samples is {leaf!r} in batch {index} and {reference!r} in the first. It "
+                "becomes a constant of the quantized network, so it must be the same in all."
+            )
+    elif leaf.shape[1:] != reference.shape[1:] or leaf.dtype != reference.dtype:
+        raise CalibrationError(
+            f"the samples in batch {index} have shape {list(leaf.shape[1:])} and dtype {leaf.dtype}, those before "
+            f"{list(reference.shape[1:])} and {reference.dtype}. Bring all samples to one shape and dtype."
+        )
+
+
+def _count(batch: Batch) -> int:
+    return next((int(leaf.shape[0]) for leaf in batch if _is_batched(leaf)), 0)
+
+
+def _join(pending: list[Batch]) -> Batch:
+    if len(pending) == 1:
+        return pending[0]
+    return [torch.cat(list(parts)) if _is_batched(parts[0]) else parts[0] for parts in zip(*pending, strict=True)]
+
+
+def _cut(batch: Batch, size: int) -> list[Batch]:
+    """Slices of `size` samples; the last one may be shorter."""
+    starts = range(0, _count(batch), size)
+    return [[leaf[start : start + size] if _is_batched(leaf) else leaf for leaf in batch] for start in starts]
+
+
+def _keep(leaf: Any, store: ActivationStore, single: bool) -> Any:
+    """Into the store's custody, in plain memory order; a slice of the caller's own tensor without a copy."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if not _is_batched(leaf):
+        return leaf.to(store.device)
+    # By way of one dimension, since strides of dimensions of size 1 can make a contiguous tensor look channels-last.
+    plain = leaf.contiguous().view(-1).view(leaf.shape)
+    return store.adopt(plain) if single and leaf.is_contiguous() else store.hold(plain)
+
+
+def take(calibration: Calibration, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`(args, kwargs)` of at most `count` samples, copied."""
+    leaves = [leaf[:count].clone() if _is_batched(leaf) else leaf for leaf in calibration.first(count)]
+    args, kwargs = pytree.tree_unflatten(leaves, calibration.spec)
+    return args, kwargs

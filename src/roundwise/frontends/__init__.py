@@ -1,0 +1,1 @@
+"""From a model to a graph: one module per form in which models come."""

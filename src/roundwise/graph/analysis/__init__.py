@@ -1,0 +1,1 @@
+"""What is read off a graph; nothing here changes it."""

@@ -1,0 +1,205 @@
+"""Where integer hardware needs activations as codes, and what stands there.
+
+The rule: *a tensor is quantized if an integer operation reads it.*
+
+- Integer operations are the quantized layers, additions, subtractions and products of two tensors, products of
+  matrices, and averages over places. What else there is (softmax, normalisation, functions that are no clamp) computes
+  in float on what it is given, and what it gives is quantized where an integer operation reads it.
+- Operations that only move numbers (reshapes, permutations, slices, maximum pooling, padding with zeros, nearest
+  upsampling, concatenation) give numbers of the grid that they were given. So the quantizer stands before them, at the
+  operation that made the numbers; and tensors that a concatenation joins share one range if the result is quantized.
+- A function that follows a layer or an addition, such as a ReLU, is fused with it: the quantizer stands after the
+  function, since nothing but the function reads the layer.
+- What nobody but the caller reads, the network's output, stays in float.
+
+What does not depend on the network's inputs, but for their sizes (buffers, masks), stays in float where it is added,
+multiplied or joined; hardware takes it into the bias or the scale. Attention as one operation
+(`scaled_dot_product_attention`), `einsum` and `baddbmm` compute in float as well.
+
+In the program a quantizer is `quantize_per_tensor` → `dequantize_per_tensor` of `quantized_decomposed`, after the
+operation that makes the tensor, and all that reads the tensor reads it quantized. In ONNX that is QuantizeLinear →
+DequantizeLinear. ONNX Runtime pushes the pair through operations that move numbers, and fuses what stands between
+DequantizeLinear and QuantizeLinear into integer kernels where it has them (convolutions and matrix products with 8-bit
+weights); elsewhere it computes in float on exactly the numbers that the codes stand for.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Iterable, Iterator
+
+import torch
+from torch import Tensor, fx
+
+from roundwise.graph.graph import Graph
+
+aten = torch.ops.aten
+
+OF_TWO = frozenset(
+    {
+        aten.add.Tensor,
+        aten.sub.Tensor,
+        aten.mul.Tensor,
+        aten.matmul.default,
+        aten.mm.default,
+        aten.bmm.default,
+    }
+)
+"""Integer operations if both operands are computed."""
+
+AVERAGES = frozenset(
+    {
+        aten.avg_pool1d.default,
+        aten.avg_pool2d.default,
+        aten.avg_pool3d.default,
+        aten.adaptive_avg_pool1d.default,
+        aten.adaptive_avg_pool2d.default,
+        aten.adaptive_avg_pool3d.default,
+        aten.mean.default,
+        aten.mean.dim,
+        aten.upsample_bilinear2d.vec,
+        aten.upsample_bilinear2d.default,
+    }
+)
+"""Integer operations on one tensor."""
+
+MOVES = frozenset(
+    {
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.reshape.default,
+        aten.flatten.using_ints,
+        aten.unflatten.int,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.unsqueeze.default,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.t.default,
+        aten.contiguous.default,
+        aten.clone.default,
+        aten.expand.default,
+        aten.repeat.default,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.narrow.default,
+        aten.index_select.default,
+        aten.roll.default,
+        aten.flip.default,
+        aten.channel_shuffle.default,
+        aten.pixel_shuffle.default,
+        aten.pixel_unshuffle.default,
+        aten.upsample_nearest2d.vec,
+        aten.upsample_nearest2d.default,
+        aten.max_pool1d.default,
+        aten.max_pool2d.default,
+        aten.max_pool3d.default,
+        aten.adaptive_max_pool2d.default,
+        aten.cat.default,
+        aten.stack.default,
+    }
+)
+"""Operations that give some of the numbers that they were given, and no others but zeros."""
+
+SPLITS = frozenset(
+    {aten.chunk.default, aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.unbind.int}
+)
+"""Operations that move numbers into several tensors, which `getitem` then takes apart."""
+
+OF_A_SHAPE = frozenset(
+    {
+        aten.zeros_like.default,
+        aten.ones_like.default,
+        aten.full_like.default,
+        aten.empty_like.default,
+        aten.new_zeros.default,
+        aten.new_ones.default,
+        aten.new_full.default,
+        aten.new_empty.default,
+    }
+)
+"""Operations that take no more than the shape of their input."""
+
+PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
+"""Moves as well, if what they put around is 0 (the default) or taken from the tensor."""
+
+
+def find_activations(graph: Graph, layers: Collection[fx.Node]) -> list[list[fx.Node]]:
+    """The tensors to quantize, by the operations or inputs that give them; those that share a range together.
+
+    Args:
+        graph: in normal form.
+        layers: the calls of quantized layers.
+    """
+    group_of: dict[fx.Node, list[fx.Node]] = {}
+    computed = _computed(graph)
+    for node in graph.operations.nodes:
+        for read in _read_as_codes(node, layers, computed):
+            joined: list[fx.Node] = []
+            for source in dict.fromkeys(_sources(read, computed)):
+                joined += [other for other in group_of.get(source, [source]) if other not in joined]
+            group_of.update(dict.fromkeys(joined, joined))
+    order = {node: number for number, node in enumerate(graph.operations.nodes)}
+    groups = {id(group): sorted(group, key=order.__getitem__) for group in group_of.values()}
+    return sorted(groups.values(), key=lambda group: order[group[0]])
+
+
+def _computed(graph: Graph) -> set[fx.Node]:
+    """What depends on the numbers that the network is given, and not just on their shapes."""
+    computed: set[fx.Node] = set()
+    for node in graph.operations.nodes:
+        tensors = (
+            source for source in node.all_input_nodes if isinstance(source.meta.get("val"), Tensor | tuple | list)
+        )
+        if node.op == "placeholder" or (
+            node.op == "call_function" and node.target not in OF_A_SHAPE and any(t in computed for t in tensors)
+        ):
+            computed.add(node)
+    return computed
+
+
+def _read_as_codes(node: fx.Node, layers: Collection[fx.Node], computed: Collection[fx.Node]) -> Iterable[fx.Node]:
+    """The operands that an operation reads as codes."""
+    if node in layers or node.target in AVERAGES:
+        return node.all_input_nodes[:1]
+    if node.target in OF_TWO:
+        operands = [
+            operand for operand in node.args[:2] if isinstance(operand, fx.Node) and any(_sources(operand, computed))
+        ]
+        return operands if len(operands) == 2 else ()
+    return ()
+
+
+def _sources(node: fx.Node, computed: Collection[fx.Node]) -> Iterator[fx.Node]:
+    """The operations and inputs that made a tensor's numbers, before they were moved."""
+    stack, seen = [node], {node}
+    while stack:
+        last = stack.pop()
+        if _moves(last):
+            new = [source for source in _moved(last) if source not in seen]
+            seen.update(new)
+            stack += new
+        elif last in computed and _is_real(last):
+            yield last
+
+
+def _moves(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], fx.Node) and node.args[0].target in SPLITS
+    if node.target in PADS:
+        mode = node.args[2] if node.target is aten.pad.default and len(node.args) > 2 else "constant"
+        value = node.args[3 if node.target is aten.pad.default else 2 :]
+        return mode != "constant" or not value or value[0] in (0, None)
+    return node.target in MOVES or node.target in SPLITS
+
+
+def _moved(node: fx.Node) -> list[fx.Node]:
+    """The operands whose numbers an operation moves (and not the indices by which it does)."""
+    first = node.args[0]
+    return [source for source in (first if isinstance(first, list | tuple) else [first]) if isinstance(source, fx.Node)]
+
+
+def _is_real(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -1,0 +1,292 @@
+"""What training knew of a network's activations, without any data: batch-norm's statistics, carried along the graph.
+
+A batch-norm gives each channel the mean β and, with the variance σ² that training saw, the standard deviation
+|γ| √(σ²/(σ² + ε)). Folded into the layer before it, it is gone, but what it gave is now the layer's output: folding
+keeps both numbers as `Graph.moments`. Taking each channel for normal, they are carried on from there.
+
+*Clamps.* For Y = clamp(X, l, u) with X ~ N(μ, σ²), a = (l − μ)/σ, b = (u − μ)/σ, the density φ and the distribution
+function Φ of the standard normal,
+
+    E[Y] = μ + σ m            m = a Φ(a) + b Φ(−b) + φ(a) − φ(b)
+    E[(Y − μ)²] = σ² q        q = a² Φ(a) + b² Φ(−b) + Φ(b) − Φ(a) + a φ(a) − b φ(b)
+
+*Derivation.* Z = (X − μ)/σ is a standard normal, and (Y − μ)/σ = clamp(Z, a, b), which is a with probability Φ(a), b
+with probability Φ(−b), and Z between. Since φ' = −z φ, the integral of z φ over [a, b] is φ(a) − φ(b), and by parts
+that of z² φ is Φ(b) − Φ(a) + a φ(a) − b φ(b). ∎ With l = 0 and u = ∞ it is the source's formula for ReLU, γ φ(−β/γ) + β
+(1 − Φ(−β/γ)) (Section 4.2 and its appendix). A clamp of what is clamped already is one clamp.
+
+*Sums.* Means add, whatever the operands. Variances are added as if the operands were independent, which is not so where
+a branch comes back to what it left, and the sum is taken for normal again.
+
+*Concatenations* along the channels put channels side by side; slices and `index_select` pick some. *Pooling, resizing
+and padding*: averages keep means. Their variance is smaller than that of what they average, by an amount that nothing
+tells, and is left as it was, so that ranges are rather too wide. Maxima are larger than what they are maxima of, by an
+amount that depends on how alike neighbours are; means are left as they were, below the true ones. Zeros around an image
+count as if they were not there.
+
+What is known of nothing else is not guessed: the network's input, layers without batch-norm, other functions.
+
+References:
+    Nagel et al., ICCV 2019, arXiv:1906.04721, Sections 4.1 and 4.2; the appendix on clipped normals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+import torch
+import torch.utils._pytree as pytree
+from jaxtyping import Float
+from torch import Tensor, fx
+
+from roundwise.graph.analysis.channels import EXTREMES, PADS, Place, channel_axis, place_after, weight_name
+from roundwise.graph.analysis.layers import clamp_limits, find_layers, linear_map
+from roundwise.graph.graph import ChannelMoments, Graph, bind
+from roundwise.graph.matrix import LinearMap
+
+aten = torch.ops.aten
+
+BATCH_NORM = aten.batch_norm.default
+
+_FAR = 40.0
+"""In standard deviations: beyond it φ and Φ are 0 in float64."""
+
+
+def batchnorm_moments(graph: Graph, norm: fx.Node) -> ChannelMoments | None:
+    """Of a batch-norm's output; None where it takes its statistics from the batch, or a tensor is no constant."""
+    arguments = bind(norm)
+    names = ("weight", "bias", "running_mean", "running_var")
+    gamma, beta, mean, variance = (graph.constant(arguments[name]) for name in names)
+    given = all(graph.constant(arguments[name]) is not None for name in names if arguments[name] is not None)
+    if arguments["training"] or mean is None or variance is None or not given:
+        return None
+    std = (variance.double() / (variance.double() + arguments["eps"])).sqrt()
+    std = std if gamma is None else std * gamma.double().abs()
+    return ChannelMoments(torch.zeros_like(std) if beta is None else beta.double(), std)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How the channels of a value are distributed: what is known of it, all float64 `[channels]`.
+
+    Attributes:
+        mean, std: of the value itself.
+        center, deviation: of the normal distribution that it is clamped from; the same where nothing was clamped.
+        low, high: what it is clamped to; infinite where it is not.
+    """
+
+    mean: Tensor
+    std: Tensor
+    center: Tensor
+    deviation: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def normal(cls, moments: ChannelMoments) -> Spread:
+        """A normal distribution."""
+        mean, std = moments.mean, moments.std
+        return cls(mean, std, mean, std, torch.full_like(mean, -math.inf), torch.full_like(mean, math.inf))
+
+    def clamped(self, low: Tensor | float, high: Tensor | float) -> Spread:
+        """Of clamp(·, low, high)."""
+        lows, highs = (
+            end.clamp(torch.as_tensor(low).to(end), torch.as_tensor(high).to(end)) for end in (self.low, self.high)
+        )
+        if torch.equal(lows, self.low) and torch.equal(highs, self.high):
+            return self
+        mean, std = clipped_normal(self.center, self.deviation, lows, highs)
+        return Spread(mean, std, self.center, self.deviation, lows, highs)
+
+    def plus(self, other: Spread) -> Spread:
+        """Of a sum: normal again, as if both were independent."""
+        mean, std = self.mean + other.mean, (self.std.square() + other.std.square()).sqrt()
+        return Spread(mean, std, mean, std, self.low + other.low, self.high + other.high)
+
+    def at(self, index: Index) -> Spread:
+        """Of some of the channels; −1 stands for one that is always 0."""
+        fields = (getattr(self, name) for name in _FIELDS)
+        if isinstance(index, slice):
+            return Spread(*(values[index] for values in fields))
+        return Spread(*(torch.cat([values, values.new_zeros(1)])[index] for values in fields))
+
+    def limits(self, deviations: float, share: float = 1.0) -> tuple[float, float]:
+        """From the lowest to the highest number that this share of the channels has within deviations of its center."""
+        reach = deviations * self.deviation
+        low = torch.minimum(torch.maximum(self.center - reach, self.low), self.high)
+        high = torch.minimum(torch.maximum(self.center + reach, self.low), self.high)
+        return (
+            float(low.quantile(1 - share, interpolation="lower")),
+            float(high.quantile(share, interpolation="higher")),
+        )
+
+
+Index = Tensor | slice
+"""Which channels, in which order."""
+
+_FIELDS = ("mean", "std", "center", "deviation", "low", "high")
+
+
+def clipped_normal(mean: Tensor, std: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of clamp(X, low, high) with X normal; all float64, of one shape, low ≤ high.
+
+    Example:
+        >>> mean, std = clipped_normal(*(torch.tensor(v, dtype=torch.float64) for v in (0.0, 1.0, 0.0, math.inf)))
+        >>> round(float(mean), 6), round(float(std**2), 6)  # 1/√(2π), and 1/2 − 1/(2π)
+        (0.398942, 0.340845)
+    """
+    certain = std == 0
+    sigma = torch.where(certain, 1.0, std)
+    # Beyond the far end on the side where it does not bite, a limit is as good as none.
+    a, b = ((low - mean) / sigma).clamp(min=-_FAR), ((high - mean) / sigma).clamp(max=_FAR)
+    below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
+    at_a, at_b = ((-end.square() / 2).exp() / math.sqrt(2 * math.pi) for end in (a, b))
+    first = a * below + b * above + at_a - at_b
+    second = a.square() * below + b.square() * above + (1 - below - above) + a * at_a - b * at_b
+    clipped = torch.minimum(torch.maximum(mean, low), high)
+    expected = torch.where(certain, clipped, mean + sigma * first)
+    return expected, torch.where(certain, 0.0, sigma * (second - first.square()).clamp(min=0).sqrt())
+
+
+class Known(NamedTuple):
+    """What is known of a value, and where its channels are."""
+
+    spread: Spread
+    place: Place
+
+
+def propagate(graph: Graph) -> dict[fx.Node, Known]:
+    """What batch-norm's statistics tell of each value in a graph; values of which they tell nothing are left out."""
+    known: dict[fx.Node, Known] = {}
+    for node in graph.operations.nodes:
+        if node.op == "call_function" and (found := _after(graph, node, known)) is not None:
+            known[node] = found
+    return known
+
+
+def expected_columns(layer: LinearMap, call: fx.Node, known: Mapping[fx.Node, Known]) -> Float[Tensor, "groups cols"]:
+    """E[x] of each column of a layer's matrix.
+
+    Raises:
+        LookupError: nothing is known of what the layer reads; says why.
+    """
+    source = call.args[0]
+    assert isinstance(source, fx.Node)
+    if source not in known:
+        raise LookupError("batch-norm tells nothing of what it reads")
+    spread, place = known[source]
+    if layer.transposed or place.axis != channel_axis(source, layer):
+        raise LookupError("which channel goes into which product depends on the place")
+    groups, _, cols = layer.matrix_shape
+    return spread.mean.repeat_interleave(groups * cols // spread.mean.numel()).reshape(groups, cols)
+
+
+@torch.no_grad()
+def with_measured_moments(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
+    """The graph with the moments of all its layers' outputs as the given samples show them, over samples and places.
+
+    A weight with several calls keeps none: each call has a distribution of its own.
+    """
+    measured: dict[str, ChannelMoments] = {}
+    layers = {layer.node.name: layer for layer in find_layers(graph) if len(layer.calls) == 1}
+
+    class Watching(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if (layer := layers.get(n.name)) is not None:
+                channels = value.double().movedim(channel_axis(layer.node, layer.map), 0)
+                rows = channels.reshape(len(channels), -1)
+                measured[layer.weight] = ChannelMoments(rows.mean(1), rows.std(1, correction=0))
+            return value
+
+    module = graph.module()
+    Watching(module).run(*pytree.tree_leaves((args, kwargs)), enable_io_processing=False)
+    return dataclasses.replace(graph.copy(), moments=measured)
+
+
+def _after(graph: Graph, node: fx.Node, known: Mapping[fx.Node, Known]) -> Known | None:
+    """What is known after an operation."""
+    layer = linear_map(graph, node)
+    if layer is not None:
+        moments = graph.moments.get(weight_name(node))
+        return None if moments is None else Known(Spread.normal(moments), Place(channel_axis(node, layer)))
+    if node.target is BATCH_NORM:
+        moments = batchnorm_moments(graph, node)
+        return None if moments is None else Known(Spread.normal(moments), Place(1))
+    if node.target is aten.cat.default:
+        return _joined(node, known)
+    if node.target is aten.add.Tensor:
+        left, right = (known.get(operand) if isinstance(operand, fx.Node) else None for operand in node.args[:2])
+        alike = left is not None and right is not None and left.place == right.place and _shapes_agree(node)
+        if not alike or bind(node)["alpha"] != 1:
+            return None
+        assert left is not None
+        assert right is not None
+        return Known(left.spread.plus(right.spread), left.place)
+    source = node.args[0] if node.args else None
+    before = known.get(source) if isinstance(source, fx.Node) else None
+    if before is None:
+        return None
+    if before.place.repeats == 1 and (chosen := _chosen(graph, node, before.place.axis)) is not None:
+        return Known(before.spread.at(chosen), before.place)
+    if node.target is aten.slice.Tensor:
+        return None if bind(node)["dim"] % node.meta["val"].dim() == before.place.axis else before
+    limits = clamp_limits(node)
+    if limits is not None:
+        return Known(before.spread.clamped(*limits), before.place)
+    if node.target in EXTREMES:
+        return _limited(graph, node, before)
+    place = place_after(node, before.place)
+    return None if place is None else Known(before.spread, place)
+
+
+def _chosen(graph: Graph, node: fx.Node, axis: int) -> Index | None:
+    """The channels that an operation keeps, or puts zeros beside; None if it is none of those."""
+    arguments, dims = bind(node), node.meta["val"].dim()
+    if node.target is aten.index_select.default and arguments["dim"] % dims == axis:
+        return graph.constant(arguments["index"])
+    if node.target is aten.slice.Tensor and arguments["dim"] % dims == axis:
+        ends = arguments["start"], arguments["end"], arguments["step"]
+        return slice(*ends) if all(end is None or isinstance(end, int) for end in ends) else None
+    if node.target in PADS and (arguments.get("mode", "constant") == "constant" and not arguments["value"]):
+        # Two numbers for each dimension, the last dimension first.
+        pad = arguments["pad"][2 * (dims - 1 - axis) :]
+        if not pad or not all(isinstance(number, int) and number >= 0 for number in pad[:2]):
+            return None
+        index = torch.arange(-pad[0], node.meta["val"].shape[axis] - pad[0])
+        return index.where((index >= 0) & (index < len(index) - pad[0] - pad[1]), -1)
+    return None
+
+
+def _limited(graph: Graph, node: fx.Node, before: Known) -> Known | None:
+    """After a minimum or maximum with one constant, or one for each channel."""
+    spread, place = before
+    constant = graph.constant(node.args[1])
+    limit = None if constant is None else place.channels(constant, spread.mean.numel(), node.meta["val"].dim())
+    if limit is None:
+        return None
+    ends = (-math.inf, limit) if node.target is aten.minimum.default else (limit, math.inf)
+    return Known(spread.clamped(*ends), place)
+
+
+def _joined(node: fx.Node, known: Mapping[fx.Node, Known]) -> Known | None:
+    """After a concatenation along the channels."""
+    operands = node.args[0]
+    assert isinstance(operands, list | tuple)
+    found = [known[operand] for operand in operands if isinstance(operand, fx.Node) and operand in known]
+    axis = bind(node)["dim"] % node.meta["val"].dim()
+    if len(found) != len(operands) or any(one.place != Place(axis) for one in found):
+        return None
+    joined = (torch.cat([getattr(one.spread, name) for one in found]) for name in _FIELDS)
+    return Known(Spread(*joined), Place(axis))
+
+
+def _shapes_agree(node: fx.Node) -> bool:
+    """Whether both operands have the shape of the result."""
+    values = [operand.meta["val"] for operand in node.args[:2] if isinstance(operand, fx.Node)]
+    return all(str(list(value.shape)) == str(list(node.meta["val"].shape)) for value in values)

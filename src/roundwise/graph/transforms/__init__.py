@@ -1,0 +1,1 @@
+"""Graph to graph, the same function: what every network goes through."""

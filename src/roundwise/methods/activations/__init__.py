@@ -1,0 +1,28 @@
+"""Activation ranges: from the values that a tensor takes to the interval its codes cover. One file per method."""
+
+from typing import Any
+
+from roundwise.methods.activations.batchnorm import ActivationBatchNorm
+from roundwise.methods.activations.minmax import ActivationMinMax
+from roundwise.methods.activations.moving_average import ActivationMovingAverage
+from roundwise.methods.activations.mse import ActivationMSE
+from roundwise.methods.activations.percentile import ActivationPercentile
+from roundwise.methods.interfaces import ActivationRanges
+
+ACTIVATION_RANGES: dict[str, type[ActivationRanges[Any]]] = {
+    "batch-norm": ActivationBatchNorm,
+    "min-max": ActivationMinMax,
+    "moving-average": ActivationMovingAverage,
+    "mse": ActivationMSE,
+    "percentile": ActivationPercentile,
+}
+
+__all__ = [
+    "ACTIVATION_RANGES",
+    "ActivationBatchNorm",
+    "ActivationMSE",
+    "ActivationMinMax",
+    "ActivationMovingAverage",
+    "ActivationPercentile",
+    "ActivationRanges",
+]

@@ -1,0 +1,46 @@
+"""Percentiles: a given share of the values may lie outside of the range, half of it on each side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+
+from roundwise.errors import RecipeError
+from roundwise.methods.interfaces import ActivationRanges
+from roundwise.methods.settings import check_types
+from roundwise.numerics.grid import Codebook
+from roundwise.statistics import Histogram
+
+
+@final
+@dataclass(frozen=True)
+class ActivationPercentile(ActivationRanges[Histogram]):
+    """Cover all but the most extreme values.
+
+    Args:
+        covered: share of the values inside the range, in percent; what is left is cut off half below, half above.
+
+    References:
+        Wu et al. 2020, arXiv:2004.09602 (percentile calibration).
+    """
+
+    covered: float = 99.99
+    needs: ClassVar[type] = Histogram
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not 0 < self.covered <= 100:
+            raise RecipeError(f"{self}: covered is a percentage above 0, up to 100.")
+
+    def limits(self, values: Histogram, codebook: Codebook) -> tuple[float, float]:
+        middles, counts = values.bins
+        below = counts.cumsum(0).double() / counts.sum()
+        outside = (100 - self.covered) / 200
+        first = int((below > outside).nonzero()[0])
+        last = int(torch.searchsorted(below, 1 - outside).clamp(max=len(below) - 1))
+        # Where nothing is cut off, the ends are the extremes themselves and not the middles of their bins.
+        low = values.low if first == 0 else float(middles[first])
+        high = values.high if last == len(below) - 1 else float(middles[last])
+        return low, high

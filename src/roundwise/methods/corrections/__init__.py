@@ -1,0 +1,14 @@
+"""Correction: what a layer's bias does about an error that its codes leave. One file per method, one line here."""
+
+from typing import Any
+
+from roundwise.methods.corrections.analytic_bias import AnalyticBias
+from roundwise.methods.corrections.empirical_bias import EmpiricalBias
+from roundwise.methods.interfaces import Correction
+
+CORRECTIONS: dict[str, type[Correction[Any]]] = {
+    "analytic-bias": AnalyticBias,
+    "empirical-bias": EmpiricalBias,
+}
+
+__all__ = ["CORRECTIONS", "AnalyticBias", "Correction", "EmpiricalBias"]

@@ -1,0 +1,240 @@
+"""The rounding problem of one layer, and its answer.
+
+Given a weight matrix W, a grid, and what was learnt about the layer's inputs x̂ (those of the network whose earlier
+layers are already quantized) and targets y (the float network's outputs), choose integer codes q such that
+
+    E ‖ f_a(y) − f_a(ŵ(q) x̂ + b) ‖²                                                         (Eq. 25)
+
+is small, where ŵ(q) = s (q − z) and f_a is the activation function that follows the layer, if one does.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from roundwise.errors import RecipeError
+from roundwise.graph.graph import Graph
+from roundwise.graph.nonlinearity import Activation
+from roundwise.numerics.grid import Codebook, Granularity, Grid
+from roundwise.statistics import Statistic, ValueStatistic
+
+S = TypeVar("S", bound=Statistic)
+V = TypeVar("V", bound=ValueStatistic)
+
+
+@final
+@dataclass(frozen=True)
+class Problem(Generic[S]):
+    """Everything that a rounding solver may look at.
+
+    Attributes:
+        name: the layer's name in the model.
+        weight: float32 matrix `[groups, rows, cols]`; rows are output channels, groups are independent.
+        grid: the codes' meaning, chosen before by a `RangeEstimator`.
+        statistics: what the solver's `needs` asked for.
+        activation: the function between this layer and its only consumer, or None.
+        bias_is_free: whether the layer has a bias that nothing else uses, so that a solver may shift it.
+    """
+
+    name: str
+    weight: Float[Tensor, "groups rows cols"]
+    grid: Grid
+    statistics: S
+    activation: Activation | None = None
+    bias_is_free: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class Rounding:
+    """A solver's answer.
+
+    Attributes:
+        codes: int32, each within the grid's codebook.
+        grid: what the codes mean, if it is not the problem's grid; with the same codebook and granularity.
+        bias_shift: to be added to the layer's bias, float32; only where the problem says that the bias is free.
+        note: what a reader of the report must know, or empty.
+    """
+
+    codes: Int[Tensor, "groups rows cols"]
+    grid: Grid | None = None
+    bias_shift: Float[Tensor, "groups rows"] | None = None
+    note: str = ""
+
+
+class RoundingSolver(ABC, Generic[S]):
+    """Chooses codes for one layer. Implementations are frozen dataclasses; their fields are the method's settings.
+
+    Attributes:
+        needs: the statistic that `solve` finds in its problem; the stream collects it.
+    """
+
+    needs: ClassVar[type[Statistic]]
+
+    @abstractmethod
+    def solve(self, problem: Problem[S], generator: torch.Generator) -> Rounding:
+        """Return codes for the problem; any randomness comes from `generator`, which lives on the CPU."""
+
+    @property
+    def floor_or_ceil(self) -> bool:
+        """Whether each code is one of the two next to its weight, as in the paper (Eq. 9); False where any may be."""
+        return True
+
+    @property
+    def float_inputs(self) -> bool:
+        """Whether the statistic is shown the layer's inputs x of the float network (Eq. 21); False shows it x̂."""
+        return False
+
+    @property
+    def addition_aware(self) -> bool:
+        """Whether targets make up for what the layer's output is added to, where something is: y + r − r̂, not y.
+
+        r and r̂ are what is added, in the float network and in the one whose earlier layers are quantized.
+        """
+        return False
+
+    def work(self, rows_per_sample: int, samples: int) -> float:
+        """What `solve` will cost, for the plan's estimate of time; a factor of two either way does no harm.
+
+        The unit is one forward pass of the layer over one row: what its batch dimension counts, so an image for a
+        convolution and a position for a linear layer (`Samples` explains). The stream has measured how long that takes.
+        A method that never applies the layer costs 0.
+
+        Args:
+            rows_per_sample: rows that one calibration sample becomes at this layer, at least 1.
+            samples: number of calibration samples.
+        """
+        return 0.0
+
+
+class RangeEstimator(ABC, Generic[S]):
+    """Chooses a grid for one layer's weights. Implementations are frozen dataclasses.
+
+    Attributes:
+        needs: the statistic that `estimate` is given; the stream collects it.
+    """
+
+    needs: ClassVar[type[Statistic]]
+
+    @abstractmethod
+    def estimate(
+        self,
+        weight: Float[Tensor, "groups rows cols"],
+        codebook: Codebook,
+        granularity: Granularity,
+        statistics: S,
+        layer: str,
+    ) -> Grid:
+        """Return scales and zero points; `layer` is for messages."""
+
+
+class Correction(ABC, Generic[S]):
+    """Shifts a layer's bias once its codes are chosen. Implementations are frozen dataclasses.
+
+    Attributes:
+        needs: the statistic that `shift` is given; the stream collects it.
+    """
+
+    needs: ClassVar[type[Statistic]]
+
+    @abstractmethod
+    def shift(
+        self,
+        weight: Float[Tensor, "groups rows cols"],
+        bias: Float[Tensor, "groups rows"],
+        statistics: S,
+    ) -> Float[Tensor, "groups rows"]:
+        """What to add to the bias, float32.
+
+        Args:
+            weight: what the codes stand for.
+            bias: the layer's own, with what the rounding solver has added to it.
+            statistics: of the layer's inputs and targets.
+        """
+
+    def note(self, statistics: S) -> str:
+        """What a reader of the layer's report must know about its correction, or empty."""
+        return ""
+
+
+class GraphRewrite(ABC):
+    """Changes how the float network computes, not what. Implementations are frozen dataclasses.
+
+    The pipeline runs the network before and after on a few samples, and holds a rewrite to the same outputs, unless it
+    says that it is not exact; then the report says how far outputs moved.
+    """
+
+    @abstractmethod
+    def apply(self, graph: Graph) -> Graph:
+        """Return another graph, in normal form as this one is, with the same inputs and outputs; leave this one alone.
+
+        What is added has `meta["val"]`, a tensor with the shape and dtype of its value, as all operations have. Where
+        the output of a layer changes, its entry in `graph.moments` follows, or goes.
+        """
+
+    @property
+    def exact(self) -> bool:
+        """Whether outputs stay the same; False where the method changes them on purpose."""
+        return True
+
+    @property
+    def measures_moments(self) -> bool:
+        """Whether `graph.moments` shall be measured on samples before, instead of what batch-norms say."""
+        return False
+
+    def note(self, graph: Graph) -> str:
+        """What a reader of the report must know about applying this to the graph, or empty."""
+        return ""
+
+
+class ActivationRanges(ABC, Generic[V]):
+    """Chooses the range of one tensor between operations. Implementations are frozen dataclasses.
+
+    Attributes:
+        needs: the statistic that `limits` is given; the stream collects it.
+    """
+
+    needs: ClassVar[type[ValueStatistic]]
+
+    @abstractmethod
+    def limits(self, values: V, codebook: Codebook) -> tuple[float, float]:
+        """The smallest and the largest value that codes shall stand for; 0.0 is added to the interval if it is outside.
+
+        Args:
+            values: of all calibration samples; finite, at least one, and not all zero. Or what is expected of them.
+            codebook: the integers that codes may take.
+        """
+
+
+def check_answer(answer: object, problem: Problem[Any], solver: RoundingSolver[Any]) -> None:
+    """Raise unless a solver's answer fits its problem.
+
+    Raises:
+        RecipeError: names the solver and the layer, and what was found and wanted.
+    """
+    book, shape = problem.grid.codebook, problem.weight.shape
+    if not isinstance(answer, Rounding):
+        raise RecipeError(f"{solver!r} gave layer '{problem.name}' a {type(answer).__name__}, not a Rounding.")
+    codes, own, shift, found = answer.codes, answer.grid, answer.bias_shift, ""
+    if codes.shape != shape or codes.is_floating_point() or codes.min() < book.qmin or codes.max() > book.qmax:
+        found = (
+            f"no valid codes: {codes.dtype} {list(codes.shape)} from {codes.min().item()} to {codes.max().item()}; a "
+            f"solver returns integers {list(shape)} from {book.qmin} to {book.qmax}"
+        )
+    elif own is not None and (own.codebook, own.granularity_shape) != (book, problem.grid.granularity_shape):
+        wanted = problem.grid.granularity_shape
+        found = f"a grid of {own.codebook} with scales {own.granularity_shape}; asked for are {book}, {wanted}"
+    elif own is not None and not (bool(own.scale.isfinite().all()) and bool((own.scale > 0).all())):
+        found = "a grid with scales that are not positive and finite"
+    elif shift is not None and not problem.bias_is_free:
+        found = "a shift of its bias, but the layer has no bias that nothing else reads"
+    elif shift is not None and (shift.shape != shape[:2] or not bool(shift.isfinite().all())):
+        found = f"a shift of its bias of shape {list(shift.shape)}; wanted are finite {list(shape[:2])}"
+    if found:
+        raise RecipeError(f"{solver!r} gave layer '{problem.name}' {found}.")

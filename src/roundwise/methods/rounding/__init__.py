@@ -1,0 +1,58 @@
+"""Rounding: from a weight matrix and its grid to integer codes. One file per method, one line here.
+
+The command line, the recipe files, the documentation, the conformance tests and the benchmarks all read this table.
+"""
+
+from typing import Any
+
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.rounding.adaround import AdaRound
+from roundwise.methods.rounding.coordinate_descent import CoordinateDescent
+from roundwise.methods.rounding.cross_entropy_method import CrossEntropyMethod
+from roundwise.methods.rounding.directed import Ceil, Floor
+from roundwise.methods.rounding.given import Given
+from roundwise.methods.rounding.gptq import GPTQ
+from roundwise.methods.rounding.gram_adaround import GramAdaRound
+from roundwise.methods.rounding.nearest import Nearest
+from roundwise.methods.rounding.nearest_moments import NearestMoments
+from roundwise.methods.rounding.nearest_scaled import NearestScaled
+from roundwise.methods.rounding.stochastic import Stochastic
+from roundwise.methods.rounding.straight_through import StraightThrough
+from roundwise.methods.rounding.tabu import TabuSearch
+
+ROUNDING_SOLVERS: dict[str, type[RoundingSolver[Any]]] = {
+    "adaround": AdaRound,
+    "ceil": Ceil,
+    "coordinate-descent": CoordinateDescent,
+    "cross-entropy-method": CrossEntropyMethod,
+    "floor": Floor,
+    "gptq": GPTQ,
+    "gram-adaround": GramAdaRound,
+    "nearest": Nearest,
+    "nearest-moments": NearestMoments,
+    "nearest-scaled": NearestScaled,
+    "stochastic": Stochastic,
+    "straight-through": StraightThrough,
+    "tabu-search": TabuSearch,
+}
+
+__all__ = [
+    "GPTQ",
+    "ROUNDING_SOLVERS",
+    "AdaRound",
+    "Ceil",
+    "CoordinateDescent",
+    "CrossEntropyMethod",
+    "Floor",
+    "Given",
+    "GramAdaRound",
+    "Nearest",
+    "NearestMoments",
+    "NearestScaled",
+    "Problem",
+    "Rounding",
+    "RoundingSolver",
+    "Stochastic",
+    "StraightThrough",
+    "TabuSearch",
+]

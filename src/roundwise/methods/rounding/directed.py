@@ -1,0 +1,49 @@
+"""Round every weight down, or every weight up: the two ends of what AdaRound chooses between.
+
+    Ŵ_floor = s · clip(⌊W/s⌋, n, p),      Ŵ_ceil = s · clip(⌈W/s⌉, n, p)                       (Eq. 10)
+
+Both shift every weight the same way, so their errors add up instead of cancelling; on ResNet-18's first layer alone
+either brings ImageNet accuracy to chance (Table 1). They exist to show that, and as bounds in tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.statistics import Nothing
+
+
+@final
+@dataclass(frozen=True)
+class Floor(RoundingSolver[Nothing]):
+    """Round every weight down to the grid point below it.
+
+    References:
+        Nagel et al., ICML 2020, arXiv:2004.10568, Eq. 10 and Table 1.
+    """
+
+    needs: ClassVar[type] = Nothing
+
+    def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
+        grid = problem.grid
+        return Rounding(grid.clip(grid.position(problem.weight).floor()).to(torch.int32))
+
+
+@final
+@dataclass(frozen=True)
+class Ceil(RoundingSolver[Nothing]):
+    """Round every weight up to the grid point above it.
+
+    References:
+        Nagel et al., ICML 2020, arXiv:2004.10568, Eq. 10 and Table 1.
+    """
+
+    needs: ClassVar[type] = Nothing
+
+    def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
+        grid = problem.grid
+        return Rounding(grid.clip(grid.position(problem.weight).ceil()).to(torch.int32))

@@ -1,0 +1,29 @@
+"""Round to nearest: the baseline every other solver must beat.
+
+Ŵ = s · clip(⌊W/s⌉, n, p)                                                                 (Eq. 1)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.statistics import Nothing
+
+
+@final
+@dataclass(frozen=True)
+class Nearest(RoundingSolver[Nothing]):
+    """Round every weight to its nearest grid point, ties to even.
+
+    References:
+        Jacob et al., CVPR 2018, arXiv:1712.05877, Section 2.1.
+    """
+
+    needs: ClassVar[type] = Nothing
+
+    def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
+        return Rounding(problem.grid.quantize(problem.weight))

@@ -1,0 +1,1 @@
+"""Pure tensors: grids, quadratic objectives, searches. Nothing here knows networks."""

@@ -1,0 +1,61 @@
+"""Scale, zero point and codebook of one tensor between operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers the operations
+from torch import Tensor
+
+from roundwise.numerics.grid import Codebook, affine_grid
+
+dialect = torch.ops.quantized_decomposed
+
+
+@final
+@dataclass(frozen=True)
+class Quantizer:
+    """Scale, zero point and codebook of one tensor between operations.
+
+    Attributes:
+        scale: step in real units per code, > 0.
+        zero_point: the code of 0.0.
+        codebook: which integers are allowed.
+
+    Example:
+        >>> Quantizer.spanning(0.0, 6.0, Codebook(8, symmetric=False)).fake_quantize(torch.tensor([1.01, 7.0]))
+        tensor([1.0118, 6.0000])
+    """
+
+    scale: float
+    zero_point: int
+    codebook: Codebook
+
+    @classmethod
+    def spanning(cls, low: float, high: float, codebook: Codebook) -> Quantizer:
+        """With codes from `low` to `high`, and 0.0 among what they stand for."""
+        ends = torch.tensor([[[low]], [[high]]], dtype=torch.float32)
+        grid = affine_grid(ends[:1], ends[1:], codebook)
+        return cls(grid.scale.item(), int(grid.zero_point), codebook)
+
+    @property
+    def low(self) -> float:
+        """The smallest number that a code stands for."""
+        return (self.codebook.qmin - self.zero_point) * self.scale
+
+    @property
+    def high(self) -> float:
+        """The largest number that a code stands for."""
+        return (self.codebook.qmax - self.zero_point) * self.scale
+
+    def fake_quantize(self, values: Tensor) -> Tensor:
+        """Quantize to the nearest code, then back to the values' dtype: exactly what the emitted operations do."""
+        codes = dialect.quantize_per_tensor.default(values.float(), *self.arguments)
+        return dialect.dequantize_per_tensor.default(codes, *self.arguments).to(values.dtype)  # type: ignore[no-any-return]
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Of both operations, after their input."""
+        return self.scale, self.zero_point, self.codebook.qmin, self.codebook.qmax, self.codebook.dtype

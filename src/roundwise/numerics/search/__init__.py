@@ -1,0 +1,1 @@
+"""Searches for codes: one file each."""

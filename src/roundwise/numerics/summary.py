@@ -1,0 +1,52 @@
+"""A layer's weights and grid in a few hundred bytes, taken while both are there: the result holds only codes.
+
+It takes a few sweeps over the weights: far less than choosing their scales.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from roundwise.numerics.grid import Grid
+from roundwise.report import WeightSummary
+
+BINS = 48
+"""Enough to see the shape of a distribution in a small figure."""
+
+_CHUNK = 1 << 20  # weights counted at a time, in double precision: no second copy of a large layer
+
+
+def summarize(weight: Float[Tensor, "groups rows cols"], grid: Grid) -> WeightSummary:
+    """What a reader of the report wants to see of a weight matrix and the grid that it was put on.
+
+    Example:
+        >>> summary = summarize(torch.tensor([[[-0.5, 0.0, 2.0]]]), Grid.symmetric(torch.tensor([[[0.25]]]), bits=3))
+        >>> summary.finest, summary.upper_ends, round(summary.clipped, 2)
+        ((0.25, 0), (0.75, 0.75), 0.33)
+    """
+    smallest, largest = float(weight.min()), float(weight.max())
+    counts = torch.zeros(1, dtype=torch.float64)
+    if smallest == largest:
+        counts += weight.numel()
+    else:
+        chunks = weight.flatten().split(_CHUNK)
+        # On the CPU, since a GPU's histogram is refused where only deterministic operations are allowed.
+        counts = sum((torch.histc(c.cpu().double(), BINS, smallest, largest) for c in chunks), start=counts)
+    book, position = grid.codebook, grid.position(weight)
+    clipped = (position < book.qmin - 0.5) | (position > book.qmax + 0.5)
+    scale, zero_point = grid.scale.flatten().double().cpu(), grid.zero_point.flatten().cpu()
+    lower, upper = scale * (book.qmin - zero_point), scale * (book.qmax - zero_point)
+    finest, coarsest = int(scale.argmin()), int(scale.argmax())
+    return WeightSummary(
+        smallest=smallest,
+        largest=largest,
+        counts=tuple(int(count) for count in counts.tolist()),
+        scales=scale.numel(),
+        finest=(float(scale[finest]), int(zero_point[finest])),
+        coarsest=(float(scale[coarsest]), int(zero_point[coarsest])),
+        lower_ends=(float(lower.min()), float(lower.max())),
+        upper_ends=(float(upper.min()), float(upper.max())),
+        clipped=float(clipped.float().mean()),
+    )

@@ -1,0 +1,134 @@
+"""Up or down for all weights of a layer at once, by the task loss.
+
+With d_j = s (q_j − z) − w_j, and q_j one of the two codes next to the weight (Eq. 9), Eq. 13 is a quadratic
+unconstrained binary optimization (QUBO):
+
+    min over q   dᵀ H d        (+ 2 gᵀ d, twice Eq. 12, where the first order is not dropped)
+
+Here H couples the rows, unlike the second moments of a layer's inputs. So the layer becomes a matrix of one row: what
+solves a row by its output's error (Eq. 20) solves this as it is. It is NP-hard; both ways give a good answer, not
+certainly the best, and neither is worse than nearest rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from roundwise.errors import RecipeError
+from roundwise.methods.rounding import CrossEntropyMethod, TabuSearch
+from roundwise.numerics.grid import Grid, expand_blocks
+from roundwise.numerics.quadratic import Quadratic
+from roundwise.numerics.search.descent import Choices
+from roundwise.numerics.search.tabu import walk
+from roundwise.recipe.plain import check_whole_number
+from roundwise.reproduction.taskloss.hessian import TaskHessian
+
+
+def solve_qubo_cem(
+    task: TaskHessian,
+    grid: Grid,
+    *,
+    iterations: int = 200,
+    samples: int = 2000,
+    elite: float = 0.1,
+    smoothing: float = 0.5,
+    first_order: bool = False,
+    seed: int = 0,
+) -> Int[Tensor, "groups rows cols"]:
+    """Codes by the cross-entropy method, from stochastic rounding's probabilities: the paper's choice.
+
+    Args:
+        task: from `task_hessian`.
+        grid: what codes mean, such as `task.grid(weights)`.
+        iterations, samples, elite, smoothing: as in `CrossEntropyMethod`; a whole layer takes more samples than a row.
+        first_order: count the gradient too (Eq. 12); the paper drops it, for a converged network.
+        seed: of the random draws.
+
+    Returns:
+        int32 codes, for `Given`.
+
+    Raises:
+        RecipeError: a setting is out of range, or the grid does not fit the layer.
+
+    References:
+        Rubinstein, Methodology and Computing in Applied Probability 1(2), 1999; Nagel et al., ICML 2020,
+        arXiv:2004.10568, Section 5, Table 2.
+    """
+    method = CrossEntropyMethod(iterations, samples, elite, smoothing)
+    return _solve(task, grid, first_order, seed, method.sample)
+
+
+def solve_qubo_tabu(
+    task: TaskHessian,
+    grid: Grid,
+    *,
+    iterations: int = 2000,
+    tenure: int = 10,
+    first_order: bool = False,
+    seed: int = 0,
+) -> Int[Tensor, "groups rows cols"]:
+    """Codes by tabu search over single changes, from nearest rounding.
+
+    Args:
+        task: from `task_hessian`.
+        grid: what codes mean, such as `task.grid(weights)`.
+        iterations: single changes.
+        tenure: how many steps a changed code is left alone, at least; at most twice as many.
+        first_order: count the gradient too (Eq. 12); the paper drops it, for a converged network.
+        seed: of the random tenures.
+
+    Returns:
+        int32 codes, for `Given`.
+
+    Raises:
+        RecipeError: a setting is out of range, or the grid does not fit the layer.
+
+    References:
+        Glover, Tabu Search, ORSA Journal on Computing 1(3), 1989.
+    """
+    TabuSearch(iterations, tenure)  # checks them
+
+    def search(quadratic: Quadratic, grid: Grid, choices: Choices, generator: torch.Generator) -> Tensor:
+        start = grid.quantize(quadratic.weight)
+        return walk(quadratic, grid, start, choices, generator, iterations, tenure)
+
+    return _solve(task, grid, first_order, seed, search)
+
+
+def _solve(
+    task: TaskHessian,
+    grid: Grid,
+    first_order: bool,
+    seed: int,
+    search: Callable[[Quadratic, Grid, Choices, torch.Generator], Tensor],
+) -> Tensor:
+    """Search on the layer as one row; nearest rounding where that is better."""
+    for what, value, kind in (("task", task, TaskHessian), ("grid", grid, Grid)):
+        if not isinstance(value, kind):
+            raise RecipeError(f"{what} is a {type(value).__name__}; it must be a {kind.__name__}.")
+    check_whole_number("seed", seed)
+    weight = task.weight
+    try:
+        nearest = grid.quantize(weight)
+        per_block = grid.scale, grid.zero_point
+        expanded = (expand_blocks(part, weight.shape[-1]).expand(weight.shape) for part in per_block)
+        scale, zero_point = (part.reshape(1, 1, -1) for part in expanded)
+    except RuntimeError as error:
+        raise RecipeError(
+            f"the grid, with scales {list(grid.scale.shape)}, does not fit layer '{task.layer}', whose matrix is "
+            f"{list(weight.shape)}. `TaskHessian.grid` gives one that does."
+        ) from error
+    row = weight.reshape(1, 1, -1)
+    pull = -task.gradient.float().reshape(row.shape) if first_order else torch.zeros_like(row)
+    quadratic = Quadratic(row, task.hessian.float().unsqueeze(0), pull, row.new_zeros(1, 1))
+    one = Grid(scale, zero_point, grid.codebook)
+    with torch.no_grad():
+        choices = Choices.floor_or_ceil(one, row)
+        codes = search(quadratic, one, choices, torch.Generator().manual_seed(seed)).reshape(weight.shape)
+    # The search counts in float32; what it claims is checked in more digits.
+    cost, cost_nearest = (task.cost(grid.dequantize(it), first_order=first_order) for it in (codes, nearest))
+    return (nearest if cost_nearest < cost else codes).to(torch.int32)
