@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from roundwise.graph.matrix import LinearMap
-from roundwise.numerics import moments
+from roundwise.numerics import moments as sums
 from roundwise.numerics.moments import Moments
 from roundwise.statistics import Addend, Gram, Statistic
+from roundwise.statistics import gram as gram_module
 from roundwise.testing import cases
 
 CASES = pytest.mark.parametrize("case", cases(), ids=str)
@@ -51,10 +52,10 @@ def test_they_are_the_sums_over_all_positions_where_there_are_few(case):
 
 @pytest.mark.parametrize("strip", [5, 192])
 def test_wide_matrices_are_summed_in_strips(strip, monkeypatch):
-    monkeypatch.setattr(moments, "STRIP", strip)
+    monkeypatch.setattr(sums, "STRIP", strip)
     columns, targets = torch.randn(3, 50, 13), torch.randn(3, 50, 2)
     moments = Moments.zeros((3, 2, 13), torch.device("cpu"))
-    moments.add(moments.Pairs(columns, targets))
+    moments.add(sums.Pairs(columns, targets))
     torch.testing.assert_close(moments.second, columns.mT @ columns)
 
 
@@ -89,7 +90,7 @@ def test_the_same_positions_can_be_seen_again(case):
 @CASES
 @pytest.mark.parametrize("keep", [0, 1 << 26])
 def test_of_a_sum_the_target_makes_up_for_what_is_added(case, keep, monkeypatch):
-    monkeypatch.setattr(module, "KEEP", keep)
+    monkeypatch.setattr(gram_module, "KEEP", keep)
     added, lacking = (torch.randn(case.targets.shape) for _ in range(2))
     for method in (Gram.add_sum, Statistic.add_sum):
         gram = Gram.empty(case.layer, case.samples, torch.Generator().manual_seed(0))
@@ -104,7 +105,7 @@ def test_of_a_sum_the_target_makes_up_for_what_is_added(case, keep, monkeypatch)
 @CASES
 def test_what_is_not_kept_is_unfolded_again(case, monkeypatch):
     kept = list(case.statistic(Gram).again())
-    monkeypatch.setattr(module, "KEEP", 0)
+    monkeypatch.setattr(gram_module, "KEEP", 0)
     unfolded = list(case.statistic(Gram).again())
     for one, other in zip(kept, unfolded, strict=True):
         assert torch.equal(one.columns, other.columns)
@@ -114,22 +115,22 @@ def test_what_is_not_kept_is_unfolded_again(case, monkeypatch):
 @pytest.mark.parametrize("share", [0.0, 0.5, 2.0])
 def test_so_much_is_kept_as_the_plan_says(share, monkeypatch):
     layer, inputs, targets = large()
-    monkeypatch.setattr(module, "CHUNK", 1 << 14)
+    monkeypatch.setattr(gram_module, "CHUNK", 1 << 14)
     numbers = sum(pairs.columns.numel() + pairs.targets.numel() for pairs in chunks_of(layer, inputs, targets))
-    monkeypatch.setattr(module, "KEEP", 0)
+    monkeypatch.setattr(gram_module, "KEEP", 0)
     without = Gram.bytes_needed(layer, 64, 400)
     room = int(share * numbers)
-    monkeypatch.setattr(module, "KEEP", room)
+    monkeypatch.setattr(gram_module, "KEEP", room)
     assert Gram.bytes_needed(layer, 64, 400) - without == 4 * min(room, numbers)
-    kept = [chunk for chunk in chunks_of(layer, inputs, targets) if isinstance(chunk, moments.Pairs)]
+    kept = [chunk for chunk in chunks_of(layer, inputs, targets) if isinstance(chunk, sums.Pairs)]
     assert sum(pairs.columns.numel() + pairs.targets.numel() for pairs in kept) <= min(room, numbers)
     assert bool(kept) == bool(share)
 
 
 @pytest.mark.parametrize("keep", [0, 1 << 25])
 def test_chunks_are_as_large_as_they_may_be_however_small_the_batches(keep, monkeypatch):
-    monkeypatch.setattr(module, "KEEP", keep)
-    monkeypatch.setattr(module, "CHUNK", 27 * 1000)  # 1,000 positions of 27 columns
+    monkeypatch.setattr(gram_module, "KEEP", keep)
+    monkeypatch.setattr(gram_module, "CHUNK", 27 * 1000)  # 1,000 positions of 27 columns
     layer, inputs, targets = large()
     gram = gram_of(layer, inputs, targets, batches=range(64))  # 64 positions each, 3,584 of them in `fit`
     assert [pairs.columns.shape[1] for pairs in gram.again()] == [1000, 1000, 1000, 584]
@@ -138,8 +139,8 @@ def test_chunks_are_as_large_as_they_may_be_however_small_the_batches(keep, monk
 
 @pytest.mark.parametrize("keep", [0, 40_000, 1 << 25])
 def test_chunks_and_minibatches_do_not_depend_on_the_batches(keep, monkeypatch):
-    monkeypatch.setattr(module, "KEEP", keep)
-    monkeypatch.setattr(module, "CHUNK", 27 * 700)
+    monkeypatch.setattr(gram_module, "KEEP", keep)
+    monkeypatch.setattr(gram_module, "CHUNK", 27 * 700)
     layer, inputs, targets = large()
     grams = [gram_of(layer, inputs, targets, batches=range(number)) for number in (1, 4, 64)]
     for of_batches in zip(*(itertools.islice(gram.minibatches(256), 40) for gram in grams), strict=True):
@@ -155,7 +156,7 @@ def test_chunks_and_minibatches_do_not_depend_on_the_batches(keep, monkeypatch):
 @pytest.mark.parametrize("keep", [0, 40_000, 1 << 25])
 @pytest.mark.parametrize("size", [1, 50, 256, 1000, 10**6])
 def test_minibatches_see_every_position_equally_often(size, keep, monkeypatch):
-    monkeypatch.setattr(module, "KEEP", keep)
+    monkeypatch.setattr(gram_module, "KEEP", keep)
     layer, inputs, targets = large()
     gram = Gram.empty(layer, len(inputs), torch.Generator().manual_seed(0))
     for some in (slice(0, 40), slice(40, 61), slice(61, 64)):  # of unequal length
@@ -202,7 +203,7 @@ def test_which_positions_depends_on_the_generator_and_not_on_the_batches():
 
 def test_a_wide_matrix_gets_more_positions_than_a_narrow_one(monkeypatch):
     layer, inputs, targets = large()
-    monkeypatch.setattr(module, "POSITIONS_PER_COLUMN", 512)
+    monkeypatch.setattr(gram_module, "POSITIONS_PER_COLUMN", 512)
     assert whole(gram_of(layer, inputs, targets)).count == 64 * 512 * 27 // 64
 
 
@@ -210,7 +211,7 @@ def test_a_wide_matrix_gets_more_positions_than_a_narrow_one(monkeypatch):
 def test_they_are_the_same_however_little_is_unfolded_at_a_time(chunk, monkeypatch):
     layer, inputs, targets = large()
     reference = whole(gram_of(layer, inputs, targets))
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(gram_module, "CHUNK", chunk)
     moments = whole(gram_of(layer, inputs, targets))
     assert moments.count == reference.count
     torch.testing.assert_close(moments.second, reference.second, rtol=1e-4, atol=1e-2)
@@ -232,7 +233,7 @@ def test_chosen_places_are_what_unfolding_everything_gives_there(case, layout):
 
 @CASES
 def test_outputs_at_chosen_places_lie_in_memory_as_the_targets_do_however_the_batches_fall(case, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 1)  # 256 places to a chunk: some are of one batch, some of several
+    monkeypatch.setattr(gram_module, "CHUNK", 1)  # 256 places to a chunk: some are of one batch, some of several
     layer, bias = case.layer, case.layer.bias.reshape(case.weight.shape[:2])
     depthwise = layer.dims > 0 and case.inputs.shape[1] == layer.groups
     gram = gram_of(layer, case.inputs.float(), layer.apply_matrix(case.weight, case.inputs.float()), batches=range(8))

@@ -1,6 +1,6 @@
 """The tables of "Up or Down? Adaptive Rounding for Post-Training Quantization" (ICML 2020, arXiv:2004.10568).
 
-Rows named "AdaRound" are the paper's procedure, `AdaRound`; rows "in Gram space" are this library's default, `GramAdaRound`.
+Rows named "AdaRound" are the published procedure, `AdaRound`; rows "in Gram space" are the default, `GramAdaRound`.
 Figures in the column of the paper are for ResNet-18 on ImageNet, 4 bits per tensor, whose float accuracy is 69.68 %.
 """
 
