@@ -77,12 +77,12 @@ def measure(
     """
     task = networks.load(network, samples, device)
     right_float = task.right(task.model)
-    nearest = dataclasses.replace(base, rounding=rw.rounding.Nearest())
+    nearest = base.with_settings(rw.Quantize, rounding=rw.rounding.Nearest())
     right_nearest = task.right(rw.quantize(task.model, task.calibration, nearest))
     records = []
     for name, solver in solvers.items():
         for seed in seeds:
-            recipe = dataclasses.replace(base, rounding=solver, seed=seed)
+            recipe = dataclasses.replace(base.with_settings(rw.Quantize, rounding=solver), seed=seed)
             begin = time.perf_counter()
             quantized = rw.quantize(task.model, task.calibration, recipe, progress=progress)
             seconds = time.perf_counter() - begin
@@ -90,8 +90,8 @@ def measure(
             gained, lost = int((right & ~right_nearest).sum()), int((right_nearest & ~right).sum())
             record = {
                 "network": network,
-                "bits": base.weights.bits,
-                "granularity": granularity_name(base.weights.granularity),
+                "bits": base.stage(rw.Quantize).weights.bits,
+                "granularity": granularity_name(base.stage(rw.Quantize).weights.granularity),
                 "solver": name,
                 "seed": seed,
                 "samples": samples,
@@ -181,9 +181,13 @@ def main() -> None:
         records += measure(
             network,
             rw.Recipe(
-                weights=rw.Weights(bits=bits, granularity=networks.GRANULARITIES[granularity]),
-                activations=activations,
-                rewrites=(rw.rewrites.CrossLayerEqualization(),) if arguments.equalize else (),
+                (
+                    rw.Rewrite((rw.rewrites.CrossLayerEqualization(),) if arguments.equalize else ()),
+                    rw.Quantize(
+                        weights=rw.Weights(bits=bits, granularity=networks.GRANULARITIES[granularity]),
+                        activations=activations,
+                    ),
+                )
             ),
             {f"{text}{suffix}": solver_from(text) for text in arguments.solver},
             seeds=range(arguments.first_seed, arguments.first_seed + arguments.seeds),

@@ -71,7 +71,9 @@ def main() -> None:
             base = rw.rounding.AdaRound(iterations=arguments.iterations, learning_rate=rate)
             done += accuracy.measure(
                 arguments.network,
-                rw.Recipe(weights=rw.Weights(bits=arguments.bits, granularity=rw.PerTensor()), rewrites=()),
+                rw.Recipe(
+                    (rw.Rewrite(()), rw.Quantize(weights=rw.Weights(bits=arguments.bits, granularity=rw.PerTensor())))
+                ),
                 {f"{arguments.iterations} steps, step size {rate:g}, norm: {norm}": WithNorm(base, norm)},
                 seeds=range(arguments.seeds),
                 samples=arguments.samples,

@@ -60,7 +60,7 @@ def measure(blocks: int, solver: rw.rounding.RoundingSolver[Any], arguments: arg
     torch.manual_seed(0)
     model = nn.Sequential(*(Block(arguments.width) for _ in range(blocks))).eval()
     samples = torch.randn(arguments.samples, arguments.width, 32, 32)
-    recipe = rw.Recipe(rw.Weights(bits=4), solver, memory_budget=1 << 40)
+    recipe = rw.Recipe((rw.Quantize(weights=rw.Weights(bits=4), rounding=solver),), memory_budget=1 << 40)
     plans: list[Plan] = []
     started: list[float] = []
 
@@ -73,7 +73,14 @@ def measure(blocks: int, solver: rw.rounding.RoundingSolver[Any], arguments: arg
     seconds = time.process_time() - started[0]
 
     starts: list[int] = []
-    quick = rw.Recipe(rw.Weights(bits=4), solver if isinstance(solver, rw.rounding.Nearest) else rw.rounding.Ceil())
+    quick = rw.Recipe(
+        (
+            rw.Quantize(
+                weights=rw.Weights(bits=4),
+                rounding=solver if isinstance(solver, rw.rounding.Nearest) else rw.rounding.Ceil(),
+            ),
+        )
+    )
     with Convolutions() as convolutions:  # type: ignore[no-untyped-call]  # PyTorch wrote no types there
         rw.quantize(model, samples[:2], quick, progress=lambda _: starts.append(convolutions.count))
     return {

@@ -223,7 +223,9 @@ def main() -> None:
         }
         solver = Compare(tuple(arguments.layers), chosen, setting, journal)
         weights = rw.Weights(bits=bits, granularity=networks.GRANULARITIES[granularity])
-        rw.quantize(task.model, task.calibration, rw.Recipe(weights=weights, rounding=solver, rewrites=()))
+        rw.quantize(
+            task.model, task.calibration, rw.Recipe((rw.Rewrite(()), rw.Quantize(weights=weights, rounding=solver)))
+        )
     print(table(journal.records))
 
 

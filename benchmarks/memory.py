@@ -87,9 +87,10 @@ def main() -> None:
     else:
         task = networks.load(arguments.network, arguments.samples)
         model, samples = task.model, task.calibration
-    recipe = rw.Recipe(rounding=ROUNDING_SOLVERS[arguments.solver](), rewrites=())
+    recipe = rw.Recipe((rw.Rewrite(()), rw.Quantize(rounding=ROUNDING_SOLVERS[arguments.solver]())))
     # So that nothing is loaded while memory is measured.
-    run(model, samples[:32], dataclasses.replace(recipe, rounding=rw.rounding.Ceil(), memory_budget=1 << 40))
+    warm = dataclasses.replace(recipe.with_settings(rw.Quantize, rounding=rw.rounding.Ceil()), memory_budget=1 << 40)
+    run(model, samples[:32], warm)
     print("| budget, MiB | planned, MiB | of it in memory | for the batch at work | held, MiB | occupied, MiB |")
     print("|---|---|---|---|---|---|")
     for budget in arguments.budgets:

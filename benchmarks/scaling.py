@@ -210,7 +210,7 @@ def build(point: Point) -> tuple[nn.Module, Tensor]:
 def measure(point: Point) -> Record:
     """Quantize in this process, and return what it took."""
     torch.manual_seed(0)
-    recipe = rw.Recipe(rounding=rw.rounding.GramAdaRound(), memory_budget=1 << 40)
+    recipe = rw.Recipe((rw.Quantize(rounding=rw.rounding.GramAdaRound()),), memory_budget=1 << 40)
     rw.quantize(residual_network(8).eval(), images(8, 16), recipe)  # loads what is loaded when first used
     model, samples = build(point)
     plans: list[Plan] = []

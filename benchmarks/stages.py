@@ -57,9 +57,13 @@ def main() -> None:
     model = build(arguments.network).to(arguments.device)
     images = torch.randn(arguments.samples, 3, arguments.size, arguments.size)
     recipe = rw.Recipe(
-        rw.Weights(bits=arguments.bits, granularity=networks.GRANULARITIES[arguments.granularity]),
-        ROUNDING_SOLVERS[arguments.solver](),
-        rewrites=(),
+        (
+            rw.Rewrite(()),
+            rw.Quantize(
+                weights=rw.Weights(bits=arguments.bits, granularity=networks.GRANULARITIES[arguments.granularity]),
+                rounding=ROUNDING_SOLVERS[arguments.solver](),
+            ),
+        ),
         batch_size=arguments.batch_size,
     )
     hardware = networks.device_name(arguments.device)

@@ -68,7 +68,9 @@ def main() -> None:
             contenders[f"{name}, tabu"] = rw.rounding.Given(taskloss.solve_qubo_tabu(hessian, grid))
         for name, solver in contenders.items():
             one = dataclasses.replace(weights, rounding=solver)
-            quantized = rw.quantize(task.model, task.calibration, rw.Recipe(overrides={"*": None, options.layer: one}))
+            quantized = rw.quantize(
+                task.model, task.calibration, rw.Recipe((rw.Quantize(overrides={"*": None, options.layer: one}),))
+            )
             cost = judge.cost(_weight_of(quantized, judge, options.layer)) / nearest
             accuracy = task.accuracy(quantized)
             print(f"{bits} bits  {name:28} accuracy {accuracy:6.2f}  cost {cost:6.3f}", flush=True)

@@ -37,9 +37,13 @@ def main(folder: Path) -> None:
     photographs = torch.rand(64, 3, 32, 32)
 
     recipe = rw.Recipe(
-        weights=rw.Weights(bits=4, granularity=rw.PerChannel()),
-        rounding=rw.rounding.GramAdaRound(),  # the default; AdaRound() is the published procedure, far slower
-        overrides={"classifier": rw.Weights(bits=8)},  # a name or a glob; None would keep the layer in float
+        (
+            rw.Quantize(
+                weights=rw.Weights(bits=4, granularity=rw.PerChannel()),
+                rounding=rw.rounding.GramAdaRound(),
+                overrides={"classifier": rw.Weights(bits=8)},
+            ),
+        )
     )
     quantized = rw.quantize(model, photographs, recipe)
     print(quantized.report)

@@ -18,7 +18,7 @@ def quantize(model: nn.Module, calibration: Tensor, job: Job) -> Result:
     solver = ROUNDING_SOLVERS[name](**settings)
     granularity = rw.PerChannel() if job.per_channel else rw.PerTensor()
     weights = rw.Weights(bits=job.bits, granularity=granularity)
-    recipe = rw.Recipe(weights=weights, rounding=solver, seed=job.seed, rewrites=())
+    recipe = rw.Recipe((rw.Rewrite(()), rw.Quantize(weights=weights, rounding=solver)), seed=job.seed)
     return Result(rw.quantize(model, calibration, recipe), [f"{solver}; ranges: {weights.ranges}"])
 
 

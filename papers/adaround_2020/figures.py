@@ -20,6 +20,7 @@ from roundwise import Recipe, quantize
 from roundwise.engine.unit import generator_for
 from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
 from roundwise.methods.rounding import AdaRound, Nearest, Stochastic
+from roundwise.recipe.stages import Quantize, Rewrite
 from roundwise.reproduction import Result, Row, quantize_row
 from roundwise.reproduction.taskloss import GaussNewton, PredictedClasses, TaskHessian, task_hessian
 from roundwise.statistics import Nothing, Samples
@@ -65,7 +66,9 @@ def costs(part: Part, count: int) -> tuple[list[float], float]:
         of.model, of.first_layer, of.samples(HESSIAN_SAMPLES), PredictedClasses(), curvature=GaussNewton()
     )
     draws = Draws(count)
-    quantize_row(of, Row("", "", Recipe(weights=weights, rounding=draws, rewrites=()), first_layer_only=True), 0)
+    quantize_row(
+        of, Row("", "", Recipe((Rewrite(()), Quantize(weights=weights, rounding=draws))), first_layer_only=True), 0
+    )
     return [hessian.cost(it) for it in draws.weights], hessian.cost(hessian.grid(weights).fake_quantize(hessian.weight))
 
 
@@ -137,7 +140,9 @@ def figure3(_: Results, path: Path) -> str:
     watched = Watched(AdaRound(iterations=ITERATIONS, asymmetric=False, activation_aware=False))
     only_first = {"*": None, of.first_layer: weights}
     quantized = quantize(
-        of.model, of.calibration, Recipe(weights=weights, rounding=watched, overrides=only_first, rewrites=())
+        of.model,
+        of.calibration,
+        Recipe((Rewrite(()), Quantize(weights=weights, rounding=watched, overrides=only_first))),
     )
     before, after = watched.seen["before"], watched.seen["after"]
     decided = ((after == 0) | (after == 1)).float().mean().item()

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from roundwise.methods.rounding import GramAdaRound
 from roundwise.numerics.grid import Granularity, PerChannel, PerTensor
-from roundwise.recipe.settings import Recipe
+from roundwise.recipe.recipe import Recipe
+from roundwise.recipe.stages import Quantize, Rewrite
 from roundwise.reproduction import PAPERS, Row, Settings, Study, Table
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -36,7 +37,9 @@ SEEDS = 5
 
 FIGURE4 = Table(
     "Figure 4: AdaRound by the number of images and their domain",
-    lambda s: [Row("AdaRound in Gram space", "", Recipe(weights=s.weights, rounding=GramAdaRound(), rewrites=()))],
+    lambda s: [
+        Row("AdaRound in Gram space", "", Recipe((Rewrite(()), Quantize(weights=s.weights, rounding=GramAdaRound()))))
+    ],
 )
 
 TABLES = PAPERS["adaround"] | {"figure4": FIGURE4}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import roundwise as rw
-from roundwise.api import apply_rewrites, rewrite
+from roundwise.engine.rewriting import apply_rewrites, folded
 from roundwise.frontends.torch_export import capture_graph
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.graph import Graph
@@ -77,18 +77,22 @@ def measure(task: networks.Task, wanted: dict[str, Any]) -> float:
         activations = rw.Activations(bits=int(wanted["activations"]), ranges=ranges)
     granularity = rw.PerChannel() if wanted["granularity"] == "per-channel" else rw.PerTensor()
     recipe = rw.Recipe(
-        rw.Weights(bits=wanted["bits"], granularity=granularity),
-        rw.rounding.Nearest(),
-        rewrites=rewrites,
-        correction=correction,
-        activations=activations,
+        (
+            rw.Rewrite(rewrites),
+            rw.Quantize(
+                weights=rw.Weights(bits=wanted["bits"], granularity=granularity),
+                rounding=rw.rounding.Nearest(),
+                activations=activations,
+                correction=correction,
+            ),
+        )
     )
     return task.accuracy(rw.quantize(task.model, rw.DataFree(tuple(task.images.shape[1:])), recipe), batch=50)
 
 
 def rewritten(model: nn.Module, images: Tensor, rewrites: tuple[rw.rewrites.GraphRewrite, ...]) -> Graph:
     """The float network after the rewrites."""
-    graph = rewrite(capture_graph(model, (images[:2],), {}))
+    graph = folded(capture_graph(model, (images[:2],), {}))
     return apply_rewrites(graph, rewrites, (images[:2],), {})[0]
 
 

@@ -15,7 +15,9 @@ from .errors import (
 from .exporters import export
 from .methods import activations, corrections, ranges, rewrites, rounding
 from .numerics.grid import Grid, PerChannel, PerGroup, PerTensor
-from .recipe.settings import Activations, Recipe, Weights
+from .recipe.recipe import Recipe
+from .recipe.settings import Activations, Override, Weights
+from .recipe.stages import Quantize, Rewrite
 from .report import Report
 from .reporting import html_report
 
@@ -31,12 +33,15 @@ __all__ = [
     "Model",
     "ModelError",
     "Network",
+    "Override",
     "PerChannel",
     "PerGroup",
     "PerTensor",
+    "Quantize",
     "Recipe",
     "RecipeError",
     "Report",
+    "Rewrite",
     "RoundwiseError",
     "Weights",
     "activations",

@@ -1,4 +1,4 @@
-"""What was done, in figures: one record per layer, one for what stayed in float, and the whole.
+"""What was done, in figures: one record per layer and per activation, an entry per stage, and the whole.
 
 An error is always *relative and measured at the layer's output*, against the float network's output y:
 
@@ -10,10 +10,11 @@ the layer inherits; `error_nearest` is the same with this layer's weights rounde
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, final
+
+import cattrs
 
 from roundwise.wording import human_bytes, number_of
 
@@ -45,14 +46,6 @@ class WeightSummary:
     lower_ends: tuple[float, float]
     upper_ends: tuple[float, float]
     clipped: float
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> WeightSummary:
-        """The inverse of `dataclasses.asdict`, also after a trip through JSON."""
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
-        }
-        return cls(**fields)
 
 
 @final
@@ -131,33 +124,86 @@ class KeptFloat:
 
 @final
 @dataclass(frozen=True)
+class StageReport:
+    """What one stage of the recipe did.
+
+    Attributes:
+        stage: its name in the table of stages: `rewrite`, `quantize`.
+        seconds: wall time by what it was spent on.
+        notes: what a reader must know about this stage as a whole.
+        output_error: relative error of the network's outputs, Σ‖y − ŷ‖²/Σ‖y‖², on the calibration samples, against the
+            network that the stage was given; NaN where it was not measured.
+        layers: the layers that the stage quantized, in the order in which they ran.
+        kept_float: float parameters with more than one dimension that remain, each with the reason.
+        activations: the tensors between operations that the stage quantized, in order. All errors are measured with
+            them quantized.
+    """
+
+    stage: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    output_error: float = math.nan
+    layers: tuple[LayerReport, ...] = ()
+    kept_float: tuple[KeptFloat, ...] = ()
+    activations: tuple[ActivationReport, ...] = ()
+
+
+@final
+@dataclass(frozen=True)
 class Report:
     """The whole run. `print(report)` gives a table; `as_dict()` gives plain data for scripts.
 
     Attributes:
-        layers: the quantized layers in the order in which they ran.
-        kept_float: float parameters with more than one dimension that remain, each with the reason.
+        stages: an entry for each stage of the recipe, in order.
         samples: how many calibration samples there were; 0 where it went without data, and no error was measured.
-        output_error: relative error of the network's outputs, Σ‖y − ŷ‖²/Σ‖y‖², on the calibration samples.
         float_bytes: size of the model's parameters and statistics before.
         quantized_bytes: size of codes (packed to their bits), scales, zero points and float parameters after.
-        seconds: wall time by stage: `capture`, `rewrite`, `forward`, `ranges`, `rounding`.
-        peak_activation_bytes: the most that the stream held between layers at any time, memory and disk together.
-        notes: what a reader must know about the run as a whole.
-        activations: the quantized tensors between operations, in order; none where activations stay in float. All
-            errors are measured with them quantized.
+        setup_seconds: wall time before the first stage: `read`, `capture`.
+        peak_activation_bytes: the most that the run held between layers at any time, memory and disk together.
+        setup_notes: what a reader must know about the samples and the captured network.
     """
 
-    layers: tuple[LayerReport, ...]
-    kept_float: tuple[KeptFloat, ...]
+    stages: tuple[StageReport, ...]
     samples: int
-    output_error: float
     float_bytes: int
     quantized_bytes: int
-    seconds: dict[str, float]
+    setup_seconds: dict[str, float]
     peak_activation_bytes: int
-    notes: tuple[str, ...] = ()
-    activations: tuple[ActivationReport, ...] = ()
+    setup_notes: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> tuple[LayerReport, ...]:
+        """The quantized layers of all stages."""
+        return tuple(layer for stage in self.stages for layer in stage.layers)
+
+    @property
+    def activations(self) -> tuple[ActivationReport, ...]:
+        """The quantized tensors between operations; none where activations stay in float."""
+        return tuple(activation for stage in self.stages for activation in stage.activations)
+
+    @property
+    def kept_float(self) -> tuple[KeptFloat, ...]:
+        """Float parameters with more than one dimension that remain after the last stage that quantizes."""
+        return next((stage.kept_float for stage in reversed(self.stages) if stage.layers), ())
+
+    @property
+    def output_error(self) -> float:
+        """The error of the last stage that measured one; NaN where none did."""
+        return next((s.output_error for s in reversed(self.stages) if math.isfinite(s.output_error)), math.nan)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know about the run as a whole."""
+        return (*self.setup_notes, *(note for stage in self.stages for note in stage.notes))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time by what it was spent on, over all stages."""
+        total = dict(self.setup_seconds)
+        for stage in self.stages:
+            for name, seconds in stage.seconds.items():
+                total[name] = total.get(name, 0.0) + seconds
+        return total
 
     @property
     def measured(self) -> bool:
@@ -180,34 +226,13 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON: dicts, lists, strings and numbers, and None for an error that is no finite number."""
-        data = dataclasses.asdict(self)
-        for record in (data, *data["layers"]):
-            record.update({name: None for name in _ERRORS if name in record and not math.isfinite(record[name])})
-        return data
+        plain: dict[str, Any] = _CONVERTER.unstructure(self)
+        return plain
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
         """The inverse of `as_dict`, also after a trip through JSON; an error that is None becomes NaN."""
-
-        def restored(record: dict[str, Any]) -> dict[str, Any]:
-            return {**record, **{name: math.nan for name in _ERRORS if record.get(name, 0.0) is None}}
-
-        def layer(record: dict[str, Any]) -> LayerReport:
-            summary = record.get("summary")
-            typed = {
-                "shape": tuple(record["shape"]),
-                "summary": None if summary is None else WeightSummary.from_dict(summary),
-            }
-            return LayerReport(**{**restored(record), **typed})
-
-        layers = tuple(map(layer, data["layers"]))
-        kept = tuple(KeptFloat(**item) for item in data["kept_float"])
-        activations = tuple(
-            ActivationReport(**{**item, "shared_with": tuple(item["shared_with"])})
-            for item in data.get("activations", ())
-        )
-        lists = {"layers": layers, "kept_float": kept, "activations": activations, "notes": tuple(data["notes"])}
-        return cls(**{**restored(data), **lists})
+        return _CONVERTER.structure(data, cls)
 
     def __str__(self) -> str:
         errors = ("nearest", "chosen") if self.measured else ()
@@ -266,5 +291,7 @@ class Report:
         return "\n".join(lines)
 
 
-# They are not finite where a network in float16 overflows.
-_ERRORS = ("error", "error_nearest", "output_error")
+# JSON has no NaN. Errors are not finite where there was no data, or where a network in float16 overflows.
+_CONVERTER = cattrs.Converter(detailed_validation=False)
+_CONVERTER.register_unstructure_hook(float, lambda value: value if math.isfinite(value) else None)
+_CONVERTER.register_structure_hook(float, lambda value, _: math.nan if value is None else float(value))

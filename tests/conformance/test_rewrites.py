@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
-from roundwise.api import apply_rewrites, rewrite
+from roundwise.engine.rewriting import apply_rewrites
+from roundwise.engine.rewriting import folded as rewrite
 from roundwise.frontends.torch_export import capture_graph
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.methods.rewrites import REWRITES
@@ -64,7 +66,7 @@ def test_a_rewrite_leaves_outputs_and_its_argument_as_they_were(kind, captured):
 def test_a_rewritten_network_is_quantized_saved_and_loaded(kind, tmp_path):
     torch.manual_seed(0)
     model, samples = Network().eval(), torch.randn(9, 3, 6, 6)
-    recipe = rw.Recipe(rw.Weights(bits=8), rw.rounding.Nearest(), activations=rw.Activations(), rewrites=(kind(),))
+    recipe = quantizing(rw.Weights(bits=8), rw.rounding.Nearest(), activations=rw.Activations(), rewrites=(kind(),))
     quantized = rw.quantize(model, samples, recipe)
     assert quantized.report.output_error < 0.02
     quantized.save(tmp_path / "model.rw")

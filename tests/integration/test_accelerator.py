@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import zoo
+from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
@@ -54,7 +55,7 @@ def test_a_network_is_quantized_on_the_accelerator(name):
     args, kwargs = case.inputs(12)
     calibration = kwargs or (args if len(args) > 1 else args[0])
     model = case.build()
-    recipe = rw.Recipe(rounding=rw.rounding.CoordinateDescent())
+    recipe = quantizing(rounding=rw.rounding.CoordinateDescent())
     there = rw.quantize(copy.deepcopy(model).to(ACCELERATOR), calibration, recipe)
     here = rw.quantize(model, calibration, recipe)
     assert [layer.name for layer in there.report.layers] == [layer.name for layer in here.report.layers]
@@ -64,11 +65,11 @@ def test_a_network_is_quantized_on_the_accelerator(name):
 
 RECIPES = {
     "default": rw.Recipe(),
-    "2 bits per tensor": rw.Recipe(rw.Weights(bits=2, granularity=rw.PerTensor())),
-    "activations": rw.Recipe(activations=rw.Activations(bits=8)),
-    "activations per tensor": rw.Recipe(rw.Weights(granularity=rw.PerTensor()), activations=rw.Activations(bits=8)),
-    "minibatches": rw.Recipe(rounding=rw.rounding.AdaRound(iterations=20)),
-    "no memory": rw.Recipe(memory_budget=0),
+    "2 bits per tensor": quantizing(rw.Weights(bits=2, granularity=rw.PerTensor())),
+    "activations": quantizing(activations=rw.Activations(bits=8)),
+    "activations per tensor": quantizing(rw.Weights(granularity=rw.PerTensor()), activations=rw.Activations(bits=8)),
+    "minibatches": quantizing(rounding=rw.rounding.AdaRound(iterations=20)),
+    "no memory": quantizing(memory_budget=0),
 }
 
 
@@ -94,7 +95,7 @@ def test_the_accelerator_gives_the_same_codes_each_time():
 @needs_one
 @pytest.mark.parametrize("correction", CORRECTIONS.values(), ids=CORRECTIONS)
 def test_corrections_work_on_the_accelerator(correction):
-    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), correction=correction())
+    recipe = quantizing(rounding=rw.rounding.Nearest(), correction=correction())
     assert rw.quantize(network().to(ACCELERATOR), IMAGES, recipe).report.output_error < 1
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
@@ -44,7 +45,7 @@ def captured():
 
 
 def quantized(adapt=True, rounding=None, model=None, **settings):
-    recipe = rw.Recipe(
+    recipe = quantizing(
         rounding=rounding or rw.rounding.Nearest(),
         activations=rw.Activations(adapt_rounding=adapt, **settings),
         batch_size=16,
@@ -97,7 +98,7 @@ def test_what_is_joined_shares_scale_and_zero_point_and_covers_both():
 
 def test_rounding_adapts_to_quantized_inputs_only_if_it_is_told_to():
     solver = rw.rounding.CoordinateDescent()
-    plain = rw.quantize(captured(), IMAGES, rw.Recipe(rounding=solver, batch_size=16))
+    plain = rw.quantize(captured(), IMAGES, quantizing(rounding=solver, batch_size=16))
     before, after = (quantized(adapt, solver, bits=3) for adapt in (True, False))
     codes = [{n: v for n, v in q.graph.constants.items() if n.endswith("_codes")} for q in (plain, before, after)]
     assert all(torch.equal(codes[0][name], codes[2][name]) for name in codes[0])
@@ -107,7 +108,7 @@ def test_rounding_adapts_to_quantized_inputs_only_if_it_is_told_to():
 def test_more_bits_make_the_error_smaller():
     errors = [quantized(bits=bits).report.output_error for bits in (2, 4, 8)]
     assert errors[0] > 2 * errors[1] > 2 * errors[2]
-    without = rw.quantize(captured(), IMAGES, rw.Recipe(rounding=rw.rounding.Nearest())).report.output_error
+    without = rw.quantize(captured(), IMAGES, quantizing(rounding=rw.rounding.Nearest())).report.output_error
     assert quantized(bits=16).report.output_error == pytest.approx(without, rel=0.01)
 
 
@@ -132,7 +133,7 @@ def test_activations_survive_a_file(adapt, tmp_path):
 
 @MODES
 def test_spilling_to_disk_changes_nothing(adapt):
-    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), activations=rw.Activations(adapt_rounding=adapt), batch_size=16)
+    recipe = quantizing(rounding=rw.rounding.Nearest(), activations=rw.Activations(adapt_rounding=adapt), batch_size=16)
     spilled = rw.quantize(captured(), IMAGES, rw.Recipe.from_dict({**recipe.as_dict(), "memory_budget": 0}))
     kept = rw.quantize(captured(), IMAGES, recipe)
     assert spilled.report.activations == kept.report.activations
@@ -141,7 +142,7 @@ def test_spilling_to_disk_changes_nothing(adapt):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_networks_in_another_precision_keep_their_dtype_and_do_what_the_report_says(dtype):
-    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), activations=rw.Activations(bits=4))
+    recipe = quantizing(rounding=rw.rounding.Nearest(), activations=rw.Activations(bits=4))
     model = Net().eval().to(dtype)
     result = rw.quantize(model, IMAGES.to(dtype), recipe)
     assert result(IMAGES.to(dtype))[0].dtype == dtype
@@ -229,7 +230,7 @@ def test_activations_that_are_not_finite_are_an_error():
 )
 def test_an_exported_file_quantizes_activations_as_the_network_does(tmp_path, weight_bits, bits, symmetric):
     onnx = pytest.importorskip("onnx")
-    recipe = rw.Recipe(
+    recipe = quantizing(
         weights=rw.Weights(bits=weight_bits),
         rounding=rw.rounding.Nearest(),
         activations=rw.Activations(bits=bits, symmetric=symmetric),
@@ -244,7 +245,7 @@ def test_an_exported_file_quantizes_activations_as_the_network_does(tmp_path, we
 
 def test_onnx_runtime_fuses_8_bit_layers_into_integer_kernels(tmp_path):
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    recipe = rw.Recipe(weights=rw.Weights(bits=8), rounding=rw.rounding.Nearest(), activations=rw.Activations())
+    recipe = quantizing(weights=rw.Weights(bits=8), rounding=rw.rounding.Nearest(), activations=rw.Activations())
     rw.export(rw.quantize(captured(), IMAGES, recipe), tmp_path / "net.onnx")
     options = runtime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "fused.onnx"), 4
@@ -255,7 +256,7 @@ def test_onnx_runtime_fuses_8_bit_layers_into_integer_kernels(tmp_path):
 
 def test_a_half_precision_network_is_exported_with_its_activations(tmp_path):
     pytest.importorskip("onnxruntime")
-    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), activations=rw.Activations())
+    recipe = quantizing(rounding=rw.rounding.Nearest(), activations=rw.Activations())
     result = rw.quantize(Net().eval().half(), IMAGES.half(), recipe)
     assert all(output.passes for output in rw.export(result, tmp_path / "net.onnx").outputs)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
@@ -49,10 +50,10 @@ def test_a_small_drift_of_an_inexact_rewrite_is_not_charged_to_the_exact_one_aft
     allowed = torch.finfo(torch.float32).eps ** 0.5
     almost = Wrong(1 + 0.7 * allowed)
     rewrites = (Inexact(1 + 0.7 * allowed), almost)
-    rw.quantize(model, torch.randn(8, 8), rw.Recipe(rounding=rw.rounding.Nearest(), rewrites=rewrites))
+    rw.quantize(model, torch.randn(8, 8), quantizing(rounding=rw.rounding.Nearest(), rewrites=rewrites))
     with pytest.raises(rw.ModelError, match="Wrong"):
         rw.quantize(
-            model, torch.randn(8, 8), rw.Recipe(rounding=rw.rounding.Nearest(), rewrites=(Wrong(1 + 1.4 * allowed),))
+            model, torch.randn(8, 8), quantizing(rounding=rw.rounding.Nearest(), rewrites=(Wrong(1 + 1.4 * allowed),))
         )
 
 
@@ -61,13 +62,13 @@ def test_a_rewrite_that_changes_outputs_is_named_with_the_difference(factor):
     with pytest.raises(
         rw.ModelError, match=r"rewrite 'Wrong' changed what the float network computes: output 0 differ"
     ):
-        rw.quantize(network(), SAMPLES, rw.Recipe(rewrites=(Wrong(factor),)))
+        rw.quantize(network(), SAMPLES, quantizing(rewrites=(Wrong(factor),)))
 
 
 def test_rounding_errors_are_no_change():
-    rw.quantize(network(), SAMPLES, rw.Recipe(rounding=rw.rounding.Nearest(), rewrites=[Wrong(1 + 1e-6)]))
+    rw.quantize(network(), SAMPLES, quantizing(rounding=rw.rounding.Nearest(), rewrites=[Wrong(1 + 1e-6)]))
     half = network().bfloat16()
-    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), rewrites=[rw.rewrites.OutlierChannelSplitting(bits=4)])
+    recipe = quantizing(rounding=rw.rounding.Nearest(), rewrites=[rw.rewrites.OutlierChannelSplitting(bits=4)])
     assert rw.quantize(half, SAMPLES.bfloat16(), recipe)(SAMPLES.bfloat16()).dtype == torch.bfloat16
 
 
@@ -81,12 +82,12 @@ def test_a_rewrite_that_changes_what_is_returned_is_named():
             return graph
 
     with pytest.raises(rw.ModelError, match=r"rewrite 'Shorter' changed what the network returns, from .* to "):
-        rw.quantize(network(), SAMPLES, rw.Recipe(rewrites=(Shorter(),)))
+        rw.quantize(network(), SAMPLES, quantizing(rewrites=(Shorter(),)))
 
 
 def test_splitting_an_outlier_makes_a_per_tensor_grid_finer_and_errors_smaller():
     plain, halves, apart = (
-        rw.quantize(network(), SAMPLES, rw.Recipe(PER_TENSOR, rw.rounding.Nearest(), rewrites=rewrites)).report.layers[
+        rw.quantize(network(), SAMPLES, quantizing(PER_TENSOR, rw.rounding.Nearest(), rewrites=rewrites)).report.layers[
             0
         ]
         for rewrites in (
@@ -100,7 +101,7 @@ def test_splitting_an_outlier_makes_a_per_tensor_grid_finer_and_errors_smaller()
 
 
 def test_rewrites_survive_a_trip_through_toml(tmp_path):
-    recipe = rw.Recipe(
+    recipe = quantizing(
         rewrites=(rw.rewrites.OutlierChannelSplitting(0.05, bits=4), rw.rewrites.OutlierChannelSplitting())
     )
     recipe.to_toml(tmp_path / "recipe.toml")
@@ -114,7 +115,7 @@ def test_rewrites_survive_a_trip_through_toml(tmp_path):
 
 @pytest.mark.parametrize("rewrites", [None, (), (rw.rewrites.CrossLayerEqualization(),)], ids=str)
 def test_rewrites_left_open_stay_so_in_files_and_are_not_the_same_as_none(rewrites, tmp_path):
-    recipe = rw.Recipe(PER_TENSOR, rewrites=rewrites)
+    recipe = quantizing(PER_TENSOR, rewrites=rewrites)
     recipe.to_toml(tmp_path / "recipe.toml")
     assert rw.Recipe.from_toml(tmp_path / "recipe.toml").rewrites == rewrites
     assert build_recipe(RecipeOptions(file=tmp_path / "recipe.toml")).rewrites == rewrites
@@ -122,7 +123,7 @@ def test_rewrites_left_open_stay_so_in_files_and_are_not_the_same_as_none(rewrit
 
 def test_left_open_they_equalize_per_tensor_and_do_nothing_per_channel():
     def outcome(weights, **rewrites):
-        result = rw.quantize(network(), SAMPLES, rw.Recipe(weights, rw.rounding.Nearest(), **rewrites))
+        result = rw.quantize(network(), SAMPLES, quantizing(weights, rw.rounding.Nearest(), **rewrites))
         return result.report.output_error, any("cross-layer-equalization" in note for note in result.report.notes)
 
     per_channel = rw.Weights(bits=PER_TENSOR.bits)
@@ -135,10 +136,10 @@ def test_left_open_they_equalize_per_tensor_and_do_nothing_per_channel():
 
 
 def test_left_open_high_biases_are_absorbed_where_activations_are_quantized():
-    recipe = rw.Recipe(PER_TENSOR, activations=rw.Activations())
+    recipe = quantizing(PER_TENSOR, activations=rw.Activations())
     assert recipe.all_rewrites == (rw.rewrites.CrossLayerEqualization(), rw.rewrites.HighBiasAbsorption())
-    assert rw.Recipe(PER_TENSOR, activations=rw.Activations(), rewrites=()).all_rewrites == ()
-    assert rw.Recipe(activations=rw.Activations()).all_rewrites == ()
+    assert quantizing(PER_TENSOR, activations=rw.Activations(), rewrites=()).all_rewrites == ()
+    assert quantizing(activations=rw.Activations()).all_rewrites == ()
 
 
 def test_a_constant_channel_that_equalization_makes_large_does_not_set_the_range_of_activations():
@@ -148,7 +149,7 @@ def test_a_constant_channel_that_equalization_makes_large_does_not_set_the_range
         norm.weight[3], norm.bias[3] = 1e-10, 1.0  # it is 1 whatever the input is
         norm.bias[:3] = 0.0
     model = nn.Sequential(first, norm, nn.ReLU(), last).eval()
-    recipe = rw.Recipe(PER_TENSOR, rw.rounding.Nearest(), activations=rw.Activations())
+    recipe = quantizing(PER_TENSOR, rw.rounding.Nearest(), activations=rw.Activations())
     images = torch.randn(16, 3, 4, 4)
     alone = dataclasses.replace(recipe, rewrites=(rw.rewrites.CrossLayerEqualization(),))
     highest = [
@@ -160,14 +161,14 @@ def test_a_constant_channel_that_equalization_makes_large_does_not_set_the_range
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: rw.Recipe(rewrites=rw.rewrites.OutlierChannelSplitting()), "it must be a tuple of objects"),
+        (lambda: quantizing(rewrites=rw.rewrites.OutlierChannelSplitting()), "it must be a tuple of objects"),
         (
-            lambda: rw.Recipe(rewrites=("outlier-channel-splitting",)),
+            lambda: quantizing(rewrites=("outlier-channel-splitting",)),
             r"Write rewrites\[0\]=OutlierChannelSplitting\(\)",
         ),
         (lambda: rw.Recipe.from_dict({"rewrites": ["ocs"]}), r"'ocs' is not one of .*outlier-channel-splitting"),
         (lambda: rw.Recipe.from_dict({"rewrites": "ocs"}), "expected a list"),
-        (lambda: rw.Recipe(rewrites=(Wrong(1.0),)).as_toml(), "a method of your own"),
+        (lambda: quantizing(rewrites=(Wrong(1.0),)).as_toml(), "a method of your own"),
         (lambda: rw.rewrites.OutlierChannelSplitting(ratio=0.0), "above 0 and up to 1"),
         (lambda: rw.rewrites.OutlierChannelSplitting(bits=9), "bits=9"),
     ],
@@ -178,7 +179,7 @@ def test_what_no_recipe_can_mean_is_refused(make, message):
 
 
 def test_a_rewrite_of_ones_own_comes_back_from_plain_data_as_its_words_and_does_not_run():
-    back = rw.Recipe.from_dict(rw.Recipe(rewrites=(Wrong(1.0),)).as_dict())
+    back = rw.Recipe.from_dict(quantizing(rewrites=(Wrong(1.0),)).as_dict())
     with pytest.raises(rw.RecipeError, match=r"Wrong\(factor=1\.0\) was used"):
         rw.quantize(network(), SAMPLES, back)
 
@@ -187,13 +188,13 @@ def test_options_ask_for_rewrites_and_corrections_and_change_their_settings(tmp_
     name = "outlier-channel-splitting"
     options = RecipeOptions(rewrites=[name], settings=[f"rewrites.{name}.ratio=0.1"], correction="empirical-bias")
     recipe = build_recipe(options)
-    assert recipe == rw.Recipe(
+    assert recipe == quantizing(
         rewrites=(rw.rewrites.OutlierChannelSplitting(0.1),), correction=rw.corrections.EmpiricalBias()
     )
     file = tmp_path / "recipe.toml"
     recipe.to_toml(file)
     assert build_recipe(RecipeOptions(file=file, rewrites=[name], correction="empirical-bias")) == recipe
     assert build_recipe(RecipeOptions(file=file, settings=[f"rewrites.{name}.bits=4"])).rewrites[0].bits == 4
-    assert build_recipe(RecipeOptions(file=file, rewrites=["none"], correction="none")) == rw.Recipe(rewrites=())
+    assert build_recipe(RecipeOptions(file=file, rewrites=["none"], correction="none")) == quantizing(rewrites=())
     with pytest.raises(rw.RecipeError, match="none of the rewrites that the recipe asks for"):
         build_recipe(RecipeOptions(settings=[f"rewrites.{name}.ratio=0.1"]))

@@ -6,13 +6,14 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
+from recipes import quantizing
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import roundwise as rw
 
 SAMPLES = torch.randn(10, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-NEAREST = rw.Recipe(rounding=rw.rounding.Nearest())
+NEAREST = quantizing(rounding=rw.rounding.Nearest())
 
 
 def net():
@@ -109,7 +110,7 @@ def test_weights_that_are_not_finite_are_an_error_that_names_the_layer(change, m
 
 def test_weights_that_are_not_finite_do_not_matter_where_nothing_is_quantized():
     model = changed(lambda m: m[6].weight.fill_(float("inf")))
-    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), overrides={"6": None})
+    recipe = quantizing(rounding=rw.rounding.Nearest(), overrides={"6": None})
     with pytest.raises(rw.ModelError, match="outputs contain NaN for samples in batch 0"):
         rw.quantize(model, SAMPLES, recipe)
 
@@ -125,7 +126,7 @@ def test_an_activation_that_overflows_only_when_quantized_is_an_error_that_names
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, 0.4, 0.4, 0.4]]))
     samples = torch.full((4, 4), 29_000.0).half()  # the sum is 63,800; with weights rounded up it is 65,250 and more
-    recipe = rw.Recipe(rw.Weights(bits=3, ranges=rw.ranges.MinMax()), rw.rounding.Ceil())
+    recipe = quantizing(rw.Weights(bits=3, ranges=rw.ranges.MinMax()), rw.rounding.Ceil())
     with pytest.raises(rw.ModelError, match="layer '0' gives finite values in the float network, but NaN or infinite"):
         rw.quantize(model.eval(), samples, recipe)
 
@@ -141,7 +142,7 @@ def test_a_dead_input_channel_and_an_all_zero_weight_are_handled():
     for rounding in (rw.rounding.Nearest(), rw.rounding.Stochastic(), rw.rounding.AdaRound(iterations=5)):
         for granularity in (rw.PerTensor(), rw.PerChannel()):
             model = changed(deaden)
-            quantized = rw.quantize(model, samples, rw.Recipe(rw.Weights(granularity=granularity), rounding))
+            quantized = rw.quantize(model, samples, quantizing(rw.Weights(granularity=granularity), rounding))
             zero = quantized.report.layers[1]
             assert zero.note == "all weights are zero"
             assert zero.error == zero.error_nearest == 0
@@ -228,32 +229,32 @@ def test_bits_out_of_range_are_refused_when_they_are_written_down():
 
 RECIPES_REFUSED = {
     "a name that matches nothing": (
-        rw.Recipe(overrides={"44": None}),
+        quantizing(overrides={"44": None}),
         rw.RecipeError,
         "'44' matches none of the 3 layers. The nearest names are '4'",
     ),
     "a glob that matches nothing": (
-        rw.Recipe(overrides={"features.*": rw.Weights(bits=8)}),
+        quantizing(overrides={"features.*": rw.Weights(bits=8)}),
         rw.RecipeError,
         "'features.*' matches none of the 3 layers.*'0', '4', '6'",
     ),
     "nothing left": (
-        rw.Recipe(overrides={"*": None}),
+        quantizing(overrides={"*": None}),
         rw.ModelError,
         "keep all 3 layers in float: nothing is left to quantize",
     ),
     "a group that does not divide": (
-        rw.Recipe(rw.Weights(granularity=rw.PerGroup(5)), rw.rounding.Nearest()),
+        quantizing(rw.Weights(granularity=rw.PerGroup(5)), rw.rounding.Nearest()),
         rw.RecipeError,
         "layer '0' has 27 columns.*groups of 5.*3 of 3 layers do not.*No size fits them all.*--override 0=float",
     ),
     "a group that does not divide the last layer": (
-        rw.Recipe(rw.Weights(granularity=rw.PerGroup(9)), rw.rounding.Nearest()),
+        quantizing(rw.Weights(granularity=rw.PerGroup(9)), rw.rounding.Nearest()),
         rw.RecipeError,
         r"layer '6' has 16 columns.*groups of 9 \(1 of 3 layers do not.*No size fits them all",
     ),
     "a group that could be smaller": (
-        rw.Recipe(rw.Weights(granularity=rw.PerGroup(8)), rw.rounding.Nearest(), overrides={"0": None}),
+        quantizing(rw.Weights(granularity=rw.PerGroup(8)), rw.rounding.Nearest(), overrides={"0": None}),
         rw.RecipeError,
         r"layer '4' has 36 columns.*groups of 8 \(1 of 2 layers do not.*Choose a size among 2, 4, or",
     ),
@@ -274,7 +275,7 @@ def test_a_budget_that_neither_memory_nor_disk_can_keep_is_refused_before_the_ru
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(100))
     events = []
-    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), memory_budget=1000)
+    recipe = quantizing(rounding=rw.rounding.Nearest(), memory_budget=1000)
     with pytest.raises(rw.MemoryBudgetError, match=r"memory budget of 1000 B by .*KiB, but .* has only 100 B free"):
         rw.quantize(net(), SAMPLES, recipe, progress=events.append)
     assert events == []

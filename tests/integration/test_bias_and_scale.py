@@ -7,6 +7,7 @@ from typing import ClassVar, final
 
 import pytest
 import torch
+from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
@@ -46,8 +47,8 @@ def images(count=40):
 def test_biases_and_scales_differ_from_those_of_nearest_rounding():
     model, samples = network(), images(100)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    nearest = rw.quantize(model, samples, rw.Recipe(COARSE, rw.rounding.Nearest())).state_dict()
-    chosen = rw.quantize(model, samples, rw.Recipe(COARSE)).state_dict()
+    nearest = rw.quantize(model, samples, quantizing(COARSE, rw.rounding.Nearest())).state_dict()
+    chosen = rw.quantize(model, samples, quantizing(COARSE)).state_dict()
     for layer in ("0", "2", "4"):
         (bias,) = (name for name in chosen if name.replace("_", ".").endswith(f"{layer}.bias"))
         (scale,) = (name for name in chosen if f"{layer}" in name and name.endswith("scale"))
@@ -61,7 +62,7 @@ def test_biases_and_scales_differ_from_those_of_nearest_rounding():
 def test_the_program_computes_what_the_pass_did(granularity):
     model, samples = network(), images()
     overrides = {"4": None} if isinstance(granularity, rw.PerGroup) else {}  # its 8 columns are no groups of 3
-    recipe = rw.Recipe(rw.Weights(bits=2, granularity=granularity), overrides=overrides)
+    recipe = quantizing(rw.Weights(bits=2, granularity=granularity), overrides=overrides)
     quantized = rw.quantize(model, samples, recipe)
     with torch.no_grad():
         wanted, given = model(samples), quantized(samples)
@@ -73,7 +74,7 @@ def test_the_program_computes_what_the_pass_did(granularity):
 
 
 def test_a_file_and_an_export_carry_them(tmp_path):
-    quantized = rw.quantize(network(), images(), rw.Recipe(COARSE))
+    quantized = rw.quantize(network(), images(), quantizing(COARSE))
     quantized.save(tmp_path / "model.rw")
     assert torch.equal(rw.load(tmp_path / "model.rw")(images(5)), quantized(images(5)))
     rw.export(quantized, tmp_path / "model.onnx")  # compares with ONNX Runtime, and raises if they differ
@@ -82,7 +83,7 @@ def test_a_file_and_an_export_carry_them(tmp_path):
 def test_a_bias_that_something_else_reads_stays_as_it_is():
     model = Twice().eval()
     samples = torch.randn(64, 6) + 0.5
-    chosen = rw.quantize(model, samples, rw.Recipe(COARSE)).state_dict()
+    chosen = rw.quantize(model, samples, quantizing(COARSE)).state_dict()
     biases = {name: value for name, value in chosen.items() if name.endswith("bias")}
     moved = {
         owner
@@ -95,7 +96,7 @@ def test_a_bias_that_something_else_reads_stays_as_it_is():
 
 
 def test_bfloat16_models_get_biases_of_their_own_dtype():
-    quantized = rw.quantize(network().bfloat16(), images().bfloat16(), rw.Recipe(COARSE))
+    quantized = rw.quantize(network().bfloat16(), images().bfloat16(), quantizing(COARSE))
     dtypes = {value.dtype for name, value in quantized.state_dict().items() if name.endswith("bias")}
     assert dtypes == {torch.bfloat16}
     assert quantized(images(2).bfloat16()).dtype == torch.bfloat16
@@ -105,7 +106,7 @@ def test_a_shift_is_added_to_every_group_of_a_grouped_layer():
     groups = nn.Conv2d(4, 6, 1, groups=2)
     model = nn.Sequential(groups, nn.Flatten()).eval()
     samples = torch.randn(64, 4, 2, 2) + 1
-    quantized = rw.quantize(model, samples, rw.Recipe(COARSE))
+    quantized = rw.quantize(model, samples, quantizing(COARSE))
     with torch.no_grad():
         error = (quantized(samples) - model(samples)).reshape(64, 6, 4)
     # On the samples to learn from, the mean error is gone, for each output channel.
@@ -141,10 +142,10 @@ def scaled(problem, factor):
 )
 def test_a_solver_that_changes_what_does_not_fit_the_layer_is_named(act, message):
     with pytest.raises(rw.RecipeError, match=rf"Wrong\(.*gave layer '0' .*{message}"):
-        rw.quantize(network(), images(), rw.Recipe(COARSE, Wrong(act)))
+        rw.quantize(network(), images(), quantizing(COARSE, Wrong(act)))
 
 
 def test_a_solver_that_shifts_a_bias_which_is_not_free_is_named():
     act = Wrong(lambda problem: {"bias_shift": torch.zeros(problem.weight.shape[:2])})
     with pytest.raises(rw.RecipeError, match="gave layer 'twice' a shift of its bias, but the layer has no bias"):
-        rw.quantize(Twice().eval(), torch.randn(8, 6), rw.Recipe(COARSE, act))
+        rw.quantize(Twice().eval(), torch.randn(8, 6), quantizing(COARSE, act))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
@@ -26,7 +27,7 @@ def images(count=41):
 
 
 def recipe(correction=rw.corrections.EmpiricalBias(), rounding=rw.rounding.Nearest(), **more):
-    return rw.Recipe(COARSE, rounding, correction=correction, batch_size=16, **more)
+    return quantizing(COARSE, rounding, correction=correction, batch_size=16, **more)
 
 
 @torch.no_grad()

@@ -6,12 +6,13 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.utils._pytree as pytree
+from recipes import quantizing
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from zoo import CASES
 
 import roundwise as rw
-from roundwise.api import rewrite
+from roundwise.engine.rewriting import folded as rewrite
 from roundwise.frontends import torch_export as module_capture
 from roundwise.frontends.torch_export import _replace_in_place, capture_graph
 from roundwise.graph.analysis.layers import find_layers
@@ -115,7 +116,7 @@ def test_more_bits_bring_the_outputs_nearer(captured):
     samples = samples_of(captured.model, *CASES[captured.name].inputs(8))
     errors = []
     for bits in (3, 8):
-        recipe = rw.Recipe(weights=rw.Weights(bits=bits), rounding=rw.rounding.Nearest())
+        recipe = quantizing(weights=rw.Weights(bits=bits), rounding=rw.rounding.Nearest())
         errors.append(rw.quantize(captured.whole, samples, recipe).report.output_error)
     assert errors[1] < max(errors[0], 1e-9)
 
@@ -198,7 +199,7 @@ def test_an_exported_program_is_quantized_like_its_model():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
     samples = torch.randn(8, 3, 6, 6)
     program = torch.export.export(model, (samples[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    recipe = rw.Recipe(rounding=rw.rounding.Nearest())
+    recipe = quantizing(rounding=rw.rounding.Nearest())
     torch.testing.assert_close(
         rw.quantize(program, samples, recipe)(samples), rw.quantize(model, samples, recipe)(samples)
     )

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from recipes import quantizing
 from torch import nn
 from torch.export import Dim
 
@@ -13,12 +14,12 @@ import roundwise as rw
 from roundwise.reproduction import taskloss
 
 SAMPLES = torch.randn(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-NEAREST = rw.Recipe(rounding=rw.rounding.Nearest())
+NEAREST = quantizing(rounding=rw.rounding.Nearest())
 RECIPES = {
     "nearest": NEAREST,
     "GramAdaRound": rw.Recipe(),
-    "equalized": rw.Recipe(rewrites=(rw.rewrites.CrossLayerEqualization(),)),
-    "8-bit activations": rw.Recipe(activations=rw.Activations()),
+    "equalized": quantizing(rewrites=(rw.rewrites.CrossLayerEqualization(),)),
+    "8-bit activations": quantizing(activations=rw.Activations()),
 }
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
@@ -107,7 +108,7 @@ def test_the_correction_takes_most_of_the_mean_error_away():
     @torch.no_grad()
     def error(correction):
         weights = rw.Weights(3, rw.PerTensor(), ranges=rw.ranges.MinMax())
-        coarse = rw.Recipe(weights, rw.rounding.Nearest(), correction=correction, rewrites=())
+        coarse = quantizing(weights, rw.rounding.Nearest(), correction=correction, rewrites=())
         difference = rw.quantize(NET, FREE, coarse)(samples) - NET(samples)
         return float(difference.mean(0).square().sum())
 
@@ -124,7 +125,7 @@ def test_inputs_of_any_form_can_be_described():
             return self.last(self.embed(tokens).mean(1) * scale)
 
     example = (torch.zeros(2, 5, dtype=torch.int64), torch.ones(2, 4))
-    plain = rw.Recipe(rounding=rw.rounding.Nearest())
+    plain = quantizing(rounding=rw.rounding.Nearest())
     assert len(rw.quantize(Two().eval(), rw.DataFree(example), plain).report.layers) == 1
 
 

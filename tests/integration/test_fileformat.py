@@ -14,6 +14,8 @@ import torch
 import torch.utils._pytree as pytree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from recipes import quantizing
+from roundwise.recipe.plain import CustomRounding
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -23,11 +25,10 @@ from roundwise.artifacts import rwfile as fileformat
 from roundwise.artifacts.rwfile import pack, unpack
 from roundwise.methods.interfaces import Rounding, RoundingSolver
 from roundwise.numerics.grid import BITS, Codebook
-from roundwise.recipe.plain import CustomRounding
 from roundwise.statistics import Nothing
 
 SAMPLES = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-NEAREST = rw.Recipe(rounding=rw.rounding.Nearest())
+NEAREST = quantizing(rounding=rw.rounding.Nearest())
 
 
 class Net(nn.Module):
@@ -61,7 +62,7 @@ def quantized():
     torch.manual_seed(0)
     weights = rw.Weights(bits=3, symmetric=False)
     overrides = {"kept.0": None, "head": rw.Weights(bits=5, granularity=rw.PerTensor(), rounding=rw.rounding.Floor())}
-    recipe = rw.Recipe(weights, rw.rounding.Stochastic(), overrides, seed=7, memory_budget=1 << 20)
+    recipe = quantizing(weights, rw.rounding.Stochastic(), overrides, seed=7, memory_budget=1 << 20)
     return rw.quantize(Net().eval(), SAMPLES, recipe)
 
 
@@ -131,7 +132,7 @@ class Mine(RoundingSolver[Nothing]):
 
 def test_the_recipe_keeps_methods_that_are_not_known_here_by_their_text(tmp_path):
     weights = rw.Weights(bits=8, rounding=Mine(2.0))
-    recipe = rw.Recipe(
+    recipe = quantizing(
         rounding=Mine(), overrides={"0": weights, "1": rw.Weights(rounding=rw.rounding.Ceil()), "2": None}
     )
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
@@ -154,7 +155,7 @@ def test_the_recipe_keeps_methods_that_are_not_known_here_by_their_text(tmp_path
 @pytest.mark.parametrize("bits", BITS)
 def test_a_code_takes_the_bits_that_it_has(bits, symmetric, tmp_path):
     model = nn.Sequential(nn.Linear(64, 32, bias=False))
-    recipe = rw.Recipe(rw.Weights(bits=bits, symmetric=symmetric), rw.rounding.Nearest())
+    recipe = quantizing(rw.Weights(bits=bits, symmetric=symmetric), rw.rounding.Nearest())
     result = rw.quantize(model.eval(), torch.randn(4, 64), recipe)
     result.save(tmp_path / "model.rw")
     stored = load_file(tmp_path / "model.rw")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipes import quantizing
 from torch import nn
 
 from roundwise.methods.rounding import Stochastic
-from roundwise.recipe.settings import Recipe, Weights
+from roundwise.recipe.settings import Weights
 from roundwise.reproduction import PAPERS, Row, Settings, Study, quantize_row, run_once
 
 FOLDER = Path(__file__).parents[2] / "papers" / "adaround_2020"
@@ -65,8 +66,8 @@ def test_the_draws_of_figure_1_are_those_of_table_1():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()).eval()
     study = Study(model, torch.randn(4, 1, 8, 8), lambda _: 0.0, "a small network")
     draws, weights = figures.Draws(3), Weights(bits=2)
-    quantize_row(study, Row("", "", Recipe(weights, draws)), 0)
-    stochastic = quantize_row(study, Row("stochastic", "", Recipe(weights, Stochastic())), 2)
+    quantize_row(study, Row("", "", quantizing(weights, draws)), 0)
+    stochastic = quantize_row(study, Row("stochastic", "", quantizing(weights, Stochastic())), 2)
     images = torch.randn(5, 1, 8, 8)
     with torch.no_grad():
         first, _, last = (

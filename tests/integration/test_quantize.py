@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from recipes import quantizing
 from torch import nn
 from torch.export import Dim
 from torch.utils.data import DataLoader, TensorDataset
@@ -28,7 +29,7 @@ from roundwise.numerics.grid import BITS, Codebook, Grid
 
 SAMPLES = torch.randn(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 FEW = rw.rounding.AdaRound(iterations=12, batch_size=4, learning_rate=0.1)
-NEAREST = rw.Recipe(rounding=rw.rounding.Nearest())
+NEAREST = quantizing(rounding=rw.rounding.Nearest())
 
 
 class Net(nn.Module):
@@ -77,7 +78,7 @@ def assert_same_codes(one, other):
 
 
 def recipe(rounding=FEW, **settings):
-    return rw.Recipe(rw.Weights(bits=3), rounding, batch_size=4, **settings)
+    return quantizing(rw.Weights(bits=3), rounding, batch_size=4, **settings)
 
 
 @functools.cache
@@ -206,7 +207,7 @@ def test_the_users_model_and_samples_stay_as_they_were(training):
 
 def test_the_result_shares_no_memory_with_the_model():
     model = net()
-    quantized = rw.quantize(model, SAMPLES, rw.Recipe(rounding=rw.rounding.Nearest(), overrides={"second": None}))
+    quantized = rw.quantize(model, SAMPLES, quantizing(rounding=rw.rounding.Nearest(), overrides={"second": None}))
     before = quantized(SAMPLES)
     with torch.no_grad():
         for tensor in model.state_dict().values():
@@ -511,7 +512,7 @@ class Fixed(nn.Module):
 
 def test_a_program_that_was_exported_with_one_batch_size_is_run_with_that():
     program = torch.export.export(Fixed().eval(), (SAMPLES[:4],))
-    quantized = rw.quantize(program, SAMPLES, rw.Recipe(rounding=FEW))
+    quantized = rw.quantize(program, SAMPLES, quantizing(rounding=FEW))
     assert quantized(SAMPLES[:4]).shape == (4, 5)
     assert quantized.samples[0][0].shape[0] == 4
     assert quantized.program.module()(SAMPLES[4:8]).shape == (4, 5)
@@ -605,7 +606,7 @@ def test_every_number_of_bits_gives_the_error_that_it_should():
     captured, errors = rw.capture(net(), SAMPLES), []
     for bits in BITS:
         weights = rw.Weights(bits=bits, symmetric=bits % 2 == 0)
-        errors.append(rw.quantize(captured, SAMPLES, rw.Recipe(weights, rw.rounding.Nearest())).report.output_error)
+        errors.append(rw.quantize(captured, SAMPLES, quantizing(weights, rw.rounding.Nearest())).report.output_error)
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-7
 
@@ -648,7 +649,7 @@ def test_codes_do_not_depend_on_how_weights_lie_in_memory(solver, build, shape, 
     layers = []
     for values in (weight, elsewhere(weight)):
         torch.manual_seed(0)
-        quantized = rw.quantize(build(values), samples, rw.Recipe(rw.Weights(bits=3), solver, rewrites=()))
+        quantized = rw.quantize(build(values), samples, quantizing(rw.Weights(bits=3), solver, rewrites=()))
         layers.append(quantized.report.layers[0])
     assert layers[0].error == pytest.approx(layers[1].error, rel=1e-3)
     assert layers[0].flips == pytest.approx(layers[1].flips, abs=0.01)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipes import quantizing
 
 import roundwise as rw
-from roundwise.api import rewrite
+from roundwise.engine.rewriting import folded as rewrite
 from roundwise.frontends.torch_export import capture_graph
 from roundwise.methods.rewrites.cross_layer_equalization import pairs
 
@@ -37,7 +38,7 @@ def task():
 
 def quantized(bits, rounding, samples=256, **settings):
     weights = rw.Weights(bits=bits, granularity=rw.PerTensor(), ranges=rw.ranges.WeightMSE())
-    recipe = rw.Recipe(weights, rounding, rewrites=(), **settings)
+    recipe = quantizing(weights, rounding, rewrites=(), **settings)
     return rw.quantize(task().model, task().calibration[:samples], recipe)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from recipes import quantizing
 from torch import nn
 from vocfiles import classes_of, palette_image, write_voc
 
@@ -16,7 +17,7 @@ from roundwise.api import quantize
 from roundwise.cli.app import app
 from roundwise.errors import FileFormatError, RecipeError
 from roundwise.methods.rounding import GramAdaRound, Nearest, Stochastic
-from roundwise.recipe.settings import Recipe, Weights
+from roundwise.recipe.settings import Weights
 from roundwise.reproduction import (
     PAPERS,
     Journal,
@@ -92,13 +93,13 @@ def codes(quantized):
 
 @pytest.mark.parametrize("first_layer_only", [True, False])
 def test_two_samples_give_the_codes_of_all_where_nothing_looks_at_them(first_layer_only):
-    here, recipe = study(), Recipe(Weights(bits=3), Stochastic())
+    here, recipe = study(), quantizing(Weights(bits=3), Stochastic())
     row = Row("stochastic", "", recipe, first_layer_only)
     quantized = quantize_row(here, row, 7)
     found = codes(quantized)
     overrides = {"*": None, "0": recipe.weights} if first_layer_only else {}
     expected = codes(
-        quantize(here.model, here.calibration, Recipe(Weights(bits=3), Stochastic(), seed=7, overrides=overrides))
+        quantize(here.model, here.calibration, quantizing(Weights(bits=3), Stochastic(), seed=7, overrides=overrides))
     )
     assert len(found) == (1 if first_layer_only else 3)
     assert quantized.report.samples == 2
@@ -106,14 +107,14 @@ def test_two_samples_give_the_codes_of_all_where_nothing_looks_at_them(first_lay
 
 
 def test_a_method_that_looks_at_the_samples_gets_all_of_them():
-    row = Row("GramAdaRound", "", Recipe(Weights(bits=3), GramAdaRound(iterations=1)), True)
+    row = Row("GramAdaRound", "", quantizing(Weights(bits=3), GramAdaRound(iterations=1)), True)
     assert quantize_row(study(), row, 0).report.samples == 24
 
 
 @pytest.mark.parametrize("search", ["cross-entropy-method", "tabu"])
 def test_the_first_layer_by_the_task_loss_costs_no_more_than_nearest_rounding(search):
     here, weights = study(), Weights(bits=2)
-    row = Row("task loss", "", Recipe(weights, Nearest()), True, task_loss=TaskLoss(search, samples=8))
+    row = Row("task loss", "", quantizing(weights, Nearest()), True, task_loss=TaskLoss(search, samples=8))
     (chosen,) = codes(quantize_row(here, row, 0)).values()
     (hessian,) = here.hessians.values()
     assert hessian.samples == 8
@@ -125,8 +126,8 @@ def test_the_first_layer_by_the_task_loss_costs_no_more_than_nearest_rounding(se
 TWO_ROWS = Table(
     "Two rows",
     lambda s: [
-        Row("nearest", "", Recipe(s.weights, Nearest()), True),
-        Row("stochastic", "", Recipe(s.weights, Stochastic()), True, None),
+        Row("nearest", "", quantizing(s.weights, Nearest()), True),
+        Row("stochastic", "", quantizing(s.weights, Stochastic()), True, None),
     ],
 )
 
@@ -199,7 +200,7 @@ def test_seconds_that_are_no_time_are_refused_with_their_line(tmp_path, seconds)
 
 
 def test_another_setting_is_another_run():
-    one, other = (Row("", "", Recipe(Weights(bits=bits), Nearest())) for bits in (2, 3))
+    one, other = (Row("", "", quantizing(Weights(bits=bits), Nearest())) for bits in (2, 3))
     by_task_loss = Row("", "", one.recipe, True, task_loss=TaskLoss())
     keys = {run_key("a study", one, 0), run_key("a study", one, 1), run_key("another", one, 0)}
     keys |= {run_key("a study", row, 0) for row in (other, Row("", "", one.recipe, True), by_task_loss)}

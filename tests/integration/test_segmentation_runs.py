@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from recipes import quantizing
 from vocfiles import classes_of, write_voc
 
 import roundwise as rw
@@ -134,7 +135,7 @@ def test_deeplab_is_captured_quantized_exported_and_measured(tmp_path):
     write_voc(tmp_path / "voc", [classes_of(90, 120, seed=seed) for seed in range(4)])
     data = load_data(tmp_path / "voc", DataOptions(preprocessing=Preprocessing(ShorterSide(65), (65, 65))))
 
-    quantized = rw.quantize(network, data.batches(4), rw.Recipe(rounding=rw.rounding.Nearest()))
+    quantized = rw.quantize(network, data.batches(4), quantizing(rounding=rw.rounding.Nearest()))
     convolutions = [name for name, module in network.named_modules() if isinstance(module, torch.nn.Conv2d)]
     assert {layer.name for layer in quantized.report.layers} == set(convolutions)
     rw.export(quantized, tmp_path / "deeplab.onnx")

@@ -11,12 +11,14 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from recipes import quantizing
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import roundwise as rw
-from roundwise.api import plan_layers, rewrite
 from roundwise.artifacts.emit import emit
+from roundwise.engine.planning import plan_layers
+from roundwise.engine.rewriting import folded as rewrite
 from roundwise.engine.store import ActivationStore
 from roundwise.engine.stream import Stream, _distance
 from roundwise.engine.unit import generator_for
@@ -174,7 +176,7 @@ def values_of(graph, inputs):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_layer_sees_the_inputs_of_the_finished_model_and_the_float_networks_targets(name):
     graph, recorder = captured(name), Recorder()
-    recipe = rw.Recipe(COARSE, recorder)
+    recipe = quantizing(COARSE, recorder)
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
         result = stream(graph, recipe, store).run()
     quantized = emit(graph, result.weights)
@@ -194,7 +196,7 @@ def test_each_layer_sees_the_inputs_of_the_finished_model_and_the_float_networks
 def test_a_solver_that_asks_for_them_sees_the_float_networks_inputs(name):
     graph, recorder = captured(name), Recorder(float_inputs=True)
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
-        result = stream(graph, rw.Recipe(COARSE, recorder), store).run()
+        result = stream(graph, quantizing(COARSE, recorder), store).run()
     for number, part in enumerate(SAMPLES.split(4)):
         floats = values_of(graph, part)
         for layer in (weight.layer for weight in result.weights):
@@ -217,7 +219,7 @@ def test_methods_of_one_layer_may_see_inputs_of_different_streams():
             return rw.ranges.MinMax().estimate(weight, codebook, granularity, Nothing(), layer)
 
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
-        stream(graph, rw.Recipe(rw.Weights(bits=3, ranges=Watching()), recorder), store).run()
+        stream(graph, quantizing(rw.Weights(bits=3, ranges=Watching()), recorder), store).run()
     first, *later = shown
     for layer in shown:
         same = torch.equal(shown[layer], torch.cat([inputs for inputs, _ in recorder.seen[layer]]))
@@ -247,7 +249,7 @@ class Sums(nn.Module):
 def test_a_solver_that_is_addition_aware_sees_targets_that_make_up_for_what_is_added(batch):
     graph, recorder = rewrite(capture_graph(Sums().eval(), (SAMPLES[:2],), {})), Recorder(addition_aware=True)
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
-        result = stream(graph, rw.Recipe(COARSE, recorder), store, batch=batch).run()
+        result = stream(graph, quantizing(COARSE, recorder), store, batch=batch).run()
     quantized = emit(graph, result.weights)
     floats, finals = values_of(graph, SAMPLES), values_of(quantized, SAMPLES)
     nodes = {node.name: node for node in quantized.operations.nodes}
@@ -279,7 +281,7 @@ def test_a_layer_that_makes_up_for_a_shortcut_brings_the_sum_nearer_to_the_float
     model, errors = Shortcut().eval(), {}
     for aware in (False, True):
         solver = rw.rounding.GramAdaRound(any_code=True, fit_scale=False, addition_aware=aware)
-        recipe = rw.Recipe(rw.Weights(bits=2), solver, overrides={"fine": rw.Weights(bits=8)})
+        recipe = quantizing(rw.Weights(bits=2), solver, overrides={"fine": rw.Weights(bits=8)})
         errors[aware] = rw.quantize(model, SAMPLES, recipe).report.output_error
     assert errors[True] < errors[False]
 
@@ -296,7 +298,7 @@ def test_nothing_is_made_up_for_a_mask(low):
             return (self.value(x) + mask).sigmoid()
 
     torch.manual_seed(0)
-    recipe = rw.Recipe(rw.Weights(bits=2), rw.rounding.GramAdaRound(addition_aware=True))
+    recipe = quantizing(rw.Weights(bits=2), rw.rounding.GramAdaRound(addition_aware=True))
     report = rw.quantize(Gate().eval(), SAMPLES.flatten(0, 2), recipe).report
     assert not any("make up for" in layer.note for layer in report.layers)
 
@@ -305,7 +307,7 @@ def test_nothing_is_made_up_for_a_mask(low):
 def test_reported_errors_are_those_of_the_finished_model(name):
     graph = captured(name)
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
-        result = stream(graph, rw.Recipe(COARSE, Recorder()), store).run()
+        result = stream(graph, quantizing(COARSE, Recorder()), store).run()
     quantized = emit(graph, result.weights)
     floats, finals = values_of(graph, SAMPLES), values_of(quantized, SAMPLES)
 
@@ -328,12 +330,12 @@ def test_the_error_of_nearest_rounding_is_that_of_all_outputs_in_slices_of_any_s
     for size in (1, 300, 1 << 22):
         monkeypatch.setattr("roundwise.engine.stream.OUTPUT_SLICE", size)
         with ActivationStore(1 << 30, torch.device("cpu")) as store:
-            result = stream(captured(name), rw.Recipe(COARSE, rw.rounding.Ceil()), store).run()
+            result = stream(captured(name), quantizing(COARSE, rw.rounding.Ceil()), store).run()
         errors.append([report.error_nearest for report in result.reports])
     assert errors[0] == pytest.approx(errors[2], rel=1e-4)
     assert errors[1] == pytest.approx(errors[2], rel=1e-4)
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
-        nearest = stream(captured(name), rw.Recipe(COARSE, rw.rounding.Nearest()), store).run()
+        nearest = stream(captured(name), quantizing(COARSE, rw.rounding.Nearest()), store).run()
     assert errors[2][0] == pytest.approx(nearest.reports[0].error, rel=1e-4)  # the first layer's inputs are the same
 
 
@@ -342,9 +344,9 @@ def test_of_many_samples_nearest_rounding_is_compared_on_some(name, monkeypatch)
     graph, batches = captured(name), SAMPLES.split(2)
     monkeypatch.setattr("roundwise.engine.stream.NEAREST_SAMPLES", len(SAMPLES) // 3)  # on every third batch
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
-        first = stream(graph, rw.Recipe(COARSE, rw.rounding.Ceil()), store, batch=2).run().reports[0]
-        nearest = stream(graph, rw.Recipe(COARSE, rw.rounding.Nearest()), store).run()
-        ceil = stream(graph, rw.Recipe(COARSE, rw.rounding.Ceil()), store).run()
+        first = stream(graph, quantizing(COARSE, rw.rounding.Ceil()), store, batch=2).run().reports[0]
+        nearest = stream(graph, quantizing(COARSE, rw.rounding.Nearest()), store).run()
+        ceil = stream(graph, quantizing(COARSE, rw.rounding.Ceil()), store).run()
     node = ceil.weights[0].layer.node.name
     floats = [values_of(graph, batch)[node] for batch in batches[::3]]
 
@@ -360,14 +362,14 @@ def test_of_many_samples_nearest_rounding_is_compared_on_some(name, monkeypatch)
 
 def test_with_nearest_rounding_both_errors_are_one_and_nothing_flips():
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
-        for layer in stream(captured("residual"), rw.Recipe(COARSE, rw.rounding.Nearest()), store).run().reports:
+        for layer in stream(captured("residual"), quantizing(COARSE, rw.rounding.Nearest()), store).run().reports:
             assert layer.error == layer.error_nearest > 0
             assert layer.flips == 0
 
 
 def test_a_layer_that_stays_in_float_computes_on_what_the_quantized_layers_before_it_give():
     graph = captured("chain")
-    recipe = rw.Recipe(COARSE, rw.rounding.Ceil(), overrides={"layers.1": None})
+    recipe = quantizing(COARSE, rw.rounding.Ceil(), overrides={"layers.1": None})
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
         result = stream(graph, recipe, store).run()
     assert [layer.name for layer in result.reports] == ["layers.0", "layers.2"]
@@ -385,7 +387,7 @@ def test_infinite_outputs_that_both_networks_agree_on_are_no_error():
         def forward(self, x):
             return self.linear(x).masked_fill(torch.arange(6) > 3, float("-inf"))
 
-    model = rw.quantize(Masked().eval(), SAMPLES[:, :, 0, 0], rw.Recipe(rounding=rw.rounding.Nearest()))
+    model = rw.quantize(Masked().eval(), SAMPLES[:, :, 0, 0], quantizing(rounding=rw.rounding.Nearest()))
     assert 0 < model.report.output_error < 0.1
 
 
@@ -410,7 +412,7 @@ def test_each_operation_runs_once_per_stream_and_batch_however_deep_the_network(
     graph = rewrite(capture_graph(Chain(depth).eval(), (SAMPLES[:2],), {}))
     batches, rehearsal = 3, 1
     with ActivationStore(1 << 30, torch.device("cpu")) as store, Calls() as calls:
-        stream(graph, rw.Recipe(COARSE, rounding), store).run()
+        stream(graph, quantizing(COARSE, rounding), store).run()
     # Before the first layer the streams are one; nearest rounding is measured where it is not the answer.
     assert calls.counts["sigmoid"] == batches + rehearsal
     assert calls.counts["convolution"] == depth * ((2 + measurements) * batches + rehearsal)
@@ -424,7 +426,7 @@ def test_each_operation_runs_once_per_stream_and_batch_however_deep_the_network(
 @pytest.mark.parametrize("batch", [4, 11])
 def test_the_plan_is_the_most_that_is_ever_held(name, batch):
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
-        run = stream(captured(name), rw.Recipe(COARSE, Recorder()), store, batch=batch)
+        run = stream(captured(name), quantizing(COARSE, Recorder()), store, batch=batch)
         plan = run.plan
         run.run()
         assert plan.widest_layer in plan.layers
@@ -434,7 +436,7 @@ def test_the_plan_is_the_most_that_is_ever_held(name, batch):
 
 def test_everything_is_dropped_after_its_last_use():
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
-        run = stream(captured("branches"), rw.Recipe(COARSE, rw.rounding.Ceil()), store)
+        run = stream(captured("branches"), quantizing(COARSE, rw.rounding.Ceil()), store)
         inputs = [weakref.ref(pair.float) for values in run._batches for pair in values.values()]
         result = run.run()
         gc.collect()
@@ -448,14 +450,14 @@ def test_what_is_held_does_not_grow_with_depth():
     for depth in (2, 6):
         graph = rewrite(capture_graph(Chain(depth).eval(), (SAMPLES[:2],), {}))
         with ActivationStore(1 << 30, torch.device("cpu")) as store:
-            stream(graph, rw.Recipe(COARSE, rw.rounding.Nearest()), store).run()
+            stream(graph, quantizing(COARSE, rw.rounding.Nearest()), store).run()
             peaks.append(store.peak)
     assert peaks[0] == peaks[1]
 
 
 def test_weights_of_a_layer_that_is_called_again_are_dropped_after_its_last_call():
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
-        run = stream(captured("branches"), rw.Recipe(COARSE, rw.rounding.Nearest()), store)
+        run = stream(captured("branches"), quantizing(COARSE, rw.rounding.Nearest()), store)
         (twice,) = [layer for layer in run.run().reports if layer.name == "twice"]
         assert twice.note == "used by 2 calls; rounded for the first"
         assert run._weights == {}
@@ -465,7 +467,7 @@ def test_weights_of_a_layer_that_is_called_again_are_dropped_after_its_last_call
 
 
 def test_the_plan_stands_before_the_run_and_says_what_comes():
-    recipe = rw.Recipe(COARSE, rw.rounding.AdaRound(iterations=5), memory_budget=1000)
+    recipe = quantizing(COARSE, rw.rounding.AdaRound(iterations=5), memory_budget=1000)
     with ActivationStore(1000, torch.device("cpu")) as store:
         plan = stream(captured("residual"), recipe, store).plan
     assert plan.layers == ("a", "b", "c")
@@ -484,7 +486,7 @@ def test_the_plan_counts_the_solvers_work():
     seconds = []
     for iterations in (1, 10_000):
         with ActivationStore(1 << 30, torch.device("cpu")) as store:
-            recipe = rw.Recipe(COARSE, rw.rounding.AdaRound(iterations=iterations))
+            recipe = quantizing(COARSE, rw.rounding.AdaRound(iterations=iterations))
             seconds.append(stream(captured("chain"), recipe, store).plan.seconds)
     assert seconds[1] > 20 * seconds[0]
 
@@ -492,7 +494,7 @@ def test_the_plan_counts_the_solvers_work():
 def test_events_come_in_order_with_the_time_left():
     events = []
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
-        run = stream(captured("residual"), rw.Recipe(COARSE, rw.rounding.Nearest()), store, progress=events.append)
+        run = stream(captured("residual"), quantizing(COARSE, rw.rounding.Nearest()), store, progress=events.append)
         assert events == []
         result = run.run()
     assert isinstance(events[0], Planned)
@@ -507,7 +509,7 @@ def test_events_come_in_order_with_the_time_left():
 
 def test_print_will_do_as_progress(capsys):
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
-        stream(captured("residual"), rw.Recipe(COARSE, rw.rounding.Ceil()), store, progress=print).run()
+        stream(captured("residual"), quantizing(COARSE, rw.rounding.Ceil()), store, progress=print).run()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("plan: 3 layers, 11 samples; at most ")
     assert lines[1] == "[1/3] a …"
@@ -528,7 +530,7 @@ def test_an_error_in_a_solver_comes_through_and_leaves_no_files(error, tmp_path,
         raise error
 
     model, loader = Chain(2).eval(), list(SAMPLES.split(4))
-    recipe = rw.Recipe(COARSE, Failing("layers.1", fail), memory_budget=0)
+    recipe = quantizing(COARSE, Failing("layers.1", fail), memory_budget=0)
     with pytest.raises(type(error)) as caught:
         rw.quantize(model, loader, recipe)
     assert caught.value is error
@@ -548,7 +550,7 @@ def test_a_solver_that_answers_with_no_codes_of_the_grid_is_named(act, found):
         ActivationStore(1 << 30, torch.device("cpu")) as store,
         pytest.raises(rw.RecipeError, match=rf"Failing\(.*gave layer 'a' no valid codes: {found}.*from -4 to 3"),
     ):
-        stream(captured("residual"), rw.Recipe(COARSE, Failing("a", act)), store).run()
+        stream(captured("residual"), quantizing(COARSE, Failing("a", act)), store).run()
 
 
 def test_a_layers_randomness_depends_on_its_name_and_the_seed_alone():
@@ -572,11 +574,11 @@ def test_with_no_budget_at_all_everything_between_layers_is_on_disk(name, tmp_pa
         on_disk.append(store.on_disk)
 
     with ActivationStore(0, torch.device("cpu")) as store:
-        result = stream(captured(name), rw.Recipe(COARSE, rw.rounding.Ceil()), store, progress=watch).run()
+        result = stream(captured(name), quantizing(COARSE, rw.rounding.Ceil()), store, progress=watch).run()
     assert max(on_disk) > 0
     assert list(tmp_path.iterdir()) == []
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
-        expected = stream(captured(name), rw.Recipe(COARSE, rw.rounding.Ceil()), store).run()
+        expected = stream(captured(name), quantizing(COARSE, rw.rounding.Ceil()), store).run()
     assert result.output_error == expected.output_error
     assert [layer.error for layer in result.reports] == [layer.error for layer in expected.reports]
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from recipes import quantizing
 from torch import nn
 from torch.export import Dim
 
@@ -534,7 +535,7 @@ class Segmenter(nn.Module):
 
 
 def test_a_quantized_segmenter_of_all_granularities_agrees(tmp_path):
-    recipe = rw.Recipe(
+    recipe = quantizing(
         rounding=rw.rounding.Nearest(),
         overrides={
             "depthwise": rw.Weights(bits=8, symmetric=False),
@@ -556,7 +557,7 @@ def test_a_quantized_segmenter_of_all_granularities_agrees(tmp_path):
 
 def test_a_saved_and_loaded_model_exports_without_samples(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)).eval()
-    quantized = rw.quantize(model, torch.randn(16, 3, 8, 8), rw.Recipe(rounding=rw.rounding.Nearest()))
+    quantized = rw.quantize(model, torch.randn(16, 3, 8, 8), quantizing(rounding=rw.rounding.Nearest()))
     quantized.save(tmp_path / "m.rw")
     result = export(rw.load(tmp_path / "m.rw"), tmp_path / "m.onnx")
     assert result.verified_on.startswith("4 random samples")

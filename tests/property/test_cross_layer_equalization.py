@@ -6,11 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recipes import quantizing
 from test_fold_batchnorm import Layer, graph_of, sequential
 from torch import nn
 
 import roundwise as rw
-from roundwise.api import apply_rewrites, rewrite
+from roundwise.engine.rewriting import apply_rewrites
+from roundwise.engine.rewriting import folded as rewrite
 from roundwise.errors import RecipeError
 from roundwise.frontends.torch_export import capture_graph
 from roundwise.graph.analysis.activations import find_activations
@@ -294,7 +296,7 @@ def test_a_clamp_with_limits_for_each_channel_is_fused_with_its_layer():
 
 
 def test_what_is_not_exact_says_in_the_report_how_far_outputs_moved():
-    recipe = rw.Recipe(rw.Weights(bits=8), rw.rounding.Nearest(), rewrites=(CrossLayerEqualization("relu"),))
+    recipe = quantizing(rw.Weights(bits=8), rw.rounding.Nearest(), rewrites=(CrossLayerEqualization("relu"),))
     (note,) = rw.quantize(mobile(), SAMPLES, recipe).report.notes
     assert note.startswith("cross-layer-equalization: 3 pairs of layers with channels in common; the float network's")
     plain = nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 3)).eval()
@@ -305,7 +307,7 @@ def test_what_is_not_exact_says_in_the_report_how_far_outputs_moved():
 def test_an_equalized_network_is_more_accurate_on_grids_per_tensor_and_exports(tmp_path):
     weights = rw.Weights(bits=8, granularity=rw.PerTensor(), ranges=rw.ranges.MinMax())
     plain, equalized = (
-        rw.quantize(mobile(), SAMPLES, rw.Recipe(weights, rw.rounding.Nearest(), rewrites=rewrites))
+        rw.quantize(mobile(), SAMPLES, quantizing(weights, rw.rounding.Nearest(), rewrites=rewrites))
         for rewrites in ((), (CrossLayerEqualization(),))
     )
     assert equalized.report.output_error < plain.report.output_error / 10

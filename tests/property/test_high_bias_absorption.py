@@ -6,7 +6,7 @@ from test_fold_batchnorm import Norm, sequential
 from test_fold_batchnorm import graph_of as traced
 from torch import nn
 
-from roundwise.api import apply_rewrites
+from roundwise.engine.rewriting import apply_rewrites
 from roundwise.errors import RecipeError
 from roundwise.graph.transforms.fold_batchnorm import fold_batchnorm
 from roundwise.methods.rewrites import CrossLayerEqualization, HighBiasAbsorption

@@ -10,7 +10,6 @@ from test_fold_batchnorm import Layer, Norm, sequential
 from test_fold_batchnorm import graph_of as traced
 from torch import nn
 
-from roundwise.api import rewrite as normal_form
 from roundwise.frontends.torch_export import capture_graph
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.analysis.moments import Spread, clipped_normal, expected_columns, propagate

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
@@ -70,7 +71,7 @@ def test_its_setting_can_be_given_as_text_and_comes_back_from_a_recipe():
     estimator = with_settings(
         rw.ranges.ACIQ(), [Setting("distribution", "laplace", "distribution=laplace")], RANGE_ESTIMATORS
     )
-    recipe = rw.Recipe(rw.Weights(ranges=estimator))
+    recipe = quantizing(rw.Weights(ranges=estimator))
     assert estimator == rw.ranges.ACIQ("laplace")
     assert rw.Recipe.from_dict(recipe.as_dict()) == recipe
     with pytest.raises(rw.RecipeError, match="distribution='cauchy'"):
@@ -83,7 +84,7 @@ def test_the_weights_that_share_a_scale_keep_their_standard_deviation(granularit
     model, samples = nn.Linear(64, 8).eval(), torch.randn(32, 64)
 
     def weights_of(solver):
-        recipe = rw.Recipe(rw.Weights(3, granularity, ranges=rw.ranges.ACIQ()), solver)
+        recipe = quantizing(rw.Weights(3, granularity, ranges=rw.ranges.ACIQ()), solver)
         with torch.no_grad():
             return (rw.quantize(model, samples, recipe)(torch.eye(64)) - model.bias).T.double()
 
@@ -101,9 +102,9 @@ def test_with_the_correction_of_biases_the_mean_of_weights_is_made_up_for_where_
     model = nn.Linear(64, 8).eval()
     samples = torch.rand(64, 64) + 1
     weights = rw.Weights(2, ranges=rw.ranges.ACIQ())
-    plain = rw.quantize(model, samples, rw.Recipe(weights, rw.rounding.NearestMoments()))
+    plain = rw.quantize(model, samples, quantizing(weights, rw.rounding.NearestMoments()))
     corrected = rw.quantize(
-        model, samples, rw.Recipe(weights, rw.rounding.NearestMoments(), correction=rw.corrections.EmpiricalBias())
+        model, samples, quantizing(weights, rw.rounding.NearestMoments(), correction=rw.corrections.EmpiricalBias())
     )
     with torch.no_grad():
         assert (model(samples) - corrected(samples)).mean(0).abs().max() < 1e-5

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
-from roundwise.api import plan_layers, rewrite
+from roundwise.engine.planning import plan_layers
+from roundwise.engine.rewriting import folded as rewrite
 from roundwise.frontends.torch_export import capture_graph
 from roundwise.graph.analysis.activations import find_activations
 from roundwise.methods.activations import ACTIVATION_RANGES
@@ -35,7 +37,7 @@ class Model(nn.Module):
 def groups_of(function, recipe=None):
     """The operations whose results are quantized, as groups of their kinds."""
     graph = rewrite(capture_graph(Model(function).eval(), (torch.randn(2, 3, 8, 8),), {}))
-    tasks = plan_layers(graph, recipe or rw.Recipe(rounding=rw.rounding.Nearest()))
+    tasks = plan_layers(graph, recipe or quantizing(rounding=rw.rounding.Nearest()))
     found = find_activations(graph, {call for task in tasks for call in task.layer.calls})
 
     def word(node):
@@ -101,7 +103,7 @@ def test_of_several_results_the_one_that_is_read_is_quantized_where_it_was_not_j
 
 
 def test_a_layer_that_stays_in_float_reads_floats():
-    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), overrides={"b": None})
+    recipe = quantizing(rounding=rw.rounding.Nearest(), overrides={"b": None})
     assert groups_of(lambda m, x: m.b(m.a(x).relu()), recipe) == [["placeholder"]]
 
 
@@ -197,7 +199,7 @@ def test_a_moving_average_is_what_its_formula_says():
         lambda: rw.Activations(bits=9),
         lambda: rw.Activations(ranges="mse"),
         lambda: rw.Activations(adapt_rounding=1),
-        lambda: rw.Recipe(activations=8),
+        lambda: quantizing(activations=8),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make):
@@ -207,7 +209,7 @@ def test_settings_that_make_no_sense_are_refused(make):
 
 @pytest.mark.parametrize("name", ACTIVATION_RANGES)
 def test_a_recipe_with_activations_survives_a_file(name, tmp_path):
-    recipe = rw.Recipe(activations=rw.Activations(4, True, ACTIVATION_RANGES[name](), adapt_rounding=False))
+    recipe = quantizing(activations=rw.Activations(4, True, ACTIVATION_RANGES[name](), adapt_rounding=False))
     recipe.to_toml(tmp_path / "recipe.toml")
     assert rw.Recipe.from_toml(tmp_path / "recipe.toml") == recipe
     assert rw.Recipe.from_dict(recipe.as_dict()) == recipe
@@ -221,7 +223,7 @@ def test_a_range_method_of_ones_own_is_remembered_and_refused_from_a_file():
         def limits(self, values, codebook):
             return -1.0, 1.0
 
-    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), activations=rw.Activations(ranges=Mine()))
+    recipe = quantizing(rounding=rw.rounding.Nearest(), activations=rw.Activations(ranges=Mine()))
     quantized = rw.quantize(nn.Linear(3, 4).eval(), torch.randn(8, 3), recipe)
     assert quantized.report.activations[0].scale == pytest.approx(2 / 255)
     back = rw.Recipe.from_dict(recipe.as_dict())

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
@@ -248,7 +249,7 @@ def test_no_layer_is_worse_than_nearest_rounding_on_the_samples_whatever_the_hel
         model = nn.Sequential(layer, activation).eval()
         errors = []
         for solver in (rw.rounding.Nearest(), rw.rounding.GramAdaRound()):
-            quantized = rw.quantize(model, samples, rw.Recipe(weights=rw.Weights(bits=3), rounding=solver))
+            quantized = rw.quantize(model, samples, quantizing(weights=rw.Weights(bits=3), rounding=solver))
             errors.append((quantized(samples) - model(samples)).double().square().sum().item())
         note = quantized.report.layers[0].note
         assert errors[1] <= errors[0] * 1.00001, (seed, note)

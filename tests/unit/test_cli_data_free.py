@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from recipes import quantizing
 
 import roundwise as rw
 from roundwise.cli.app import app
@@ -83,9 +84,9 @@ def test_a_program_knows_its_inputs(asked, tmp_path):
 
 
 def test_a_recipe_file_is_taken_as_it_is(net, asked, tmp_path):
-    rw.Recipe(rounding=rw.rounding.Nearest()).to_toml(tmp_path / "recipe.toml")
+    quantizing(rounding=rw.rounding.Nearest()).to_toml(tmp_path / "recipe.toml")
     run(net, "--data-free", "--input-size", "3x8x8", "--recipe", tmp_path / "recipe.toml")
-    assert asked[0][1] == rw.Recipe(rounding=rw.rounding.Nearest())
+    assert asked[0][1] == quantizing(rounding=rw.rounding.Nearest())
 
 
 def test_settings_that_make_sense_only_together_can_be_given_one_after_the_other(net, asked):

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
@@ -33,7 +34,7 @@ def test_omse_with_opt_is_no_worse_than_without_and_both_better_than_min_max():
     model, samples = nn.Linear(24, 8).eval(), torch.randn(256, 24).cumsum(1)
 
     def error(ranges, rounding):
-        return rw.quantize(model, samples, rw.Recipe(rw.Weights(3, ranges=ranges), rounding)).report.layers[0].error
+        return rw.quantize(model, samples, quantizing(rw.Weights(3, ranges=ranges), rounding)).report.layers[0].error
 
     min_max, omse = (
         error(rw.ranges.MinMax(), rw.rounding.Nearest()),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from roundwise.api import rewrite
+from roundwise.engine.rewriting import folded as rewrite
 from roundwise.frontends.torch_export import capture_graph
 from roundwise.graph.analysis.layers import find_layers
 

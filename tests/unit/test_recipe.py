@@ -1,6 +1,7 @@
 """Recipes: what may be asked for, and the way to files and back."""
 
 import pytest
+from recipes import quantizing
 
 import roundwise as rw
 
@@ -11,8 +12,8 @@ NAMES = ["features.0.conv", "features.1.conv", "classifier"]
     "recipe",
     [
         rw.Recipe(),
-        rw.Recipe(weights=rw.Weights(bits=3, granularity=rw.PerGroup(32), symmetric=False, ranges=rw.ranges.MinMax())),
-        rw.Recipe(
+        quantizing(weights=rw.Weights(bits=3, granularity=rw.PerGroup(32), symmetric=False, ranges=rw.ranges.MinMax())),
+        quantizing(
             rounding=rw.rounding.Stochastic(),
             overrides={"classifier": rw.Weights(bits=8, rounding=rw.rounding.Nearest()), "features.0.*": None},
             seed=7,
@@ -29,19 +30,19 @@ def test_a_recipe_survives_a_trip_through_a_dict_and_through_toml(recipe, tmp_pa
 
 def test_overrides_take_names_and_globs_and_the_last_one_counts():
     eight = rw.Weights(bits=8)
-    recipe = rw.Recipe(overrides={"features.*": None, "features.1.conv": eight})
+    recipe = quantizing(overrides={"features.*": None, "features.1.conv": eight})
     resolved = recipe.resolve(NAMES)
     assert resolved == {"features.0.conv": None, "features.1.conv": eight, "classifier": recipe.weights}
 
 
 def test_an_override_that_matches_nothing_names_the_nearest_layers():
     with pytest.raises(rw.RecipeError, match=r"'clasifier' matches none of the 3 layers.*'classifier'"):
-        rw.Recipe(overrides={"clasifier": None}).resolve(NAMES)
+        quantizing(overrides={"clasifier": None}).resolve(NAMES)
 
 
 def test_an_override_that_names_a_block_says_how_to_name_what_is_inside():
     with pytest.raises(rw.RecipeError, match=r"write 'features\.\*'"):
-        rw.Recipe(overrides={"features": None}).resolve(NAMES)
+        quantizing(overrides={"features": None}).resolve(NAMES)
 
 
 @pytest.mark.parametrize("bits", [1, 9, 12, 17, 0, -4, True, 4.5, "4"])
@@ -69,16 +70,16 @@ def test_objects_of_the_wrong_kind_are_refused_with_an_example():
     with pytest.raises(rw.RecipeError, match="PerTensor"):
         rw.Weights(granularity="per-tensor")
     with pytest.raises(rw.RecipeError, match="Nearest"):
-        rw.Recipe(rounding="nearest")
+        quantizing(rounding="nearest")
 
 
 def test_a_correction_survives_a_trip_through_toml_and_is_named_in_a_table_of_its_own(tmp_path):
-    recipe = rw.Recipe(correction=rw.corrections.EmpiricalBias())
+    recipe = quantizing(correction=rw.corrections.EmpiricalBias())
     assert '[correction]\nmethod = "empirical-bias"\n' in recipe.as_toml()
     recipe.to_toml(tmp_path / "recipe.toml")
     assert rw.Recipe.from_toml(tmp_path / "recipe.toml") == recipe
     assert "correction" not in rw.Recipe().as_dict()
     with pytest.raises(rw.RecipeError, match=r"Write correction=EmpiricalBias\(\)"):
-        rw.Recipe(correction="empirical-bias")
+        quantizing(correction="empirical-bias")
     with pytest.raises(rw.RecipeError, match="'empirical-bais' is not one of"):
         rw.Recipe.from_dict({"correction": "empirical-bais"})

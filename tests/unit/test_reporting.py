@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
@@ -93,7 +94,7 @@ def page(given, **options):
 def quantized():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 6), nn.Linear(6, 4)).eval()
-    recipe = rw.Recipe(
+    recipe = quantizing(
         weights=rw.Weights(bits=3, granularity=rw.PerTensor(), symmetric=False),
         rounding=rw.rounding.Nearest(),
         overrides={"3": rw.Weights(bits=16, granularity=rw.PerGroup(8)), "4": None},
@@ -173,7 +174,7 @@ def test_names_from_outside_are_shown_and_do_nothing_else(tmp_path):
         seconds={EVIL: 1.0},
     )
     given.versions[EVIL] = EVIL
-    given.recipe = rw.Recipe(overrides={EVIL.replace("\ud800", ""): None})
+    given.recipe = quantizing(overrides={EVIL.replace("\ud800", ""): None})
     shown = page(given, title=EVIL, facts={EVIL: EVIL}, accuracy={EVIL: (0.5, 0.25)})
     assert shown.count("script") == 1
     assert all(not name.startswith("on") for _, attributes in shown.elements for name in attributes)
@@ -262,7 +263,7 @@ def test_a_recipe_with_a_method_of_ones_own_is_shown_and_said_to_be_no_file():
             raise NotImplementedError  # nobody solves anything here: the page only has to name the method
 
     given = result(layer())
-    given.recipe = rw.Recipe(rounding=Mine())
+    given.recipe = quantizing(rounding=Mine())
     assert "is a method of your own" in " ".join(page(given).texts)
 
 

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
@@ -373,7 +374,7 @@ def test_codes_that_are_given_are_what_the_one_layer_gets(network, samples):
     task = taskloss.task_hessian(network, "conv", *samples)
     codes = taskloss.solve_qubo_cem(task, task.grid(PER_TENSOR), samples=50)
     one = dataclasses.replace(PER_TENSOR, rounding=rw.rounding.Given(codes))
-    recipe = rw.Recipe(overrides={"*": None, "conv": one})
+    recipe = quantizing(overrides={"*": None, "conv": one})
     quantized = rw.quantize(network, samples[0], recipe)
     (layer,) = quantized.report.layers
     assert (layer.name, layer.rounding) == ("conv", "Given")
@@ -388,7 +389,7 @@ def test_codes_that_are_given_are_what_the_one_layer_gets(network, samples):
 
 def test_a_saved_file_tells_that_codes_were_given(network, samples, tmp_path):
     given = rw.rounding.Given(torch.zeros(2, 1, 4, dtype=torch.int32))
-    recipe = rw.Recipe(overrides={"*": None, "conv": dataclasses.replace(PER_TENSOR, rounding=given)})
+    recipe = quantizing(overrides={"*": None, "conv": dataclasses.replace(PER_TENSOR, rounding=given)})
     rw.quantize(network, samples[0], recipe).save(tmp_path / "model.rw")
     kept = rw.load(tmp_path / "model.rw").recipe.overrides["conv"].rounding
     assert kept.text == "Given(codes of shape [2, 1, 4])"
@@ -400,6 +401,6 @@ def test_a_saved_file_tells_that_codes_were_given(network, samples, tmp_path):
     ids=["of another shape", "out of range", "floats"],
 )
 def test_codes_that_do_not_fit_the_layer_are_refused(codes):
-    given = rw.Recipe(weights=PER_TENSOR, rounding=rw.rounding.Given(codes.unsqueeze(0)))
+    given = quantizing(weights=PER_TENSOR, rounding=rw.rounding.Given(codes.unsqueeze(0)))
     with pytest.raises(RecipeError, match="layer 'weight'"):
         rw.quantize(nn.Linear(2, 2).eval(), torch.randn(4, 2), given)

@@ -23,7 +23,7 @@ from roundwise.artifacts.plain import graph_from_plain, graph_to_plain
 from roundwise.artifacts.rwfile import Contents, read, write
 from roundwise.errors import ExportError, FileFormatError, ModelError
 from roundwise.graph.graph import ConstantInput, Graph, InputSpec
-from roundwise.recipe.settings import Recipe
+from roundwise.recipe.recipe import Recipe
 from roundwise.report import Report
 from roundwise.wording import number_of
 

@@ -32,7 +32,7 @@ from roundwise.artifacts.plain import dtype_name, dtype_named, graph_from_plain,
 from roundwise.errors import FileFormatError
 from roundwise.files import replacing
 from roundwise.graph.graph import Graph
-from roundwise.recipe.settings import Recipe
+from roundwise.recipe.recipe import Recipe
 from roundwise.report import Report
 
 VERSION = "1"

@@ -12,7 +12,8 @@ from roundwise.cli.options import DataRequest
 from roundwise.engine.calibration import DataFree
 from roundwise.errors import ModelError
 from roundwise.methods.activations import ActivationBatchNorm
-from roundwise.recipe.settings import Recipe
+from roundwise.recipe.recipe import Recipe
+from roundwise.recipe.stages import Quantize
 
 _OF_DATA = ("split", "limit", "input_key", "label_key")
 
@@ -70,13 +71,13 @@ def no_data(
 
 def _with_limits(recipe: Recipe, low: float, high: float) -> Recipe:
     """With the limits of the network's inputs, where activations are quantized by batch-norm and none were given."""
-    activations = recipe.activations
+    activations = recipe.stage(Quantize).activations
     if activations is None or not isinstance(activations.ranges, ActivationBatchNorm):
         return recipe
     if activations.ranges.input_low is not None:
         return recipe
     ranges = replace(activations.ranges, input_low=low, input_high=high)
-    return replace(recipe, activations=replace(activations, ranges=ranges))
+    return recipe.with_settings(Quantize, activations=replace(activations, ranges=ranges))
 
 
 def _times(size: tuple[int, ...]) -> str:

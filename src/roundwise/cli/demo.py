@@ -211,10 +211,8 @@ def quantize(
 ) -> rw.Model:
     """One call of `rw.quantize`, with a bar that its events move."""
     recipe = rw.Recipe(
-        weights=rw.Weights(bits=bits, granularity=rw.PerTensor()),
-        rounding=rounding,
-        rewrites=(),  # so that rounding alone makes the difference
-        batch_size=CALIBRATION_IMAGES,  # so small that all of them run through the network at once
+        (rw.Rewrite(()), rw.Quantize(weights=rw.Weights(bits=bits, granularity=rw.PerTensor()), rounding=rounding)),
+        batch_size=CALIBRATION_IMAGES,
     )
     layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
     with progress_bar(console, f"{bits} bits, {type(rounding).__name__}", layers) as advance:

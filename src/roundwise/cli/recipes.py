@@ -23,7 +23,9 @@ from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rewrites import REWRITES
 from roundwise.methods.rounding import ROUNDING_SOLVERS
 from roundwise.numerics.grid import Granularity, PerGroup
-from roundwise.recipe.settings import GRANULARITIES, Activations, Recipe, Weights
+from roundwise.recipe.recipe import Recipe
+from roundwise.recipe.settings import FLOAT, GRANULARITIES, Activations, Override, Overrides, Weights
+from roundwise.recipe.stages import Quantize, Rewrite
 
 M = TypeVar("M")
 
@@ -79,10 +81,11 @@ def build_recipe(options: RecipeOptions) -> Recipe:
         base = Recipe.from_toml(options.file)
     else:
         base = Recipe.data_free() if options.data_free else Recipe()
-    rounding = _method(base.rounding, options.rounding, ROUNDING_SOLVERS)
-    ranges = _method(base.weights.ranges, options.ranges, RANGE_ESTIMATORS)
-    activations = _activations(base.activations, options)
-    rewrites = _rewrites(base.rewrites, options.rewrites)
+    stage, rewrite = base.stage(Quantize), base.stage(Rewrite)
+    rounding = _method(stage.rounding, options.rounding, ROUNDING_SOLVERS)
+    ranges = _method(stage.weights.ranges, options.ranges, RANGE_ESTIMATORS)
+    activations = _activations(stage.activations, options)
+    rewrites = _rewrites(rewrite.methods, options.rewrites)
     for prefix, settings in _by_target(options.settings).items():
         setting = settings[0].written
         if prefix == "ranges":
@@ -103,25 +106,27 @@ def build_recipe(options: RecipeOptions) -> Recipe:
                 activations = dataclasses.replace(activations, ranges=chosen)
         elif prefix.startswith("rewrites."):
             if rewrites is None:  # those that the weights ask for
-                granular = dataclasses.replace(base.weights, **_given(granularity=options.granularity))
-                rewrites = list(dataclasses.replace(base, weights=granular).all_rewrites)
+                granular = dataclasses.replace(stage.weights, **_given(granularity=options.granularity))
+                rewrites = list(rewrite.methods_before(dataclasses.replace(stage, weights=granular)))
             rewrites = _with_rewrite_settings(rewrites, prefix.removeprefix("rewrites."), settings)
         else:
             known = "'rounding', 'ranges', 'activations', 'activations.ranges' or 'rewrites.REWRITE'"
             raise RecipeError(f"--set {setting}: '{prefix}' is none of {known}.")
     weights = dataclasses.replace(
-        base.weights, ranges=ranges, **_given(bits=options.bits, granularity=options.granularity)
+        stage.weights, ranges=ranges, **_given(bits=options.bits, granularity=options.granularity)
     )
     if options.asymmetric:
         weights = dataclasses.replace(weights, symmetric=False)
-    return dataclasses.replace(
-        base,
+    recipe = base.with_settings(Rewrite, methods=rewrites).with_settings(
+        Quantize,
         weights=weights,
         rounding=rounding,
         activations=activations,
-        rewrites=rewrites,
-        correction=_optional(base.correction, options.correction, CORRECTIONS),
-        overrides=_overrides(base.overrides, options.overrides, weights),
+        correction=_optional(stage.correction, options.correction, CORRECTIONS),
+        overrides=_overrides(stage.exceptions, options.overrides, weights),
+    )
+    return dataclasses.replace(
+        recipe,
         **_given(seed=options.seed, batch_size=options.batch_size, memory_budget=options.memory_budget),
     )
 
@@ -321,7 +326,7 @@ def _pair(text: str, option: str, example: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _overrides(base: Mapping[str, Weights | None], texts: Sequence[str], weights: Weights) -> dict[str, Weights | None]:
+def _overrides(base: Overrides, texts: Sequence[str], weights: Weights) -> dict[str, Override]:
     """The recipe's and the command line's, in the order in which the last match counts."""
     overrides = dict(base)
     for text in texts:
@@ -331,7 +336,9 @@ def _overrides(base: Mapping[str, Weights | None], texts: Sequence[str], weights
             raise RecipeError(f"--override {text}: write a colon before a size, --override {layer}={value}.")
         before = overrides.pop(layer, None)  # to come last again
         try:
-            overrides[layer] = None if value.lower() == "float" else _changed(before or weights, value.lower())
+            activations = None if before is None else before.activations
+            own = before.weights if before is not None and isinstance(before.weights, Weights) else weights
+            overrides[layer] = Override(FLOAT if value.lower() == FLOAT else _changed(own, value.lower()), activations)
         except RecipeError as error:
             raise RecipeError(f"--override {text}: {error}") from error
     return overrides

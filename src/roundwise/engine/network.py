@@ -6,22 +6,25 @@ import contextlib
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, final
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
+from roundwise.artifacts.emit import QuantizedWeight
 from roundwise.artifacts.model import Model
 from roundwise.engine.calibration import DataFree, Signature, read_calibration
 from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.errors import CalibrationError, ModelError
 from roundwise.frontends.torch_export import capture_graph
 from roundwise.graph.graph import ConstantInput, Graph
+from roundwise.numerics.quantizer import Quantizer
+from roundwise.report import StageReport
 
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -94,6 +97,9 @@ class Network:
     facts: Facts
     versions: dict[str, int]
     """How often each tensor had been changed in place when the model was captured."""
+    weights: tuple[QuantizedWeight, ...] = ()
+    quantizers: Mapping[fx.Node, Quantizer] = field(default_factory=dict)
+    reports: tuple[StageReport, ...] = ()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Network cannot be pickled or copied: its tensors are the model's. Capture it anew.")
@@ -274,3 +280,19 @@ def _read(switch: Callable[[], Any]) -> Any:
         return switch()
     except RuntimeError:
         return None
+
+
+@contextlib.contextmanager
+def made_up_inputs(data_free: bool) -> Iterator[None]:
+    """Errors of inputs that were made up say so: whoever has no samples cannot give better ones."""
+    try:
+        yield
+    except CalibrationError as error:
+        if not data_free:
+            raise
+        raise CalibrationError(
+            f"{error}\nThere is no data: these samples are random numbers like the example of `DataFree`, or "
+            "`--input-size`. Give the size of one sample that the model takes. For several inputs, or whole "
+            "numbers such as tokens, the example is a tuple or dict of tensors, which only Python takes (or a program "
+            "that was exported with them)."
+        ) from error

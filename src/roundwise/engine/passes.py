@@ -19,7 +19,7 @@ from typing import Any, final
 
 from torch import fx
 
-from roundwise.engine.store import ActivationStore
+from roundwise.engine.run import Run
 from roundwise.engine.stream import Stream, StreamResult
 from roundwise.engine.unit import LayerTask, layer_report, solve_layer
 from roundwise.errors import CalibrationError, ModelError, RecipeError
@@ -30,7 +30,8 @@ from roundwise.graph.graph import Graph
 from roundwise.methods.activations import ActivationBatchNorm
 from roundwise.methods.rounding import Given
 from roundwise.numerics.quantizer import Quantizer
-from roundwise.recipe.settings import Activations, Recipe
+from roundwise.recipe.settings import Activations
+from roundwise.recipe.stages import Quantize
 from roundwise.report import ActivationReport
 from roundwise.statistics import ExpectedValues, ValueStatistic
 from roundwise.wording import number_of
@@ -52,26 +53,17 @@ class Passed:
     activations: tuple[ActivationReport, ...]
 
 
-def run_passes(
-    graph: Graph,
-    batches: list[list[Any]],
-    samples: int,
-    tasks: Sequence[LayerTask],
-    recipe: Recipe,
-    store: ActivationStore,
-    progress: Progress | None,
-) -> Passed:
-    """Stream the samples through the network as often as the recipe needs; empties `batches`.
+def run_passes(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, run: Run) -> Passed:
+    """Stream the samples through the network as often as the stage needs.
 
     Raises:
         CalibrationError: an activation is zero, or there is none, for all samples.
         ModelError, MemoryBudgetError: as `Stream.run`.
     """
-    tell: Progress = progress or (lambda _: None)
-    wanted = recipe.activations
+    batches, progress, wanted = run.take_batches(), run.progress, stage.activations
 
     def stream(tasks: Sequence[LayerTask], *, last: bool, **more: Any) -> Stream:
-        made = Stream(graph, batches, samples, tasks, keeps_inputs=not last, seed=recipe.seed, store=store, **more)
+        made = Stream(graph, batches, run.samples, tasks, keeps_inputs=not last, seed=run.seed, store=run.store, **more)
         if last:
             batches.clear()  # so that the stream alone decides how long they stay
         return made
@@ -84,20 +76,20 @@ def run_passes(
         if wanted.adapt_rounding:
             return Passed(stream(tasks, last=True, quantizers=quantizers, progress=progress).run(), quantizers, reports)
         first = stream(tasks, last=False, progress=progress).run()
-        return _with_rounded(first, stream, tasks, quantizers, reports, tell)
+        return _with_rounded(first, stream, tasks, quantizers, reports, progress)
     watched: dict[fx.Node, ValueStatistic] = {node: wanted.ranges.needs() for group in groups for node in group}
     if wanted.adapt_rounding:
-        tell(PassStarted(f"reading the ranges of {number_of(len(watched), 'activation')}"))
+        progress(PassStarted(f"reading the ranges of {number_of(len(watched), 'activation')}"))
         first = stream((), last=False, watched=watched).run()
         quantizers, reports = _choose(groups, watched, wanted)
         second = stream(tasks, last=True, quantizers=quantizers, progress=progress).run()
         return Passed(_with_seconds(second, first), quantizers, reports)
     first = stream(tasks, last=False, watched=watched, progress=progress).run()
     quantizers, reports = _choose(groups, watched, wanted)
-    return _with_rounded(first, stream, tasks, quantizers, reports, tell)
+    return _with_rounded(first, stream, tasks, quantizers, reports, progress)
 
 
-def run_without_data(graph: Graph, tasks: Sequence[LayerTask], recipe: Recipe) -> Passed:
+def run_without_data(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, seed: int) -> Passed:
     """Round the layers one by one, from what is known of them without any sample; no error is measured.
 
     Raises:
@@ -105,7 +97,7 @@ def run_without_data(graph: Graph, tasks: Sequence[LayerTask], recipe: Recipe) -
     """
     for task in tasks:
         task.check_without_data()
-    wanted = recipe.activations
+    wanted = stage.activations
     quantizers: dict[fx.Node, Quantizer] = {}
     activations: tuple[ActivationReport, ...] = ()
     if wanted is not None:
@@ -120,7 +112,7 @@ def run_without_data(graph: Graph, tasks: Sequence[LayerTask], recipe: Recipe) -
     weights, reports, seconds = [], [], {"ranges": 0.0, "rounding": 0.0}
     for task in tasks:
         matrix = task.layer.map.to_matrix(graph.constants[task.layer.weight]).float()
-        solved = solve_layer(graph, task, matrix, task.statistics(0, recipe.seed), recipe.seed)
+        solved = solve_layer(graph, task, matrix, task.statistics(0, seed), seed)
         weights.append(solved.chosen)
         reports.append(layer_report(task, matrix, solved, math.nan, math.nan))
         seconds["ranges"] += solved.seconds_ranges
@@ -134,10 +126,10 @@ def _with_rounded(
     tasks: Sequence[LayerTask],
     quantizers: Mapping[fx.Node, Quantizer],
     reports: tuple[ActivationReport, ...],
-    tell: Progress,
+    progress: Progress,
 ) -> Passed:
     """A second pass, with activations quantized and weights as the first rounded them."""
-    tell(PassStarted(f"quantizing {number_of(len(quantizers), 'activation')}"))
+    progress(PassStarted(f"quantizing {number_of(len(quantizers), 'activation')}"))
     decided = [
         dataclasses.replace(
             task,

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from roundwise.errors import ExportError
-from roundwise.recipe.settings import Recipe
+from roundwise.recipe.recipe import Recipe
 from roundwise.wording import human_bytes
 
 if TYPE_CHECKING:  # both need the optional packages

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from roundwise.errors import ExportError, RecipeError
 from roundwise.files import replacing
-from roundwise.recipe.settings import Recipe
+from roundwise.recipe.recipe import Recipe
 from roundwise.report import Report
 from roundwise.reporting.charts import share_bar
 from roundwise.reporting.layers import layer_charts, layer_table, weight_cards

@@ -28,7 +28,9 @@ from roundwise.methods.rounding import (
     StraightThrough,
 )
 from roundwise.numerics.grid import PerChannel
-from roundwise.recipe.settings import Activations, Recipe
+from roundwise.recipe.recipe import Recipe
+from roundwise.recipe.settings import Activations
+from roundwise.recipe.stages import Quantize, Rewrite
 from roundwise.reproduction.study import Row, Settings, Table, TaskLoss
 
 STOCHASTIC_RUNS = 100
@@ -44,7 +46,7 @@ def _recipe(
 ) -> Recipe:
     """The paper folds batch-norms and rewrites nothing else, unless a row says so."""
     weights = dataclasses.replace(settings.weights, ranges=ranges)
-    return Recipe(weights=weights, rounding=rounding, rewrites=rewrites, **more)
+    return Recipe((Rewrite(rewrites), Quantize(weights=weights, rounding=rounding, **more)))
 
 
 def _sgd(settings: Settings, **changes: Any) -> AdaRound:

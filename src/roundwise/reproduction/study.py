@@ -18,13 +18,17 @@ from typing import Any, Literal, final
 import torch
 from torch import nn
 
-from roundwise.api import plan_layers, quantize, rewrite
+from roundwise.api import quantize
 from roundwise.artifacts.model import Model
 from roundwise.engine.network import Network, capture
+from roundwise.engine.planning import plan_layers
+from roundwise.engine.rewriting import folded
 from roundwise.errors import RecipeError
 from roundwise.methods.rounding import Given
 from roundwise.numerics.grid import Granularity, PerTensor
-from roundwise.recipe.settings import Recipe, Weights, granularity_name
+from roundwise.recipe.recipe import Recipe
+from roundwise.recipe.settings import Weights, granularity_name
+from roundwise.recipe.stages import Quantize, Rewrite
 from roundwise.reproduction.journal import Journal, Outcome
 from roundwise.reproduction.taskloss import (
     GaussNewton,
@@ -179,7 +183,7 @@ class Study:
         Raises:
             ModelError: there is none.
         """
-        return plan_layers(rewrite(self.captured.graph), Recipe())[0].layer.name
+        return plan_layers(folded(self.captured.graph), Quantize())[0].layer.name
 
     @functools.cached_property
     def captured(self) -> Network:
@@ -273,10 +277,10 @@ def quantize_row(study: Study, row: Row, seed: int) -> Model:
     """
     recipe = dataclasses.replace(row.recipe, seed=seed)
     if row.first_layer_only:
-        weights = recipe.weights
+        weights = recipe.stage(Quantize).weights
         if row.task_loss is not None:
             weights = dataclasses.replace(weights, rounding=_by_task_loss(study, row.task_loss, weights, seed))
-        recipe = dataclasses.replace(recipe, overrides={"*": None, study.first_layer: weights})
+        recipe = recipe.with_settings(Quantize, overrides={"*": None, study.first_layer: weights})
     return quantize(study.captured, study.calibration if _looks_at_samples(recipe) else study.samples(2), recipe)
 
 
@@ -294,9 +298,11 @@ def _by_task_loss(study: Study, by: TaskLoss, weights: Weights, seed: int) -> Gi
 
 
 def _looks_at_samples(recipe: Recipe) -> bool:
-    methods = (recipe.rounding, recipe.weights.rounding, recipe.weights.ranges, recipe.correction)
+    stage = recipe.stage(Quantize)
+    methods = (stage.rounding, stage.weights.rounding, stage.weights.ranges, stage.correction)
     needs = any(it is not None and it.needs is not Nothing for it in methods)
-    return needs or recipe.activations is not None or any(one.measures_moments for one in recipe.all_rewrites)
+    rewrites = recipe.stage(Rewrite).methods_before(stage)
+    return needs or stage.activations is not None or any(one.measures_moments for one in rewrites)
 
 
 def run_key(study: str, row: Row, seed: int) -> str:

@@ -17,7 +17,9 @@ from roundwise.methods.interfaces import ActivationRanges, Correction, GraphRewr
 from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rewrites import REWRITES
 from roundwise.methods.rounding import ROUNDING_SOLVERS
-from roundwise.recipe.settings import Activations, Recipe, Weights
+from roundwise.recipe.recipe import Recipe
+from roundwise.recipe.settings import Activations, Weights
+from roundwise.recipe.stages import Quantize, Rewrite
 from roundwise.statistics import Statistic, ValueStatistic
 from roundwise.testing.requirement import require
 
@@ -107,11 +109,11 @@ def _changed(kind: type) -> Iterator[Any]:
 
 def _recipe(method: Any) -> Recipe:
     if isinstance(method, RoundingSolver):
-        return Recipe(rounding=method)
+        return Recipe((Quantize(rounding=method),))
     if isinstance(method, ActivationRanges):
-        return Recipe(activations=Activations(ranges=method))
+        return Recipe((Quantize(activations=Activations(ranges=method)),))
     if isinstance(method, Correction):
-        return Recipe(correction=method)
+        return Recipe((Quantize(correction=method),))
     if isinstance(method, GraphRewrite):
-        return Recipe(rewrites=(method,))
-    return Recipe(weights=Weights(ranges=method))
+        return Recipe((Rewrite((method,)),))
+    return Recipe((Quantize(Weights(ranges=method)),))

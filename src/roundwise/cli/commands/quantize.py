@@ -29,9 +29,11 @@ from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rewrites import REWRITES
 from roundwise.methods.rounding import ROUNDING_SOLVERS
 from roundwise.numerics.grid import BITS, Granularity, PerChannel, PerGroup, PerTensor
-from roundwise.recipe.settings import Activations, Recipe, granularity_name
+from roundwise.recipe.recipe import Recipe
+from roundwise.recipe.settings import Activations, granularity_name
+from roundwise.recipe.stages import Quantize
 
-DEFAULT = Recipe()
+DEFAULT = Recipe().stage(Quantize)
 
 
 HELP = """
@@ -164,7 +166,7 @@ class MethodsCommand(click.Command):
     "what was said of the same LAYER before, here or in the recipe.",
 )
 @click.option("--recipe", "file", type=EXISTING_FILE, help="A recipe in TOML; options change what it says.")
-@click.option("--seed", type=Seed(), help="Of every random choice." + default(DEFAULT.seed))
+@click.option("--seed", type=Seed(), help="Of every random choice." + default(Recipe().seed))
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
@@ -219,7 +221,7 @@ def command(
     want_labels = not data_free and check_labels(labels, request, page)
     granularity = _granularity(**{name: options.pop(name) for name in ("per_tensor", "per_channel", "per_group")})
     bits, activations = options.pop("bits"), options.pop("activations")
-    source = weight_source(options, seed=options["seed"] or DEFAULT.seed)
+    source = weight_source(options, seed=options["seed"] or Recipe().seed)
     recipe = build_recipe(
         RecipeOptions(
             granularity=granularity,

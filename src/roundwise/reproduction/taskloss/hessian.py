@@ -40,15 +40,15 @@ from torch.export import ExportedProgram
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from roundwise.api import rewrite
 from roundwise.engine.calibration import Batch, Calibration, DataFree, read_calibration
 from roundwise.engine.network import Facts, Network, graph_of, undisturbed
+from roundwise.engine.rewriting import folded
 from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.errors import CalibrationError, ModelError, RecipeError
 from roundwise.graph.analysis.layers import Layer, find_layers
 from roundwise.graph.graph import Graph
 from roundwise.numerics.grid import Grid
-from roundwise.recipe.plain import check_whole_number
+from roundwise.recipe.checks import check_whole_number
 from roundwise.recipe.settings import Weights
 from roundwise.statistics import Nothing
 from roundwise.wording import number_of
@@ -175,7 +175,7 @@ def task_hessian(
     with undisturbed(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
         samples = read_calibration(inputs, facts.signature, batch_size, store)
         targets = _read_labels(labels, samples.samples)
-        graph = rewrite(graph_of(model, *samples.example(2, facts.device)))
+        graph = folded(graph_of(model, *samples.example(2, facts.device)))
         chosen = _find(graph, layer)
         network = _Network(graph, chosen, samples, store)
         _check_size(chosen, network.weight, limit)

@@ -24,7 +24,7 @@ from roundwise.numerics.grid import Grid, expand_blocks
 from roundwise.numerics.quadratic import Quadratic
 from roundwise.numerics.search.descent import Choices
 from roundwise.numerics.search.tabu import walk
-from roundwise.recipe.plain import check_whole_number
+from roundwise.recipe.checks import check_whole_number
 from roundwise.reproduction.taskloss.hessian import TaskHessian
 
 

@@ -1,0 +1,118 @@
+"""What to do with each layer, from the settings of a `Quantize` stage and the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx
+
+from roundwise.artifacts.emit import QuantizedWeight, packed_bits
+from roundwise.engine.unit import LayerTask
+from roundwise.errors import ModelError
+from roundwise.graph.analysis.layers import Layer, find_layers
+from roundwise.graph.analysis.moments import Known, expected_columns, propagate
+from roundwise.graph.graph import Graph
+from roundwise.methods.ranges import RANGE_ESTIMATORS
+from roundwise.methods.rounding import ROUNDING_SOLVERS
+from roundwise.numerics.grid import check_groups
+from roundwise.recipe.files import name_of
+from roundwise.recipe.settings import Weights, granularity_name
+from roundwise.recipe.stages import Quantize
+from roundwise.report import KeptFloat
+from roundwise.statistics import ExpectedMeans
+
+
+def plan_layers(graph: Graph, stage: Quantize) -> list[LayerTask]:
+    """What to do with each layer that will be quantized, in order.
+
+    Raises:
+        ModelError: there is none, or its weights are not finite.
+        RecipeError: an override matches no layer, or columns do not divide into the groups that are asked for.
+    """
+    layers = find_layers(graph)
+    if not layers:
+        raise ModelError(
+            f"the model has no layer to quantize: among its {len(graph.operations.nodes)} operations is no linear "
+            "layer and no convolution with a constant weight."
+        )
+    names, operations = [layer.name for layer in layers], [layer.map.operation for layer in layers]
+    settings = stage.exceptions.weights(names, operations, stage.weights)
+    known = propagate(graph)
+    tasks = [
+        _task(graph, layer, weights, stage, known)
+        for layer, weights in zip(layers, settings, strict=True)
+        if weights is not None
+    ]
+    if not tasks:
+        these = "the only layer" if len(layers) == 1 else f"all {len(layers)} layers"
+        raise ModelError(f"the overrides keep {these} in float: nothing is left to quantize.")
+    check_groups((task.layer.name, task.layer.map.matrix_shape[2], task.granularity) for task in tasks)
+    return tasks
+
+
+def _task(graph: Graph, layer: Layer, weights: Weights, stage: Quantize, known: Mapping[fx.Node, Known]) -> LayerTask:
+    tensor = graph.constants[layer.weight].float()
+    if not torch.isfinite(tensor).all():
+        raise ModelError(
+            f"layer '{layer.name}' has {int((~torch.isfinite(tensor)).sum())} weights that are NaN or infinite, of "
+            f"{tensor.numel()}. Such a network computes nothing to compare with: load sound weights."
+        )
+    if layer.map.bias is not None and not torch.isfinite(layer.map.bias).all():
+        raise ModelError(
+            f"layer '{layer.name}' has {int((~torch.isfinite(layer.map.bias)).sum())} biases that are NaN or infinite, "
+            f"of {layer.map.bias.numel()}. Such channels compute nothing: load sound weights."
+        )
+    rounding = weights.rounding or stage.rounding
+    words = (
+        granularity_name(weights.granularity),
+        name_of(weights.ranges, RANGE_ESTIMATORS),
+        name_of(rounding, ROUNDING_SOLVERS),
+    )
+    methods = [method for method in (weights.ranges, rounding, stage.correction) if method is not None]
+    expects = any(method.needs is ExpectedMeans for method in methods)
+    return LayerTask(
+        layer=layer,
+        codebook=weights.codebook,
+        granularity=weights.granularity,
+        ranges=weights.ranges,
+        rounding=rounding,
+        words=words,
+        correction=stage.correction,
+        known={ExpectedMeans: _expected_means(layer, tensor, known)} if expects else {},
+    )
+
+
+def _expected_means(layer: Layer, weight: Tensor, known: Mapping[fx.Node, Known]) -> ExpectedMeans:
+    try:
+        inputs = expected_columns(layer.map, layer.node, known)
+    except LookupError as error:
+        return ExpectedMeans(layer.map, missing=str(error))
+    return ExpectedMeans(layer.map, layer.map.to_matrix(weight), inputs)
+
+
+def kept_float(graph: Graph, weights: list[QuantizedWeight]) -> list[KeptFloat]:
+    """Every weight (a parameter that is no vector) that the quantized network reads as float, and why."""
+    quantized = {weight.layer.weight: set(weight.layer.calls) for weight in weights}
+    by_recipe = {layer.weight: layer.name for layer in find_layers(graph)}
+    kept = []
+    for node in graph.operations.nodes:
+        value = graph.constant(node)
+        if value is None or value.dim() < 2 or not value.is_floating_point():
+            continue
+        name = str(node.target)
+        readers = sorted({str(user.target) for user in node.users if user not in quantized.get(name, ())})
+        if name in by_recipe and name not in quantized:
+            kept.append(KeptFloat(by_recipe[name], value.numel(), "the recipe keeps it in float"))
+        elif readers and value.numel() > max(value.shape):  # not a number for each channel, such as a limit
+            kept.append(KeptFloat(name, value.numel(), f"read by {', '.join(readers)}, which is not a layer"))
+    return kept
+
+
+def stored_bytes(graph: Graph) -> int:
+    """Bytes of all constants, codes counted at the bits they take in a file."""
+    bits, size = packed_bits(graph), 0
+    for name, tensor in graph.constants.items():
+        if isinstance(tensor, Tensor):  # and not a piece of control flow
+            size += -(-tensor.numel() * bits[name] // 8) if name in bits else tensor.nbytes
+    return size

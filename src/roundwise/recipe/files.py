@@ -1,0 +1,248 @@
+"""Settings as plain data (dicts, lists, text, numbers), as TOML and JSON hold them, and back.
+
+A dataclass is a table of its fields, without those that are None. A method also has its name in its table of methods:
+`{"method": "gptq", "ridge": 0.01}`; so do granularities (under "kind") and stages (under "stage").
+
+A method of the user's own is in no table. Plain data says which it was (`{"custom": "Mine(strength=0.5)"}`), and what
+is read from that keeps its place and refuses to run.
+
+This is written by hand, where reports use cattrs: a recipe is written by people, and cattrs would convert their
+mistakes (bits = "4" would become 4) and name Python classes in its errors instead of lines of the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+from roundwise.errors import RecipeError
+from roundwise.methods.activations import ACTIVATION_RANGES
+from roundwise.methods.corrections import CORRECTIONS
+from roundwise.methods.interfaces import ActivationRanges, Correction, GraphRewrite, RangeEstimator, RoundingSolver
+from roundwise.methods.ranges import RANGE_ESTIMATORS
+from roundwise.methods.rewrites import REWRITES
+from roundwise.methods.rounding import ROUNDING_SOLVERS
+from roundwise.numerics.grid import Granularity
+from roundwise.recipe.checks import is_required
+from roundwise.recipe.settings import FLOAT, GRANULARITIES, Activations, Override, Overrides, Weights
+from roundwise.recipe.stages import STAGES, Stage
+from roundwise.statistics import Extremes, Nothing
+
+
+class _Choice(NamedTuple):
+    """Objects that go by a name in a table; `key` is where plain data has that name."""
+
+    table: Mapping[str, type]
+    key: str
+    interface: Any
+
+
+_INTERFACES: dict[Any, _Choice] = {
+    RoundingSolver: _Choice(ROUNDING_SOLVERS, "method", RoundingSolver),
+    RangeEstimator: _Choice(RANGE_ESTIMATORS, "method", RangeEstimator),
+    Correction: _Choice(CORRECTIONS, "method", Correction),
+    ActivationRanges: _Choice(ACTIVATION_RANGES, "method", ActivationRanges),
+    GraphRewrite: _Choice(REWRITES, "method", GraphRewrite),
+}
+_CHOICES: dict[Any, _Choice] = {
+    **_INTERFACES,
+    Granularity: _Choice(GRANULARITIES, "kind", None),
+    Stage: _Choice(STAGES, "stage", None),
+}
+
+
+# ------------------------------------------------------------------------------------------------ objects to plain data
+
+
+def to_plain(value: Any) -> Any:
+    """Plain data for a recipe or a part of one."""
+    if isinstance(value, Overrides):
+        return {name: to_plain(override) for name, override in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        if isinstance(value, tuple(_INTERFACES)):  # of the user's own, and no dataclass
+            return {"custom": repr(value)}
+        return value
+    if type(value) in _placeholders():
+        return {"custom": value.text}  # type: ignore[union-attr]
+    fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    plain = {name: to_plain(item) for name, item in fields.items() if item is not None}
+    for choice in _CHOICES.values():
+        for name, kind in choice.table.items():
+            if type(value) is kind:
+                return {choice.key: name, **plain}
+    return {"custom": repr(value)} if isinstance(value, tuple(_INTERFACES)) else plain
+
+
+def methods_of_ones_own(value: Any) -> Iterator[object]:
+    """All methods in a recipe that are in no table."""
+    if isinstance(value, tuple(_INTERFACES)):
+        if not any(type(value) in choice.table.values() for choice in _INTERFACES.values()):
+            yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from methods_of_ones_own(item)
+    elif dataclasses.is_dataclass(value):
+        for setting in dataclasses.fields(value):
+            yield from methods_of_ones_own(getattr(value, setting.name))
+
+
+# ------------------------------------------------------------------------------------------------ plain data to objects
+
+
+def from_plain(data: Any, kind: Any, where: str) -> Any:
+    """The inverse of `to_plain`; anything left out takes its default.
+
+    Args:
+        data: plain data.
+        kind: the type of the object that is wanted, as it stands in annotations.
+        where: how messages begin.
+
+    Raises:
+        RecipeError: a name or a setting is unknown, or one that has no default is missing.
+    """
+    if typing.get_origin(kind) in (types.UnionType, typing.Union) and kind not in _CHOICES:
+        options = [option for option in typing.get_args(kind) if option is not type(None)]
+        return from_plain(data, options[0], where) if len(options) == 1 else data
+    if (choice := _choice_of(kind)) is not None:
+        return _chosen(data, choice, where)
+    if typing.get_origin(kind) is Sequence:
+        if not isinstance(data, list | tuple):
+            raise RecipeError(f"{where}: expected a list of tables; found {data!r}.")
+        (item,) = typing.get_args(kind)
+        return tuple(from_plain(entry, item, f"{where}[{number}]") for number, entry in enumerate(data))
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _object(data, kind, where)
+    return data  # settings check their own types, in words
+
+
+def _object(data: Any, kind: Any, where: str) -> Any:
+    """An object of a dataclass from a table of its settings."""
+    names = [setting.name for setting in dataclasses.fields(kind)]
+    settings = settings_from_dict(data, names, where)
+    for missing in (f.name for f in dataclasses.fields(kind) if is_required(f) and f.name not in settings):
+        raise RecipeError(f"{where}: the setting '{missing}' is missing. It has no default: give it.")
+    hints = typing.get_type_hints(kind)
+    overrides = settings.pop("overrides", None)
+    made = {name: from_plain(value, hints[name], f"{where}: {name}") for name, value in settings.items()}
+    if overrides is None:
+        return kind(**made)
+    bases = (made.get("weights", Weights()), made.get("activations") or Activations())
+    return kind(**made, overrides=_overrides(overrides, *bases))
+
+
+def _chosen(data: Any, choice: _Choice, where: str) -> Any:
+    """An object by its name in a table, with its settings."""
+    if choice.interface is not None and isinstance(data, Mapping) and set(data) == {"custom"}:
+        return _placeholder(choice.interface)(str(data["custom"]))
+    if isinstance(data, str):
+        data = {choice.key: data}
+    if not isinstance(data, Mapping) or choice.key not in data:
+        raise RecipeError(
+            f"{where}: expected a table with '{choice.key}' as one of {', '.join(choice.table)}; found {data!r}."
+        )
+    settings = dict(data)
+    name = settings.pop(choice.key)
+    if not isinstance(name, str) or name not in choice.table:
+        hint = did_you_mean(name, choice.table)
+        raise RecipeError(f"{where}: {name!r} is not one of {', '.join(choice.table)}.{hint}")
+    return _object(settings, choice.table[name], f"{where} '{name}'")
+
+
+def _overrides(data: Any, weights: Weights, activations: Activations) -> Overrides:
+    """Exceptions, each with what is the same everywhere filled in; a layer's own solver is not passed on."""
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"overrides: expected a table of names; found {data!r}.")
+    bases = {"weights": dataclasses.replace(weights, rounding=None), "activations": activations}
+    made = {}
+    for name, entry in data.items():
+        where = f"overrides '{name}'"
+        if full_name := _split_by_dots(name, entry):
+            raise RecipeError(
+                f'overrides: a layer\'s name that has dots needs quotes: [stages.overrides."{full_name}".weights].'
+            )
+        parts = settings_from_dict(entry, list(bases), where)
+        for part, value in parts.items():
+            if value != FLOAT:
+                kind = type(bases[part])
+                hints = typing.get_type_hints(kind)
+                known = settings_from_dict(value, list(hints), f"{where}: {part}")
+                changes = {key: from_plain(it, hints[key], f"{where}: {part}: {key}") for key, it in known.items()}
+                parts[part] = _replaced(bases[part], changes, where)
+        made[name] = Override(**parts)
+    return Overrides(made)
+
+
+def _replaced(base: Any, changes: dict[str, Any], where: str) -> Any:
+    try:
+        return dataclasses.replace(base, **changes)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def _split_by_dots(name: str, entry: Any) -> str | None:
+    """The name that was meant where TOML made tables in tables of it, as of `[overrides.features.0.weights]`."""
+    inner = [key for key, value in entry.items() if isinstance(value, Mapping)] if isinstance(entry, Mapping) else []
+    if not inner or inner[0] in ("weights", "activations"):
+        return None
+    inner_name = f"{name}.{inner[0]}"
+    return _split_by_dots(inner_name, entry[inner[0]]) or inner_name
+
+
+def settings_from_dict(data: Any, known: Sequence[str], where: str) -> dict[str, Any]:
+    """A copy of a table of settings; raise unless all of them are known."""
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"{where}: expected a table of settings; found {data!r}.")
+    for name in data:
+        if name not in known:
+            names = f"Known: {', '.join(sorted(known))}." if known else "It has none."
+            raise RecipeError(f"{where}: {name!r} is not a setting. {names}{did_you_mean(name, known)}")
+    return dict(data)
+
+
+def name_of(method: object, table: Mapping[str, type]) -> str:
+    """A method's name in its table; the name of its class where it is in none."""
+    return next((name for name, kind in table.items() if type(method) is kind), type(method).__name__)
+
+
+def did_you_mean(name: object, known: Mapping[str, Any] | Sequence[str]) -> str:
+    """A hint at the known name that is nearest, or nothing."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def _choice_of(kind: Any) -> _Choice | None:
+    return _CHOICES.get(typing.get_origin(kind) if typing.get_origin(kind) in _INTERFACES else kind)
+
+
+# ------------------------------------------------------------------------------------------------ methods of one's own
+
+
+@functools.cache
+def _placeholder(interface: Any) -> Any:
+    """The class of objects that stand, in a recipe that was read, in the place of a method that is in no table."""
+
+    def refuse(self: Any, *_: Any, **__: Any) -> NoReturn:
+        raise RecipeError(
+            f"the recipe came from a file, which tells that {self.text} was used but cannot hold a method of one's "
+            "own. Put the method itself in its place, with dataclasses.replace."
+        )
+
+    body: dict[str, Any] = dict.fromkeys(interface.__abstractmethods__, refuse)
+    body |= {"__annotations__": {"text": str}, "needs": Extremes if interface is ActivationRanges else Nothing}
+    body |= {"__doc__": f"The place of a {interface.__name__} that is in no table. It tells its text and cannot run."}
+    kind: Callable[..., Any] = types.new_class(
+        f"Custom{interface.__name__}", (interface,), {}, lambda n: n.update(body)
+    )
+    return dataclass(frozen=True)(kind)  # type: ignore[arg-type]
+
+
+def _placeholders() -> tuple[Any, ...]:
+    return tuple(_placeholder(interface) for interface in _INTERFACES)
