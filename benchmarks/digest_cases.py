@@ -30,53 +30,58 @@ FRESH = 32
 # --------------------------------------------------------------------------------------------- what recipes are made of
 
 SOLVERS: dict[str, Any] = {
-    "gram-adaround": rw.AdaRound(iterations=40),
-    "adaround": rw.AdaRoundSGD(iterations=20, batch_size=8),
-    "ceil": rw.Ceil(),
-    "coordinate-descent": rw.CoordinateDescent(sweeps=5),
-    "cross-entropy-method": rw.CrossEntropyMethod(iterations=3, samples=20),
-    "floor": rw.Floor(),
-    "gptq": rw.GPTQ(),
-    "nearest": rw.Nearest(),
-    "nearest-moments": rw.NearestMoments(),
-    "nearest-scaled": rw.NearestScaled(),
-    "stochastic": rw.Stochastic(),
-    "straight-through": rw.StraightThrough(iterations=20, batch_size=8),
-    "tabu-search": rw.TabuSearch(iterations=20),
+    "gram-adaround": rw.rounding.GramAdaRound(iterations=40),
+    "adaround": rw.rounding.AdaRound(iterations=20, batch_size=8),
+    "ceil": rw.rounding.Ceil(),
+    "coordinate-descent": rw.rounding.CoordinateDescent(sweeps=5),
+    "cross-entropy-method": rw.rounding.CrossEntropyMethod(iterations=3, samples=20),
+    "floor": rw.rounding.Floor(),
+    "gptq": rw.rounding.GPTQ(),
+    "nearest": rw.rounding.Nearest(),
+    "nearest-moments": rw.rounding.NearestMoments(),
+    "nearest-scaled": rw.rounding.NearestScaled(),
+    "stochastic": rw.rounding.Stochastic(),
+    "straight-through": rw.rounding.StraightThrough(iterations=20, batch_size=8),
+    "tabu-search": rw.rounding.TabuSearch(iterations=20),
 }
 VARIANTS: dict[str, Any] = {
-    "gram-adaround-as-by-default": rw.AdaRound(),
-    "gram-adaround-papers-choices": rw.AdaRound(iterations=40, any_code=False, free_bias=False, fit_scale=False),
-    "gram-adaround-all-choices": rw.AdaRound(iterations=40, any_code=True, free_bias=True, fit_scale=True),
-    "gram-adaround-addition-aware": rw.AdaRound(iterations=40, addition_aware=True),
-    "gram-adaround-no-turns": rw.AdaRound(iterations=40, turns=0),
-    "gram-adaround-undamped-no-walk": rw.AdaRound(iterations=40, damping=0, walk=0),
+    "gram-adaround-as-by-default": rw.rounding.GramAdaRound(),
+    "gram-adaround-papers-choices": rw.rounding.GramAdaRound(
+        iterations=40, any_code=False, free_bias=False, fit_scale=False
+    ),
+    "gram-adaround-all-choices": rw.rounding.GramAdaRound(iterations=40, any_code=True, free_bias=True, fit_scale=True),
+    "gram-adaround-addition-aware": rw.rounding.GramAdaRound(iterations=40, addition_aware=True),
+    "gram-adaround-no-turns": rw.rounding.GramAdaRound(iterations=40, turns=0),
+    "gram-adaround-undamped-no-walk": rw.rounding.GramAdaRound(iterations=40, damping=0, walk=0),
     "adaround-sigmoid": replace(SOLVERS["adaround"], relaxation="sigmoid"),
     "adaround-temperature": replace(SOLVERS["adaround"], relaxation="sigmoid-temperature"),
     "adaround-symmetric-linear": replace(SOLVERS["adaround"], asymmetric=False, activation_aware=False),
-    "coordinate-descent-bias": rw.CoordinateDescent(sweeps=5, any_code=False, free_bias=True),
+    "coordinate-descent-bias": rw.rounding.CoordinateDescent(sweeps=5, any_code=False, free_bias=True),
     "cross-entropy-method-bias": replace(SOLVERS["cross-entropy-method"], free_bias=True),
-    "gptq-in-order": rw.GPTQ(by_importance=False, free_bias=True),
+    "gptq-in-order": rw.rounding.GPTQ(by_importance=False, free_bias=True),
     "straight-through-linear": replace(SOLVERS["straight-through"], activation_aware=False),
-    "tabu-search-bias": rw.TabuSearch(iterations=20, any_code=False, free_bias=True),
+    "tabu-search-bias": rw.rounding.TabuSearch(iterations=20, any_code=False, free_bias=True),
 }
 RANGES: dict[str, Any] = {
-    "aciq": rw.ACIQ(),
-    "aciq-gauss": rw.ACIQ("gauss"),
-    "aciq-laplace": rw.ACIQ("laplace"),
-    "min-max": rw.MinMax(),
-    "output-mse": rw.OutputMSE(candidates=20),
-    "weight-mse": rw.WeightMSE(),
+    "aciq": rw.ranges.ACIQ(),
+    "aciq-gauss": rw.ranges.ACIQ("gauss"),
+    "aciq-laplace": rw.ranges.ACIQ("laplace"),
+    "min-max": rw.ranges.MinMax(),
+    "output-mse": rw.ranges.OutputMSE(candidates=20),
+    "weight-mse": rw.ranges.WeightMSE(),
 }
 ACTIVATIONS: dict[str, Any] = {
-    "batch-norm": rw.ActivationBatchNorm(input_low=-2.2, input_high=2.7),
-    "min-max": rw.ActivationMinMax(),
-    "moving-average": rw.ActivationMovingAverage(),
-    "mse": rw.ActivationMSE(),
-    "percentile": rw.ActivationPercentile(),
+    "batch-norm": rw.activations.ActivationBatchNorm(input_low=-2.2, input_high=2.7),
+    "min-max": rw.activations.ActivationMinMax(),
+    "moving-average": rw.activations.ActivationMovingAverage(),
+    "mse": rw.activations.ActivationMSE(),
+    "percentile": rw.activations.ActivationPercentile(),
 }
-CORRECTIONS: dict[str, Any] = {"analytic-bias": rw.AnalyticBias(), "empirical-bias": rw.EmpiricalBias()}
-EQUALIZE, ABSORB = rw.CrossLayerEqualization(), rw.HighBiasAbsorption(deviations=0.5)
+CORRECTIONS: dict[str, Any] = {
+    "analytic-bias": rw.corrections.AnalyticBias(),
+    "empirical-bias": rw.corrections.EmpiricalBias(),
+}
+EQUALIZE, ABSORB = rw.rewrites.CrossLayerEqualization(), rw.rewrites.HighBiasAbsorption(deviations=0.5)
 REWRITES: dict[str, tuple[Any, ...]] = {
     "none": (),
     "equalize": (EQUALIZE,),
@@ -85,8 +90,8 @@ REWRITES: dict[str, tuple[Any, ...]] = {
     "equalize-absorb": (EQUALIZE, ABSORB),
     "absorb-data": (replace(ABSORB, moments="data"),),
     "absorb-not-across-padding": (EQUALIZE, replace(ABSORB, across_padding=False)),
-    "split": (rw.OutlierChannelSplitting(ratio=0.05),),
-    "split-bits": (rw.OutlierChannelSplitting(ratio=0.05, bits=4), EQUALIZE),
+    "split": (rw.rewrites.OutlierChannelSplitting(ratio=0.05),),
+    "split-bits": (rw.rewrites.OutlierChannelSplitting(ratio=0.05, bits=4), EQUALIZE),
 }
 GRANULARITIES: dict[str, Any] = {"tensor": rw.PerTensor(), "channel": rw.PerChannel()}
 
@@ -103,18 +108,21 @@ def recipe(
     activation_symmetric: bool = False,
     adapt: bool = True,
     overrides: Mapping[str, Mapping[str, Any] | None] | None = None,
+    correction: Any = None,
+    rewrites: Any = None,
     **others: Any,
 ) -> rw.Recipe:
     """The recipe for these choices; `overrides` holds settings of `Weights` by layer, None for a layer in float."""
-    return rw.Recipe(
+    stage = rw.Quantize(
         rw.Weights(bits, granularity, symmetric, ranges),
         rounding,
+        activations=activations and rw.Activations(activation_bits, activation_symmetric, activations, adapt),
+        correction=correction,
         overrides={
             name: None if settings is None else rw.Weights(**settings) for name, settings in (overrides or {}).items()
         },
-        activations=activations and rw.Activations(activation_bits, activation_symmetric, activations, adapt),
-        **others,
     )
+    return rw.Recipe((rw.Rewrite(rewrites), stage), **others)
 
 
 DEFAULT, DATA_FREE = rw.Recipe(), rw.Recipe.data_free()
@@ -126,7 +134,7 @@ DEFAULT, DATA_FREE = rw.Recipe(), rw.Recipe.data_free()
 class Subject:
     """A network, captured once for all recipes, with inputs to calibrate on and to take outputs of."""
 
-    model: rw.CapturedModel
+    model: rw.Network
     calibration: Tensor
     fresh: Tensor
 
@@ -141,7 +149,7 @@ def subject(network: str, dtype: torch.dtype, samples: int) -> Subject:
         model, shape = small_networks.load(network)
         inputs = torch.randn(samples + FRESH, *shape)
     model, inputs = model.to(dtype), inputs.to(dtype)
-    return Subject(rw.capture_model(model, inputs[:2]), inputs[:samples], inputs[samples:])
+    return Subject(rw.capture(model, inputs[:2]), inputs[:samples], inputs[samples:])
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,7 @@ class Case:
     samples: int = 64
     dtype: torch.dtype = torch.float32
 
-    def run(self) -> tuple[rw.QuantizedModel, Tensor]:
+    def run(self) -> tuple[rw.Model, Tensor]:
         """The quantized network, and the inputs to take its outputs on."""
         it = subject(self.network, self.dtype, self.samples)
         data = it.calibration if self.samples else rw.DataFree(tuple(it.fresh.shape[1:]))

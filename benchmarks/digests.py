@@ -50,7 +50,7 @@ Digests = dict[str, str]
 """By part; of a case that fails, what the error says, under `error`."""
 
 
-def evidence(model: rw.QuantizedModel, inputs: Any) -> dict[str, list[Tensor]]:
+def evidence(model: rw.Model, inputs: Any) -> dict[str, list[Tensor]]:
     """The numbers of each part, read off a quantized network: the one place that knows how it holds them."""
     graph = model.graph
 

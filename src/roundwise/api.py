@@ -55,6 +55,7 @@ def quantize(
 
     Example:
         >>> import roundwise as rw
+        >>> import torch
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
         >>> stage = rw.Quantize(rw.Weights(bits=3), rw.rounding.Nearest())
         >>> quantized = rw.quantize(model, torch.randn(16, 3, 8, 8), stage)

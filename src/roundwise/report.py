@@ -132,7 +132,7 @@ class StageReport:
         seconds: wall time by what it was spent on.
         notes: what a reader must know about this stage as a whole.
         output_error: relative error of the network's outputs, Σ‖y − ŷ‖²/Σ‖y‖², on the calibration samples, against the
-            network that the stage was given; NaN where it was not measured.
+            network that the stage was given; None where it was not measured.
         layers: the layers that the stage quantized, in the order in which they ran.
         kept_float: float parameters with more than one dimension that remain, each with the reason.
         activations: the tensors between operations that the stage quantized, in order. All errors are measured with
@@ -142,7 +142,7 @@ class StageReport:
     stage: str
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    output_error: float = math.nan
+    output_error: float | None = None
     layers: tuple[LayerReport, ...] = ()
     kept_float: tuple[KeptFloat, ...] = ()
     activations: tuple[ActivationReport, ...] = ()
@@ -189,7 +189,7 @@ class Report:
     @property
     def output_error(self) -> float:
         """The error of the last stage that measured one; NaN where none did."""
-        return next((s.output_error for s in reversed(self.stages) if math.isfinite(s.output_error)), math.nan)
+        return next((s.output_error for s in reversed(self.stages) if s.output_error is not None), math.nan)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -292,6 +292,6 @@ class Report:
 
 
 # JSON has no NaN. Errors are not finite where there was no data, or where a network in float16 overflows.
-_CONVERTER = cattrs.Converter(detailed_validation=False)
+_CONVERTER = cattrs.Converter(detailed_validation=False, forbid_extra_keys=True)
 _CONVERTER.register_unstructure_hook(float, lambda value: value if math.isfinite(value) else None)
 _CONVERTER.register_structure_hook(float, lambda value, _: math.nan if value is None else float(value))

@@ -97,7 +97,11 @@ def test_the_walkthroughs_method_runs_from_the_command_line_with_its_setting(wal
 
 def test_the_walkthroughs_recipe_file_names_the_method(walkthrough):
     (text,) = blocks("CONTRIBUTING.md", "toml")
-    assert tomllib.loads(text) == {"rounding": {"method": "threshold", "threshold": 0.4}}
+    assert tomllib.loads(text)["stages"][0]["rounding"] == {"method": "threshold", "threshold": 0.4}
     (walkthrough / "recipe.toml").write_text(text, encoding="utf-8")
-    shown = run(walkthrough, "-c", "import roundwise; print(roundwise.Recipe.from_toml('recipe.toml').rounding)")
+    shown = run(
+        walkthrough,
+        "-c",
+        "import roundwise; print(roundwise.Recipe.from_toml('recipe.toml').stage(roundwise.Quantize).rounding)",
+    )
     assert shown.strip() == "Threshold(threshold=0.4)"

@@ -1,6 +1,5 @@
 """Rewrites that a recipe asks for: what they are held to, what they do for a network, and how they are asked for."""
 
-import dataclasses
 from dataclasses import dataclass
 
 import pytest
@@ -100,16 +99,19 @@ def test_splitting_an_outlier_makes_a_per_tensor_grid_finer_and_errors_smaller()
     assert (plain.shape[1], halves.shape[1]) == (8, 11)
 
 
+def rewrites_of(methods):
+    return rw.Recipe.from_dict({"stages": [{"stage": "rewrite", "methods": methods}]})
+
+
 def test_rewrites_survive_a_trip_through_toml(tmp_path):
     recipe = quantizing(
         rewrites=(rw.rewrites.OutlierChannelSplitting(0.05, bits=4), rw.rewrites.OutlierChannelSplitting())
     )
     recipe.to_toml(tmp_path / "recipe.toml")
     assert rw.Recipe.from_toml(tmp_path / "recipe.toml") == recipe
-    assert rw.Recipe.from_dict({"rewrites": ["outlier-channel-splitting"]}).rewrites == (
-        rw.rewrites.OutlierChannelSplitting(),
-    )
-    assert "rewrites" not in rw.Recipe().as_dict()
+    short = {"stages": [{"stage": "rewrite", "methods": ["outlier-channel-splitting"]}]}
+    assert rw.Recipe.from_dict(short).stage(rw.Rewrite).methods == (rw.rewrites.OutlierChannelSplitting(),)
+    assert rw.Recipe().as_dict()["stages"][0] == {"stage": "rewrite"}
     hash(recipe)
 
 
@@ -117,8 +119,8 @@ def test_rewrites_survive_a_trip_through_toml(tmp_path):
 def test_rewrites_left_open_stay_so_in_files_and_are_not_the_same_as_none(rewrites, tmp_path):
     recipe = quantizing(PER_TENSOR, rewrites=rewrites)
     recipe.to_toml(tmp_path / "recipe.toml")
-    assert rw.Recipe.from_toml(tmp_path / "recipe.toml").rewrites == rewrites
-    assert build_recipe(RecipeOptions(file=tmp_path / "recipe.toml")).rewrites == rewrites
+    assert rw.Recipe.from_toml(tmp_path / "recipe.toml").stage(rw.Rewrite).methods == rewrites
+    assert build_recipe(RecipeOptions(file=tmp_path / "recipe.toml")).stage(rw.Rewrite).methods == rewrites
 
 
 def test_left_open_they_equalize_per_tensor_and_do_nothing_per_channel():
@@ -136,10 +138,11 @@ def test_left_open_they_equalize_per_tensor_and_do_nothing_per_channel():
 
 
 def test_left_open_high_biases_are_absorbed_where_activations_are_quantized():
-    recipe = quantizing(PER_TENSOR, activations=rw.Activations())
-    assert recipe.all_rewrites == (rw.rewrites.CrossLayerEqualization(), rw.rewrites.HighBiasAbsorption())
-    assert quantizing(PER_TENSOR, activations=rw.Activations(), rewrites=()).all_rewrites == ()
-    assert quantizing(activations=rw.Activations()).all_rewrites == ()
+    per_tensor = rw.Quantize(PER_TENSOR, activations=rw.Activations())
+    both = rw.rewrites.CrossLayerEqualization(), rw.rewrites.HighBiasAbsorption()
+    assert rw.Rewrite().methods_before(per_tensor) == both
+    assert rw.Rewrite(()).methods_before(per_tensor) == ()
+    assert rw.Rewrite().methods_before(rw.Quantize(activations=rw.Activations())) == ()
 
 
 def test_a_constant_channel_that_equalization_makes_large_does_not_set_the_range_of_activations():
@@ -151,7 +154,7 @@ def test_a_constant_channel_that_equalization_makes_large_does_not_set_the_range
     model = nn.Sequential(first, norm, nn.ReLU(), last).eval()
     recipe = quantizing(PER_TENSOR, rw.rounding.Nearest(), activations=rw.Activations())
     images = torch.randn(16, 3, 4, 4)
-    alone = dataclasses.replace(recipe, rewrites=(rw.rewrites.CrossLayerEqualization(),))
+    alone = recipe.with_settings(rw.Rewrite, methods=(rw.rewrites.CrossLayerEqualization(),))
     highest = [
         max(report.high for report in rw.quantize(model, images, one).report.activations) for one in (recipe, alone)
     ]
@@ -164,10 +167,10 @@ def test_a_constant_channel_that_equalization_makes_large_does_not_set_the_range
         (lambda: quantizing(rewrites=rw.rewrites.OutlierChannelSplitting()), "it must be a tuple of objects"),
         (
             lambda: quantizing(rewrites=("outlier-channel-splitting",)),
-            r"Write rewrites\[0\]=OutlierChannelSplitting\(\)",
+            r"methods\[0\].*OutlierChannelSplitting\(\)",
         ),
-        (lambda: rw.Recipe.from_dict({"rewrites": ["ocs"]}), r"'ocs' is not one of .*outlier-channel-splitting"),
-        (lambda: rw.Recipe.from_dict({"rewrites": "ocs"}), "expected a list"),
+        (lambda: rewrites_of(["ocs"]), r"'ocs' is not one of .*outlier-channel-splitting"),
+        (lambda: rewrites_of("ocs"), "expected a list"),
         (lambda: quantizing(rewrites=(Wrong(1.0),)).as_toml(), "a method of your own"),
         (lambda: rw.rewrites.OutlierChannelSplitting(ratio=0.0), "above 0 and up to 1"),
         (lambda: rw.rewrites.OutlierChannelSplitting(bits=9), "bits=9"),
@@ -194,7 +197,10 @@ def test_options_ask_for_rewrites_and_corrections_and_change_their_settings(tmp_
     file = tmp_path / "recipe.toml"
     recipe.to_toml(file)
     assert build_recipe(RecipeOptions(file=file, rewrites=[name], correction="empirical-bias")) == recipe
-    assert build_recipe(RecipeOptions(file=file, settings=[f"rewrites.{name}.bits=4"])).rewrites[0].bits == 4
+    assert (
+        build_recipe(RecipeOptions(file=file, settings=[f"rewrites.{name}.bits=4"])).stage(rw.Rewrite).methods[0].bits
+        == 4
+    )
     assert build_recipe(RecipeOptions(file=file, rewrites=["none"], correction="none")) == quantizing(rewrites=())
     with pytest.raises(rw.RecipeError, match="none of the rewrites that the recipe asks for"):
         build_recipe(RecipeOptions(settings=[f"rewrites.{name}.ratio=0.1"]))

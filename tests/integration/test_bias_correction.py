@@ -121,7 +121,7 @@ def test_a_file_keeps_the_correction(tmp_path):
     quantized = rw.quantize(network(), images(8), recipe())
     quantized.save(tmp_path / "model.rw")
     loaded = rw.load(tmp_path / "model.rw")
-    assert loaded.recipe.correction == rw.corrections.EmpiricalBias()
+    assert loaded.recipe.stage(rw.Quantize).correction == rw.corrections.EmpiricalBias()
     assert torch.equal(loaded(images(3)), quantized(images(3)))
 
 

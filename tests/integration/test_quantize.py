@@ -443,7 +443,7 @@ def state():
     return [part.fp32_precision for part in parts]
 
 def run():
-    rw.quantize(model, samples, rw.Recipe(rounding=rw.rounding.Nearest()))
+    rw.quantize(model, samples, rw.Quantize(rounding=rw.rounding.Nearest()))
 
 run()
 assert state() == ["none"] * 7, state()

@@ -18,6 +18,7 @@ from roundwise.cli.app import app
 from roundwise.errors import FileFormatError, RecipeError
 from roundwise.methods.rounding import GramAdaRound, Nearest, Stochastic
 from roundwise.recipe.settings import Weights
+from roundwise.recipe.stages import Quantize
 from roundwise.reproduction import (
     PAPERS,
     Journal,
@@ -97,7 +98,7 @@ def test_two_samples_give_the_codes_of_all_where_nothing_looks_at_them(first_lay
     row = Row("stochastic", "", recipe, first_layer_only)
     quantized = quantize_row(here, row, 7)
     found = codes(quantized)
-    overrides = {"*": None, "0": recipe.weights} if first_layer_only else {}
+    overrides = {"*": None, "0": recipe.stage(Quantize).weights} if first_layer_only else {}
     expected = codes(
         quantize(here.model, here.calibration, quantizing(Weights(bits=3), Stochastic(), seed=7, overrides=overrides))
     )
@@ -244,7 +245,7 @@ def test_settings_out_of_range_are_refused(wrong):
 @pytest.mark.parametrize(("more", "expected"), [(50, 50), (None, 2)])
 def test_the_first_layer_alone_may_have_iterations_of_its_own(more, expected):
     for row in TABLES["table3"].rows(Settings(iterations=2, first_layer_iterations=more)):
-        assert row.recipe.rounding.iterations == (expected if row.first_layer_only else 2)
+        assert row.recipe.stage(Quantize).rounding.iterations == (expected if row.first_layer_only else 2)
 
 
 def test_the_first_layer_is_the_one_that_runs_first():

@@ -99,7 +99,13 @@ def stream(graph, recipe, store, *, batch=4, progress=None):
     """A stream over samples that the store holds, as those of a loader are."""
     batches = [[store.hold(part.clone())] for part in SAMPLES.split(batch)]
     return Stream(
-        graph, batches, len(SAMPLES), plan_layers(graph, recipe), seed=recipe.seed, store=store, progress=progress
+        graph,
+        batches,
+        len(SAMPLES),
+        plan_layers(graph, recipe.stage(rw.Quantize)),
+        seed=recipe.seed,
+        store=store,
+        progress=progress,
     )
 
 

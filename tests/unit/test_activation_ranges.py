@@ -37,13 +37,13 @@ class Model(nn.Module):
 def groups_of(function, recipe=None):
     """The operations whose results are quantized, as groups of their kinds."""
     graph = rewrite(capture_graph(Model(function).eval(), (torch.randn(2, 3, 8, 8),), {}))
-    tasks = plan_layers(graph, recipe or quantizing(rounding=rw.rounding.Nearest()))
+    tasks = plan_layers(graph, (recipe or quantizing(rounding=rw.rounding.Nearest())).stage(rw.Quantize))
     found = find_activations(graph, {call for task in tasks for call in task.layer.calls})
 
     def word(node):
         return node.op if node.op == "placeholder" else getattr(node.target, "_opname", node.target.__name__)
 
-    return [[word(node) for node in group] for group in found]
+    return [[word(node) for node in group.nodes] for group in found]
 
 
 # -------------------------------------------------------------------------------------------------------- where

@@ -186,15 +186,16 @@ def test_options_reach_the_recipe(folder):
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
-    weights, rounding = data["recipe"]["weights"], data["recipe"]["rounding"]
+    stage = data["recipe"]["stages"][1]
+    weights, rounding = stage["weights"], stage["rounding"]
     assert (weights["bits"], weights["symmetric"]) == (3, False)
     assert weights["granularity"] == {"kind": "per-tensor"}
     assert weights["ranges"] == {"method": "min-max"}
     assert (rounding["method"], rounding["iterations"], rounding["batch_size"]) == ("adaround", 3, 4)
-    assert data["recipe"]["overrides"]["4"]["bits"] == 8
+    assert stage["overrides"]["4"]["weights"]["bits"] == 8
     assert (data["recipe"]["seed"], data["recipe"]["batch_size"]) == (7, 5)
     assert data["recipe"]["memory_budget"] == 2**20
-    assert [layer["bits"] for layer in data["report"]["layers"]] == [3, 8]
+    assert [layer["bits"] for layer in data["report"]["stages"][1]["layers"]] == [3, 8]
     assert data["report"]["samples"] == 10
     assert data["outputs"] == []
     assert "[2/2]" in result.stderr
@@ -227,7 +228,7 @@ def test_the_report_is_written_as_a_page(folder, tmp_path, monkeypatch):
     assert f"written: {path}: " in result.stdout
     assert "the network was not written" in result.stderr
     text = path.read_text(encoding="utf-8")
-    for part in ("net.py:linear", "float32 [8, 4]", "[weights]", "Error of each layer"):
+    for part in ("net.py:linear", "float32 [8, 4]", "[stages.weights]", "Error of each layer"):
         assert part in text
     assert "top-1" not in text
 
@@ -436,7 +437,7 @@ def test_preprocessing_cannot_be_borrowed_from_just_anything(folder):
 )
 def test_an_override_gives_bits_or_granularity_or_both(text, bits, granularity):
     recipe = build_recipe(RecipeOptions(bits=3, granularity=rw.PerTensor(), overrides=[text]))
-    assert recipe.overrides["head"] == rw.Weights(bits=bits, granularity=granularity)
+    assert recipe.stage(rw.Quantize).overrides["head"].weights == rw.Weights(bits=bits, granularity=granularity)
 
 
 @pytest.mark.parametrize(
@@ -450,9 +451,10 @@ def test_an_override_gives_bits_or_granularity_or_both(text, bits, granularity):
 )
 def test_the_last_override_comes_last_and_changes_what_was_said_of_its_layer(tmp_path, texts, expected):
     path = tmp_path / "recipe.toml"
-    path.write_text('[overrides.head]\nbits = 7\n[overrides."*"]\nbits = 2\n')
-    overrides = build_recipe(RecipeOptions(file=path if len(texts) == 1 else None, overrides=texts)).overrides
-    assert [(name, weights and weights.bits) for name, weights in overrides.items()] == expected
+    path.write_text("[[stages]]\nstage = 'quantize'\noverrides = {head.weights.bits = 7, '*'.weights.bits = 2}\n")
+    recipe = build_recipe(RecipeOptions(file=path if len(texts) == 1 else None, overrides=texts))
+    overrides = {name: one.weights for name, one in recipe.stage(rw.Quantize).overrides.items()}
+    assert [(name, None if own == "float" else own.bits) for name, own in overrides.items()] == expected
     if texts == ["head=per-tensor"]:
         assert overrides["head"].granularity == rw.PerTensor()
 
@@ -781,12 +783,12 @@ def test_inspect_shows_layers_recipe_and_versions(written, folder):
     text = run("inspect", folder / "net.rw").stdout
     assert "checksum ok" in text
     assert f"torch {torch.__version__}" in text
-    assert "rounding.method = nearest" in text
+    assert 'method = "nearest"' in text
     assert "conv2d" in text
     data = json.loads(run("inspect", folder / "net.rw", "--json").stdout)
     assert data["checksum"] == "ok"
     assert data["recipe"]["rounding"] == {"method": "nearest"}
-    assert len(data["report"]["layers"]) == 2
+    assert len(data["report"]["stages"][1]["layers"]) == 2
 
 
 def test_inspect_refuses_a_file_that_was_tampered_with(written, folder, tmp_path):
@@ -830,15 +832,16 @@ def test_a_file_that_is_not_there_is_told_with_those_of_like_names(tmp_path, mon
 def test_options_change_a_recipe_file_and_leave_the_rest(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text(
-        "seed = 5\n[weights]\nbits = 8\nsymmetric = false\n[rounding]\nmethod = 'adaround'\niterations = 50\n"
-        "[overrides.head]\nfloat = true\n"
+        "seed = 5\n[[stages]]\nstage = 'quantize'\nrounding = {method = 'adaround', iterations = 50}\n"
+        "weights = {bits = 8, symmetric = false}\noverrides.head.weights = 'float'\n"
     )
     recipe = build_recipe(RecipeOptions(file=path, bits=3, settings=["learning_rate=0.5"], overrides=["stem.*=4"]))
-    assert (recipe.seed, recipe.weights.bits, recipe.weights.symmetric) == (5, 3, False)
-    assert recipe.rounding == rw.rounding.AdaRound(iterations=50, learning_rate=0.5)
-    assert list(recipe.overrides) == ["head", "stem.*"]
-    assert recipe.overrides["head"] is None
-    assert recipe.overrides["stem.*"] == rw.Weights(bits=4, symmetric=False)
+    stage = recipe.stage(rw.Quantize)
+    assert (recipe.seed, stage.weights.bits, stage.weights.symmetric) == (5, 3, False)
+    assert stage.rounding == rw.rounding.AdaRound(iterations=50, learning_rate=0.5)
+    assert list(stage.overrides) == ["head", "stem.*"]
+    assert stage.overrides["head"].weights == "float"
+    assert stage.overrides["stem.*"].weights == rw.Weights(bits=4, symmetric=False)
 
 
 def test_no_options_are_the_default_recipe():
@@ -851,9 +854,9 @@ def test_naming_the_method_that_is_in_place_keeps_its_settings():
 
 def test_settings_of_range_estimation_have_a_prefix():
     recipe = build_recipe(RecipeOptions(settings=["ranges.candidates=7", "rounding.iterations=9"]))
-    assert recipe.weights.ranges == rw.ranges.WeightMSE(candidates=7)
-    assert isinstance(recipe.rounding, rw.rounding.GramAdaRound)
-    assert recipe.rounding.iterations == 9
+    assert recipe.stage(rw.Quantize).weights.ranges == rw.ranges.WeightMSE(candidates=7)
+    assert isinstance(recipe.stage(rw.Quantize).rounding, rw.rounding.GramAdaRound)
+    assert recipe.stage(rw.Quantize).rounding.iterations == 9
 
 
 @pytest.mark.parametrize("table", [ROUNDING_SOLVERS, RANGE_ESTIMATORS], ids=["rounding", "ranges"])
@@ -906,13 +909,13 @@ def test_the_bits_of_activations_are_said_once_and_settings_are_named_as_they_we
     with pytest.raises(rw.RecipeError, match=r"--set activations.foo=1: 'activations' has no setting 'foo'"):
         build_recipe(RecipeOptions(activations=8, settings=["activations.foo=1"]))
     changed = build_recipe(RecipeOptions(activations=8, settings=["activations.adapt_rounding=no"]))
-    assert changed.activations == rw.Activations(bits=8, adapt_rounding=False)
+    assert changed.stage(rw.Quantize).activations == rw.Activations(bits=8, adapt_rounding=False)
 
 
 def test_rewrites_that_the_weights_ask_for_can_be_given_settings():
     settings = ["rewrites.cross-layer-equalization.relu6=keep"]
     recipe = build_recipe(RecipeOptions(granularity=rw.PerTensor(), settings=settings))
-    assert recipe.rewrites == (rw.rewrites.CrossLayerEqualization(relu6="keep"),)
+    assert recipe.stage(rw.Rewrite).methods == (rw.rewrites.CrossLayerEqualization(relu6="keep"),)
     with pytest.raises(rw.RecipeError, match="none of the rewrites"):
         build_recipe(RecipeOptions(granularity=rw.PerChannel(), settings=settings))
 

@@ -40,8 +40,8 @@ def test_it_quantizes_and_limits_of_inputs_come_from_mean_and_std(net, tmp_path)
     assert result.exit_code == 0, result.stderr
     shown = json.loads(result.stdout)
     assert shown["data"] == "none; inputs of 3×8×8 (--input-size)"
-    assert (shown["report"]["samples"], shown["report"]["output_error"]) == (0, None)
-    assert shown["recipe"]["activations"]["ranges"] == {
+    assert (shown["report"]["samples"], shown["report"]["stages"][1]["output_error"]) == (0, None)
+    assert shown["recipe"]["stages"][1]["activations"]["ranges"] == {
         "method": "batch-norm", "deviations": 6.0, "channels": 0.995, "input_low": -2.0, "input_high": 2.0,
     }  # fmt: skip
     assert shown["recipe"]["correction"] == {"method": "analytic-bias"}

@@ -16,7 +16,7 @@ from roundwise.errors import ExportError
 from roundwise.methods.rounding.nearest import Nearest
 from roundwise.numerics.grid import Grid
 from roundwise.numerics.summary import summarize
-from roundwise.report import ActivationReport, KeptFloat, LayerReport, Report, WeightSummary
+from roundwise.report import ActivationReport, KeptFloat, LayerReport, Report, StageReport, WeightSummary
 from roundwise.reporting.charts import Axis, Series, bar_chart, dot_chart, weight_figure
 from roundwise.reporting.layers import layer_table
 from roundwise.reporting.page import render
@@ -82,8 +82,11 @@ def layer(**changes):
 
 def result(*layers, **changes):
     seconds = {"capture": 1.0, "rounding": 3.0}
-    report = Report(layers, (), 32, 0.01, 4096, 1024, seconds, 2048)
-    return Result(dataclasses.replace(report, **changes))
+    of_stage = {
+        name: changes.pop(name) for name in ("kept_float", "activations", "output_error", "notes") if name in changes
+    }
+    stage = StageReport("quantize", seconds, layers=layers, **{"output_error": 0.01, **of_stage})
+    return Result(dataclasses.replace(Report((stage,), 32, 4096, 1024, {}, 2048), **changes))
 
 
 def page(given, **options):
@@ -126,7 +129,7 @@ def test_the_pages_table_has_the_reports_figures(quantized, tmp_path):
 
 def test_the_pages_recipe_is_the_recipe(quantized, tmp_path):
     shown = page(quantized)
-    (toml,) = (text for text in shown.texts if "[weights]" in text)
+    (toml,) = (text for text in shown.texts if "[stages.weights]" in text)
     (tmp_path / "recipe.toml").write_text(toml, encoding="utf-8")
     assert rw.Recipe.from_toml(tmp_path / "recipe.toml") == quantized.recipe
 
@@ -171,7 +174,7 @@ def test_names_from_outside_are_shown_and_do_nothing_else(tmp_path):
         layer(name="plain"),
         kept_float=(KeptFloat(EVIL, 3, EVIL),),
         notes=(EVIL,),
-        seconds={EVIL: 1.0},
+        setup_seconds={EVIL: 1.0},
     )
     given.versions[EVIL] = EVIL
     given.recipe = quantizing(overrides={EVIL.replace("\ud800", ""): None})
@@ -232,8 +235,8 @@ def test_an_error_of_zero_stands_below_all_others_and_overflow_above():
 
 
 def test_a_network_without_seconds_bytes_or_layers_has_a_page_too():
-    page(result(seconds={}, float_bytes=0, quantized_bytes=0))
-    page(result(layer(seconds=0.0, flips=0.0), seconds={"capture": 0.0}))
+    page(result(setup_seconds={}, float_bytes=0, quantized_bytes=0))
+    page(result(layer(seconds=0.0, flips=0.0), setup_seconds={"capture": 0.0}))
 
 
 def test_words_that_hold_for_all_layers_are_said_once():
@@ -340,7 +343,7 @@ def test_a_report_keeps_summaries_through_json_and_reads_reports_without(quantiz
     assert all(of.summary is not None for of in report.layers)
     data = json.loads(json.dumps(report.as_dict()))
     assert Report.from_dict(data) == report
-    for record in data["layers"]:
+    for record in data["stages"][1]["layers"]:
         del record["summary"]
     old = Report.from_dict(data)
     assert [of.summary for of in old.layers] == [None, None]

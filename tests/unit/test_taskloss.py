@@ -391,7 +391,7 @@ def test_a_saved_file_tells_that_codes_were_given(network, samples, tmp_path):
     given = rw.rounding.Given(torch.zeros(2, 1, 4, dtype=torch.int32))
     recipe = quantizing(overrides={"*": None, "conv": dataclasses.replace(PER_TENSOR, rounding=given)})
     rw.quantize(network, samples[0], recipe).save(tmp_path / "model.rw")
-    kept = rw.load(tmp_path / "model.rw").recipe.overrides["conv"].rounding
+    kept = rw.load(tmp_path / "model.rw").recipe.stage(rw.Quantize).overrides["conv"].weights.rounding
     assert kept.text == "Given(codes of shape [2, 1, 4])"
 
 

@@ -19,21 +19,22 @@ from typing import Any, final
 
 from torch import fx
 
+from roundwise.engine.activations import (
+    check_without_data,
+    choose_quantizers,
+    expected_values,
+    plan_activations,
+    to_watch,
+)
 from roundwise.engine.run import Run
 from roundwise.engine.stream import Stream, StreamResult
 from roundwise.engine.unit import LayerTask, layer_report, solve_layer
-from roundwise.errors import CalibrationError, ModelError, RecipeError
 from roundwise.events import PassStarted, Progress
-from roundwise.graph.analysis.activations import find_activations
-from roundwise.graph.analysis.moments import propagate
 from roundwise.graph.graph import Graph
-from roundwise.methods.activations import ActivationBatchNorm
 from roundwise.methods.rounding import Given
 from roundwise.numerics.quantizer import Quantizer
-from roundwise.recipe.settings import Activations
 from roundwise.recipe.stages import Quantize
 from roundwise.report import ActivationReport
-from roundwise.statistics import ExpectedValues, ValueStatistic
 from roundwise.wording import number_of
 
 
@@ -60,7 +61,8 @@ def run_passes(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, run: R
         CalibrationError: an activation is zero, or there is none, for all samples.
         ModelError, MemoryBudgetError: as `Stream.run`.
     """
-    batches, progress, wanted = run.take_batches(), run.progress, stage.activations
+    batches, progress = run.take_batches(), run.progress
+    planned = plan_activations(graph, tasks, stage)
 
     def stream(tasks: Sequence[LayerTask], *, last: bool, **more: Any) -> Stream:
         made = Stream(graph, batches, run.samples, tasks, keeps_inputs=not last, seed=run.seed, store=run.store, **more)
@@ -68,25 +70,20 @@ def run_passes(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, run: R
             batches.clear()  # so that the stream alone decides how long they stay
         return made
 
-    if wanted is None:
+    if not planned:
         return Passed(stream(tasks, last=True, progress=progress).run(), {}, ())
-    groups = find_activations(graph, {call for task in tasks for call in task.layer.calls})
-    if not wanted.ranges.needs.from_samples:
-        quantizers, reports = _choose(groups, _expected(graph, groups, wanted), wanted)
-        if wanted.adapt_rounding:
-            return Passed(stream(tasks, last=True, quantizers=quantizers, progress=progress).run(), quantizers, reports)
-        first = stream(tasks, last=False, progress=progress).run()
+    expected, watched = expected_values(graph, planned), to_watch(planned)
+    if not planned[0].settings.adapt_rounding:
+        first = stream(tasks, last=False, watched=watched, progress=progress).run()
+        quantizers, reports = choose_quantizers(planned, {**expected, **watched})
         return _with_rounded(first, stream, tasks, quantizers, reports, progress)
-    watched: dict[fx.Node, ValueStatistic] = {node: wanted.ranges.needs() for group in groups for node in group}
-    if wanted.adapt_rounding:
+    before = None
+    if watched:
         progress(PassStarted(f"reading the ranges of {number_of(len(watched), 'activation')}"))
-        first = stream((), last=False, watched=watched).run()
-        quantizers, reports = _choose(groups, watched, wanted)
-        second = stream(tasks, last=True, quantizers=quantizers, progress=progress).run()
-        return Passed(_with_seconds(second, first), quantizers, reports)
-    first = stream(tasks, last=False, watched=watched, progress=progress).run()
-    quantizers, reports = _choose(groups, watched, wanted)
-    return _with_rounded(first, stream, tasks, quantizers, reports, progress)
+        before = stream((), last=False, watched=watched).run()
+    quantizers, reports = choose_quantizers(planned, {**expected, **watched})
+    result = stream(tasks, last=True, quantizers=quantizers, progress=progress).run()
+    return Passed(result if before is None else _with_seconds(result, before), quantizers, reports)
 
 
 def run_without_data(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, seed: int) -> Passed:
@@ -97,18 +94,9 @@ def run_without_data(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, 
     """
     for task in tasks:
         task.check_without_data()
-    wanted = stage.activations
-    quantizers: dict[fx.Node, Quantizer] = {}
-    activations: tuple[ActivationReport, ...] = ()
-    if wanted is not None:
-        kind = wanted.ranges.needs
-        if kind.from_samples:
-            raise RecipeError(
-                f"activations: {type(wanted.ranges).__name__} learns ranges from samples ({kind.__name__}), and there "
-                "is no data. Give calibration samples, take ranges=ActivationBatchNorm(), or leave them in float."
-            )
-        groups = find_activations(graph, {call for task in tasks for call in task.layer.calls})
-        quantizers, activations = _choose(groups, _expected(graph, groups, wanted), wanted)
+    planned = plan_activations(graph, tasks, stage)
+    check_without_data(planned)
+    quantizers, activations = choose_quantizers(planned, expected_values(graph, planned))
     weights, reports, seconds = [], [], {"ranges": 0.0, "rounding": 0.0}
     for task in tasks:
         matrix = task.layer.map.to_matrix(graph.constants[task.layer.weight]).float()
@@ -144,82 +132,6 @@ def _with_rounded(
         for new, old in zip(second.reports, first.reports, strict=True)
     ]
     return Passed(dataclasses.replace(_with_seconds(second, first), reports=layers), quantizers, reports)
-
-
-def _choose(
-    groups: Sequence[Sequence[fx.Node]], watched: Mapping[fx.Node, ValueStatistic], wanted: Activations
-) -> tuple[dict[fx.Node, Quantizer], tuple[ActivationReport, ...]]:
-    """A quantizer for each tensor, the same for all of a group: it covers the ranges of all of them."""
-    quantizers: dict[fx.Node, Quantizer] = {}
-    reports = []
-    for group in groups:
-        limits = []
-        for node in group:
-            if watched[node].from_samples:
-                _check_values(node, watched[node])
-            limits.append(wanted.ranges.limits(watched[node], wanted.codebook))
-        low, high = (end(values) for end, values in zip((min, max), zip(*limits, strict=True), strict=True))
-        quantizer = Quantizer.spanning(low, high, wanted.codebook)
-        for node, expected in zip(group, limits, strict=True):
-            quantizers[node] = quantizer
-            seen = watched[node]
-            reports.append(
-                ActivationReport(
-                    name=node.name,
-                    bits=wanted.bits,
-                    symmetric=wanted.symmetric,
-                    scale=quantizer.scale,
-                    zero_point=quantizer.zero_point,
-                    low=seen.low if seen.from_samples else expected[0],
-                    high=seen.high if seen.from_samples else expected[1],
-                    shared_with=tuple(other.name for other in group if other is not node),
-                )
-            )
-    return quantizers, tuple(reports)
-
-
-def _expected(graph: Graph, groups: Sequence[Sequence[fx.Node]], wanted: Activations) -> dict[fx.Node, ValueStatistic]:
-    """What batch-norm lets expect of each tensor.
-
-    Raises:
-        RecipeError: nothing, for one of them; names it.
-    """
-    known, ranges = propagate(graph), wanted.ranges
-    for node in (node for group in groups for node in group):
-        if node.op == "placeholder" and isinstance(ranges, ActivationBatchNorm) and ranges.input_low is None:
-            raise RecipeError(
-                f"activations: nothing tells the range of the network's input '{node.name}'. Give its smallest and "
-                "largest number: ActivationBatchNorm(input_low=…, input_high=…), on the command line --mean and --std, "
-                "or --set activations.ranges.input_low=… and input_high. For images they are (0 − mean)/std and "
-                "(1 − mean)/std."
-            )
-        if node.op != "placeholder" and node not in known:
-            raise RecipeError(
-                f"activations: nothing tells the range of '{node.name}' ({node.target}): batch-norm's statistics do "
-                "not reach it. Leave activations in float, keep the layers that read it in float (overrides), or give "
-                "calibration samples and take ranges that are read off them, such as ActivationMSE()."
-            )
-    return {node: ExpectedValues(known[node].spread if node in known else None) for group in groups for node in group}
-
-
-def _check_values(node: fx.Node, values: ValueStatistic) -> None:
-    """Raise unless a range can be read off the values."""
-    if not values.lows:
-        raise CalibrationError(
-            f"'{node.name}' holds no numbers for any calibration sample: {list(node.meta['val'].shape)}. A range "
-            "cannot be read off them; give inputs of a size at which it holds some."
-        )
-    if not (math.isfinite(values.low) and math.isfinite(values.high)):
-        raise ModelError(
-            f"'{node.name}' has values from {values.low:g} to {values.high:g} for the calibration samples, which no "
-            "range covers. Check the samples' preprocessing; where it must be so, leave activations in float."
-        )
-    if values.low == values.high == 0:
-        raise CalibrationError(
-            f"'{node.name}' is 0 everywhere, for all calibration samples: a range cannot be read off it. Give samples "
-            "like those that the network will see. If it is 0 for all of them, that part of the network is dead: take "
-            "it out, or leave activations in float."
-        )
 
 
 def _with_seconds(result: StreamResult, other: StreamResult) -> StreamResult:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from roundwise.artifacts.emit import QuantizedWeight, packed_bits
+from roundwise.engine.activations import names_of
 from roundwise.engine.unit import LayerTask
 from roundwise.errors import ModelError
 from roundwise.graph.analysis.layers import Layer, find_layers
@@ -37,6 +38,8 @@ def plan_layers(graph: Graph, stage: Quantize) -> list[LayerTask]:
             "layer and no convolution with a constant weight."
         )
     names, operations = [layer.name for layer in layers], [layer.map.operation for layer in layers]
+    tensors, kinds = names_of(graph)
+    stage.exceptions.check(names, tensors, [*operations, *kinds])
     settings = stage.exceptions.weights(names, operations, stage.weights)
     known = propagate(graph)
     tasks = [

@@ -30,7 +30,7 @@ def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
     report = StageReport(
         stage="quantize",
         seconds=result.seconds,
-        output_error=result.output_error,
+        output_error=result.output_error if run.measures else None,
         layers=tuple(result.reports),
         kept_float=tuple(kept_float(graph, result.weights)),
         activations=passed.activations,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
-from typing import Any
 
 import click
+import tomli_w
 
 from roundwise import load
 from roundwise.cli.parameters import EXISTING_FILE
@@ -55,16 +56,5 @@ def command(file: Path, as_json: bool) -> None:
     click.echo(f"{file}: {human_bytes(size)}, checksum ok")
     click.echo(f"made with: {', '.join(f'{name} {version}' for name, version in quantized.versions.items())}")
     click.echo("recipe:")
-    for line in _lines(quantized.recipe.as_dict()):
-        click.echo(f"  {line}")
-    click.echo(f"\n{quantized.report}")
-
-
-def _lines(data: dict[str, Any], prefix: str = "") -> list[str]:
-    lines = []
-    for name, value in data.items():
-        if isinstance(value, dict) and value:
-            lines += _lines(value, f"{prefix}{name}.")
-        elif not isinstance(value, dict):
-            lines.append(f"{prefix}{name} = {value}")
-    return lines
+    click.echo(textwrap.indent(tomli_w.dumps(quantized.recipe.as_dict()), "  "))
+    click.echo(quantized.report)

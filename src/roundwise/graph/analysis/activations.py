@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -125,24 +126,47 @@ PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
 """Moves as well, if what they put around is 0 (the default) or taken from the tensor."""
 
 
-def find_activations(graph: Graph, layers: Collection[fx.Node]) -> list[list[fx.Node]]:
-    """The tensors to quantize, by the operations or inputs that give them; those that share a range together.
+class Tensors(NamedTuple):
+    """Tensors between operations that share one range.
+
+    Attributes:
+        nodes: the operations or inputs that give them, in order.
+        readers: the integer operations that read one of them, perhaps after its numbers were moved; in order.
+    """
+
+    nodes: list[fx.Node]
+    readers: list[fx.Node]
+
+
+def find_activations(graph: Graph, layers: Collection[fx.Node]) -> list[Tensors]:
+    """The tensors to quantize; those that share a range together.
 
     Args:
         graph: in normal form.
         layers: the calls of quantized layers.
     """
     group_of: dict[fx.Node, list[fx.Node]] = {}
+    readers: dict[fx.Node, list[fx.Node]] = {}
     computed = _computed(graph)
     for node in graph.operations.nodes:
         for read in _read_as_codes(node, layers, computed):
             joined: list[fx.Node] = []
             for source in dict.fromkeys(_sources(read, computed)):
+                readers.setdefault(source, []).append(node)
                 joined += [other for other in group_of.get(source, [source]) if other not in joined]
             group_of.update(dict.fromkeys(joined, joined))
     order = {node: number for number, node in enumerate(graph.operations.nodes)}
     groups = {id(group): sorted(group, key=order.__getitem__) for group in group_of.values()}
-    return sorted(groups.values(), key=lambda group: order[group[0]])
+    found = []
+    for nodes in sorted(groups.values(), key=lambda group: order[group[0]]):
+        read_by = {reader for node in nodes for reader in readers[node]}
+        found.append(Tensors(nodes, sorted(read_by, key=order.__getitem__)))
+    return found
+
+
+def kind_of(node: fx.Node) -> str:
+    """The name of an operation without namespace and overload: `add`, `matmul`, `avg_pool2d`."""
+    return str(getattr(node.target, "_opname", node.op))
 
 
 def _computed(graph: Graph) -> set[fx.Node]:
