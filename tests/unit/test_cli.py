@@ -787,7 +787,7 @@ def test_inspect_shows_layers_recipe_and_versions(written, folder):
     assert "conv2d" in text
     data = json.loads(run("inspect", folder / "net.rw", "--json").stdout)
     assert data["checksum"] == "ok"
-    assert data["recipe"]["rounding"] == {"method": "nearest"}
+    assert data["recipe"]["stages"][1]["rounding"] == {"method": "nearest"}
     assert len(data["report"]["stages"][1]["layers"]) == 2
 
 

@@ -123,8 +123,8 @@ def capture(model: nn.Module | ExportedProgram, samples: Any) -> Network:
         >>> import roundwise as rw
         >>> model, images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval(), torch.randn(16, 3, 8, 8)
         >>> captured = rw.capture(model, images[:2])
-        >>> recipes = [rw.Recipe(weights=rw.Weights(bits=bits), rounding=rw.rounding.Nearest()) for bits in (4, 3)]
-        >>> four, three = (rw.quantize(captured, images, recipe) for recipe in recipes)
+        >>> stages = [rw.Quantize(rw.Weights(bits=bits), rw.rounding.Nearest()) for bits in (4, 3)]
+        >>> four, three = (rw.quantize(captured, images, stage) for stage in stages)
         >>> four.report.output_error < three.report.output_error
         True
     """
