@@ -948,7 +948,7 @@ def test_progress_on_a_terminal_is_a_bar_with_the_layer_and_the_time_left(monkey
     assert "plan: 2 layers, 8 samples" in text
     assert "second" in text
     assert "1/2" in text
-    assert "1 min 15 s left" in text
+    assert "1 minute and 15 seconds left" in text
 
 
 def test_progress_elsewhere_is_plain_lines(capsys):
