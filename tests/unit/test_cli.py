@@ -290,7 +290,7 @@ def test_images_are_prepared_as_asked_and_it_is_said(folder):
     assert "shorter side to 8 (bilinear), centre 8×8, mean 0.5 0.5 0.5, std 0.5 0.5 0.5" in result.stderr
     result = run(*common, folder / "pixels.npz")
     assert result.exit_code == 0, result.stderr
-    assert "size as it is, mean 0.485 0.456 0.406" in result.stderr
+    assert "size unchanged, mean 0.485 0.456 0.406" in result.stderr
     assert "the default, since the model states none" in result.stderr
     assert "images:" not in run(*common, folder / "inputs.npy").stderr
 
@@ -302,7 +302,7 @@ def test_floats_are_scaled_only_where_mean_and_std_are_given(folder, tmp_path):
         "--mean", "0.5,0.5,0.5", "--std", "1,1,1",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    assert "images: size as it is, mean 0.5 0.5 0.5, std 1 1 1" in result.stderr
+    assert "images: size unchanged, mean 0.5 0.5 0.5, std 1 1 1" in result.stderr
 
 
 def test_preprocessing_of_a_named_model_can_be_borrowed(folder):
