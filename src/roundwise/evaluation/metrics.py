@@ -177,15 +177,7 @@ def evaluate(
         raise CalibrationError(
             f"{number_of(len(truths), 'label')}, but {number_of(samples, 'sample')}; one for each is needed."
         )
-    comparison = None
-    if against is not None:
-        comparison = Comparison(
-            accuracy=other.accuracy,
-            same_class=differences.same_class,
-            output_error=differences.output_error,
-            segmentation=other.segmentation,
-            same_integers=differences.same_integers,
-        )
+    comparison = None if against is None else differences.comparison(other.accuracy, other.segmentation)
     return Evaluation(samples, own.accuracy, comparison, own.segmentation)
 
 
@@ -310,19 +302,15 @@ class _Differences:
             self.same += int(agree.sum())
             self.predictions += agree.numel()
 
-    @property
-    def same_class(self) -> float | None:
-        return self.same / self.predictions if self.predictions else None
-
-    @property
-    def same_integers(self) -> float | None:
-        return self.equal / self.integers if self.integers else None
-
-    @property
-    def output_error(self) -> float:
-        if self.energy == 0.0:
-            return 0.0 if self.error == 0.0 else float("inf")
-        return self.error / self.energy
+    def comparison(self, accuracy: Accuracy | None, segmentation: Segmentation | None) -> Comparison:
+        error = self.error / self.energy if self.energy else (float("inf") if self.error else 0.0)
+        return Comparison(
+            accuracy=accuracy,
+            same_class=self.same / self.predictions if self.predictions else None,
+            output_error=error,
+            segmentation=segmentation,
+            same_integers=self.equal / self.integers if self.integers else None,
+        )
 
 
 def _squares(found: Tensor, wanted: Tensor) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from roundwise.grid import Codebook
 from roundwise.report import LayerReport, WeightSummary
@@ -92,34 +92,10 @@ class Mark(NamedTuple):
     title: str
 
 
-@final
-@dataclass(frozen=True)
-class Chart:
-    """Values of all layers, side by side.
-
-    Attributes:
-        title: what the chart shows.
-        lines: the lines of the axis, as `Axis.lines`.
-        numbers: of layers, each with its x.
-        marks: in the order in which they are drawn.
-        joins: vertical lines between the two values of a layer: x and both y.
-        zero: where bars begin.
-        bar: the width of bars.
-    """
-
-    title: str
-    lines: list[tuple[float, str, str]]
-    numbers: list[tuple[float, int]]
-    marks: list[Mark]
-    joins: list[tuple[float, ...]]
-    zero: float
-    bar: float
-
-
 def chart(
     title: str, names: Sequence[str], series: Mapping[str, Sequence[float]], *, log: bool = False, unit: str = ""
-) -> Chart:
-    """A mark for each layer and series.
+) -> dict[str, Any]:
+    """Place the values of all layers side by side.
 
     Args:
         title: what the chart shows.
@@ -127,82 +103,66 @@ def chart(
         series: for each kind of mark, one value per layer. A line joins the two values of a layer.
         log: whether the axis is logarithmic.
         unit: shown after each value, under the mouse.
+
+    Returns:
+        What the template draws: the `lines` of the axis; `numbers` of layers, each with its x; `marks`; `joins` (x and
+        both y); where bars begin (`zero`), and the width of a `bar`.
     """
     axis = Axis.of([value for values in series.values() for value in values], log)
     step = (WIDTH - LEFT - RIGHT) / max(1, len(names))
     xs = [round(LEFT + step * (index + 0.5), 1) for index in range(len(names))]
-    marks = [
-        Mark(kind, x, axis.y(value), f"{layer} {name}: {'' if kind == 'bar' else f'{kind} '}{number(value)}{unit}")
-        for kind, values in series.items()
-        for layer, (x, name, value) in enumerate(zip(xs, names, values, strict=True), start=1)
-    ]
+    heights = {kind: list(map(axis.y, values)) for kind, values in series.items()}
     every = max(1, round(_round_step(len(names) / LABELS)))
-    return Chart(
-        title=title,
-        lines=axis.lines,
-        numbers=[(x, layer) for layer, x in enumerate(xs, start=1) if layer % every == 0],
-        marks=marks,
-        joins=list(zip(xs, *(map(axis.y, values) for values in series.values()), strict=True)) * (len(series) == 2),
-        zero=axis.y(axis.low if log else 0.0),
-        bar=round(max(1.0, 0.7 * (WIDTH - LEFT - RIGHT) / max(12, len(names))), 1),
-    )
+    return {
+        "title": title,
+        "lines": axis.lines,
+        "numbers": [(x, layer) for layer, x in enumerate(xs, start=1) if layer % every == 0],
+        "marks": [
+            Mark(kind, x, y, f"{layer} {name}: {'' if kind == 'bar' else f'{kind} '}{number(value)}{unit}")
+            for kind, values in series.items()
+            for layer, (x, y, name, value) in enumerate(zip(xs, heights[kind], names, values, strict=True), start=1)
+        ],
+        "joins": list(zip(xs, *heights.values(), strict=True)) if len(series) == 2 else [],
+        "zero": axis.y(axis.low if log else 0.0),
+        "bar": round(max(1.0, 0.7 * (WIDTH - LEFT - RIGHT) / max(12, len(names))), 1),
+    }
 
 
-class GridRow(NamedTuple):
-    """The points of one grid: `ticks` is a path with one tick per point, or empty where a band stands for them."""
+def weight_figure(layer: LayerReport, summary: WeightSummary) -> dict[str, Any]:
+    """Place the histogram of a layer's float weights, and below it the points of its finest and coarsest grid.
 
-    y: float
-    title: str
-    ticks: str
-    x: float
-    width: float
-
-
-@final
-@dataclass(frozen=True)
-class WeightFigure:
-    """How the float weights of a layer are distributed, and below it the points of its finest and coarsest grid.
-
-    Attributes:
-        title: what the figure shows.
-        bins: the outline of the histogram, as an SVG path.
-        grids: from top to bottom.
-        labels: below the grids: x, anchor and text.
-        foot: y of the labels.
+    Returns:
+        What the template draws, 320 units wide: the outline of the `bins`, 84 units high, as an SVG path; the `grids`
+        from top to bottom; the `labels` below them (x, anchor and text), and their height (`foot`).
     """
+    width, height, left = 320.0, 84.0, 4.0
+    low = min(summary.smallest, summary.lower_ends[0])
+    high = max(summary.largest, summary.upper_ends[1])
+    if high <= low:
+        low, high = low - 1.0, high + 1.0
 
-    title: str
-    bins: str
-    grids: list[GridRow]
-    labels: list[tuple[float, str, str]]
-    foot: float
+    def x(value: float) -> float:
+        return left + (width - 2 * left) * (value - low) / (high - low)
 
-    @classmethod
-    def of(cls, layer: LayerReport, summary: WeightSummary) -> WeightFigure:
-        """The figure of a layer, 320 units wide; the histogram is 84 units high."""
-        width, height, left = 320.0, 84.0, 4.0
-        low = min(summary.smallest, summary.lower_ends[0])
-        high = max(summary.largest, summary.upper_ends[1])
-        if high <= low:
-            low, high = low - 1.0, high + 1.0
-
-        def x(value: float) -> float:
-            return left + (width - 2 * left) * (value - low) / (high - low)
-
-        grids = [("grid", summary.finest)]
-        if summary.scales > 1:
-            grids = [("finest grid", summary.finest), ("coarsest grid", summary.coarsest)]
-        book = Codebook(layer.bits, layer.symmetric)
-        rows: list[GridRow] = []
-        for name, (scale, zero_point) in grids:
-            first, last = (x(scale * (code - zero_point)) for code in (book.qmin, book.qmax))
-            rows.append(_grid_row(name, scale, book.qmax - book.qmin + 1, first, last, height + 4 + 13 * len(rows)))
-        labels = [(left, "start", number(low)), (width - left, "end", number(high))]
-        if low < 0 < high and 0.2 < -low / (high - low) < 0.8:
-            labels.append((round(x(0.0), 1), "middle", "0"))
-        title = f"{layer.name}: {layer.weights:,} weights from {number(summary.smallest)} to {number(summary.largest)}"
-        bins = _outline(summary.counts, x(summary.smallest), x(summary.largest), height)
-        return cls(title, bins, rows, labels, height + 16 + 13 * len(rows))
+    grids = [("grid", summary.finest)]
+    if summary.scales > 1:
+        grids = [("finest grid", summary.finest), ("coarsest grid", summary.coarsest)]
+    ends = f"{number(summary.smallest)} to {number(summary.largest)}"
+    book = Codebook(layer.bits, layer.symmetric)
+    rows: list[dict[str, Any]] = []
+    for name, (scale, zero_point) in grids:
+        first, last = (x(scale * (code - zero_point)) for code in (book.qmin, book.qmax))
+        rows.append(_grid_row(name, scale, book.qmax - book.qmin + 1, first, last, height + 4 + 13 * len(rows)))
+    labels = [(left, "start", number(low)), (width - left, "end", number(high))]
+    if low < 0 < high and 0.2 < -low / (high - low) < 0.8:
+        labels.append((round(x(0.0), 1), "middle", "0"))
+    return {
+        "title": f"{layer.name}: {layer.weights:,} weights from {ends}",
+        "bins": _outline(summary.counts, x(summary.smallest), x(summary.largest), height),
+        "grids": rows,
+        "labels": labels,
+        "foot": height + 16 + 13 * len(rows),
+    }
 
 
 def _outline(counts: Sequence[int], first: float, last: float, height: float) -> str:
@@ -216,11 +176,16 @@ def _outline(counts: Sequence[int], first: float, last: float, height: float) ->
     return f"{path}V{height:g}Z"
 
 
-def _grid_row(name: str, scale: float, points: int, first: float, last: float, y: float) -> GridRow:
+def _grid_row(name: str, scale: float, points: int, first: float, last: float, y: float) -> dict[str, Any]:
+    """A path with one tick for each point, or the place of a band where the points are too close to tell apart."""
     step = (last - first) / (points - 1)
-    ticks = "" if step < NARROWEST else "".join(f"M{first + step * index:.1f} {y:g}v9" for index in range(points))
-    title = f"{name}: {points:,} points, one every {number(scale)}"
-    return GridRow(y, title, ticks, round(first, 1), round(max(1.0, last - first), 1))
+    return {
+        "title": f"{name}: {points:,} points, one every {number(scale)}",
+        "ticks": "".join(f"M{first + step * i:.1f} {y:g}v9" for i in range(points)) if step >= NARROWEST else "",
+        "x": round(first, 1),
+        "y": y,
+        "width": round(max(1.0, last - first), 1),
+    }
 
 
 def _beyond(value: float, log: bool) -> str:

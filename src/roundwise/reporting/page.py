@@ -22,7 +22,7 @@ from roundwise.files import replacing
 from roundwise.recipe import Recipe
 from roundwise.report import LayerReport, Report
 from roundwise.reporting import words
-from roundwise.reporting.charts import Chart, WeightFigure, chart
+from roundwise.reporting.charts import chart, weight_figure
 from roundwise.reporting.words import decibels, number, percent, seconds
 from roundwise.wording import human_bytes, number_of
 
@@ -94,7 +94,7 @@ def render(
         charts=_charts(report.layers),
         **_settings(report.layers),
         weights=[
-            (index, layer, WeightFigure.of(layer, layer.summary))
+            (index, layer, weight_figure(layer, layer.summary))
             for index, layer in enumerate(report.layers, start=1)
             if layer.summary is not None
         ],
@@ -129,7 +129,7 @@ def _tiles(report: Report, accuracy: Mapping[str, tuple[float, float]]) -> list[
     return tiles
 
 
-def _charts(layers: Sequence[LayerReport]) -> dict[str, Chart]:
+def _charts(layers: Sequence[LayerReport]) -> dict[str, Any]:
     names = [layer.name for layer in layers]
     errors = {"nearest": [layer.error_nearest for layer in layers], "chosen": [layer.error for layer in layers]}
     ratios = {"chosen": [decibels(layer.error) for layer in layers]}
