@@ -298,7 +298,15 @@ def test_labels_are_one_whole_number_for_each_sample(labels, message):
 
 @pytest.mark.parametrize(
     "labels",
-    [[0, 0], (0, 0), np.array([0, 0]), np.array([0, 0], dtype=">u2"), torch.zeros(2, 1, dtype=torch.uint8)],
+    [
+        [0, 0],
+        (0, 0),
+        np.array([0, 0]),
+        np.array([0, 0])[::-1],
+        np.broadcast_to(0, 2),
+        np.array([0, 0], dtype=">u2"),
+        torch.zeros(2, 1, dtype=torch.uint8),
+    ],
 )
 def test_labels_may_be_of_any_integers(labels):
     assert evaluate(nn.Identity(), [torch.eye(2)], labels=labels).accuracy == Accuracy(0.5, None)

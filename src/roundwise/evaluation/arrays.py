@@ -98,7 +98,7 @@ def as_labels(
     """
     needed = "one whole number is needed for each sample"
     try:
-        given = values if isinstance(values, Tensor) else tensor_of(np.asarray(values))
+        given = values if isinstance(values, Tensor) else tensor_of(np.array(values))
     except ValueError as reason:
         raise error(f"{where}: labels must be numbers: {reason}; {needed}.") from reason
     check_plain(given, where, error)

@@ -14,7 +14,6 @@ Pillow has them the other way round.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,17 +40,9 @@ INTERPOLATIONS = {
 _MODES = {1: "L", 3: "RGB"}
 
 
-class Resize(ABC):
-    """How the size of an image changes before the crop. Implementations are frozen dataclasses."""
-
-    @abstractmethod
-    def target(self, height: int, width: int) -> tuple[int, int]:
-        """The new (height, width) of an image of the given size."""
-
-
 @final
 @dataclass(frozen=True)
-class ShorterSide(Resize):
+class ShorterSide:
     """Scale until the shorter side is `size` pixels long (torchvision's `Resize(size)`).
 
     Example:
@@ -71,7 +62,7 @@ class ShorterSide(Resize):
 
 @final
 @dataclass(frozen=True)
-class Stretch(Resize):
+class Stretch:
     """Scale to exactly this size, without keeping the proportions (timm's "squash")."""
 
     height: int
@@ -86,7 +77,7 @@ class Stretch(Resize):
 
 @final
 @dataclass(frozen=True)
-class Cover(Resize):
+class Cover:
     """Scale, keeping the proportions, until the image just covers this size (timm's "center" for oblong inputs)."""
 
     height: int
@@ -102,7 +93,7 @@ class Cover(Resize):
 
 @final
 @dataclass(frozen=True)
-class Fit(Resize):
+class Fit:
     """Scale, keeping the proportions, until the image just fits into this size (timm's "border")."""
 
     height: int
@@ -114,6 +105,10 @@ class Fit(Resize):
 
     def __str__(self) -> str:
         return f"scaled to fit into {self.height}×{self.width}"
+
+
+Resize = ShorterSide | Stretch | Cover | Fit
+"""How the size of an image changes before the crop; `target` gives its new (height, width)."""
 
 
 @final
