@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
+import humanize
+
 
 def human_bytes(count: float) -> str:
     """A number of bytes for people.
 
     Example:
-        >>> human_bytes(1536)
-        '1.5 KiB'
+        >>> human_bytes(1536), human_bytes(999)
+        ('1.5 KiB', '999 Bytes')
     """
-    if count < 1024:
-        return f"{count:.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        count /= 1024
-        if round(count, 1) < 1024:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1024:.1f} TiB"
+    return humanize.naturalsize(count, binary=True)
 
 
 def human_seconds(seconds: float) -> str:
-    """A duration for people.
+    """A duration for people: in seconds, above an hour in minutes.
 
     Example:
-        >>> human_seconds(200)
-        '3 min 20 s'
+        >>> human_seconds(200), human_seconds(7380)
+        ('3 minutes and 20 seconds', '2 hours and 3 minutes')
     """
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
+    unit = "minutes" if seconds >= 3600 else "seconds"
+    return humanize.precisedelta(round(seconds), minimum_unit=unit, format="%.0f")
 
 
 def number_of(number: int, what: str) -> str:
-    """A number of things that can be counted, in the singular or the plural.
+    """A number of things, with the noun in the singular or the plural, which humanize cannot form.
 
     Example:
         >>> number_of(1, "image"), number_of(1200, "class")

@@ -276,7 +276,7 @@ def test_a_budget_that_neither_memory_nor_disk_can_keep_is_refused_before_the_ru
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(100))
     events = []
     recipe = quantizing(rounding=rw.rounding.Nearest(), memory_budget=1000)
-    with pytest.raises(rw.MemoryBudgetError, match=r"memory budget of 1000 B by .*KiB, but .* has only 100 B free"):
+    with pytest.raises(rw.MemoryBudgetError, match=r"1000 Bytes by .*KiB, but .* only 100 Bytes free"):
         rw.quantize(net(), SAMPLES, recipe, progress=events.append)
     assert events == []
     assert list(tmp_path.iterdir()) == []

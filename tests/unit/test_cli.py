@@ -291,7 +291,7 @@ def test_images_are_prepared_as_asked_and_it_is_said(folder):
     assert "shorter side to 8 (bilinear), centre 8×8, mean 0.5 0.5 0.5, std 0.5 0.5 0.5" in result.stderr
     result = run(*common, folder / "pixels.npz")
     assert result.exit_code == 0, result.stderr
-    assert "size as it is, mean 0.485 0.456 0.406" in result.stderr
+    assert "size unchanged, mean 0.485 0.456 0.406" in result.stderr
     assert "the default, since the model states none" in result.stderr
     assert "images:" not in run(*common, folder / "inputs.npy").stderr
 
@@ -303,7 +303,7 @@ def test_floats_are_scaled_only_where_mean_and_std_are_given(folder, tmp_path):
         "--mean", "0.5,0.5,0.5", "--std", "1,1,1",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    assert "images: size as it is, mean 0.5 0.5 0.5, std 1 1 1" in result.stderr
+    assert "images: size unchanged, mean 0.5 0.5 0.5, std 1 1 1" in result.stderr
 
 
 def test_preprocessing_of_a_named_model_can_be_borrowed(folder):
@@ -951,7 +951,7 @@ def test_progress_on_a_terminal_is_a_bar_with_the_layer_and_the_time_left(monkey
     assert "plan: 2 layers, 8 samples" in text
     assert "second" in text
     assert "1/2" in text
-    assert "1 min 15 s left" in text
+    assert "1 minute and 15 seconds left" in text
 
 
 def test_progress_elsewhere_is_plain_lines(capsys):

@@ -248,17 +248,16 @@ def test_labels_for_a_flat_folder_go_by_name_as_text_and_the_description_says_so
     options = DataOptions(labels=str(tmp_path / "labels.txt"))
     assert "order" not in load_data(tmp_path / "data").description
     dataset = load_data(tmp_path / "data", options)
-    assert "in order of name as text, where '10.png' comes before '2.png'; labels in " in dataset.description
-    assert [file.name for file in dataset.inputs.files[:3]] == ["0.png", "1.png", "10.png"]
-    (tmp_path / "data" / "10.png").rename(tmp_path / "data" / "a.png")
-    assert "in order of name; labels in" in load_data(tmp_path / "data", options).description
+    assert "in order of name as text" in dataset.description
+    assert dataset.description.endswith(f"labels in {tmp_path / 'labels.txt'}")
+    assert [file.name for file in dataset.inputs.names[:3]] == ["0.png", "1.png", "10.png"]
 
 
 @pytest.mark.parametrize("place", ["b.png", "b", "cat/b.png", "cat/b"])
 def test_a_link_to_nothing_is_refused(tmp_path, place):
     write_photos(tmp_path / "cat" if "/" in place else tmp_path, 1)
     (tmp_path / place).symlink_to("nowhere.png")
-    with pytest.raises(FileFormatError, match=rf"{place} is a link to 'nowhere\.png', which is not there"):
+    with pytest.raises(FileFormatError, match=rf"{place} is a link to 'nowhere\.png', which does not exist"):
         load_data(tmp_path)
 
 
@@ -276,7 +275,7 @@ def test_a_link_to_a_folder_is_a_class_but_inside_a_class_it_is_only_counted(tmp
 def test_a_class_list_without_a_folders_name_is_refused(tmp_path):
     write_photos(tmp_path / "data" / "dog", 1)
     (tmp_path / "classes.txt").write_text("cat\ndoge\n")
-    with pytest.raises(FileFormatError, match=r"not 'dog', .*Names like it: doge"):
+    with pytest.raises(FileFormatError, match=r"not 'dog', .*doge"):
         load_data(tmp_path / "data", DataOptions(class_list=tmp_path / "classes.txt"))
 
 
@@ -593,7 +592,7 @@ def test_long_doubles_are_refused_as_inputs_and_as_labels(tmp_path):
     long = write(tmp_path / "long.npy", x=LABELS.astype(np.longdouble))
     with pytest.raises(FileFormatError, match="of at most 64 bits"):
         load_data(long)
-    with pytest.raises(FileFormatError, match=r"labels are float128 \[6\]"):
+    with pytest.raises(FileFormatError, match=r"long\.npy .*float128 \[6\]"):
         load_data(write(tmp_path / "x.npy", x=FLOATS), DataOptions(labels=long))
 
 
@@ -602,7 +601,7 @@ def test_what_is_no_data_is_refused(tmp_path):
     with pytest.raises(FileFormatError, match=r"'\.csv' is not a known kind of data. Known: .*\.npz"):
         load_data(tmp_path / "x.csv")
     (tmp_path / "data").write_text("1,2")
-    with pytest.raises(FileFormatError, match=r"its name does not say what it is. Known: a folder of images, "):
+    with pytest.raises(FileFormatError, match=r"Known: a folder of images, "):
         load_data(tmp_path / "data")
     with pytest.raises(
         FileFormatError, match=r"Known: text, one number a line \(\.txt, \.csv\), or an array \(\.npy, "
@@ -611,7 +610,7 @@ def test_what_is_no_data_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_data(tmp_path / "absent.npy")
     np.save(tmp_path / "text.npy", np.array(["a", "b"]))
-    with pytest.raises(FileFormatError, match="cannot be a network's input"):
+    with pytest.raises(FileFormatError, match=r"text\.npy .*<U1"):
         load_data(tmp_path / "text.npy")
     torch.save({"a": 1}, tmp_path / "numbers.pt")
     with pytest.raises(FileFormatError, match="a tensor, a dict of tensors or a pair"):

@@ -192,7 +192,7 @@ def test_too_little_disk_space_is_an_error_that_says_what_to_do(folder, monkeypa
     store = ActivationStore(500, CPU)
     store.check_disk(1000)
     with pytest.raises(
-        MemoryBudgetError, match=r"exceed the memory budget of 500 B by 2.0 KiB, but .* only 1000 B free"
+        MemoryBudgetError, match=r"exceed the memory budget of 500 Bytes by 2.0 KiB, but .* only 1000 Bytes free"
     ):
         store.check_disk(2048)
 
@@ -205,7 +205,7 @@ def test_a_disk_that_fills_up_on_the_way_is_an_error_and_not_a_crash(folder, mon
     monkeypatch.setattr(os, "posix_fallocate", full)
     with (
         ActivationStore(0, CPU) as store,
-        pytest.raises(MemoryBudgetError, match=r"cannot put 20 B of activations into .* No space left on device"),
+        pytest.raises(MemoryBudgetError, match=r"cannot put 20 Bytes of activations into .* No space left on device"),
     ):
         store.hold(torch.ones(5))
     assert list(folder.iterdir()) == []

@@ -68,7 +68,7 @@ _DATA = (
         "--preprocess-as",
         metavar="MODEL",
         help="Prepare images as torchvision:NAME or timm:NAME does."
-        + default("as MODEL itself where it says so; else ImageNet's mean and std, size as it is"),
+        + default("as MODEL itself where it says so; else ImageNet's mean and std, size unchanged"),
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Samples from files, the preprocessing they need, and what a network makes of them."""
+"""Read samples from files, preprocess them, and measure networks on them."""
 
 from roundwise.evaluation.arrays import Keys
 from roundwise.evaluation.data import Batches, DataOptions, Dataset, load_data

@@ -1,15 +1,13 @@
-"""Inputs and labels from array files: `.npy`, `.npz`, `.pt`/`.pth` and `.safetensors`. Nothing in them is executed.
+"""Inputs and labels from array files: `.npy`, `.npz`, `.pt`/`.pth` and `.safetensors`. No code in them is run.
 
-A file with one array holds the inputs. In a file with several, inputs and labels are found by their usual names, or by
-the names that the caller gives; a guess that could be wrong is an error that lists what there is.
+A file with one array holds the inputs. In a file with several arrays, inputs and labels are found by their usual names,
+or by the names that the caller gives. A guess that could be wrong is an error that lists the arrays.
 """
 
 from __future__ import annotations
 
 import re
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,6 @@ from typing import Any, final
 import numpy as np
 import torch
 from jaxtyping import Int
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,33 +23,31 @@ from roundwise.errors import FileFormatError, RoundwiseError
 from roundwise.evaluation.textfiles import read_lines
 from roundwise.wording import number_of
 
-Array = np.ndarray[Any, Any] | Tensor
-
 INPUT_KEYS = ("images", "inputs", "x", "data")
 LABEL_KEYS = ("labels", "targets", "y")
 
 TEXT_SUFFIXES = (".txt", ".csv")
-"""Of files of labels, one a line."""
+"""Of text files with one label per line."""
 
 
 @final
 @dataclass(frozen=True)
 class Keys:
-    """Names of the arrays to use in a file with several; None looks for the usual names, above."""
+    """Names of the arrays to use in a file with several; None looks for the usual names above."""
 
     inputs: str | None = None
     labels: str | None = None
 
 
-def read_arrays(path: Path, keys: Keys = Keys()) -> tuple[Array, Array | None]:
-    """Inputs, and labels where the file has them.
+def read_arrays(path: Path, keys: Keys = Keys()) -> tuple[Tensor, Tensor | None]:
+    """Read the inputs of a file, and the labels if it has them. A `.npy` file is mapped into memory, not read.
 
     Raises:
-        FileFormatError: the file is broken, holds something else than arrays, or it is unclear which array to use.
+        FileFormatError: the file is broken, holds something other than arrays, or several arrays could be meant.
     """
     arrays = _open(path, f"a folder of images, {', '.join(READERS)}")
-    if not isinstance(arrays, Mapping):
-        if keys.inputs is not None or keys.labels is not None:
+    if isinstance(arrays, Tensor):
+        if keys != Keys():
             raise FileFormatError(f"{path} holds a single array without a name; leave out the keys.")
         return arrays, None
     labels = _choose(path, arrays, keys.labels, LABEL_KEYS, "labels")
@@ -68,8 +63,8 @@ def read_arrays(path: Path, keys: Keys = Keys()) -> tuple[Array, Array | None]:
     return arrays[inputs], None if labels is None else arrays[labels]
 
 
-def read_labels(path: Path) -> Array:
-    """Labels from a file of their own: a text file with one whole number a line, or an array file.
+def read_labels(path: Path) -> Tensor:
+    """Read labels from a file of their own: a text file with one whole number per line, or an array file.
 
     Raises:
         FileFormatError: the file is broken or holds no labels.
@@ -77,7 +72,7 @@ def read_labels(path: Path) -> Array:
     if path.suffix.lower() in TEXT_SUFFIXES:
         return torch.tensor([_number(line, number, path) for number, line in enumerate(read_lines(path), start=1)])
     arrays = _open(path, f"text, one number a line ({', '.join(TEXT_SUFFIXES)}), or an array ({', '.join(READERS)})")
-    if not isinstance(arrays, Mapping):
+    if isinstance(arrays, Tensor):
         return arrays
     if len(arrays) == 1:
         return next(iter(arrays.values()))
@@ -87,119 +82,87 @@ def read_labels(path: Path) -> Array:
     return arrays[name]
 
 
-def _number(line: str, number: int, path: Path) -> int:
-    if re.fullmatch(r"[+-]?[0-9]{1,18}", line):
-        return int(line)
-    found = f"{line[:40]!r}{'…' if len(line) > 40 else ''}" if line else "empty"
-    raise FileFormatError(
-        f"{path}, line {number} is {found}. A text file of labels has one whole number a line, a sample's class "
-        "counted from 0, and nothing else: no heading, no file names, no empty lines."
-    )
-
-
 def as_labels(
     values: Any, samples: int | None, where: Path | str, error: type[RoundwiseError] = FileFormatError
 ) -> Int[Tensor, "samples"]:
-    """Check labels and turn them into int64.
+    """Check labels and convert them to int64.
 
     Args:
-        values: an array, a tensor, or a list of numbers; `[samples]` or `[samples, 1]`.
-        samples: how many there must be; None where that is not known yet.
-        where, error: where they came from, and what is raised of them.
+        values: a tensor, an array or a list of numbers, `[samples]` or `[samples, 1]`.
+        samples: how many labels there must be; None if that is not known yet.
+        where: the source of the labels, for messages.
+        error: the type of exception.
 
     Raises:
-        FileFormatError: not one whole number ≥ 0 for each of the samples. (Or `error`.)
+        FileFormatError: there is not one whole number of at least 0 for each sample. (Or `error`.)
     """
-    if not isinstance(values, Tensor | np.ndarray):
-        try:
-            values = torch.as_tensor(values)
-        except (TypeError, ValueError, RuntimeError) as reason:
-            raise error(
-                f"{where}: labels are a {type(values).__name__} that is no list of numbers ({reason}); one whole "
-                "number for each sample is needed."
-            ) from reason
-    if isinstance(values, Tensor):
-        _check_plain(values, where, error)
-        whole = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
-    else:
-        whole = values.dtype.kind in "iu"
-    column = values.ndim == 2 and values.shape[1] == 1
-    if not whole or not (values.ndim == 1 or column):
-        raise error(
-            f"{where}: labels are {_kind(values)} {list(values.shape)}; one whole number for each sample is needed (of "
-            "one-hot rows, their argmax)."
-        )
-    given = torch.from_numpy(native(values, where)) if isinstance(values, np.ndarray) else values.detach().cpu()
-    if column:
-        given = given[:, 0]
+    needed = "one whole number is needed for each sample"
+    try:
+        given = values if isinstance(values, Tensor) else tensor_of(np.array(values))
+    except ValueError as reason:
+        raise error(f"{where}: labels must be numbers: {reason}; {needed}.") from reason
+    check_plain(given, where, error)
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if not whole or given.shape[1:] not in ((), (1,)) or given.ndim == 0:
+        raise error(f"{where}: labels are {described(given)}; {needed} (for one-hot rows, their argmax).")
+    given = given.detach().cpu().flatten()
     if samples is not None and len(given) != samples:
-        raise error(
-            f"{where}: {number_of(len(given), 'label')} for {number_of(samples, 'sample')}; there must be one for each."
-        )
+        raise error(f"{where}: {number_of(len(given), 'label')} for {number_of(samples, 'sample')}; {needed}.")
     labels = given.to(torch.int64)
-    if len(labels) and int(labels.min()) < 0:
-        sample = int(labels.argmin())
-        if given.dtype == torch.uint64:  # int64 takes its upper half for negative numbers
-            raise error(
-                f"{where}: sample {sample} has label {int(labels[sample]) + 2**64}, which is no class's number."
-            )
-        raise error(f"{where}: sample {sample} has label {int(labels[sample])}; classes count from 0.")
+    negative = (labels < 0).nonzero()  # also the upper half of uint64
+    if len(negative):
+        sample = int(negative[0])
+        raise error(f"{where}: sample {sample} has label {given[sample].item()}, but classes are counted from 0.")
     return labels
 
 
-def native(array: np.ndarray[Any, Any], path: Path | str) -> np.ndarray[Any, Any]:
-    """A writable copy in the machine's byte order, which is what PyTorch takes.
+def tensor_of(array: np.ndarray[Any, Any]) -> Tensor:
+    """A tensor that shares the array's memory, unless its bytes are in the other order.
 
     Raises:
-        FileFormatError: the array holds something else than numbers.
-    """
-    check_kind(array, path)
-    return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
-
-
-def check_kind(array: np.ndarray[Any, Any], path: Path | str) -> None:
-    """Make sure that an array holds real numbers, of a kind that PyTorch knows.
-
-    Raises:
-        FileFormatError: it holds something else.
+        ValueError: PyTorch has no such kind of number.
     """
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise FileFormatError(
-            f"{path}: an array of {array.dtype} {list(array.shape)} cannot be a network's input. Save "
-            "the inputs as floats or integers of at most 64 bits."
+        raise ValueError(
+            f"an array of {array.dtype} {list(array.shape)} does not hold floats or integers of at most 64 bits"
         )
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
-def _check_plain(tensor: Tensor, where: Path | str, error: type[RoundwiseError] = FileFormatError) -> None:
-    """Make sure that a tensor holds its values one beside the other, as an array does."""
+def check_plain(tensor: Tensor, where: Path | str, error: type[RoundwiseError] = FileFormatError) -> None:
+    """Refuse tensors that do not store one value beside the other, as an array does: sparse, nested, quantized, meta.
+
+    Raises:
+        FileFormatError: the tensor is of such a kind. (Or `error`.)
+    """
     kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
     if tensor.is_quantized:
         kind = "quantized"
     elif tensor.is_meta:
         kind = "meta"
-    elif kind == "strided":
-        return
-    raise error(
-        f"{where} holds a {kind} tensor, which cannot be cut into batches of samples. Give a plain one (of a sparse "
-        "tensor, to_dense(); of a quantized one, dequantize(); one on the device 'meta' has no values)."
+    if kind != "strided":
+        raise error(
+            f"{where} holds a {kind} tensor, which cannot be cut into batches of samples. Store a plain tensor: "
+            "to_dense() makes one of a sparse tensor, dequantize() of a quantized one; a 'meta' tensor has no values."
+        )
+
+
+def described(tensor: Tensor) -> str:
+    """Dtype and shape, such as "float32 [2, 3]"."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _number(line: str, number: int, path: Path) -> int:
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", line):
+        return int(line)
+    found = f"{line[:40]!r}{'…' if len(line) > 40 else ''}" if line else "empty"
+    raise FileFormatError(
+        f"{path}, line {number} is {found}. A text file of labels has one whole number a line, the class of a sample "
+        "counted from 0, and nothing else: no heading, no file names, no empty lines."
     )
 
 
-def _open(path: Path, known: str) -> Array | Mapping[str, Array]:
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        kind = f"'{path.suffix}' is not a known kind of data" if path.suffix else "its name does not say what it is"
-        raise FileFormatError(f"{path}: {kind}. Known: {known}.")
-    arrays = reader(path)
-    if isinstance(arrays, Mapping) and not arrays:
-        raise FileFormatError(f"{path} holds no arrays. Save the inputs in it, for example as 'images'.")
-    for array in arrays.values() if isinstance(arrays, Mapping) else [arrays]:
-        if isinstance(array, Tensor):
-            _check_plain(array, path)
-    return arrays
-
-
-def _choose(path: Path, arrays: Mapping[str, Array], key: str | None, usual: tuple[str, ...], what: str) -> str | None:
+def _choose(path: Path, arrays: Mapping[str, Tensor], key: str | None, usual: tuple[str, ...], what: str) -> str | None:
     if key is not None:
         if key not in arrays:
             raise FileFormatError(f"{path} has no array '{key}' for the {what}. There are {_listing(arrays)}.")
@@ -213,89 +176,64 @@ def _choose(path: Path, arrays: Mapping[str, Array], key: str | None, usual: tup
     return found[0] if found else None
 
 
-def _listing(arrays: Mapping[str, Array]) -> str:
-    return ", ".join(f"'{name}' {_kind(array)} {list(array.shape)}" for name, array in sorted(arrays.items()))
+def _listing(arrays: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"'{name}' {described(array)}" for name, array in sorted(arrays.items()))
 
 
-def _kind(array: Array) -> str:
-    return str(array.dtype).removeprefix("torch.")
-
-
-# What NumPy raises on headers that are cut off, or state a size that cannot be, and on damaged content.
-_BROKEN_ARRAY = (ValueError, OSError, EOFError, OverflowError, tokenize.TokenError, SyntaxError, zlib.error)
-
-
-def _read_npy(path: Path) -> Array:
+def _open(path: Path, known: str) -> Tensor | Mapping[str, Tensor]:
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        kind = f"'{path.suffix}' is not a known kind of data" if suffix else "its name has no suffix that says its kind"
+        raise FileFormatError(f"{path}: {kind}. Known: {known}.")
+    reader, advice = READERS[suffix]
     try:
-        # Not np.load, which takes what it does not recognise for a pickle, and leaves the file open after an error.
-        return np.lib.format.open_memmap(path, mode="r")
-    except _BROKEN_ARRAY as error:
-        reason = f"is not a NumPy array, or not all of one ({str(error).rstrip('.')})"
-        if "Python objects" in str(error):
-            reason = "holds Python objects, not numbers"
+        arrays = reader(path)
+    except Exception as error:  # NumPy, zipfile and the unpickler raise nearly anything on damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise FileFormatError(
-            f"{path} {reason}. Save the inputs as one array of floats or integers, by numpy.save(path, array)."
+            f"{path} cannot be read: {reason}. The file is damaged or incomplete, or holds something other than plain "
+            f"numbers. {advice}"
         ) from error
-
-
-def _read_npz(path: Path) -> dict[str, Array]:
-    # Checked first, because np.load would treat anything else as a pickle and answer with advice to allow those.
-    if not zipfile.is_zipfile(path):
-        raise FileFormatError(
-            f"{path} is not an .npz archive: it is truncated, or something else. Save the inputs by "
-            "numpy.savez(path, images=array)."
-        )
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except MemoryError as error:
-        raise FileFormatError(
-            f"{path} does not fit in memory: {error}. If that is not its size, the file is damaged; else save the "
-            "inputs by numpy.save as .npy, which is read a batch at a time."
-        ) from error
-    except (*_BROKEN_ARRAY, zipfile.BadZipFile) as error:
-        raise FileFormatError(f"{path} is not an archive of arrays of numbers: {error}.") from error
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            raise FileFormatError(
-                f"{path} is not an archive of arrays: '{name}' in it is something else. Save the inputs by "
-                "numpy.savez(path, images=array)."
-            )
+    if isinstance(arrays, Mapping) and not arrays:
+        raise FileFormatError(f"{path} holds no arrays. {advice}")
+    for array in arrays.values() if isinstance(arrays, Mapping) else [arrays]:
+        check_plain(array, path)
     return arrays
 
 
-def _read_safetensors(path: Path) -> dict[str, Array]:
-    try:
-        return dict(load_file(path))
-    except SafetensorError as error:
-        raise FileFormatError(f"{path} is not a safetensors file: {error}.") from error
+def _read_npy(path: Path) -> Tensor:
+    # np.load would take an unknown file for a pickle. Mode "c": PyTorch warns of memory that it must not write to.
+    return tensor_of(np.lib.format.open_memmap(path, mode="c"))
 
 
-def _read_torch(path: Path) -> Array | dict[str, Array]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises nearly anything on broken files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileFormatError(
-            f"{path} cannot be read as tensors only ({reason}). Anything else in a .pt file would be a program to run, "
-            "so it is refused; save plain tensors with torch.save({'inputs': …, 'labels': …}, …)."
-        ) from error
-    match content:
-        case Tensor():
-            return content
-        case dict() if content and all(isinstance(value, Tensor) for value in content.values()):
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    if not zipfile.is_zipfile(path):  # np.load would take it for a pickle
+        raise ValueError("it is not a zip archive")
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"'{name}' in it is something else than an array")
+    return {name: tensor_of(array) for name, array in arrays.items()}
+
+
+def _read_torch(path: Path) -> Tensor | dict[str, Tensor]:
+    match torch.load(path, map_location="cpu", weights_only=True):
+        case Tensor() as tensor:
+            return tensor
+        case dict() as content if content and all(isinstance(value, Tensor) for value in content.values()):
             return {str(name): value for name, value in content.items()}
         case [Tensor() as inputs, Tensor() as labels]:
             return {"inputs": inputs, "labels": labels}
-    raise FileFormatError(
-        f"{path} holds a {type(content).__name__}; a tensor, a dict of tensors or a pair (inputs, labels) is needed."
-    )
+        case other:
+            raise TypeError(f"it holds a {type(other).__name__}, not a tensor, a dict of tensors or a pair of tensors")
 
 
-READERS: dict[str, Callable[[Path], Array | Mapping[str, Array]]] = {
-    ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".pt": _read_torch,
-    ".pth": _read_torch,
-    ".safetensors": _read_safetensors,
+READERS: dict[str, tuple[Callable[[Path], Tensor | Mapping[str, Tensor]], str]] = {
+    ".npy": (_read_npy, "Save one array of floats or integers with numpy.save(path, array)."),
+    ".npz": (_read_npz, "Save arrays with numpy.savez(path, images=…); one larger than the memory, with numpy.save."),
+    ".pt": (_read_torch, "Save plain tensors with torch.save({'inputs': …, 'labels': …}, path)."),
+    ".pth": (_read_torch, "Save plain tensors with torch.save({'inputs': …, 'labels': …}, path)."),
+    ".safetensors": (load_file, "Save tensors with safetensors.torch.save_file({'inputs': …}, path)."),
 }
+"""By suffix, how a file is read, and what to do where it cannot be read."""

@@ -1,19 +1,18 @@
-"""Folders of images: which files there are, and what class each belongs to.
+"""Folders of images: which files there are, and the class of each.
 
     flat                     one folder per class
     photos/a.jpg             photos/cat/1.jpg
-    photos/b.jpg             photos/dog/1.jpg        label: place of the folder among the sorted folders,
+    photos/b.jpg             photos/dog/1.jpg        label: the index of the folder among the sorted folders,
                                                      or of its name in a list of classes
 
-The order is fixed by the names, so that the same folder always gives the same samples with the same numbers.
+The names decide the order, so the same folder always gives the same samples with the same numbers. torchvision's
+`ImageFolder` is not used: it needs class folders, takes hidden ones for classes, and follows links in circles.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -33,11 +32,11 @@ class ImageFolder:
     """The images below a folder, in a fixed order.
 
     Attributes:
-        files: sorted by path within their class, classes in label order of their folder names.
+        files: sorted by path within each class, and classes by their names.
         labels: one for each file, or None for a flat folder.
-        classes: names of the class folders, sorted; empty for a flat folder.
-        ignored: how much else lies there: other files, and links to folders below those of the classes.
-        counted: how many classes the labels were counted from, folders or lines of a list; None for a flat folder.
+        classes: the names of the class folders, sorted; empty for a flat folder.
+        ignored: how many other entries there are: files of other kinds, and links to folders inside class folders.
+        counted: the number of classes: folders, or lines of the list of classes; None for a flat folder.
     """
 
     files: tuple[Path, ...]
@@ -48,65 +47,67 @@ class ImageFolder:
 
 
 def scan_folder(folder: Path, class_list: Path | None = None) -> ImageFolder:
-    """Find the images in `folder`: directly in it, or in one sub-folder per class (searched to any depth).
+    """Find the images directly in `folder`, or in its sub-folders, one per class and searched to any depth.
 
-    Hidden files and folders do not count.
+    Hidden files and folders are left out.
 
     Args:
         folder: an existing folder.
-        class_list: a text file with one class a line, its folder's name first; a class's label is its line, from 0.
+        class_list: a text file with one class per line that begins with the name of its folder. The label of a class
+            is the number of its line, counted from 0.
 
     Raises:
-        FileFormatError: no images; images both beside and inside class folders; an empty class folder; a class folder
-            that the list does not have; a list for a flat folder, or one with empty lines; a link to nothing.
+        FileFormatError: there are no images, or images both beside and inside class folders; a class folder is empty,
+            or missing in the list; the list is for a flat folder, or has empty lines; a link is broken.
     """
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     for entry in entries:
         _check_link(entry)
-    flat = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in SUFFIXES]
-    ignored = sum(not entry.is_dir() for entry in entries) - len(flat)
-    classes = {entry.name: _files_below(entry) for entry in entries if entry.is_dir()}
-    images = {name: [f for f in files if f.suffix.lower() in SUFFIXES] for name, files in classes.items()}
+    flat = tuple(entry for entry in entries if entry.is_file() and _is_image(entry))
+    below = {entry.name: _files_below(entry) for entry in entries if entry.is_dir()}
+    images = {name: list(filter(_is_image, files)) for name, files in below.items()}
+    everything = len(entries) - len(below) + sum(map(len, below.values()))
+    filled, empty = [name for name in images if images[name]], [name for name in images if not images[name]]
 
-    if flat and any(images.values()):
-        name = next(name for name, files in images.items() if files)
+    if flat and filled:
         raise FileFormatError(
-            f"{folder} holds {number_of(len(flat), 'image')} directly and others in folders such as '{name}'. Give a "
-            "folder of images, or a folder with one folder per class and nothing beside them."
+            f"{folder} holds {number_of(len(flat), 'image')} directly and others in folders such as '{filled[0]}'. "
+            "Give a folder of images, or a folder with one folder per class and nothing beside them."
+        )
+    if flat and class_list is not None:
+        raise FileFormatError(
+            f"{folder} is a flat folder of images, so it has no class folders that {class_list} could number. Sort the "
+            "images into one folder per class, or give a file of labels."
         )
     if flat:
-        if class_list is not None:
-            raise FileFormatError(
-                f"{folder} is a flat folder of images, so the classes in {class_list} name nothing in it. Sort the "
-                "images into one folder per class, or give a file of labels."
-            )
-        return ImageFolder(tuple(flat), None, (), ignored, None)
-    if not any(images.values()):
-        others = ignored + sum(map(len, classes.values()))
+        return ImageFolder(flat, None, (), len(entries) - len(below) - len(flat), None)
+    if not filled:
         raise FileFormatError(
-            f"{folder} holds no images: {number_of(others, 'file')}, none of them "
-            f"{', '.join(sorted(SUFFIXES))}. Give a folder of images, one folder per class, or a file of arrays."
+            f"{folder} holds no images: {number_of(everything, 'file')}, none of them {', '.join(sorted(SUFFIXES))}. "
+            "Give a folder of images, one folder per class, or a file of arrays."
         )
-    for name, files in images.items():
-        if not files:
-            raise FileFormatError(
-                f"{folder / name} holds no images, but would be a class of its own and shift the labels after it. "
-                "Remove the folder."
-            )
+    if empty:
+        raise FileFormatError(
+            f"{folder / empty[0]} holds no images, but would count as a class and shift the labels of the classes "
+            "after it. Remove the folder."
+        )
     label_of, counted = {name: label for label, name in enumerate(images)}, len(images)
     if class_list is not None:
-        label_of, counted = _labels_from(class_list, tuple(images))
-    labelled = [(file, label_of[name]) for name, files in images.items() for file in files]
-    ignored += sum(map(len, classes.values())) - len(labelled)
-    found, labels = tuple(file for file, _ in labelled), tuple(label for _, label in labelled)
-    return ImageFolder(found, labels, tuple(images), ignored, counted)
+        label_of, counted = _labels_from(class_list, filled)
+    files = tuple(file for name in filled for file in images[name])
+    labels = tuple(label_of[name] for name in filled for _ in images[name])
+    return ImageFolder(files, labels, tuple(filled), everything - len(files), counted)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """All that lies below a folder and is none. Links to folders count as files: they could lead in circles."""
+    """All files below a folder, sorted. Links to folders count as files, since they could lead in circles."""
     found = []
     for parent, folders, files in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]  # noqa: PTH114, PTH118
+        links = [name for name in folders if Path(parent, name).is_symlink()]
         folders[:] = [name for name in folders if not name.startswith(".") and name not in links]
         found += [Path(parent, name) for name in (*files, *links) if not name.startswith(".")]
     for path in found:
@@ -117,38 +118,24 @@ def _files_below(folder: Path) -> list[Path]:
 def _check_link(path: Path) -> None:
     if path.is_symlink() and not path.exists():
         raise FileFormatError(
-            f"{path} is a link to '{path.readlink()}', which is not there: an image or a class would be missing. Mend "
-            "or remove the link: nothing is skipped silently."
+            f"{path} is a link to '{path.readlink()}', which does not exist: an image or a class would be missing. "
+            "Repair or remove the link: nothing is skipped silently."
         )
 
 
-def by_name(files: Sequence[Path]) -> str:
-    """How files are ordered, for people: by name, and where numbers in the names would say otherwise, an example."""
-    names = [file.name for file in files]
-    for name, numbered in zip(names, sorted(names, key=_by_number), strict=True):
-        if name != numbered:
-            return f"in order of name as text, where '{name}' comes before '{numbered}'"
-    return "in order of name"
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    parts = re.split(r"([0-9]+)", name)
-    return [(int(part), "") if index % 2 else (-1, part) for index, part in enumerate(parts)]
-
-
-def _labels_from(class_list: Path, folders: tuple[str, ...]) -> tuple[dict[str, int], int]:
-    """The label of each folder, and how many classes the list has."""
+def _labels_from(class_list: Path, folders: list[str]) -> tuple[dict[str, int], int]:
+    """The label of each folder, and the number of classes in the list."""
     lines = read_lines(class_list)
     if "" in lines:
         raise FileFormatError(
-            f"{class_list}, line {lines.index('') + 1} is empty. A class's label is its line, from 0, so empty lines "
-            "shift the labels after them: remove them."
+            f"{class_list}, line {lines.index('') + 1} is empty. The label of a class is the number of its line, so an "
+            "empty line shifts the labels after it. Remove it."
         )
     labels: dict[str, int] = {}
     for number, line in enumerate(lines):
-        # The first word, so that "n01440764 tench" works, or the whole line, so that "great white shark" does too.
-        for name in {line, *line.split()[:1]}:
-            if name in labels and labels[name] != number and name in folders:
+        # The first word, so that "n01440764 tench" works, or the whole line, so that "great white shark" works.
+        for name in {line, line.split()[0]}:
+            if name in folders and labels.get(name, number) != number:
                 raise FileFormatError(
                     f"{class_list} names '{name}' in lines {labels[name] + 1} and {number + 1}; a class has one label."
                 )
@@ -156,10 +143,10 @@ def _labels_from(class_list: Path, folders: tuple[str, ...]) -> tuple[dict[str, 
     unknown = [name for name in folders if name not in labels]
     if unknown:
         near = difflib.get_close_matches(unknown[0], labels, n=3)
-        hint = f" Names like it: {', '.join(near)}." if near else ""
+        hint = f" Similar names: {', '.join(near)}." if near else ""
         raise FileFormatError(
             f"{class_list} has {number_of(len(lines), 'class')}, but not '{unknown[0]}', the name of a folder of "
-            f"images ({len(unknown)} of {len(folders)} folders are not listed).{hint} The list needs one class a line, "
-            "starting with the folder's name."
+            f"images ({len(unknown)} of {len(folders)} folders are not listed).{hint} The list needs one class per "
+            "line, beginning with the name of its folder."
         )
-    return {name: labels[name] for name in folders}, len(lines)
+    return labels, len(lines)

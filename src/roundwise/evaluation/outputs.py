@@ -1,7 +1,7 @@
-"""What a network returns, as measures see it: tensors, their names where it gives any, and its class scores.
+"""The outputs of a network as the measures see them: tensors, their names if there are any, and the class scores.
 
-Infinity is no score: arithmetic overflowed. Minus infinity is one, the logarithm of 0, which networks give to classes
-that they rule out; but not to all of them, since then there is nothing to predict.
+Infinity is not a score: the arithmetic overflowed. Minus infinity, the logarithm of 0, is one: networks give it to
+classes that they rule out. If they rule out all classes, there is nothing to predict.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Outputs:
     """The tensors in a network's result, in order; at least one is of floats.
 
     Attributes:
-        tensors: of floats, whole numbers or truth values.
-        names: of each, its place in the result: `{"head": (a, b)}` has head_0 and head_1, as in ONNX exports; None
-            where the result is a tensor or a sequence, whose order is all there is.
-        scores: the one that predictions are made from: the one named "out" (torchvision's segmentation networks put an
-            "aux" beside it, which is there for training), else the only one of floats, else None.
+        tensors: of floats, integers or truth values.
+        names: for each tensor, its place in the result: `{"head": (a, b)}` has head_0 and head_1, as in ONNX exports;
+            None if the result is a tensor or a sequence, which has only an order.
+        scores: the tensor that predictions are made from: the one named "out" (the segmentation networks of torchvision
+            also return an "aux", for training), otherwise the only one of floats, otherwise None.
     """
 
     tensors: tuple[Tensor, ...]
@@ -47,10 +47,12 @@ def outputs_of(result: Any, who: str = "the network", first: int = 0) -> Outputs
 
     Args:
         result: a tensor, or tensors in tuples, lists, dicts and the like.
-        who, first: the network, and the number of the batch's first sample, for messages.
+        who: the name of the network, for messages.
+        first: the number of the first sample in the batch, for messages.
 
     Raises:
-        ModelError: no floats among them; NaN or infinity; a sample or position whose scores are all minus infinity.
+        ModelError: no tensor is of floats; one has NaN or infinity; all scores of a sample or position are minus
+            infinity.
     """
     names, leaves = _flattened(result)
     kept = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and not leaf.is_complex()]
@@ -70,10 +72,10 @@ def outputs_of(result: Any, who: str = "the network", first: int = 0) -> Outputs
 
 
 def paired(outputs: Outputs, reference: Outputs) -> list[tuple[Tensor, Tensor]]:
-    """The outputs of two networks that belong together: by name where both give names, else in order.
+    """Pair the outputs of two networks: by name if both give names, otherwise in order.
 
     Raises:
-        ModelError: other names, shapes or kinds of numbers.
+        ModelError: the names, shapes or kinds of numbers differ.
     """
     order, other = list(range(len(outputs.tensors))), list(range(len(reference.tensors)))
     alike = len(order) == len(other)
@@ -91,14 +93,14 @@ def paired(outputs: Outputs, reference: Outputs) -> list[tuple[Tensor, Tensor]]:
 
 
 def check_classes(result: Any, dataset: Dataset) -> None:
-    """Whether a network has the classes that a data set's labels count: with another number, they are other classes.
+    """Check that a network has as many classes as the folders, or the list of classes, that number the labels.
 
     Args:
-        result: what the network returns for any batch. Without scores `[N, classes]` nothing is said: `evaluate` does.
-        dataset: nothing is known of labels that come from arrays or files of labels.
+        result: what the network returns for any batch. Outputs without scores `[N, classes]` are left to `evaluate`.
+        dataset: labels from arrays or files of labels are not checked: they do not say how many classes there are.
 
     Raises:
-        CalibrationError: the network has more or fewer classes than folders or lines of the list numbered the labels.
+        CalibrationError: the network has more or fewer classes.
         ModelError: as `outputs_of`.
     """
     scores = outputs_of(result).scores
@@ -119,10 +121,10 @@ def check_classes(result: Any, dataset: Dataset) -> None:
 
 
 def _flattened(result: Any) -> tuple[list[str] | None, list[Any]]:
-    """The leaves of a result; and their names, unless it is a leaf itself or a sequence."""
+    """The names of a result's leaves, or None if it is a leaf itself or a sequence; and the leaves."""
     try:
         paths = tree_flatten_with_path(result)[0]
-    except ValueError:  # a container whose author did not say what its keys are
+    except ValueError:  # a container type that was registered without a function for its keys
         return None, tree_leaves(result)
     leaves = [leaf for _, leaf in paths]
     if any(not path or isinstance(path[0], SequenceKey) for path, _ in paths):
@@ -134,7 +136,7 @@ def _flattened(result: Any) -> tuple[list[str] | None, list[Any]]:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Floats of 8 bits, which PyTorch hardly compares, as float32, which has each of their values."""
+    """Convert floats of 8 bits, which PyTorch cannot compare, to float32; nothing is rounded."""
     return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
 
 

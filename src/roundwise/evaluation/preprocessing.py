@@ -1,19 +1,21 @@
-"""From an image to a network's input, pixel for pixel as torchvision and timm do it for evaluation.
+"""From an image to the input of a network, pixel for pixel as torchvision and timm do it for evaluation.
 
     decode ─▶ resize ─▶ centre crop ─▶ x / 255 ─▶ (x − mean) / std
 
-A network is only as accurate as its preprocessing is the one it was trained with, and calibration on wrongly scaled
-inputs rounds the weights for inputs that never come. So where a model states its preprocessing, that is taken
-(`of_torchvision`, `of_timm`), and everything else is written out here instead of hidden in a default.
+A network is accurate only with the preprocessing that it was trained with, and rounding calibrated on inputs in the
+wrong range is rounding for inputs that never come. So where a model states its preprocessing, that one is used
+(`of_torchvision`, `of_timm`), and `str(preprocessing)` says all of it.
 
-Sizes are (height, width) throughout; Pillow's own order is the other way round and stays inside this file.
+The transforms of torchvision are not called: they place an image but not its mask (`CenterCrop` pads masks with class
+0), and importing them loads all of torchvision. The tests compare with them. Sizes are (height, width) throughout;
+Pillow has them the other way round.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -31,29 +33,16 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 INTERPOLATIONS = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-    "lanczos": Image.Resampling.LANCZOS,
-    "nearest": Image.Resampling.NEAREST,
+    name: Image.Resampling[name.upper()] for name in ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest")
 }
 
-# How many channels an image decodes to: one value in `mean` stands for grey, three for colour.
+# How an image is decoded, by the number of values in `mean`: one for grey, three for colour.
 _MODES = {1: "L", 3: "RGB"}
-
-
-class Resize(ABC):
-    """How an image's size changes before the crop. Implementations are frozen dataclasses."""
-
-    @abstractmethod
-    def target(self, height: int, width: int) -> tuple[int, int]:
-        """The new (height, width) of an image that has the given one."""
 
 
 @final
 @dataclass(frozen=True)
-class ShorterSide(Resize):
+class ShorterSide:
     """Scale until the shorter side is `size` pixels long (torchvision's `Resize(size)`).
 
     Example:
@@ -73,8 +62,8 @@ class ShorterSide(Resize):
 
 @final
 @dataclass(frozen=True)
-class Stretch(Resize):
-    """Scale to exactly this size, whatever that does to the proportions (timm's "squash")."""
+class Stretch:
+    """Scale to exactly this size, without keeping the proportions (timm's "squash")."""
 
     height: int
     width: int
@@ -88,8 +77,8 @@ class Stretch(Resize):
 
 @final
 @dataclass(frozen=True)
-class Cover(Resize):
-    """Scale, keeping proportions, until the image just covers this size (timm's "center" for oblong inputs)."""
+class Cover:
+    """Scale, keeping the proportions, until the image just covers this size (timm's "center" for oblong inputs)."""
 
     height: int
     width: int
@@ -104,8 +93,8 @@ class Cover(Resize):
 
 @final
 @dataclass(frozen=True)
-class Fit(Resize):
-    """Scale, keeping proportions, until the image just fits into this size (timm's "border")."""
+class Fit:
+    """Scale, keeping the proportions, until the image just fits into this size (timm's "border")."""
 
     height: int
     width: int
@@ -118,20 +107,24 @@ class Fit(Resize):
         return f"scaled to fit into {self.height}×{self.width}"
 
 
+Resize = ShorterSide | Stretch | Cover | Fit
+"""How the size of an image changes before the crop; `target` gives its new (height, width)."""
+
+
 @final
 @dataclass(frozen=True)
 class Preprocessing:
     """What happens to an image between the file and the network.
 
     Args:
-        resize: the change of size, or None to leave it.
-        crop: (height, width) of the centre crop, or None. What is smaller is padded on all sides with `fill`.
-        mean, std: per channel, in units of pixel values divided by 255; one value for grey images, three for colour.
-        interpolation: a name in `INTERPOLATIONS`; downscaling is antialiased, as Pillow does it.
-        fill: the pixel value, 0 to 255 per channel, of padding; () is black.
+        resize: the change of size, or None to keep it.
+        crop: (height, width) of the centre crop, or None. A smaller image is padded on all sides with `fill`.
+        mean, std: per channel, for pixel values divided by 255; one value for grey images, three for colour.
+        interpolation: a name in `INTERPOLATIONS`; as Pillow does it, so antialiased where images become smaller.
+        fill: the pixel value of padding, 0 to 255 per channel; () is black.
 
     Raises:
-        RecipeError: a setting is out of range, or the numbers of channels differ.
+        RecipeError: a setting is out of range, or `mean` and `std` differ in length.
 
     Example:
         >>> print(Preprocessing(resize=ShorterSide(256), crop=(224, 224)))
@@ -149,7 +142,7 @@ class Preprocessing:
         if len(self.mean) != len(self.std) or len(self.mean) not in _MODES:
             raise RecipeError(
                 f"preprocessing has {len(self.mean)} value(s) in mean and {len(self.std)} in std; an image has 1 "
-                "channel (grey) or 3 (colour), and needs as many values in both."
+                "channel (grey) or 3 (colour). Give one value per channel in both."
             )
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
             raise RecipeError(f"preprocessing: mean={self.mean}, std={self.std}: both must be finite, std above 0.")
@@ -160,35 +153,35 @@ class Preprocessing:
 
     @property
     def channels(self) -> int:
-        """How many channels the network sees."""
+        """The number of channels of the network's input."""
         return len(self.mean)
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "channels height width"]:
-        """One image, as `read_image` or `Image.fromarray` give it, to one input, float32."""
-        pixels = self.sized(image.convert(_MODES[self.channels]))
+        """Make an input in float32 of an image from `read_image` or `Image.fromarray`."""
+        fill = self.fill if len(self.fill) == self.channels else (0,) * self.channels
+        colour = fill[0] if self.channels == 1 else fill
+        pixels = self._placed(image.convert(_MODES[self.channels]), INTERPOLATIONS[self.interpolation], colour)
         array = np.array(pixels, dtype=np.uint8).reshape(pixels.height, pixels.width, self.channels)
         return self.normalize(torch.from_numpy(array).permute(2, 0, 1).float() / 255).contiguous()
 
-    def sized(self, image: Image.Image) -> Image.Image:
-        """Resize and crop; the arithmetic of the positions is torchvision's, to the pixel."""
-        fill = self.fill if len(self.fill) == self.channels else (0,) * self.channels
-        return self._placed(image, INTERPOLATIONS[self.interpolation], fill[0] if self.channels == 1 else fill)
-
     def mask(self, mask: Image.Image) -> Int[Tensor, "height width"]:
-        """A mask, as `read_mask` gives it, to where `sized` puts its image: int64, one class a pixel.
+        """Resize and crop a mask from `read_mask` exactly as its image: int64, one class per pixel.
 
-        A pixel takes the class of the nearest one, since between two classes there is none; padding is not counted.
+        A pixel takes the class of the nearest pixel, since nothing lies between two classes. Padding is not counted.
         """
         return torch.from_numpy(np.array(self._placed(mask, Image.Resampling.NEAREST, IGNORE), dtype=np.int64))
 
     def _placed(self, image: Image.Image, resampling: Image.Resampling, fill: int | tuple[int, ...]) -> Image.Image:
+        """Resize and crop; positions are rounded as torchvision rounds them."""
         if self.resize is not None:
             height, width = self.resize.target(image.height, image.width)
             if (height, width) != (image.height, image.width):
                 image = image.resize((max(1, width), max(1, height)), resampling)
         if self.crop is not None:
             height, width = self.crop
-            image = _padded(image, height, width, fill)
+            down, across = max(0, height - image.height), max(0, width - image.width)
+            border = (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2)
+            image = ImageOps.expand(image, border, fill=fill) if any(border) else image
             top, left = round((image.height - height) / 2.0), round((image.width - width) / 2.0)
             image = image.crop((left, top, left + width, top + height))
         return image
@@ -200,7 +193,7 @@ class Preprocessing:
         return (values - mean) / std
 
     def __str__(self) -> str:
-        parts = ["size as it is"] if self.resize is None else [f"{self.resize} ({self.interpolation})"]
+        parts = ["size unchanged"] if self.resize is None else [f"{self.resize} ({self.interpolation})"]
         if self.crop is not None:
             parts.append(f"centre {self.crop[0]}×{self.crop[1]}")
         parts.append(f"mean {' '.join(f'{v:g}' for v in self.mean)}")
@@ -208,73 +201,65 @@ class Preprocessing:
         return ", ".join(parts)
 
 
-def _padded(image: Image.Image, height: int, width: int, fill: int | tuple[int, ...]) -> Image.Image:
-    down, across = max(0, height - image.height), max(0, width - image.width)
-    if not (down or across):
-        return image
-    border = (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2)
-    return ImageOps.expand(image, border, fill=fill)
-
-
 def read_image(path: Path) -> Image.Image:
-    """Decode an image file, 8 bits per channel, in grey or colour. Rotation tags are not applied, as in torchvision.
+    """Decode an image file of 8 bits per channel, grey or colour. Rotation tags are not applied, as in torchvision.
 
     Raises:
-        FileFormatError: the file is broken, is not an image, or has more than 8 bits per channel; it is named.
+        FileFormatError: the file is damaged, not an image, or has more than 8 bits per channel.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            if image.mode.startswith(("I", "F")):
-                # Pillow would clip such values to 255 without a word: a white image.
-                raise FileFormatError(
-                    f"{path}: {image.mode} pixels have more than 8 bits. Convert the image to 8 bits per channel, or "
-                    "give the inputs as an array of floats."
-                )
-            palette_with_alpha = image.mode == "P" and "transparency" in image.info
-            return image.convert("RGBA") if palette_with_alpha else image.copy()
-    except FileFormatError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on broken files
-        raise FileFormatError(
-            f"{path} cannot be decoded as an image ({type(error).__name__}: {error}). Replace the file or remove it: "
-            "no image is skipped silently."
-        ) from error
+    with _decoded(path, "an image") as image:
+        if image.mode.startswith(("I", "F")):
+            # Pillow would silently clip such values to 255: a white image.
+            raise FileFormatError(
+                f"{path}: {image.mode} pixels have more than 8 bits. Convert the image to 8 bits per channel, or give "
+                "the inputs as an array of floats."
+            )
+        palette_with_alpha = image.mode == "P" and "transparency" in image.info
+        return image.convert("RGBA") if palette_with_alpha else image.copy()
 
 
 def read_mask(path: Path) -> Image.Image:
-    """Decode a mask into grey values that are its classes: the indices of a palette, or what is stored as grey.
+    """Decode a mask: the class of a pixel is its index in the palette, or its value in an 8-bit grey image.
 
     Raises:
-        FileFormatError: the file is broken, is no image, or stores colours, or grey of another depth; it is named.
+        FileFormatError: the file is damaged, not an image, or stores colours or grey values of another depth.
     """
+    with _decoded(path, "a mask") as image:
+        depth = _grey_depth(path)
+        if image.mode == "P" or (image.mode == "L" and depth == 8):
+            return Image.fromarray(np.array(image))
+        kind = f"grey of {depth} bits" if image.mode in ("1", "L") else image.mode
+        raise FileFormatError(
+            f"{path} stores {kind} pixels, which do not say what class they are. A mask is a PNG with a palette whose "
+            "indices are the classes, or an image of 8-bit grey whose values are the classes. Where colours stand for "
+            "classes, store the classes: with Pillow, Image.fromarray(classes.astype('uint8')).save(…)."
+        )
+
+
+@contextmanager
+def _decoded(path: Path, what: str) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             image.load()
-            if image.mode == "P" or (image.mode == "L" and _grey_depth(path) == 8):
-                return Image.fromarray(np.array(image))
-            kind = f"grey of {_grey_depth(path)} bits" if image.mode in ("1", "L") else image.mode
-    except Exception as error:  # Pillow's decoders raise nearly anything on broken files
+            yield image
+    except FileFormatError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise FileFormatError(
-            f"{path} cannot be decoded as a mask ({type(error).__name__}: {error}). Replace the file, or remove its "
-            "name from the split: no image is skipped silently."
+            f"{path} cannot be decoded as {what} ({type(error).__name__}: {error}). Replace the file, or remove it "
+            "(and its name from a split): no image is skipped silently."
         ) from error
-    raise FileFormatError(
-        f"{path} stores {kind} pixels, which do not say what class they are. A mask is a PNG with a palette whose "
-        "indices are the classes, or of 8-bit grey whose values are. Where colours stand for classes, store the "
-        "classes: with Pillow, Image.fromarray(classes.astype('uint8')).save(…)."
-    )
 
 
 def _grey_depth(path: Path) -> int:
-    """Bits of a PNG's pixels, by its header; 8 for other formats. Pillow spreads fewer than 8 bits over 0 to 255."""
+    """Bits per pixel by the header of a PNG; 8 for other formats. Pillow scales fewer than 8 bits to 0 … 255."""
     with path.open("rb") as file:
         header = file.read(25)
     return header[24] if header.startswith(b"\x89PNG") else 8
 
 
 def of_torchvision(transforms: Any) -> Preprocessing | None:
-    """The preprocessing that a torchvision weights enum states, or None where it is not one image in, one image out.
+    """The preprocessing in a weights enum of torchvision; None unless it turns one image into one image.
 
     Args:
         transforms: what `torchvision.models.ResNet18_Weights.DEFAULT.transforms()` returns (no download).
@@ -302,14 +287,9 @@ def of_timm(config: Mapping[str, Any]) -> Preprocessing | None:
     if channels not in _MODES or len(config["mean"]) != channels:
         return None
     before = math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"])
-    resize: Resize
-    match config["crop_mode"]:
-        case "squash":
-            resize = Stretch(*before)
-        case "border":
-            resize = Fit(*before)
-        case _:
-            resize = ShorterSide(before[0]) if before[0] == before[1] else Cover(*before)
+    square = ShorterSide(before[0]) if before[0] == before[1] else Cover(*before)
+    kinds: dict[str, Resize] = {"squash": Stretch(*before), "border": Fit(*before)}
+    resize = kinds.get(config["crop_mode"], square)
     return Preprocessing(
         resize=resize,
         crop=(height, width),

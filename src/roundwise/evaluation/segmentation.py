@@ -1,4 +1,4 @@
-"""How good a segmentation is: counts of pixels, from which everything else follows.
+"""How good a segmentation is, from counts of pixels.
 
 With n_ij the number of pixels of class i that are predicted as class j, over all images,
 
@@ -6,13 +6,13 @@ With n_ij the number of pixels of class i that are predicted as class j, over al
     mean IoU        (1/|C|) Σ_{i ∈ C} IoU_i                  C: the classes that occur in truth or prediction
     pixel accuracy  Σ_i n_ii / Σ_ij n_ij
 
-The counts are summed over all images before anything is divided, as Pascal VOC does it; the mean of each image's IoU
-would be another figure. Pixels that the masks mark with 255 (VOC's outlines of objects, and padding) are not counted,
-whatever is predicted there. A class that neither occurs nor is predicted has no IoU, 0 / 0, and is left out of the
-mean; one that occurs and is never predicted counts with 0, and so does one that is predicted and never occurs.
+As in Pascal VOC, the counts are summed over all images before anything is divided; the mean of the images' IoU would be
+another figure. Pixels that the masks mark with 255 (outlines of objects in VOC, and padding) are not counted. A class
+that neither occurs nor is predicted has no IoU, 0 / 0, and is left out of the mean. A class that only occurs, or is
+only predicted, counts with 0.
 
-Scores of another resolution than the masks are first resized to it, bilinearly (corners not aligned), as the networks
-themselves do before their output: one whose head gives an eighth of the resolution is judged at the masks' own.
+Scores of another resolution are first resized to that of the masks, bilinearly (corners not aligned), as most networks
+do before their output. torchmetrics is not used; `metrics.py` says why.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from roundwise.errors import CalibrationError
+from roundwise.evaluation.arrays import described
 
 IGNORE = 255
-"""The label of pixels that do not count, as in Pascal VOC."""
+"""The label of pixels that are not counted, as in Pascal VOC."""
 
 
 @final
@@ -37,9 +38,9 @@ class Segmentation:
     """Shares of the pixels with a label, 0 to 1.
 
     Attributes:
-        mean_iou: mean of the classes' IoU, over those that have one.
-        pixel_accuracy: share of the pixels whose class is the predicted one.
-        iou: of each class, in the network's order; None where a class neither occurs nor is predicted.
+        mean_iou: the mean over the classes that have an IoU.
+        pixel_accuracy: share of the pixels whose class is predicted correctly.
+        iou: of each class, in the order of the network; None if a class neither occurs nor is predicted.
 
     References:
         Everingham et al., IJCV 111 (2015), for the IoU over all images; Long et al., CVPR 2015, arXiv:1411.4038,
@@ -62,19 +63,19 @@ class Confusion:
         """Count a batch's pixels.
 
         Args:
-            scores: of 2 to 255 classes, the largest being the prediction; at the masks' resolution or another.
-            masks: each pixel's class, counted from 0, or 255.
-            first: the number of the batch's first sample, for messages.
+            scores: of 2 to 255 classes, at any resolution; the class of the largest score is predicted.
+            masks: the class of each pixel, counted from 0, or 255.
+            first: the number of the first sample in the batch, for messages.
 
         Raises:
-            CalibrationError: masks that are not one map of whole numbers for each sample, or hold what is no class.
+            CalibrationError: the masks are not one map of whole numbers for each sample, or hold a label that is
+                neither a class nor 255.
         """
         samples, classes = scores.shape[:2]
         if masks.ndim != 3 or len(masks) != samples or masks.is_floating_point() or masks.dtype == torch.bool:
-            kind = str(masks.dtype).removeprefix("torch.")
             raise CalibrationError(
-                f"masks are {kind} {list(masks.shape)} for a batch of {samples}; one map [height, width] of whole "
-                "numbers is needed for each sample."
+                f"masks are {described(masks)} for a batch of {samples}; one map [height, width] of whole numbers is "
+                "needed for each sample."
             )
         truth = masks.cpu().to(torch.int64)
         wrong = (truth != IGNORE) & ((truth < 0) | (truth >= classes))
@@ -97,13 +98,13 @@ class Confusion:
         self.counts = counts if self.counts is None else self.counts + counts
 
     def segmentation(self) -> Segmentation:
-        """The shares that follow from the counts.
+        """The shares of the pixels counted so far.
 
         Raises:
-            CalibrationError: not one pixel has a label.
+            CalibrationError: no pixel was counted.
         """
         if self.counts is None or int(self.counts.sum()) == 0:
-            raise CalibrationError(f"There is nothing to measure: every pixel of every mask is {IGNORE}, not counted.")
+            raise CalibrationError(f"There is nothing to measure: every pixel of every mask is {IGNORE} (not counted).")
         counts = self.counts.double()
         hits = counts.diagonal()
         union = counts.sum(0) + counts.sum(1) - hits

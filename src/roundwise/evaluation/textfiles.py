@@ -1,4 +1,4 @@
-"""Text files in which the number of a line means something: lists of classes, and labels."""
+"""Text files whose line numbers matter: lists of classes, and labels."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from roundwise.errors import FileFormatError
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without a byte order mark, spaces around them, and empty lines at its end.
+    """The lines of a text file, without a byte order mark, surrounding spaces, and empty lines at the end.
 
-    A line ends where an editor says so, and nowhere else: `str.splitlines` would count form feeds too.
+    Lines are numbered as in an editor; `str.splitlines` would also split at form feeds.
 
     Raises:
-        FileFormatError: it is not text in UTF-8.
+        FileFormatError: the file is not text in UTF-8.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]

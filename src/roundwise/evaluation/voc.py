@@ -3,10 +3,11 @@
     VOC2012/
       JPEGImages/2007_000033.jpg
       SegmentationClass/2007_000033.png         palette index (or grey value) = class; 255 does not count
-      ImageSets/Segmentation/val.txt            one name a line, without folder or suffix: 2007_000033
+      ImageSets/Segmentation/val.txt            one name per line, without folder or suffix: 2007_000033
                              train.txt
 
-A split is one of those lists, and its order is the order of the samples.
+A split is one of these lists. Its order is the order of the samples. torchvision's `VOCSegmentation` is not used: it
+knows only the splits of the official archives, and it does not check that all files exist.
 """
 
 from __future__ import annotations
@@ -24,13 +25,7 @@ IMAGES, MASKS, SPLITS = Path("JPEGImages"), Path("SegmentationClass"), Path("Ima
 @final
 @dataclass(frozen=True)
 class VocFolder:
-    """The files of one split.
-
-    Attributes:
-        split: its name.
-        images: in the order of the list.
-        masks: one for each image; empty where none were asked for.
-    """
+    """The files of one split: its images in the order of its list, and one mask for each image if they are wanted."""
 
     split: str
     images: tuple[Path, ...]
@@ -38,15 +33,15 @@ class VocFolder:
 
 
 def is_voc(path: Path) -> bool:
-    """Whether a path is a folder in this layout: images, and beside them masks or lists of splits."""
+    """Whether a path is a folder in this layout: with images, and beside them masks or lists of splits."""
     return (path / IMAGES).is_dir() and ((path / MASKS).is_dir() or (path / SPLITS).is_dir())
 
 
 def refuse_voc_inside(folder: Path) -> None:
-    """A folder around one in this layout (VOCdevkit) would pass for one class, its masks for images of it.
+    """Refuse a folder around one in this layout, such as VOCdevkit: its masks would pass for images of a class.
 
     Raises:
-        FileFormatError: that is so.
+        FileFormatError: the folder contains such a folder.
     """
     inside = [entry for entry in sorted(folder.iterdir()) if is_voc(entry)]
     if inside:
@@ -60,12 +55,12 @@ def scan_voc(folder: Path, split: str | None, want_masks: bool) -> VocFolder:
     """Find the images of a split, and their masks.
 
     Args:
-        folder: one that `is_voc`.
-        split: the name of its list; None is "val" with masks and "train" without.
-        want_masks: False passes over the masks.
+        folder: a folder for which `is_voc` is true.
+        split: the name of the list; None is "val" with masks and "train" without.
+        want_masks: False leaves out the masks.
 
     Raises:
-        FileFormatError: the list is missing, empty or no list of names; an image or a mask of it is missing.
+        FileFormatError: the list is missing, empty, or not a list of names; an image or a mask is missing.
     """
     split = split or ("val" if want_masks else "train")
     names = _names(folder, split)
@@ -80,12 +75,10 @@ def _names(folder: Path, split: str) -> list[str]:
         there = sorted(file.stem for file in (folder / SPLITS).glob("*.txt"))
         hint = f"There are {', '.join(there)}; choose one with --split (in Python, DataOptions(split=…))."
         if not there:
-            hint = f"Write one: the names of the images to use, one a line; or give {folder / IMAGES} for images alone."
+            hint = f"Write one with the names of the images, one per line; or give {folder / IMAGES} for images alone."
         raise FileFormatError(f"{folder} is in Pascal VOC layout, but has no list {SPLITS / path.name}. {hint}")
     line_of: dict[str, int] = {}
     for number, name in enumerate(read_lines(path), start=1):
-        if not name:
-            continue
         if len(name.split()) > 1 or "/" in name or "\\" in name:
             raise FileFormatError(
                 f"{path}, line {number} is '{name}'; one name a line is needed, without folder or suffix, such as "
@@ -95,23 +88,24 @@ def _names(folder: Path, split: str) -> list[str]:
             raise FileFormatError(
                 f"{path} names '{name}' in lines {line_of[name]} and {number}, so it would count twice. Remove one."
             )
-        line_of[name] = number
+        if name:
+            line_of[name] = number
     if not line_of:
         raise FileFormatError(
-            f"{path} is empty: it names no images, so there are no samples. It needs one name a line, such as "
+            f"{path} is empty: it names no images, so there are no samples. It needs one name per line, such as "
             "2007_000033; or choose another split with --split (in Python, DataOptions(split=…))."
         )
     return list(line_of)
 
 
 def _files(folder: Path, split: str, names: list[str], where: Path, suffix: str, what: str) -> tuple[Path, ...]:
-    """The file of each name, all of which must be there."""
+    """The file of each name; all of them must exist."""
     if not (folder / where).is_dir():
         raise FileFormatError(
             f"{folder} has no folder {where}, so its images have no {what}s to be measured with. Add it, or give "
             f"{folder / IMAGES} for images alone."
         )
-    files = tuple(folder / where / f"{name}{suffix}" for name in names)  # names may have dots, so not with_suffix
+    files = tuple(folder / where / f"{name}{suffix}" for name in names)  # not with_suffix: names can contain dots
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise FileFormatError(

@@ -1,65 +1,38 @@
-"""The page: what was done to a network, how well it went, and how to do it again.
+"""The report page: what was done to a network, how large the errors are, and how to reproduce the result.
 
-One HTML file with its style, its figures (SVG) and a few lines of script inside. It loads nothing, and says so to the
-browser: its content security policy allows that script alone, by its hash. Whatever comes from outside (names of
-layers, models and files; notes; the recipe) goes through `escaped`.
-
-    summary ─ time ─ charts and table of all layers ─ weights and grid of each ─ activations ─ kept in float ─ notes
-    ─ recipe
+The page is one HTML file that holds its style, its figures (SVG) and a few lines of script. It loads nothing else, and
+its content security policy makes the browser refuse anything but that script, which it knows by its hash. jinja2 fills
+the template `page.html.jinja` and escapes all text; this file prepares the values.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.resources
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import jinja2
 
 from roundwise.errors import ExportError, RecipeError
 from roundwise.files import replacing
 from roundwise.recipe.recipe import Recipe
-from roundwise.report import Report
-from roundwise.reporting.charts import share_bar
-from roundwise.reporting.layers import layer_charts, layer_table, weight_cards
-from roundwise.reporting.words import between, decibels, escaped, number, percent, scrolling, seconds
+from roundwise.report import LayerReport, Report
+from roundwise.reporting import words
+from roundwise.reporting.charts import chart, weight_figure
+from roundwise.reporting.words import decibels, number, percent, seconds
 from roundwise.wording import human_bytes, number_of
 
 
 class Reported(Protocol):
-    """What the page needs of a `Model`."""
+    """What the page shows of a `Model`."""
 
     report: Report
     recipe: Recipe
     versions: dict[str, str]
-
-
-PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title} – quantization report</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header>
-<h1>{title}</h1>
-<p class="muted">{subtitle}</p>
-</header>
-<main>
-{sections}
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
 
 
 def html_report(
@@ -70,14 +43,14 @@ def html_report(
     facts: Mapping[str, str] | None = None,
     accuracy: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
-    """Write the report as one HTML page that opens in any browser, offline. It appears complete or not at all.
+    """Write the report as one HTML page, which any browser shows offline. A failed write leaves an earlier file as is.
 
     Args:
         quantized: the result of `quantize` or `load`. Networks saved by earlier releases have no figures of weights.
-        path: where to; an earlier file is replaced.
-        title: the page's heading; a name for the network does well.
-        facts: anything to tell beside the recipe, by name: what the network was, where its inputs came from.
-        accuracy: by the measure's name, its value for the float and for the quantized network, 0 to 1.
+        path: where to write; an earlier file is replaced.
+        title: the heading of the page, such as the name of the network.
+        facts: more to show beside the recipe, by name: for instance where the network and its inputs came from.
+        accuracy: by the name of the measure, its value for the float and for the quantized network, 0 to 1.
 
     Raises:
         ExportError: the file cannot be written.
@@ -89,7 +62,7 @@ def html_report(
     """
     text = render(quantized, title=title, facts=facts or {}, accuracy=accuracy or {})
     with replacing(Path(path), ExportError) as temporary:
-        # File names may hold what no text can; better a backslash in their place than no report.
+        # File names can contain bytes that are not text; they become backslash escapes.
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
@@ -97,166 +70,92 @@ def render(
     quantized: Reported, *, title: str, facts: Mapping[str, str], accuracy: Mapping[str, tuple[float, float]]
 ) -> str:
     """The page as text; arguments as of `html_report`."""
-    report = quantized.report
-    style, script = _resource("page.css"), _resource("sort.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    sections = [
-        _section("Summary", _summary(report, accuracy)),
-        _section("Time", _times(report)),
-        _section("Layers", layer_charts(report.layers, report.measured) + layer_table(report.layers, report.measured)),
-        _section("Weights and grids", weight_cards(report.layers)),
-        _section("Activations", _activations(report)),
-        _section("Kept in float", _kept_float(report)),
-        _section("Notes", _notes(report)),
-        _section("To do it again", _reproduction(quantized, facts)),
-    ]
-    return PAGE.format(
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        title=escaped(title),
+    report, recipe_error = quantized.report, None
+    try:
+        recipe = quantized.recipe.as_toml()
+    except RecipeError as error:  # the recipe has a method that is in no table
+        recipe, recipe_error = json.dumps(quantized.recipe.as_dict(), indent=2), error
+    loader = jinja2.PackageLoader("roundwise.reporting", "")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    for function in (number, seconds, percent, words.interval, decibels):
+        environment.filters[function.__name__] = function
+    style, script = (loader.get_source(environment, name)[0] for name in ("page.css", "sort.js"))
+    return environment.get_template("page.html.jinja").render(
+        title=title,
         style=style,
-        subtitle=f"Quantized by Roundwise {escaped(quantized.versions.get('roundwise', ''))}",
-        sections="\n".join(section for section in sections if section),
         script=script,
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        versions={"roundwise": "", **quantized.versions},
+        report=report,
+        total=sum(report.seconds.values()),
+        tiles=_tiles(report, accuracy),
+        charts=_charts(report.layers),
+        **_settings(report.layers),
+        weights=[
+            (index, layer, weight_figure(layer, layer.summary))
+            for index, layer in enumerate(report.layers, start=1)
+            if layer.summary is not None
+        ],
+        facts=facts,
+        recipe=recipe,
+        recipe_error=recipe_error,
     )
 
 
-# ------------------------------------------------------------------------------------------------------- sections
-
-
-def _section(heading: str, content: str) -> str:
-    return f"<section>\n<h2>{heading}</h2>\n{content}\n</section>" if content else ""
-
-
-def _summary(report: Report, accuracy: Mapping[str, tuple[float, float]]) -> str:
+def _tiles(report: Report, accuracy: Mapping[str, tuple[float, float]]) -> list[tuple[str, str, str]]:
+    """The figures at the top: name, value and a remark."""
     bits = "/".join(map(str, sorted({layer.bits for layer in report.layers})))
     weights = sum(layer.weights for layer in report.layers)
-    layers = sum(layer.seconds for layer in report.layers)
     ratio = report.quantized_bytes / report.float_bytes if report.float_bytes else 1.0
+    size = f"{human_bytes(report.float_bytes)} → {human_bytes(report.quantized_bytes)}"
     tiles = [
-        (
-            "size",
-            f"{human_bytes(report.float_bytes)} → {human_bytes(report.quantized_bytes)}",
-            f"{percent(ratio)} of before",
-        ),
+        ("size", size, f"{percent(ratio)} of before"),
         ("bits of a weight", bits, f"{number_of(weights, 'weight')} in {number_of(len(report.layers), 'layer')}"),
     ]
     if report.measured:
-        ratio_in_decibels = number(decibels(report.output_error))
-        tiles += [
-            ("calibration samples", f"{report.samples:,}", "on which all errors were measured"),
-            (
-                "error of the outputs",
-                number(report.output_error),
-                f"{ratio_in_decibels} dB, relative to the float network",
-            ),
-        ]
+        noise = f"{number(decibels(report.output_error))} dB, relative to the float network"
+        tiles.append(("calibration samples", f"{report.samples:,}", "on which all errors were measured"))
+        tiles.append(("error of the outputs", number(report.output_error), noise))
     else:
-        tiles.append(("calibration samples", "none", "so that no error was measured"))
-    tiles += [
-        (name, f"{percent(before)} → {percent(after)}", "float → quantized, on the calibration samples")
-        for name, (before, after) in accuracy.items()
-    ]
-    tiles.append(("time", seconds(sum(report.seconds.values())), f"ranges and rounding of layers: {seconds(layers)}"))
+        tiles.append(("calibration samples", "none", "so no error was measured"))
+    for name, (before, after) in accuracy.items():
+        remark = "float → quantized, on the calibration samples"
+        tiles.append((name, f"{percent(before)} → {percent(after)}", remark))
+    layers = seconds(sum(layer.seconds for layer in report.layers))
+    tiles.append(("time", seconds(sum(report.seconds.values())), f"ranges and rounding of layers: {layers}"))
     tiles.append(("activations held", human_bytes(report.peak_activation_bytes), "at most, in memory and on disk"))
-    return (
-        '<dl class="tiles">\n'
-        + "\n".join(
-            f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)} <small>{escaped(remark)}</small></dd></div>"
-            for name, value, remark in tiles
-        )
-        + "\n</dl>"
-    )
+    return tiles
 
 
-def _times(report: Report) -> str:
-    total = sum(report.seconds.values())
-    rows = [
-        f'<tr><th scope="row">{escaped(stage)}</th><td class="number">{seconds(spent)}</td>'
-        f'<td class="number">{percent(spent / total if total else 0.0)}</td>'
-        f'<td class="share">{share_bar(spent / total if total else 0.0)}</td></tr>'
-        for stage, spent in report.seconds.items()
+def _charts(layers: Sequence[LayerReport]) -> dict[str, Any]:
+    names = [layer.name for layer in layers]
+    errors = {"nearest": [layer.error_nearest for layer in layers], "chosen": [layer.error for layer in layers]}
+    ratios = {"chosen": [decibels(layer.error) for layer in layers]}
+    flips = {"bar": [layer.flips * 100 for layer in layers]}
+    times = {"bar": [layer.seconds for layer in layers]}
+    return {
+        "errors": chart("Error of each layer's output, nearest and chosen", names, errors, log=True),
+        "ratios": chart("Signal-to-quantization-noise ratio after each layer", names, ratios, unit=" dB"),
+        "flips": chart("Percentage of weights not rounded to nearest, by layer", names, flips, unit=" %"),
+        "times": chart("Seconds spent on each layer", names, times, unit=" s"),
+    }
+
+
+def _settings(layers: Sequence[LayerReport]) -> dict[str, Any]:
+    """How each layer was quantized; the names of settings that vary, and in words those that all layers share."""
+    settings = [
+        {
+            "bits": str(layer.bits),
+            "granularity": layer.granularity,
+            "codes": "symmetric" if layer.symmetric else "asymmetric",
+            "ranges": layer.ranges,
+            "rounding": layer.rounding,
+        }
+        for layer in layers
     ]
-    return (
-        '<table class="stages"><caption>Wall time by stage</caption><thead><tr><th scope="col">stage</th>'
-        '<th scope="col" class="number">time</th><th scope="col" class="number">share</th><td></td></tr></thead>\n'
-        f"<tbody>\n{_lines(rows)}</tbody></table>"
-    )
-
-
-def _activations(report: Report) -> str:
-    """The quantized tensors between operations; nothing where they stay in float."""
-    if not report.activations:
-        return ""
-    rows = []
-    for activation in report.activations:
-        cells = (
-            f"{activation.bits}{'' if activation.symmetric else ', unsigned'}",
-            between((activation.low, activation.high)),
-            number(activation.scale),
-            str(activation.zero_point),
-            ", ".join(activation.shared_with) or "–",
-        )
-        rows.append(
-            f'<tr><th scope="row">{escaped(activation.name)}</th>'
-            + "".join(f'<td class="number">{escaped(cell)}</td>' for cell in cells)
-            + "</tr>"
-        )
-    seen, remark = ("seen", "; all errors are measured with it") if report.measured else ("expected", "")
-    names = ("operation or input", "bits", f"values {seen}", "scale", "zero point", "same range as")
-    heads = "".join(f'<th scope="col"{" class=number" if name != names[0] else ""}>{name}</th>' for name in names)
-    return scrolling(
-        "activations",
-        f"<table><caption>What flows between operations, as codes{remark}</caption>"
-        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{_lines(rows)}</tbody></table>",
-    )
-
-
-def _kept_float(report: Report) -> str:
-    if not report.kept_float:
-        return "<p>Nothing: every weight tensor of the network is on a grid.</p>"
-    rows = [
-        f'<tr><th scope="row">{escaped(kept.name)}</th><td class="number">{kept.weights:,}</td>'
-        f"<td>{escaped(kept.reason)}</td></tr>"
-        for kept in report.kept_float
-    ]
-    return scrolling(
-        "what was kept in float",
-        '<table><caption>Weights that stayed as they were</caption><thead><tr><th scope="col">name</th>'
-        '<th scope="col" class="number">weights</th><th scope="col">why</th></tr></thead>\n'
-        f"<tbody>\n{_lines(rows)}</tbody></table>",
-    )
-
-
-def _notes(report: Report) -> str:
-    notes = [*report.notes, *report.layer_notes]
-    return f"<ul>\n{_lines(f'<li>{escaped(note)}</li>' for note in notes)}</ul>" if notes else ""
-
-
-def _reproduction(quantized: Reported, facts: Mapping[str, str]) -> str:
-    rows = [*facts.items(), *((f"version of {name}", version) for name, version in quantized.versions.items())]
-    cells = (f'<tr><th scope="row">{escaped(name)}</th><td>{escaped(value)}</td></tr>' for name, value in rows)
-    try:
-        recipe = quantized.recipe.as_toml()
-        introduction = (
-            "The recipe, with every setting. As a file it serves <code>roundwise quantize --recipe recipe.toml</code> "
-            'and <code>rw.Recipe.from_toml("recipe.toml")</code>; the same recipe, versions, samples and kind of '
-            "device give the same codes."
-        )
-    except RecipeError as error:  # a method of the user's own
-        recipe = json.dumps(quantized.recipe.as_dict(), indent=2)
-        introduction = f"The recipe cannot be had as a file: {escaped(error)}"
-    return (
-        f"<table><caption>What it was made of</caption><tbody>\n{_lines(cells)}</tbody></table>\n"
-        f"<p>{introduction}</p>\n<pre><code>{escaped(recipe)}</code></pre>"
-    )
-
-
-# ----------------------------------------------------------------------------------------------------------- parts
-
-
-def _lines(rows: Iterable[str]) -> str:
-    return "".join(f"{row}\n" for row in rows)
-
-
-def _resource(name: str) -> str:
-    return (importlib.resources.files("roundwise.reporting") / name).read_text(encoding="utf-8")
+    first = settings[0] if settings else {}
+    varying = [name for name in first if any(one[name] != first[name] for one in settings)]
+    common = [f"{name} {word}" for name, word in first.items() if name not in varying]
+    return {"settings": settings, "varying": varying, "common": common}

@@ -1,26 +1,15 @@
-"""Numbers and names as a page shows them, and the frame for what is wider than it."""
+"""How the report page writes numbers. The template uses these functions as filters."""
 
 from __future__ import annotations
 
-import html
 import math
 
 OVERFLOW = 1e100
-"""An error above it is no measurement: activations overflowed. (Reports are JSON, and keep infinity as a number.)"""
-
-
-def escaped(text: object) -> str:
-    """Any text as HTML that shows just that, in elements and in attributes.
-
-    Example:
-        >>> escaped("<b> & co")
-        '&lt;b&gt; &amp; co'
-    """
-    return html.escape(str(text), quote=True)
+"""Larger errors count as infinite: the activations overflowed. (A report in JSON cannot hold infinity itself.)"""
 
 
 def number(value: float) -> str:
-    """Four digits, with a minus sign as in print.
+    """Four digits, with a typographic minus sign.
 
     Example:
         >>> number(-0.123456), number(1e-9), number(256.0), number(float("inf"))
@@ -29,11 +18,11 @@ def number(value: float) -> str:
     if math.isnan(value):
         return "NaN"
     text = "∞" if abs(value) >= OVERFLOW else f"{abs(value):.4g}"
-    return f"−{text}".replace("e-", "e−") if value < 0 else text.replace("e-", "e−")
+    return ("−" if value < 0 else "") + text.replace("e-", "e−")
 
 
 def seconds(value: float) -> str:
-    """A time, to three digits or whole seconds.
+    """A time to three digits, or in whole seconds.
 
     Example:
         >>> seconds(0.012345), seconds(4.256), seconds(4120.3)
@@ -43,7 +32,7 @@ def seconds(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of 1 in per cent.
+    """A share between 0 and 1 as a percentage.
 
     Example:
         >>> percent(0.1234), percent(0.0001), percent(0.0)
@@ -52,11 +41,11 @@ def percent(share: float) -> str:
     return f"{share * 100:.3f} %" if 0 < share < 0.0005 else f"{share * 100:.1f} %"
 
 
-def between(ends: tuple[float, float]) -> str:
-    """A range of numbers, or the number where both ends are one.
+def interval(ends: tuple[float, float]) -> str:
+    """Two numbers, or one if both are equal.
 
     Example:
-        >>> between((1.0, 2.5)), between((3.0, 3.0))
+        >>> interval((1.0, 2.5)), interval((3.0, 3.0))
         ('1 … 2.5', '3')
     """
     low, high = map(number, ends)
@@ -64,7 +53,7 @@ def between(ends: tuple[float, float]) -> str:
 
 
 def decibels(error: float) -> float:
-    """Signal to quantization noise, −10 log₁₀ error: +∞ without an error, −∞ where it overflows.
+    """Signal-to-quantization-noise ratio, −10 log₁₀ error: +∞ without an error, −∞ if the error overflows.
 
     Example:
         >>> decibels(0.01), decibels(0.0)
@@ -73,8 +62,3 @@ def decibels(error: float) -> float:
     if error == 0:
         return math.inf
     return -math.inf if error >= OVERFLOW else -10 * math.log10(error)
-
-
-def scrolling(label: str, content: str) -> str:
-    """What may be wider than the page, in a frame of its own that can be scrolled from the keyboard too."""
-    return f'<div class="scroll" role="region" aria-label="{escaped(label)}" tabindex="0">\n{content}\n</div>'

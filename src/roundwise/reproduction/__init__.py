@@ -1,4 +1,4 @@
-"""Published tables, run again: each row of a table is a recipe, and a study says on which network and images."""
+"""Run published tables again: each row of a table is a recipe, and a study gives the network and the images."""
 
 from roundwise.reproduction.adaround import ADAROUND
 from roundwise.reproduction.journal import Journal, Outcome

@@ -1,7 +1,7 @@
 """The tables of "Up or Down? Adaptive Rounding for Post-Training Quantization" (ICML 2020, arXiv:2004.10568).
 
-Rows named "AdaRound" are the published procedure, `AdaRound`; rows "in Gram space" are the default, `GramAdaRound`.
-Figures in the column of the paper are for ResNet-18 on ImageNet, 4 bits per tensor, whose float accuracy is 69.68 %.
+"AdaRound" is the published procedure, `AdaRound`. Rows "in Gram space" are the default of Roundwise, `GramAdaRound`.
+Most of the paper's figures are for ResNet-18 on ImageNet, 4 bits per tensor, whose float accuracy is 69.68 %.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from roundwise.methods.activations import ActivationMinMax
 from roundwise.methods.corrections import EmpiricalBias
-from roundwise.methods.interfaces import GraphRewrite, RangeEstimator, RoundingSolver
+from roundwise.methods.interfaces import Correction, GraphRewrite, RangeEstimator, RoundingSolver
 from roundwise.methods.ranges import ACIQ, MinMax, OutputMSE, WeightMSE
 from roundwise.methods.rewrites import CrossLayerEqualization, HighBiasAbsorption, OutlierChannelSplitting
 from roundwise.methods.rounding import (
@@ -36,17 +36,34 @@ from roundwise.reproduction.study import Row, Settings, Table, TaskLoss
 STOCHASTIC_RUNS = 100
 """As in Table 1."""
 
+DETERMINISTIC = (Ceil, Floor, Nearest, NearestMoments, NearestScaled)
+"""These give the same codes with every seed, so they are run once."""
 
-def _recipe(
+W8 = Activations(ranges=ActivationMinMax(), adapt_rounding=False)
+"""8-bit activations, in the rows "W/8"."""
+
+
+def _row(
     settings: Settings,
+    name: str,
+    published: str,
     rounding: RoundingSolver[Any],
+    *,
     ranges: RangeEstimator[Any] = WeightMSE(),
     rewrites: Sequence[GraphRewrite] = (),
-    **more: Any,
-) -> Recipe:
-    """The paper folds batch-norms and rewrites nothing else, unless a row says so."""
+    correction: Correction[Any] | None = None,
+    activations: Activations | None = None,
+    **row: Any,
+) -> Row:
+    """A row of a table. Like the paper, it folds batch-norms and rewrites nothing else unless `rewrites` says so."""
     weights = dataclasses.replace(settings.weights, ranges=ranges)
-    return Recipe((Rewrite(rewrites), Quantize(weights=weights, rounding=rounding, **more)))
+    recipe = Recipe(
+        (
+            Rewrite(rewrites),
+            Quantize(weights=weights, rounding=rounding, activations=activations, correction=correction),
+        )
+    )
+    return Row(name, published, recipe, **{"runs": 1 if isinstance(rounding, DETERMINISTIC) else None, **row})
 
 
 def _sgd(settings: Settings, **changes: Any) -> AdaRound:
@@ -54,43 +71,34 @@ def _sgd(settings: Settings, **changes: Any) -> AdaRound:
 
 
 def _layer_wise(settings: Settings, *, first: bool = False, **changes: Any) -> AdaRound:
-    """Eq. 21, as in the tables before the asymmetric objective; for all layers or for the first alone."""
-    iterations = settings.first_layer_iterations if first else None
-    return AdaRound(iterations=iterations or settings.iterations, asymmetric=False, activation_aware=False, **changes)
+    """Eq. 21, before the asymmetric objective; for all layers, or for rows that quantize the first layer alone."""
+    iterations = (first and settings.first_layer_iterations) or settings.iterations
+    return AdaRound(iterations=iterations, asymmetric=False, activation_aware=False, **changes)
 
 
 def _table1(s: Settings) -> Sequence[Row]:
     return [
-        Row("nearest", "52.29", _recipe(s, Nearest()), first_layer_only=True),
-        Row("ceil", "0.10", _recipe(s, Ceil()), first_layer_only=True),
-        Row("floor", "0.10", _recipe(s, Floor()), first_layer_only=True),
-        Row("stochastic", "52.06 ± 5.52", _recipe(s, Stochastic()), True, runs=STOCHASTIC_RUNS, best="63.06"),
+        _row(s, "nearest", "52.29", Nearest(), first_layer_only=True),
+        _row(s, "ceil", "0.10", Ceil(), first_layer_only=True),
+        _row(s, "floor", "0.10", Floor(), first_layer_only=True),
+        _row(s, "stochastic", "52.06 ± 5.52", Stochastic(), first_layer_only=True, runs=STOCHASTIC_RUNS, best="63.06"),
     ]
 
 
 def _table2(s: Settings) -> Sequence[Row]:
+    def first_layer(name: str, published: str, rounding: RoundingSolver[Any], **row: Any) -> Row:
+        return _row(s, f"{name}, first layer", published, rounding, first_layer_only=True, **row)
+
+    cross_entropy, tabu = TaskLoss(), TaskLoss("tabu")
     return [
-        Row("nearest, first layer", "52.29", _recipe(s, Nearest()), first_layer_only=True),
-        Row(
-            "task loss (cross-entropy method), first layer",
-            "68.62 ± 0.17",
-            _recipe(s, Nearest()),
-            True,
-            None,
-            task_loss=TaskLoss(),
-        ),
-        Row("task loss (tabu search), first layer", "", _recipe(s, Nearest()), True, None, task_loss=TaskLoss("tabu")),
-        Row(
-            "local MSE (cross-entropy method), first layer",
-            "69.39 ± 0.04",
-            _recipe(s, CrossEntropyMethod()),
-            True,
-            None,
-        ),
-        Row("continuous relaxation, first layer", "69.58 ± 0.03", _recipe(s, _layer_wise(s, first=True)), True, None),
-        Row("nearest, all layers", "23.99", _recipe(s, Nearest())),
-        Row("local MSE, all layers", "65.83 ± 0.14", _recipe(s, CrossEntropyMethod()), runs=None),
-        Row("continuous relaxation, all layers", "66.56 ± 0.12", _recipe(s, _layer_wise(s)), runs=None),
+        first_layer("nearest", "52.29", Nearest()),
+        first_layer("task loss (cross-entropy method)", "68.62 ± 0.17", Nearest(), runs=None, task_loss=cross_entropy),
+        first_layer("task loss (tabu search)", "", Nearest(), runs=None, task_loss=tabu),
+        first_layer("local MSE (cross-entropy method)", "69.39 ± 0.04", CrossEntropyMethod()),
+        first_layer("continuous relaxation", "69.58 ± 0.03", _layer_wise(s, first=True)),
+        _row(s, "nearest, all layers", "23.99", Nearest()),
+        _row(s, "local MSE, all layers", "65.83 ± 0.14", CrossEntropyMethod()),
+        _row(s, "continuous relaxation, all layers", "66.56 ± 0.12", _layer_wise(s)),
     ]
 
 
@@ -102,119 +110,98 @@ def _table3(s: Settings) -> Sequence[Row]:
         ("rectified sigmoid + f_reg", "rectified-sigmoid", "69.58 ± 0.03", "66.56 ± 0.12"),
     ):
         one, all_layers = (_layer_wise(s, first=first, relaxation=relaxation) for first in (True, False))
-        rows.append(Row(f"{name}, first layer", published_first, _recipe(s, one), True, None))
-        rows.append(Row(f"{name}, all layers", published, _recipe(s, all_layers), runs=None))
+        rows.append(_row(s, f"{name}, first layer", published_first, one, first_layer_only=True))
+        rows.append(_row(s, f"{name}, all layers", published, all_layers))
     return rows
 
 
 def _table4(s: Settings) -> Sequence[Row]:
     return [
-        Row("layer wise", "66.56 ± 0.12", _recipe(s, _layer_wise(s)), runs=None),
-        Row("asymmetric", "68.37 ± 0.07", _recipe(s, _sgd(s, activation_aware=False)), runs=None),
-        Row("asymmetric + ReLU", "68.60 ± 0.09", _recipe(s, _sgd(s)), runs=None),
-        Row("in Gram space, asymmetric", "", _recipe(s, GramAdaRound(turns=0)), runs=None),
-        Row("in Gram space, asymmetric + ReLU", "", _recipe(s, GramAdaRound()), runs=None),
+        _row(s, "layer wise", "66.56 ± 0.12", _layer_wise(s)),
+        _row(s, "asymmetric", "68.37 ± 0.07", _sgd(s, activation_aware=False)),
+        _row(s, "asymmetric + ReLU", "68.60 ± 0.09", _sgd(s)),
+        _row(s, "in Gram space, asymmetric", "", GramAdaRound(turns=0)),
+        _row(s, "in Gram space, asymmetric + ReLU", "", GramAdaRound()),
     ]
 
 
 def _table5(s: Settings) -> Sequence[Row]:
     return [
-        Row("nearest", "23.99", _recipe(s, Nearest())),
-        Row("STE", "66.63 ± 0.06", _recipe(s, StraightThrough(iterations=s.iterations)), runs=None),
-        Row("AdaRound", "68.60 ± 0.09", _recipe(s, _sgd(s)), runs=None),
-        Row("AdaRound in Gram space", "", _recipe(s, GramAdaRound()), runs=None),
+        _row(s, "nearest", "23.99", Nearest()),
+        _row(s, "STE", "66.63 ± 0.06", StraightThrough(iterations=s.iterations)),
+        _row(s, "AdaRound", "68.60 ± 0.09", _sgd(s)),
+        _row(s, "AdaRound in Gram space", "", GramAdaRound()),
     ]
 
 
 def _table6(s: Settings) -> Sequence[Row]:
     return [
-        Row("nearest", "23.99", _recipe(s, Nearest())),
-        Row("bias correction", "38.87", _recipe(s, Nearest(), correction=EmpiricalBias())),
-        Row("AdaRound", "68.60 ± 0.09", _recipe(s, _sgd(s)), runs=None),
-        Row("AdaRound in Gram space", "", _recipe(s, GramAdaRound()), runs=None),
+        _row(s, "nearest", "23.99", Nearest()),
+        _row(s, "bias correction", "38.87", Nearest(), correction=EmpiricalBias()),
+        _row(s, "AdaRound", "68.60 ± 0.09", _sgd(s)),
+        _row(s, "AdaRound in Gram space", "", GramAdaRound()),
     ]
 
 
 def _table7(s: Settings) -> Sequence[Row]:
-    activations = Activations(ranges=ActivationMinMax(), adapt_rounding=False)
     by_channel = dataclasses.replace(s, granularity=PerChannel())
-    splitting = OutlierChannelSplitting(bits=s.bits)
+    corrected: dict[str, Any] = {"correction": EmpiricalBias(), "activations": W8}
+    dfq, banner = "equalization and bias correction, after DFQ, W/8", "bias correction of Banner et al., W*/8"
     return [
-        Row("nearest, W/32", "23.99", _recipe(s, Nearest())),
-        Row("OMSE+opt, W*/32", "67.12", _recipe(by_channel, NearestScaled())),
-        Row("OCS, W/32", "", _recipe(s, Nearest(), MinMax(), rewrites=(splitting,))),
-        Row("AdaRound, W/32", "68.71 ± 0.06", _recipe(s, _sgd(s)), runs=None),
-        Row("AdaRound in Gram space, W/32", "", _recipe(s, GramAdaRound()), runs=None),
-        Row(
-            "equalization and bias correction, after DFQ, W/8",
-            "38.98",
-            _recipe(
-                s,
-                Nearest(),
-                correction=EmpiricalBias(),
-                rewrites=(CrossLayerEqualization(),),
-                activations=activations,
-            ),
-        ),
-        Row(
-            "bias correction of Banner et al., W*/8",
-            "67.4",
-            _recipe(by_channel, NearestMoments(), ACIQ(), correction=EmpiricalBias(), activations=activations),
-        ),
-        Row("AdaRound, W/8", "68.55 ± 0.01", _recipe(s, _sgd(s), activations=activations), runs=None),
-        Row("AdaRound in Gram space, W/8", "", _recipe(s, GramAdaRound(), activations=activations), runs=None),
-        Row(
-            "AdaRound in Gram space, W/8, rounding adapts",
-            "",
-            _recipe(s, GramAdaRound(), activations=Activations()),
-            runs=None,
-        ),
+        _row(s, "nearest, W/32", "23.99", Nearest()),
+        _row(by_channel, "OMSE+opt, W*/32", "67.12", NearestScaled()),
+        _row(s, "OCS, W/32", "", Nearest(), ranges=MinMax(), rewrites=(OutlierChannelSplitting(bits=s.bits),)),
+        _row(s, "AdaRound, W/32", "68.71 ± 0.06", _sgd(s)),
+        _row(s, "AdaRound in Gram space, W/32", "", GramAdaRound()),
+        _row(s, dfq, "38.98", Nearest(), rewrites=(CrossLayerEqualization(),), **corrected),
+        _row(by_channel, banner, "67.4", NearestMoments(), ranges=ACIQ(), **corrected),
+        _row(s, "AdaRound, W/8", "68.55 ± 0.01", _sgd(s), activations=W8),
+        _row(s, "AdaRound in Gram space, W/8", "", GramAdaRound(), activations=W8),
+        _row(s, "AdaRound in Gram space, W/8, rounding adapts", "", GramAdaRound(), activations=Activations()),
     ]
 
 
 def _table7_equalized(s: Settings) -> Sequence[Row]:
-    """For networks whose channels differ much: each row has one run, since they are the large ones."""
-    activations = Activations(ranges=ActivationMinMax(), adapt_rounding=False)
+    """For networks whose channels differ much. Each row has one run, since these networks are large."""
     equalized = (CrossLayerEqualization(),)
-    absorbed = (*equalized, HighBiasAbsorption())  # else some activations are as large as millions
-    dfq = _recipe(s, Nearest(), rewrites=absorbed, correction=EmpiricalBias(), activations=activations)
+    absorbed = (*equalized, HighBiasAbsorption())  # without it, some activations are as large as millions
+    gram = GramAdaRound()
     return [
-        Row("nearest, W/32", "", _recipe(s, Nearest())),
-        Row("DFQ, W/8", "46.57", dfq),
-        Row("AdaRound in Gram space, W/32", "", _recipe(s, GramAdaRound())),
-        Row(
-            "equalization, AdaRound in Gram space, W/32", "69.78 ± 0.05", _recipe(s, GramAdaRound(), rewrites=equalized)
-        ),
-        Row(
+        _row(s, "nearest, W/32", "", Nearest()),
+        _row(s, "DFQ, W/8", "46.57", Nearest(), rewrites=absorbed, correction=EmpiricalBias(), activations=W8),
+        _row(s, "AdaRound in Gram space, W/32", "", gram, runs=1),
+        _row(s, "equalization, AdaRound in Gram space, W/32", "69.78 ± 0.05", gram, rewrites=equalized, runs=1),
+        _row(
+            s,
             "equalization, absorption, AdaRound in Gram space, W/8",
             "69.25 ± 0.06",
-            _recipe(s, GramAdaRound(), rewrites=absorbed, activations=activations),
+            gram,
+            rewrites=absorbed,
+            activations=W8,
+            runs=1,
         ),
     ]
 
 
 def _table8(s: Settings) -> Sequence[Row]:
-    activations = Activations(ranges=ActivationMinMax(), adapt_rounding=False)
     return [
-        Row("nearest, W/8", "6.09", _recipe(s, Nearest(), activations=activations)),
-        Row("AdaRound, W/32", "70.89 ± 0.33", _recipe(s, _sgd(s)), runs=None),
-        Row("AdaRound, W/8", "70.86 ± 0.37", _recipe(s, _sgd(s), activations=activations), runs=None),
-        Row("AdaRound in Gram space, W/8", "", _recipe(s, GramAdaRound(), activations=activations), runs=None),
+        _row(s, "nearest, W/8", "6.09", Nearest(), activations=W8),
+        _row(s, "AdaRound, W/32", "70.89 ± 0.33", _sgd(s)),
+        _row(s, "AdaRound, W/8", "70.86 ± 0.37", _sgd(s), activations=W8),
+        _row(s, "AdaRound in Gram space, W/8", "", GramAdaRound(), activations=W8),
     ]
 
 
 def _ranges(s: Settings) -> Sequence[Row]:
     rows = []
-    for name, estimator, nearest in (
-        ("min-max", MinMax(), ""),
-        ("weight MSE", WeightMSE(), "23.99"),
-        ("output MSE", OutputMSE(), ""),
+    for name, ranges, nearest, adaround in (
+        ("min-max", MinMax(), "", ""),
+        ("weight MSE", WeightMSE(), "23.99", "68.60 ± 0.09"),
+        ("output MSE", OutputMSE(), "", ""),
     ):
-        rows += [
-            Row(f"{name}, nearest", nearest, _recipe(s, Nearest(), estimator)),
-            Row(f"{name}, AdaRound", "68.60 ± 0.09" if nearest else "", _recipe(s, _sgd(s), estimator), runs=None),
-            Row(f"{name}, AdaRound in Gram space", "", _recipe(s, GramAdaRound(), estimator), runs=None),
-        ]
+        rows.append(_row(s, f"{name}, nearest", nearest, Nearest(), ranges=ranges))
+        rows.append(_row(s, f"{name}, AdaRound", adaround, _sgd(s), ranges=ranges))
+        rows.append(_row(s, f"{name}, AdaRound in Gram space", "", GramAdaRound(), ranges=ranges))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Finished runs, one line each, so that a table of hours that was interrupted goes on where it was."""
+"""Finished runs, one per line, so that an interrupted table of many hours continues where it stopped."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from roundwise.errors import FileFormatError
 
 BEGINNING = '{"run": '
-"""Of every line."""
-
-MOST = sys.float_info.max
-"""Seconds: JSON knows whole numbers that are no float."""
+"""Every line that `Journal.add` writes begins with this."""
 
 
 @final
 @dataclass(frozen=True)
 class Outcome:
-    """What one run came to.
+    """The result of one run.
 
     Attributes:
         score: in percent.
@@ -35,13 +32,13 @@ class Outcome:
 
 @final
 class Journal:
-    """Outcomes by what was run, in a file if there is one. It is read at once, so that a wrong file is told at once.
+    """Outcomes by the key of their run, kept in a file if there is one. The file is read, and checked, at once.
 
     Args:
-        path: may not exist yet; None keeps outcomes in memory alone.
+        path: need not exist yet; None keeps outcomes in memory only.
 
     Raises:
-        FileFormatError: the file is something else, or a figure in it cannot be one.
+        FileFormatError: the file is not a journal, or a figure in it is impossible.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -49,15 +46,15 @@ class Journal:
         self._known = dict(_read(path)) if path is not None and path.exists() else {}
 
     def __iter__(self) -> Iterator[str]:
-        """What was run."""
+        """The keys of all runs."""
         return iter(self._known)
 
     def get(self, key: str) -> Outcome | None:
-        """What is known of a run."""
+        """The outcome of a run, or None if it is not finished."""
         return self._known.get(key)
 
     def add(self, key: str, outcome: Outcome) -> None:
-        """Note a run, in the file at once."""
+        """Keep the outcome of a run; in the file at once."""
         self._known[key] = outcome
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
@@ -77,41 +74,36 @@ def _read(path: Path) -> Iterable[tuple[str, Outcome]]:
     if not last:
         return
     begun = last.startswith(BEGINNING) or BEGINNING.startswith(last)
-    if begun and not _is_json(last):  # a run that was stopped while it wrote: it will be done again
+    if begun and _json(last) is None:  # the run was stopped while it wrote this line: it will be run again
         with path.open("r+b") as file:
             file.truncate(data.rfind(b"\n") + 1)
         return
     if last.strip():
         yield _parse(last, f"{path}, line {len(lines) + 1}")
-    with path.open("ab") as file:  # the next run gets a line of its own
+    with path.open("ab") as file:  # the next run begins on a line of its own
         file.write(b"\n")
 
 
-def _is_json(line: str) -> bool:
+def _json(line: str) -> Any:
+    """The line as data; None if it is not JSON."""
     try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
+        return json.loads(line)
+    except (ValueError, RecursionError):  # RecursionError: brackets nested a thousand times
+        return None
 
 
 def _parse(line: str, place: str) -> tuple[str, Outcome]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):  # RecursionError: brackets in brackets, a thousand deep
-        record = line
-    match record:
-        case {"run": str(key), "score": int() | float() as score, "seconds": int() | float() as seconds}:
-            limits = (("score", score, 100, "a percentage, 0 to 100"), ("seconds", seconds, MOST, "a time, 0 or more"))
-            for name, value, most, what in limits:
-                if isinstance(value, bool) or not 0 <= value <= most:
-                    raise FileFormatError(
-                        f"{place}: {name!r} is {reprlib.repr(value)}, which is not {what}; so a table would be wrong. "
-                        "Remove the line, and its run is done again."
-                    )
+    match _json(line):
+        case {"run": str(key), "score": score, "seconds": seconds} if _within(score, 100) and _within(
+            seconds, sys.float_info.max
+        ):
             return key, Outcome(float(score), float(seconds))
     raise FileFormatError(
-        f"{place}: {line[:60]!r} is not the line of a finished run, which has 'run', 'score' and 'seconds'; so this is "
-        "no journal of a reproduction. Give another name or remove the file; or remove the line, where the others are "
-        "lines of runs."
+        f"{place}: {reprlib.repr(line)} is not a finished run, which has 'run' (a text), 'score' (a percentage, 0 to "
+        "100) and 'seconds' (0 or more). Remove the line, and its run is done again; if the whole file is no journal "
+        "of a reproduction, give another name."
     )
+
+
+def _within(value: object, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most

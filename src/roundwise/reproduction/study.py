@@ -1,4 +1,4 @@
-"""Run the rows of a table over seeds, one at a time, and write down what came out beside what the paper says."""
+"""Run the rows of a table with several seeds, one run at a time, and write the results beside those of the paper."""
 
 from __future__ import annotations
 
@@ -45,14 +45,15 @@ from roundwise.wording import number_of
 @final
 @dataclass(frozen=True)
 class Settings:
-    """What a user may change about a table; the defaults are the paper's.
+    """What a user can change about a table; the defaults are those of the paper.
 
     Args:
         bits: of the weights.
         granularity: what shares a scale.
-        iterations: of methods that learn by minibatches; 20,000 in the paper's Table 7, else 10,000.
-        first_layer_iterations: of the same in rows that quantize the first layer alone, which cost less; None: as many.
-        seeds: how often a row with chance in it is run.
+        iterations: of methods that learn by minibatches; in the paper 10,000, and 20,000 in Table 7.
+        seeds: the number of runs of a row whose result depends on the seed.
+        first_layer_iterations: instead of `iterations` in rows that quantize the first layer alone, which take less
+            time; None: the same number.
 
     Raises:
         RecipeError: a number is out of range.
@@ -65,31 +66,29 @@ class Settings:
     first_layer_iterations: int | None = None
 
     def __post_init__(self) -> None:
-        Weights(bits=self.bits, granularity=self.granularity)  # raises
-        counts = {name: getattr(self, name) for name in ("iterations", "seeds")}
-        if self.first_layer_iterations is not None:
-            counts["first_layer_iterations"] = self.first_layer_iterations
-        for name, value in counts.items():
-            if type(value) is not int or value < 1:
+        self.weights  # noqa: B018  raises RecipeError
+        for name in ("iterations", "seeds", "first_layer_iterations"):
+            value = getattr(self, name)
+            if (type(value) is not int or value < 1) and (name, value) != ("first_layer_iterations", None):
                 raise RecipeError(f"{name}={value!r}: it must be a whole number, 1 or more.")
 
     @property
     def weights(self) -> Weights:
-        """The weights of every quantized layer."""
+        """How the weights of every layer are quantized."""
         return Weights(bits=self.bits, granularity=self.granularity)
 
 
 @final
 @dataclass(frozen=True)
 class TaskLoss:
-    """The first layer rounded by the Hessian of the task loss (Eq. 13), in place of the recipe's rounding.
+    """Round the first layer by the Hessian of the task loss (Eq. 13), instead of the rounding of the recipe.
 
-    The Hessian is the Gauss-Newton one, which for ReLU networks is the exact one, with the float network's own classes
-    as labels: calibration samples have none.
+    The Hessian is the Gauss-Newton one, which is exact for ReLU networks. Calibration samples have no labels, so the
+    classes that the float network predicts are the labels.
 
     Args:
         search: how the binary problem is solved.
-        samples: calibration samples that the Hessian is a mean over, at most.
+        samples: the Hessian is a mean over at most this many calibration samples.
     """
 
     search: Literal["cross-entropy-method", "tabu"] = "cross-entropy-method"
@@ -97,23 +96,23 @@ class TaskLoss:
 
 
 FEW = 3
-"""Seeds of a row with chance in it that the paper does not have, or gives no deviation of."""
+"""The most runs of a row for which the paper has no figure, or a figure without deviation."""
 
 
 @final
 @dataclass(frozen=True)
 class Row:
-    """One line of a table.
+    """One row of a table.
 
     Attributes:
-        name: the paper's, or ours where it says so.
-        published: the paper's figure, in percent, as text; empty where there is none.
-        recipe: what to do.
-        first_layer_only: all other layers stay in float.
-        runs: how many seeds; None takes the settings' where the paper has a deviation to compare with, else at most
-            `FEW` of them; 1 is for what has no chance in it.
-        best: the paper's figure for the best of the runs; where there is one, the page has ours too.
-        task_loss: rounds the first layer instead of the recipe.
+        name: of the row.
+        published: the figure of the paper, in percent, as text; empty if there is none.
+        recipe: how the network is quantized.
+        first_layer_only: whether all other layers stay in float.
+        runs: the number of seeds. None takes the number of the settings if the paper gives a deviation, otherwise at
+            most `FEW` of them. 1 is for rows that do not depend on the seed.
+        best: the paper's figure for the best run; if there is one, the page also has the best of ours.
+        task_loss: if given, it rounds the first layer instead of the recipe.
     """
 
     name: str
@@ -125,7 +124,7 @@ class Row:
     task_loss: TaskLoss | None = None
 
     def count(self, settings: Settings) -> int:
-        """How often it is run."""
+        """The number of runs."""
         if self.runs is not None:
             return self.runs
         return settings.seeds if "±" in self.published else min(settings.seeds, FEW)
@@ -137,9 +136,9 @@ class Table:
     """A table of a paper.
 
     Attributes:
-        title: what it compares.
-        rows: from settings to its lines.
-        remark: where ours differs from the paper's, or empty.
+        title: what the table compares.
+        rows: gives the rows for settings.
+        remark: how our table differs from that of the paper, or empty.
         paper: the network and data of the paper's figures.
         published_float: the paper's figure for the float network.
     """
@@ -154,14 +153,14 @@ class Table:
 @final
 @dataclass(frozen=True, eq=False)
 class Study:
-    """A network and what it is measured on.
+    """A network, and the data that it is calibrated and measured on.
 
     Attributes:
-        model: in float.
+        model: the float network.
         calibration: samples in one tensor, or a list of batches.
-        score: from a network to its figure in percent: top-1 accuracy, mean IoU.
+        score: gives the figure of a network in percent: top-1 accuracy or mean IoU.
         name: of network and data, for the page and the journal.
-        graph: the model, captured already; None: captured when it is first wanted.
+        graph: the captured model; None captures it when it is first needed.
     """
 
     model: nn.Module
@@ -181,25 +180,25 @@ class Study:
         """The name of the first layer that can be quantized, in the order in which layers run.
 
         Raises:
-            ModelError: there is none.
+            ModelError: there is no layer that can be quantized.
         """
         return plan_layers(folded(self.captured.graph), Quantize())[0].layer.name
 
     @functools.cached_property
     def captured(self) -> Network:
-        """The network, captured once for all rows."""
+        """The captured network, the same for all rows."""
         return self.graph or capture(self.model, self.samples(2))
 
     @functools.cached_property
     def hessians(self) -> dict[int, TaskHessian]:
-        """Of the task loss by the first layer's weights; by the number of samples. They take minutes: kept."""
+        """Hessians of the task loss, by their number of samples; kept, since each takes minutes."""
         return {}
 
 
 @final
 @dataclass(frozen=True)
 class Result:
-    """A row with the scores of its runs, in the order of their seeds, and the seconds that each took to quantize."""
+    """The scores of a row's runs, in the order of the seeds, and the seconds that each run took to quantize."""
 
     row: Row
     scores: tuple[float, ...]
@@ -207,12 +206,12 @@ class Result:
 
     @property
     def mean(self) -> float:
-        """Of the scores."""
+        """The mean score."""
         return statistics.fmean(self.scores)
 
     @property
     def deviation(self) -> float:
-        """Of the scores, from sample to sample; 0 of one alone."""
+        """The sample standard deviation of the scores; 0 for a single run."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
 
     def __str__(self) -> str:
@@ -222,7 +221,7 @@ class Result:
 
 
 def runs(table: Table, settings: Settings) -> Iterator[tuple[Row, int]]:
-    """Every row with every seed that it is run with."""
+    """All runs of a table: each row with each of its seeds."""
     for row in table.rows(settings):
         for seed in range(row.count(settings)):
             yield row, seed
@@ -236,7 +235,7 @@ def run(
     *,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
-    """All rows of a table; what the journal has already is not run again.
+    """Run all rows of a table. Runs that the journal has are not repeated.
 
     Raises:
         RoundwiseError: as `quantize`.
@@ -251,10 +250,10 @@ def run(
 
 
 def finished(study: str, table: Table, settings: Settings, journal: Journal) -> list[Result]:
-    """What a journal has of a table; a row of which no run is finished is left out."""
+    """The results of a table that a journal has. A row without a finished run is left out."""
     results = []
     for row in table.rows(settings):
-        known = [journal.get(run_key(study, one, seed)) for one, seed in runs(table, settings) if one.name == row.name]
+        known = [journal.get(run_key(study, row, seed)) for seed in range(row.count(settings))]
         outcomes = [outcome for outcome in known if outcome is not None]
         if outcomes:
             results.append(Result(row, tuple(o.score for o in outcomes), tuple(o.seconds for o in outcomes)))
@@ -262,8 +261,8 @@ def finished(study: str, table: Table, settings: Settings, journal: Journal) -> 
 
 
 def run_once(study: Study, row: Row, seed: int) -> Outcome:
-    """One row with one seed."""
-    study.captured  # noqa: B018  made before the clock runs, since it serves all rows
+    """Run one row with one seed."""
+    study.captured  # noqa: B018  before the clock starts, since all rows share it
     begin = time.perf_counter()
     quantized = quantize_row(study, row, seed)
     seconds = time.perf_counter() - begin
@@ -271,9 +270,9 @@ def run_once(study: Study, row: Row, seed: int) -> Outcome:
 
 
 def quantize_row(study: Study, row: Row, seed: int) -> Model:
-    """The network of one row and seed.
+    """Quantize the network as one row and seed say.
 
-    Where nothing looks at the samples, two of them do as well as all: the codes are the same.
+    Methods that do not look at samples get two of them, which saves time and gives the same codes.
     """
     recipe = dataclasses.replace(row.recipe, seed=seed)
     if row.first_layer_only:
@@ -288,7 +287,7 @@ def _by_task_loss(study: Study, by: TaskLoss, weights: Weights, seed: int) -> Gi
     hessian = study.hessians.get(by.samples)
     if hessian is None:
         samples, layer = study.samples(by.samples), study.first_layer
-        # Whoever asks for this table knows that it takes hours for large layers, as it did the paper.
+        # No limit: for large layers this table takes hours, as it did in the paper.
         hessian = task_hessian(
             study.captured, layer, samples, PredictedClasses(), curvature=GaussNewton(), limit=sys.maxsize
         )
@@ -306,7 +305,7 @@ def _looks_at_samples(recipe: Recipe) -> bool:
 
 
 def run_key(study: str, row: Row, seed: int) -> str:
-    """What tells one run from another: the name of the study, and all settings."""
+    """The key of a run in the journal: the name of the study, and all settings."""
     data: dict[str, Any] = {
         "study": study,
         "recipe": dataclasses.replace(row.recipe, seed=seed).as_dict(),
@@ -318,14 +317,14 @@ def run_key(study: str, row: Row, seed: int) -> str:
 
 
 def of_others(study: str, journal: Journal) -> int:
-    """How many runs in a journal are of other studies."""
+    """The number of runs in a journal that belong to other studies."""
     return sum(f'"study": {json.dumps(study)}' not in key for key in journal)
 
 
 def page(
     study: Study, table: Table, settings: Settings, results: Sequence[Result], command: str, float_score: float
 ) -> str:
-    """A table's page as Markdown: the command, the hardware, the time, the paper's figures and ours."""
+    """The page of a table in Markdown: the command, the hardware, the time, the figures of the paper and ours."""
     total = sum(second for result in results for second in result.seconds)
     lines = [
         f"# {table.title}",
@@ -357,7 +356,7 @@ def _iterations(settings: Settings) -> str:
 
 
 def _machine(model: nn.Module) -> str:
-    """The accelerator where the model lies on one; the processor, as the system names it, and how many cores it has."""
+    """The accelerator that holds the model, if any; the name of the processor, and its number of cores."""
     cores = number_of(os.cpu_count() or 1, "core")
     try:
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]

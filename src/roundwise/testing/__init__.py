@@ -1,14 +1,15 @@
-"""For those who write a rounding solver or a range estimator: tiny problems, checks, and the true optimum.
+"""For authors of rounding solvers and range estimators: tiny problems, checks, and the true optimum.
 
-A method in the tables of `roundwise.methods.rounding` or `roundwise.methods.ranges` is put through every check by
-`tests/conformance`. One outside of them can be tested alike:
+`tests/conformance` puts every method in the tables of `roundwise.methods.rounding` and `roundwise.methods.ranges`
+through every check.
+A method outside of them can be tested in the same way:
 
     @pytest.mark.parametrize("case", cases(), ids=str)
     @pytest.mark.parametrize("check", SOLVER_CHECKS)
     def test_my_solver(check, case):
         check(MySolver(), case)
 
-A check returns None or raises `AssertionError` with a sentence about what was found.
+A check returns None, or raises `AssertionError` with a sentence that says what was found.
 """
 
 from roundwise.testing.activation_checks import ACTIVATION_CHECKS, value_cases

@@ -1,4 +1,4 @@
-"""What every method for activation ranges must hold to. A check takes (method, batches of values, codebook)."""
+"""Checks for every method for activation ranges. A check takes (method, batches of values, codebook)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from roundwise.methods.interfaces import ActivationRanges
 from roundwise.numerics.grid import Codebook
-from roundwise.testing.requirement import require
+from roundwise.testing.requirement import require, unchanged
 
 Batches = Sequence[Tensor]
 
 
 def value_cases() -> dict[str, Batches]:
-    """Batches of values as networks have them, by what they are like."""
+    """Batches of values as they occur in networks, by a description."""
     generator = torch.Generator().manual_seed(0)
     normal = [torch.randn(4, 8, 5, 5, generator=generator) for _ in range(3)]
     outlier = [batch.clone() for batch in normal]
@@ -36,7 +36,7 @@ def value_cases() -> dict[str, Batches]:
 
 
 def limits(method: ActivationRanges[Any], batches: Batches, codebook: Codebook) -> tuple[float, float]:
-    """The range, found as the stream finds it."""
+    """The range that the method chooses, computed as the stream computes it."""
     statistic = method.needs()
     for batch in batches:
         statistic.add(batch)
@@ -46,7 +46,7 @@ def limits(method: ActivationRanges[Any], batches: Batches, codebook: Codebook) 
 def check_the_range_is_an_interval_within_what_was_seen(
     method: ActivationRanges[Any], batches: Batches, codebook: Codebook
 ) -> None:
-    """Finite, low ≤ high, and not beyond the extremes and 0."""
+    """The range is finite, not empty, and within the interval of all values and 0."""
     low, high = limits(method, batches, codebook)
     require(math.isfinite(low) and math.isfinite(high) and low <= high, f"the range is {low} to {high}")
     seen_low = min(0.0, *(float(batch.min()) for batch in batches))
@@ -59,15 +59,14 @@ def check_the_range_is_an_interval_within_what_was_seen(
 def check_the_same_values_give_the_same_range(
     method: ActivationRanges[Any], batches: Batches, codebook: Codebook
 ) -> None:
-    """It is a function of its arguments, leaves them alone, and needs no global random numbers."""
-    before, state = [batch.clone() for batch in batches], torch.get_rng_state()
-    require(limits(method, batches, codebook) == limits(method, batches, codebook), "the same values gave two ranges")
-    require(all(map(torch.equal, before, batches)), "the values were changed")
-    require(torch.equal(state, torch.get_rng_state()), "random numbers were drawn from PyTorch's global state")
+    """The range depends on the arguments alone. They are not changed, and no global random numbers are used."""
+    with unchanged({f"the values of batch {number}": batch for number, batch in enumerate(batches)}):
+        same = limits(method, batches, codebook) == limits(method, batches, codebook)
+    require(same, "the same values gave two ranges")
 
 
 def check_the_range_follows_the_unit(method: ActivationRanges[Any], batches: Batches, codebook: Codebook) -> None:
-    """Values in another unit, by a power of two, give the range in that unit."""
+    """Values in another unit (times 8) give the range in that unit."""
     low, high = limits(method, batches, codebook)
     other = limits(method, [batch * 8 for batch in batches], codebook)
     tolerance = 1e-6 * max(abs(low), abs(high))

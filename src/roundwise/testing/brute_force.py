@@ -1,4 +1,4 @@
-"""Every rounding of a tiny layer, tried: the optimum that a solver is held against.
+"""Try every rounding of a tiny layer, to compare solvers with the optimum.
 
 An output channel depends on its own row of weights only, so with an element-wise activation function the rows are
 independent problems (Eq. 18): 2^cols roundings each, not 2^(rows · cols).
@@ -18,11 +18,11 @@ MOST_COLUMNS = 12
 
 
 def best_rounding(case: Case, grid: Grid) -> tuple[Rounding, float]:
-    """The codes, each the floor or the ceiling of its weight, with the smallest objective; and that.
+    """The codes with the smallest objective, each the floor or the ceiling of its weight; and that objective.
 
     Args:
         case: with at most 12 columns and an element-wise activation function, or none.
-        grid: on which the codes are.
+        grid: the grid of the codes.
 
     Raises:
         ValueError: the layer has too many columns.

@@ -1,7 +1,7 @@
-"""Tiny layers with samples: one case for every kind of layer, grid and content that a method must cope with.
+"""Tiny layers with samples: a case for every kind of layer, grid and content that a method must handle.
 
-Inputs are correlated, as real ones are: that is where rounding to nearest loses. The quantized network's inputs x̂ are
-the float network's x with some noise, and the targets come from x, so every case is asymmetric (Eq. 25).
+The inputs are correlated like real ones, since otherwise rounding to nearest is hard to beat. The inputs x̂ of the
+quantized network are the float network's x plus noise. The targets come from x, so every case is asymmetric (Eq. 25).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class Case:
     """One layer, its samples, and how its weights are to be quantized.
 
     Attributes:
-        name: says what is special about it.
+        name: says what is special about the case.
         layer: the linear map, with its bias.
         weight: float32 matrix `[groups, rows, cols]`.
         inputs: x̂, of the quantized network before this layer, `[samples, …]`.
@@ -74,7 +74,7 @@ class Case:
         )
 
     def statistic(self, kind: type[S], batches: Sequence[int] = ()) -> S:
-        """A statistic of the samples, shown to it in batches of the given sizes, or a few."""
+        """A statistic of the samples, which it sees in batches of the given sizes (by default, three batches)."""
         batches = batches or ((20, 20, 8) if self.samples == SAMPLES else (self.samples,))
         statistic = kind.empty(self.layer, self.samples, torch.Generator().manual_seed(0))
         for inputs, targets in zip(self.inputs.split(list(batches)), self.targets.split(list(batches)), strict=True):
@@ -82,7 +82,7 @@ class Case:
         return statistic
 
     def grid(self, estimator: RangeEstimator[Nothing] = MinMax()) -> Grid:
-        """A grid of the kind that is asked for."""
+        """A grid for the weights."""
         return estimator.estimate(self.weight, self.codebook, self.granularity, Nothing(), self.name)
 
     def problem(self, needs: type[S], grid: Grid | None = None) -> Problem[S]:
@@ -93,9 +93,9 @@ class Case:
         """‖f_a(y) − f_a(ŵ x̂ + b)‖² (Eq. 25): summed over channels, mean over samples and positions; in float64.
 
         Args:
-            grid: what the codes mean if the rounding brings no grid of its own.
-            rounding: codes, and what else a solver may have chosen.
-            activation: False leaves f_a out.
+            grid: the grid of the codes, unless the rounding has a grid of its own.
+            rounding: the answer of a solver.
+            activation: False leaves out f_a.
         """
         weight = (rounding.grid or grid).dequantize(rounding.codes).double()
         layer = self.layer
@@ -108,17 +108,17 @@ class Case:
 
 
 def cases() -> tuple[Case, ...]:
-    """Cases that differ in layer, codebook, granularity, activation and content; the same every time."""
+    """Cases that differ in layer, codebook, granularity, activation and content; the same at each call."""
     linear, conv = _linear(10, 4), _conv2d(3, 4)
     layers = [
         linear,
-        _conv("conv1d", (4, 3, 3), (SAMPLES, 3, 7), padding=(1,)),
+        _conv("conv1d", (4, 3, 3), (SAMPLES, 3, 7), padding=1),
         conv,
         _conv("strided and dilated conv2d", (4, 3, 2, 2), (SAMPLES, 3, 6, 6), stride=(2, 1), dilation=(1, 2)),
         _conv("grouped conv2d", (6, 2, 2, 2), (SAMPLES, 4, 5, 5), groups=2),
-        _conv("depthwise conv2d", (5, 1, 3, 3), (SAMPLES, 5, 4, 4), padding=(1, 1), groups=5),
+        _conv("depthwise conv2d", (5, 1, 3, 3), (SAMPLES, 5, 4, 4), padding=1, groups=5),
         _conv("conv3d", (2, 2, 2, 2, 2), (SAMPLES, 2, 3, 3, 3)),
-        _conv("conv_transpose2d", (4, 2, 2, 2), (SAMPLES, 4, 2, 3), stride=(2, 2), groups=2, transposed=True),
+        _conv("conv_transpose2d", (4, 2, 2, 2), (SAMPLES, 4, 2, 3), stride=2, groups=2, transposed=True),
     ]
     grids = [
         _with(base, f"{bits} bits, {'symmetric' if symmetric else 'asymmetric'}", codebook=Codebook(bits, symmetric))
@@ -140,7 +140,7 @@ def cases() -> tuple[Case, ...]:
 
 
 def tiny_cases() -> tuple[Case, ...]:
-    """Cases of at most 10 columns, so that every rounding of a row can be tried, at 3 bits where much is at stake."""
+    """Cases of at most 10 columns, so that every rounding of a row can be tried; most have 3 bits."""
     three = Codebook(3)
     return (
         _with(_linear(8, 4), "3 bits", codebook=three),
@@ -148,7 +148,7 @@ def tiny_cases() -> tuple[Case, ...]:
         _with(_linear(9, 4), "3 bits, relu", codebook=three, activation=RELU),
         _with(_conv2d(2, 3), "3 bits, relu", codebook=three, activation=RELU),
         _with(
-            _conv("depthwise conv2d", (4, 1, 3, 3), (SAMPLES, 4, 5, 5), padding=(1, 1), groups=4),
+            _conv("depthwise conv2d", (4, 1, 3, 3), (SAMPLES, 4, 5, 5), padding=1, groups=4),
             "3 bits",
             codebook=three,
         ),
@@ -157,7 +157,7 @@ def tiny_cases() -> tuple[Case, ...]:
 
 
 def _contents(linear: Case, conv: Case) -> list[Case]:
-    """Weights and inputs with something odd about them."""
+    """Cases with unusual weights or inputs."""
     sparse = linear.weight.clone()
     sparse[..., ::3] = 0
     empty_row = linear.weight.clone()
@@ -184,30 +184,11 @@ def _contents(linear: Case, conv: Case) -> list[Case]:
     ]
 
 
-def _with(
-    base: Case,
-    name: str,
-    *,
-    weight: Tensor | None = None,
-    inputs: Tensor | None = None,
-    targets: Tensor | None = None,
-    codebook: Codebook | None = None,
-    granularity: Granularity | None = None,
-    activation: Activation | None = None,
-) -> Case:
-    """A case like another; where the weights differ, the targets follow."""
-    if weight is not None and targets is None:
-        targets = base.layer.apply_matrix(weight, base.inputs)
-    changes = {
-        "weight": weight,
-        "inputs": inputs,
-        "targets": targets,
-        "codebook": codebook,
-        "granularity": granularity,
-        "activation": activation,
-    }
-    given = {key: value for key, value in changes.items() if value is not None}
-    return dataclasses.replace(base, name=f"{base.name}, {name}", **given)  # type: ignore[arg-type]
+def _with(base: Case, name: str, **changes: Any) -> Case:
+    """The case with some attributes changed; new weights get new targets."""
+    if "weight" in changes and "targets" not in changes:
+        changes["targets"] = base.layer.apply_matrix(changes["weight"], base.inputs)
+    return dataclasses.replace(base, name=f"{base.name}, {name}", **changes)
 
 
 def _linear(inputs: int, outputs: int) -> Case:
@@ -222,37 +203,18 @@ def _conv2d(channels: int, outputs: int) -> Case:
     return _conv(f"conv2d {channels} to {outputs}", (outputs, channels, 2, 2), (SAMPLES, channels, 5, 5))
 
 
-def _conv(
-    name: str,
-    weight_shape: tuple[int, ...],
-    input_shape: tuple[int, ...],
-    *,
-    stride: tuple[int, ...] = (),
-    padding: tuple[int, ...] = (),
-    dilation: tuple[int, ...] = (),
-    groups: int = 1,
-    transposed: bool = False,
-) -> Case:
+def _conv(name: str, weight_shape: tuple[int, ...], input_shape: tuple[int, ...], **arguments: Any) -> Case:
+    """A convolution with the given arguments, others as PyTorch's defaults."""
+    arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "transposed": False, **arguments}
     generator = torch.Generator().manual_seed(len(name))
-    dims = len(weight_shape) - 2
     weight = torch.randn(weight_shape, generator=generator) * 0.4
-    outputs = weight_shape[1] * groups if transposed else weight_shape[0]
-    layer = LinearMap(
-        weight_shape,
-        torch.randn(outputs, generator=generator) * 0.1,
-        torch.device("cpu"),
-        stride or (1,) * dims,
-        padding or (0,) * dims,
-        dilation or (1,) * dims,
-        (0,) * dims,
-        groups,
-        transposed,
-    )
-    return _case(name, layer, weight, input_shape, generator)
+    outputs = weight_shape[1] * arguments["groups"] if arguments["transposed"] else weight_shape[0]
+    bias = torch.randn(outputs, generator=generator) * 0.1
+    return _case(name, LinearMap.from_arguments(weight, bias, arguments), weight, input_shape, generator)
 
 
 def _case(name: str, layer: LinearMap, weight: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Case:
-    """Inputs that share a part among all their features, not centred on zero; x̂ is x with an error of about 5 %."""
+    """A case whose inputs share a part among all features, with a mean other than 0; x̂ is x plus about 5 % noise."""
     own = torch.randn(shape, generator=generator)
     shared = torch.randn(shape[0], *(1,) * (len(shape) - 1), generator=generator)
     inputs = 0.5 * own + shared + 0.3

@@ -1,4 +1,4 @@
-"""What every range estimator must hold to, on every case. A check takes (estimator, case)."""
+"""Checks for every range estimator, on every case. A check takes (estimator, case)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from roundwise.methods.interfaces import RangeEstimator
 from roundwise.numerics.grid import Grid, PerGroup, PerTensor
 from roundwise.statistics import Nothing
 from roundwise.testing.cases import Case
-from roundwise.testing.requirement import require
+from roundwise.testing.requirement import require, unchanged
 
 
 def estimate(estimator: RangeEstimator[Any], case: Case, weight: Tensor | None = None) -> Grid:
-    """Estimate as the stream does; the case's weights unless others are given."""
+    """Estimate a grid as the stream does, for the weights of the case unless others are given."""
     weight = case.weight if weight is None else weight
     with torch.no_grad():
         return estimator.estimate(weight, case.codebook, case.granularity, case.statistic(estimator.needs), case.name)
 
 
 def check_the_grid_is_what_was_asked_for(estimator: RangeEstimator[Any], case: Case) -> None:
-    """The codebook is the one asked for, and there is one scale for each part that shares one."""
+    """The codebook is the given one, and there is one scale for each tensor, row or group, as the granularity says."""
     grid = estimate(estimator, case)
     groups, rows, cols = case.weight.shape
     shape = (groups, rows, 1)
@@ -59,16 +59,14 @@ def check_the_grid_is_better_than_no_weights(estimator: RangeEstimator[Any], cas
 
 
 def check_the_same_input_gives_the_same_grid(estimator: RangeEstimator[Any], case: Case) -> None:
-    """The estimate is a function of its arguments, leaves them alone, and needs no random numbers."""
-    before, state = case.weight.clone(), torch.get_rng_state()
-    first, second = estimate(estimator, case), estimate(estimator, case)
+    """The grid depends on the arguments alone. They are not changed, and no random numbers are used."""
+    with unchanged({"the weights": case.weight}):
+        first, second = estimate(estimator, case), estimate(estimator, case)
     require(_equal(first, second), "the same weights gave two grids")
-    require(torch.equal(case.weight, before), "the weights were changed")
-    require(torch.equal(state, torch.get_rng_state()), "random numbers were drawn from PyTorch's global state")
 
 
 def check_half_precision_weights_do(estimator: RangeEstimator[Any], case: Case) -> None:
-    """Weights in float16 or bfloat16 give the grid that the same numbers give in float32."""
+    """Weights in float16 or bfloat16 give the same grid as the same numbers in float32."""
     for dtype in (torch.float16, torch.bfloat16):
         half = case.weight.to(dtype)
         same = _equal(estimate(estimator, case, half), estimate(estimator, case, half.float()))
@@ -76,7 +74,7 @@ def check_half_precision_weights_do(estimator: RangeEstimator[Any], case: Case) 
 
 
 def check_rows_do_not_disturb_each_other(estimator: RangeEstimator[Any], case: Case) -> None:
-    """With a scale for each row, or finer, a row's grid is the one that it has alone."""
+    """With a scale per row or finer, a row alone has the same grid as beside other rows."""
     if estimator.needs is not Nothing or isinstance(case.granularity, PerTensor):
         return
     whole, alone = estimate(estimator, case), estimate(estimator, case, case.weight[:1, 1:2])
@@ -85,12 +83,15 @@ def check_rows_do_not_disturb_each_other(estimator: RangeEstimator[Any], case: C
 
 
 def check_groups_that_do_not_divide_are_refused(estimator: RangeEstimator[Any], case: Case) -> None:
-    """A group size that the columns do not divide into is an error that names the layer."""
+    """A group size that does not divide the columns is an error that names the layer and the size."""
     size = case.weight.shape[-1] + 1
     try:
         estimator.estimate(case.weight, case.codebook, PerGroup(size), case.statistic(estimator.needs), "features.0")
     except RecipeError as error:
-        require("features.0" in str(error) and str(size) in str(error), f"the error does not tell where: {error}")
+        require(
+            "features.0" in str(error) and str(size) in str(error),
+            f"the error does not name the layer and the size: {error}",
+        )
     else:
         require(False, f"groups of {size} were accepted for {size - 1} columns")
 

@@ -1,7 +1,26 @@
-"""How a check says that something does not hold."""
+"""How a check reports that something does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
 
 
 def require(holds: bool, found: str) -> None:
-    """Raise `AssertionError` unless it holds; `found` says what was found instead. Works under `python -O` too."""
+    """Raise `AssertionError(found)` unless `holds`. Unlike `assert`, it also works under `python -O`."""
     if not holds:
         raise AssertionError(found)
+
+
+@contextmanager
+def unchanged(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Require that what runs inside changes no tensor, and draws no random numbers from PyTorch's global state."""
+    before, state = {name: tensor.clone() for name, tensor in tensors.items()}, torch.get_rng_state()
+    yield
+    for name, tensor in tensors.items():
+        require(torch.equal(tensor, before[name]), f"{name} were changed")
+        require(not tensor.requires_grad and tensor.grad is None, f"{name} got a gradient")
+    require(torch.equal(state, torch.get_rng_state()), "random numbers were drawn from PyTorch's global state")

@@ -1,6 +1,6 @@
-"""What every method must hold to as a set of settings, so that recipes, files and the command line can handle it.
+"""Checks of every method as a set of settings, so that recipes, files and the command line can handle it.
 
-A check takes the method's class.
+A check takes the class of the method.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ M = TypeVar("M")
 
 
 def quick(kind: type[M], iterations: int = 5) -> M:
-    """A method with its defaults, except that a field named `iterations`, where it has one, is at most what is given.
+    """A method with its defaults, but with at most the given number of `iterations`, if it has a field of that name.
 
-    This is how slow methods are tested in little time; a new one needs no line anywhere, only that name.
+    So slow methods are tested in little time, and a new one only has to use that name.
     """
     method = kind()
     slow = getattr(method, "iterations", 0) > iterations
@@ -37,7 +37,7 @@ def quick(kind: type[M], iterations: int = 5) -> M:
 
 
 def check_is_a_frozen_dataclass(kind: type) -> None:
-    """Its settings cannot be changed, it is equal to another with the same settings, and nobody inherits from it."""
+    """Its settings cannot be changed, methods with the same settings are equal, and it is final."""
     parameters = getattr(kind, "__dataclass_params__", None)
     require(parameters is not None and parameters.frozen, f"{kind.__name__} is not a frozen dataclass")
     require(getattr(kind, "__final__", False), f"{kind.__name__} is not marked final")
@@ -45,7 +45,7 @@ def check_is_a_frozen_dataclass(kind: type) -> None:
 
 
 def check_says_what_it_needs(kind: type) -> None:
-    """`needs` is a statistic (but a rewrite sees no samples), and the documentation is a sentence with a source."""
+    """`needs` is a statistic (except for rewrites); the documentation begins with a sentence and names a source."""
     needs = getattr(kind, "needs", None)
     known = isinstance(needs, type) and issubclass(needs, Statistic | ValueStatistic)
     require(issubclass(kind, GraphRewrite) or known, f"{kind.__name__}.needs is {needs!r}")
@@ -55,9 +55,8 @@ def check_says_what_it_needs(kind: type) -> None:
 
 
 def check_survives_a_recipe_file(kind: type) -> None:
-    """If it is in a table: with any one setting changed it comes back from plain data, also through JSON."""
-    methods = (REWRITES, RANGE_ESTIMATORS, ROUNDING_SOLVERS, CORRECTIONS, ACTIVATION_RANGES)
-    tables: tuple[Mapping[str, type], ...] = methods
+    """A method in a table comes back unchanged from plain data through JSON, also with any one setting changed."""
+    tables: list[Mapping[str, type]] = [REWRITES, RANGE_ESTIMATORS, ROUNDING_SOLVERS, CORRECTIONS, ACTIVATION_RANGES]
     if not any(kind in table.values() for table in tables):
         return
     for method in (kind(), *_changed(kind)):
@@ -67,7 +66,7 @@ def check_survives_a_recipe_file(kind: type) -> None:
 
 
 def check_refuses_values_of_a_wrong_type(kind: type) -> None:
-    """Text, lists and NaN where a number belongs are a `RecipeError` that names the setting."""
+    """Text, a list or NaN instead of a number is a `RecipeError` that names the setting."""
     for field in dataclasses.fields(kind):
         wrong: list[Any] = [["4"], object()]
         if type(field.default) in (int, float, bool):
@@ -90,7 +89,7 @@ SETTINGS_CHECKS: tuple[Callable[[type], None], ...] = (
 
 
 def _changed(kind: type) -> Iterator[Any]:
-    """The method with one setting changed, for each setting where the change is allowed."""
+    """The method with one setting changed, for each setting that allows the change."""
     for field in dataclasses.fields(kind):
         other: Any = None
         match field.default:

@@ -1,4 +1,4 @@
-"""What every rounding solver must hold to, on every case. A check takes (solver, case)."""
+"""Checks for every rounding solver, on every case. A check takes (solver, case)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
 from roundwise.methods.rounding import Nearest
 from roundwise.statistics import Gram, Nothing
 from roundwise.testing.cases import Case
-from roundwise.testing.requirement import require
+from roundwise.testing.requirement import require, unchanged
 
 
 def solve(solver: RoundingSolver[Any], problem: Problem[Any], seed: int = 0) -> Rounding:
-    """Solve as the stream does: without gradients, with a generator of the layer's own."""
+    """Solve as the stream does: without gradients, with a generator for this layer alone."""
     with torch.no_grad():
         return solver.solve(problem, torch.Generator().manual_seed(seed))
 
 
 @functools.cache
 def answer(solver: RoundingSolver[Any], case: Case) -> Rounding:
-    """The solver's answer on the case's own grid: several checks look at it, and one that it is the same every time."""
+    """The solver's answer on the grid of the case, computed once for all checks."""
     return solve(solver, case.problem(solver.needs))
 
 
@@ -39,7 +39,7 @@ def check_codes_are_integers_of_the_codebook(solver: RoundingSolver[Any], case: 
 
 
 def check_what_else_it_chooses_fits_the_layer(solver: RoundingSolver[Any], case: Case) -> None:
-    """A grid of its own is of the kind that was asked for, and a bias is only shifted where it is free."""
+    """A grid of the solver's own has the same codebook and granularity, and a bias is shifted only if it is free."""
     problem, rounding = case.problem(solver.needs), answer(solver, case)
     if rounding.grid is not None:
         shapes = rounding.grid.granularity_shape, problem.grid.granularity_shape
@@ -49,16 +49,16 @@ def check_what_else_it_chooses_fits_the_layer(solver: RoundingSolver[Any], case:
         require(sound, f"scales from {float(rounding.grid.scale.min())} to {float(rounding.grid.scale.max())}")
     if rounding.bias_shift is not None:
         require(rounding.bias_shift.shape == case.weight.shape[:2], f"the shift is {rounding.bias_shift.shape}")
-        require(bool(rounding.bias_shift.isfinite().all()), "the bias is shifted by what is not finite")
+        require(bool(rounding.bias_shift.isfinite().all()), "a shift of the bias is not finite")
     fixed = solve(solver, dataclasses.replace(problem, bias_is_free=False))
-    require(fixed.bias_shift is None, "a bias is shifted that is not free")
+    require(fixed.bias_shift is None, "a bias that is not free is shifted")
 
 
 def check_it_is_not_worse_than_nearest(solver: RoundingSolver[Any], case: Case) -> None:
-    """A solver that minimises over second moments is never worse than nearest rounding, on all samples together.
+    """A solver that minimises over second moments is never worse than nearest rounding, over all samples together.
 
-    It is held to this on the samples it learns from and on those it holds out, so it holds for both together. What
-    the activation function is worth is in its objective only if that is a clamp.
+    It must not be worse on the samples it learns from, nor on those it holds out. Its objective contains the
+    activation function only if that is a clamp.
     """
     if solver.needs is not Gram:
         return
@@ -72,7 +72,7 @@ def check_it_is_not_worse_than_nearest(solver: RoundingSolver[Any], case: Case) 
 
 
 def check_codes_are_next_to_their_weights(solver: RoundingSolver[Any], case: Case) -> None:
-    """Where the solver says `floor_or_ceil`, each code is ⌊W/s⌋ or ⌊W/s⌋ + 1, clipped (Eq. 22)."""
+    """If the solver declares `floor_or_ceil`, each code is ⌊W/s⌋ or ⌊W/s⌋ + 1, clipped (Eq. 22)."""
     grid = case.grid()
     codes = answer(solver, case).codes
     floor = grid.position(case.weight).floor()
@@ -82,15 +82,15 @@ def check_codes_are_next_to_their_weights(solver: RoundingSolver[Any], case: Cas
 
 
 def check_the_generator_decides(solver: RoundingSolver[Any], case: Case) -> None:
-    """The same seed gives the same codes, and PyTorch's own random state is left alone."""
-    state = torch.get_rng_state()
-    again, before = solve(solver, case.problem(solver.needs)).codes, answer(solver, case).codes
+    """The same seed gives the same codes, and PyTorch's global random state is not used."""
+    with unchanged({}):
+        again = solve(solver, case.problem(solver.needs)).codes
+    before = answer(solver, case).codes
     require(torch.equal(again, before), f"{int((again != before).sum())} codes differ for the same seed")
-    require(torch.equal(state, torch.get_rng_state()), "random numbers were drawn from PyTorch's global state")
 
 
 def check_batches_make_no_difference(solver: RoundingSolver[Any], case: Case) -> None:
-    """The same codes in whatever batches the samples came."""
+    """The codes do not depend on how the samples are divided into batches."""
     problem = case.problem(solver.needs)
     statistic = case.statistic(solver.needs, batches=(1, case.samples - 1))
     other = dataclasses.replace(problem, statistics=statistic)
@@ -99,7 +99,7 @@ def check_batches_make_no_difference(solver: RoundingSolver[Any], case: Case) ->
 
 
 def check_arguments_are_left_alone(solver: RoundingSolver[Any], case: Case) -> None:
-    """Weights, grid, bias and samples are what they were, and have no gradients."""
+    """Weights, grid, bias and samples are not changed, and get no gradients."""
     problem = case.problem(solver.needs)
     tensors = {
         "the weights": problem.weight,
@@ -109,11 +109,8 @@ def check_arguments_are_left_alone(solver: RoundingSolver[Any], case: Case) -> N
         "the targets": case.targets,
         **({} if case.layer.bias is None else {"the bias": case.layer.bias}),
     }
-    before = {name: tensor.clone() for name, tensor in tensors.items()}
-    solve(solver, problem)
-    for name, tensor in tensors.items():
-        require(torch.equal(tensor, before[name]), f"{name} were changed")
-        require(not tensor.requires_grad and tensor.grad is None, f"{name} got a gradient")
+    with unchanged(tensors):
+        solve(solver, problem)
 
 
 SOLVER_CHECKS: tuple[Callable[[RoundingSolver[Any], Case], None], ...] = (
@@ -131,7 +128,7 @@ def check_learns_from_the_statistic(solver: RoundingSolver[Any], cases: Sequence
     """A solver that asks for a statistic makes a smaller error than nearest rounding, on average over the cases.
 
     Returns:
-        The mean ratio of the two objectives (Eq. 25): below 1 is better. 1 for solvers that ask for nothing.
+        The mean ratio of the two objectives (Eq. 25), below 1 if the solver is better; 1 for solvers without statistic.
     """
     if solver.needs is Nothing:
         return 1.0
