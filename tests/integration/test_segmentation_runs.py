@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from facts import has
 from vocfiles import classes_of, write_voc
 
 import roundwise as rw
@@ -84,8 +85,7 @@ def test_mean_iou_is_told_of_the_quantized_and_of_the_float_network(folder, name
     assert figures["segmentation"]["mean_iou"] == pytest.approx(sum(iou) / 4)
     assert 0 < figures["segmentation"]["mean_iou"] < 1
     text = run(*common).stdout
-    assert f"mean IoU                       {sum(iou) / 4:.2%} (4 of 4 classes occur)" in text
-    assert "mean IoU, compared with        100.00%" in text
+    assert has(text, "IoU", f"{sum(iou) / 4:.2%}", 4, "100.00%")
 
 
 def test_another_split_is_measured_where_it_is_asked_for(folder):

@@ -304,8 +304,7 @@ def test_what_is_not_exact_says_in_the_report_how_far_outputs_moved():
         mobile(), SAMPLES, dataclasses.replace(recipe, rewrites=(CrossLayerEqualization(),))
     ).report.notes
     assert has(note, "cross-layer-equalization", 3)
-    assert note.startswith(exact)
-    assert re.search(r"\d", note.removeprefix(exact))
+    assert len(re.findall(r"\d+", note)) > len(re.findall(r"\d+", exact))
     plain = nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 3)).eval()
     (note,) = rw.quantize(plain, torch.randn(8, 3), recipe).report.notes
     assert has(note, "cross-layer-equalization")
