@@ -10,9 +10,9 @@ def missing(text, *facts):
     """The facts that a text, an error or a warning does not hold.
 
     A fact is found as a whole word or number: 3 is not in "13" or "0.3", "conv1" not in "conv10". Large numbers may be
-    written with commas. Line breaks, and the frames that a terminal draws, count as spaces.
+    written with commas. Line breaks count as spaces, and so do the colours and frames that a terminal draws.
     """
-    text = " ".join(str(text).replace("│", " ").split())
+    text = " ".join(re.sub(r"│|\x1b\[[0-9;?]*[A-Za-z]", " ", str(text)).split())
     return [fact for fact in facts if not re.search(_pattern(fact), text)]
 
 
