@@ -25,7 +25,7 @@ from roundwise.memory import ActivationStore
 from roundwise.pipeline import plan_layers, rewrite
 from roundwise.problem import RangeEstimator, Rounding, RoundingSolver
 from roundwise.statistics import Nothing, Statistic
-from roundwise.stream import Stream
+from roundwise.stream import MAKES_UP, Stream
 from roundwise.task import generator_for
 
 aten = torch.ops.aten
@@ -266,7 +266,7 @@ def test_a_solver_that_is_addition_aware_sees_targets_that_make_up_for_what_is_a
             expected = expected + floats[other] - finals[other]
         seen = torch.cat([targets for _, targets in recorder.seen[layer.name]])
         torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)
-    assert {report.name for report in result.reports if "make up for" in report.note} == making_up.keys()
+    assert {report.name for report in result.reports if MAKES_UP in report.note} == making_up.keys()
 
 
 def test_a_layer_that_makes_up_for_a_shortcut_brings_the_sum_nearer_to_the_float_networks():
@@ -302,7 +302,7 @@ def test_nothing_is_made_up_for_a_mask(low):
     torch.manual_seed(0)
     recipe = rw.Recipe(rw.Weights(bits=2), rw.AdaRound(addition_aware=True))
     report = rw.quantize(Gate().eval(), SAMPLES.flatten(0, 2), recipe).report
-    assert not any("make up for" in layer.note for layer in report.layers)
+    assert not any(MAKES_UP in layer.note for layer in report.layers)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -488,9 +488,7 @@ def test_the_plan_stands_before_the_run_and_says_what_comes():
     assert plan.widest_bytes == 11 * 6 * sample
     assert plan.spilled_bytes == plan.widest_bytes - 1000
     assert 0 < plan.seconds < 60
-    text = str(plan)
-    assert "3 layers, 11 samples" in text
-    assert "in temporary files" in text
+    assert has(plan, 3, 11, "25.8 KiB", "24.8 KiB", "9.4 KiB")
 
 
 def test_the_plan_counts_the_solvers_work():
