@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from facts import raises
 
 import roundwise
 
@@ -80,7 +81,7 @@ def test_nothing_else_is_public():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="nonsense"):
+    with raises(AttributeError, "nonsense"):
         roundwise.nonsense  # noqa: B018
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar, final
 
 import pytest
 import torch
+from facts import raises
 from recipes import quantizing
 from torch import nn
 
@@ -131,21 +132,21 @@ def scaled(problem, factor):
 
 
 @pytest.mark.parametrize(
-    ("act", "message"),
+    ("act", "facts"),
     [
-        (lambda problem: {"grid": rw.Grid.symmetric(problem.grid.scale, bits=3)}, "a grid of Codebook"),
-        (lambda problem: {"grid": rw.Grid.symmetric(torch.ones(1, 1, 1), bits=2)}, r"scales \(1, 1, 1\)"),
-        (lambda problem: {"grid": scaled(problem, -1)}, "not positive and finite"),
-        (lambda problem: {"grid": scaled(problem, float("nan"))}, "not positive and finite"),
-        (lambda problem: {"bias_shift": torch.full(problem.weight.shape[:2], torch.inf)}, "wanted are finite"),
+        (lambda problem: {"grid": rw.Grid.symmetric(problem.grid.scale, bits=3)}, ("grid", "bits=3", "bits=2")),
+        (lambda problem: {"grid": rw.Grid.symmetric(torch.ones(1, 1, 1), bits=2)}, ("grid", "(1, 1, 1)", "(1, 8, 1)")),
+        (lambda problem: {"grid": scaled(problem, -1)}, ("grid", "scales")),
+        (lambda problem: {"grid": scaled(problem, float("nan"))}, ("grid", "scales")),
+        (lambda problem: {"bias_shift": torch.full(problem.weight.shape[:2], torch.inf)}, ("bias", "[1, 8]")),
     ],
 )
-def test_a_solver_that_changes_what_does_not_fit_the_layer_is_named(act, message):
-    with pytest.raises(rw.RecipeError, match=rf"Wrong\(.*gave layer '0' .*{message}"):
+def test_a_solver_that_changes_what_does_not_fit_the_layer_is_named(act, facts):
+    with raises(rw.RecipeError, "Wrong", "'0'", *facts):
         rw.quantize(network(), images(), quantizing(COARSE, Wrong(act)))
 
 
 def test_a_solver_that_shifts_a_bias_which_is_not_free_is_named():
     act = Wrong(lambda problem: {"bias_shift": torch.zeros(problem.weight.shape[:2])})
-    with pytest.raises(rw.RecipeError, match="gave layer 'twice' a shift of its bias, but the layer has no bias"):
+    with raises(rw.RecipeError, "Wrong", "'twice'", "bias"):
         rw.quantize(Twice().eval(), torch.randn(8, 6), quantizing(COARSE, act))

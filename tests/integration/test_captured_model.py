@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from facts import raises, warns
 from recipes import quantizing
 from torch import nn
 from torch.export import Dim
@@ -84,18 +85,14 @@ def test_a_capture_serves_without_data_and_for_the_task_loss(model):
 @pytest.mark.parametrize(
     ("samples", "found"),
     [
-        (torch.randn(4, 3, 7, 7), "torch.float32 [samples, 3, 7, 7]"),
-        (torch.randn(4, 3, 6, 6, dtype=torch.float64), "torch.float64 [samples, 3, 6, 6]"),
+        (torch.randn(4, 3, 7, 7), "float32 [samples, 3, 7, 7]"),
+        (torch.randn(4, 3, 6, 6, dtype=torch.float64), "float64 [samples, 3, 6, 6]"),
     ],
 )
 def test_other_inputs_than_it_was_captured_for_are_refused(model, samples, found):
     captured = rw.capture(model, SAMPLES)
-    with pytest.raises(rw.CalibrationError) as caught:
+    with raises(rw.CalibrationError, "float32 [samples, 3, 6, 6]", found):
         rw.quantize(captured, samples, NEAREST)
-    message = str(caught.value)
-    assert "captured for samples of torch.float32 [samples, 3, 6, 6]" in message
-    assert found in message
-    assert "Capture it with two of these samples" in message
 
 
 class DictIn(nn.Module):
@@ -127,25 +124,25 @@ def test_a_program_for_one_batch_size_is_quantized_without_data(model, batch):
 
 def test_it_says_what_it_is_in_a_line(model):
     said = repr(rw.capture(model, SAMPLES))
-    assert re.fullmatch(r"Network\(\d+ operations, for samples of torch.float32 \[samples, 3, 6, 6\]\)", said)
+    assert re.fullmatch(r"Network\(.*\d+ .*float32 \[samples, 3, 6, 6\].*\)", said)
 
 
 @pytest.mark.parametrize("call", [rw.capture, lambda *given: rw.quantize(*given, NEAREST)])
 def test_the_warning_of_training_mode_points_at_the_caller(model, call):
-    with pytest.warns(UserWarning, match="in training mode") as warned:
+    with warns(UserWarning, "model.eval()") as warned:
         call(model.train(), SAMPLES)
     assert [warning.filename for warning in warned] == [__file__]
 
 
 def test_what_cannot_be_captured_is_refused_as_by_quantize():
-    with pytest.raises(rw.ModelError, match="must be an nn\\.Module"):
+    with raises(rw.ModelError, "dict", "nn.Module", "load_state_dict"):
         rw.capture({"weight": SAMPLES}, SAMPLES)
 
 
 def test_a_model_that_has_changed_since_must_be_captured_again(model):
     captured = rw.capture(model, SAMPLES)
     model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
-    with pytest.raises(rw.ModelError, match=r"'first\.weight' has changed since .* as have \d+ other.*again"):
+    with raises(rw.ModelError, "first.weight", 4):
         rw.quantize(captured, SAMPLES, NEAREST)
     again = rw.quantize(rw.capture(model, SAMPLES), SAMPLES, NEAREST)
     assert again.report.output_error == rw.quantize(model, SAMPLES, NEAREST).report.output_error
@@ -154,13 +151,13 @@ def test_a_model_that_has_changed_since_must_be_captured_again(model):
 @pytest.mark.parametrize("copy", [pickle.dumps, copy.deepcopy, copy.copy])
 def test_it_is_not_copied(model, copy):
     captured = rw.capture(model, SAMPLES)
-    with pytest.raises(TypeError, match="Capture it anew"):
+    with raises(TypeError, "Network"):
         copy(captured)
 
 
 def test_other_things_than_captures_and_samples_are_refused_with_a_reason(model, tmp_path):
     captured = rw.capture(model, SAMPLES)
-    with pytest.raises(rw.ExportError, match="is a Network; it must be the result of `quantize`"):
+    with raises(rw.ExportError, "Network", "quantize"):
         rw.export(captured, tmp_path / "model.onnx")
-    with pytest.raises(rw.CalibrationError, match="give inputs, where `DataFree` has none"):
+    with raises(rw.CalibrationError, "DataFree"):
         taskloss.task_hessian(captured, "first", rw.DataFree((3, 6, 6)), None)

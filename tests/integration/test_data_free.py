@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from facts import has, raises
 from recipes import quantizing
 from torch import nn
 
@@ -77,15 +78,11 @@ def test_it_gives_what_the_same_recipe_gives_with_data(quantized, adapt):
 def test_the_report_tells_that_no_error_was_measured(quantized):
     report = quantized.report
     text, html = str(report), render(quantized, title="net", facts={}, accuracy={}).partition("<script>")[0]
-    assert "4 layers quantized without data" in text
-    assert "no error was measured" in text
+    assert has(text, 4)
     for word in ("nan", "NaN", "nearest  chosen"):
         assert word not in text
         assert word not in html
-    assert "no error was measured" in html
-    assert [layer.note for layer in report.layers if layer.note] == [
-        "not corrected: batch-norm tells nothing of what it reads"
-    ]
+    assert [bool(layer.note) for layer in report.layers] == [layer.name == "body.0" for layer in report.layers]
     plain = json.loads(json.dumps(report.as_dict()))
     assert plain["stages"][1]["output_error"] is None
     assert str(Report.from_dict(plain)) == text
@@ -131,39 +128,35 @@ def test_inputs_of_any_form_can_be_described():
 def test_a_network_with_nothing_to_do_runs_through_and_says_so():
     model = nn.Sequential(nn.Linear(6, 4), nn.Sigmoid(), nn.Linear(4, 2)).eval()
     report = rw.quantize(model, rw.DataFree((6,))).report
-    assert report.notes == (
-        "cross-layer-equalization: no pair of layers to equalize",
-        "high-bias-absorption: no layer is followed by a batch-norm, so nothing is known of what channels are above",
-    )
-    assert all("not corrected" in layer.note for layer in report.layers)
+    assert len(report.notes) == 2
+    for rewrite in ("cross-layer-equalization", "high-bias-absorption"):
+        assert any(has(note, rewrite) for note in report.notes)
+    assert all(layer.note for layer in report.layers)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "facts"),
     [
-        (
-            {"rounding": rw.rounding.GramAdaRound()},
-            r"layer 'body\.0': GramAdaRound learns from samples.*rounding=Nearest\(\)",
-        ),
-        ({"correction": rw.corrections.EmpiricalBias()}, r"EmpiricalBias learns from samples.*AnalyticBias\(\)"),
-        ({"weights": rw.Weights(ranges=rw.ranges.OutputMSE())}, "OutputMSE learns from samples"),
-        ({"activations": rw.Activations()}, r"ActivationMSE learns ranges from samples.*ActivationBatchNorm\(\)"),
+        ({"rounding": rw.rounding.GramAdaRound()}, ("'body.0'", "GramAdaRound", "rounding=Nearest()")),
+        ({"correction": rw.corrections.EmpiricalBias()}, ("'body.0'", "EmpiricalBias", "correction=AnalyticBias()")),
+        ({"weights": rw.Weights(ranges=rw.ranges.OutputMSE())}, ("'body.0'", "OutputMSE", "ranges=WeightMSE()")),
+        ({"activations": rw.Activations()}, ("activations", "ActivationMSE", "ranges=ActivationBatchNorm()")),
         (
             {"activations": rw.Activations(ranges=rw.activations.ActivationBatchNorm())},
-            "range of the network's input 'x'",
+            ("activations", "'x'", "input_low", "input_high"),
         ),
     ],
     ids=["rounding", "correction", "ranges", "activations", "limits of the input"],
 )
-def test_methods_that_learn_from_samples_are_refused(changes, message):
-    with pytest.raises(rw.RecipeError, match=message):
+def test_methods_that_learn_from_samples_are_refused(changes, facts):
+    with raises(rw.RecipeError, *facts):
         rw.quantize(NET, FREE, recipe(**changes))
 
 
 @pytest.mark.parametrize("data", [rw.DataFree((4,)), torch.randn(9, 4)], ids=["without data", "with data"])
 def test_an_activation_of_which_nothing_is_known_is_named(data):
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
-    with pytest.raises(rw.RecipeError, match=r"range of 'relu'.*Leave activations in float"):
+    with raises(rw.RecipeError, "activations", "'relu'", "ActivationMSE()"):
         rw.quantize(model, data, recipe(activations=rw.Activations(ranges=RANGES)))
 
 
@@ -187,7 +180,7 @@ def test_a_size_serves_a_program_for_one_batch_size(batch):
     ids=str,
 )
 def test_a_size_that_is_none_is_refused(size):
-    with pytest.raises(rw.CalibrationError, match="positive whole numbers"):
+    with raises(rw.CalibrationError, repr(size), "(3, 224, 224)"):
         rw.DataFree(size)
 
 
@@ -203,7 +196,7 @@ def test_a_size_that_is_none_is_refused(size):
     ids=str,
 )
 def test_ranges_that_mean_nothing_are_refused(settings):
-    with pytest.raises(rw.RecipeError, match="ActivationBatchNorm"):
+    with raises(rw.RecipeError, "ActivationBatchNorm", *(f"{name}={value}" for name, value in settings.items())):
         rw.activations.ActivationBatchNorm(**settings)
 
 
@@ -235,25 +228,22 @@ def test_means_of_codes_may_be_rounded_either_way_by_an_exported_file(seed, tmp_
 
 @pytest.mark.parametrize(("size", "model"), [((8, 8), nn.Conv2d(3, 4, 3)), ((4,), nn.Embedding(5, 3))])
 def test_a_size_that_does_not_fit_is_not_answered_by_asking_for_samples(size, model):
-    with pytest.raises(rw.CalibrationError) as caught:
+    with raises(rw.CalibrationError, [2, *size], "DataFree", "--input-size"):
         rw.quantize(model.eval(), rw.DataFree(size))
-    assert "There is no data: these samples are random numbers" in str(caught.value)
-    assert "--input-size" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_a_batch_norm_that_computes_nothing_is_refused(value):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
     model[1].running_mean[1] = value
-    message = r"'1.running_mean', the running_mean of a batch-norm, has 1 numbers of 4 that are NaN or infinite"
-    with pytest.raises(rw.ModelError, match=message):
+    with raises(rw.ModelError, "1.running_mean", 1, 4):
         rw.quantize(model, rw.DataFree((3, 8, 8)))
 
 
 def test_a_bias_that_computes_nothing_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
     model[0].bias.data[2] = -math.inf
-    with pytest.raises(rw.ModelError, match="layer '0' has 1 biases that are NaN or infinite, of 4"):
+    with raises(rw.ModelError, "'0'", "biases", 1, 4):
         rw.quantize(model, rw.DataFree((3, 8, 8)))
 
 
@@ -272,7 +262,7 @@ def test_a_network_that_gives_no_numbers_is_refused():
             return (-super().forward(image).square()).log()
 
     broken = Broken().eval()
-    with pytest.raises(rw.ModelError, match=r"gives \d+ NaN or infinite outputs for random inputs"):
+    with raises(rw.ModelError, "random", "NaN"):
         rw.quantize(broken, FREE)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from facts import has
 
 import roundwise as rw
 
@@ -42,9 +43,8 @@ def test_the_next_steps_can_be_copied_into_the_shell_that_ran_the_demo(monkeypat
 def test_the_sentence_is_about_the_bits_where_the_rounding_matters_most():
     rows = [demo.Row(4, 0.97, 0.98, 1.0), demo.Row(3, 0.50, 0.96, 1.0), demo.Row(2, 0.10, 0.30, 1.0)]
     sentence = demo.meaning(0.98, rows)
-    assert "At 3 bits" in sentence
-    assert "nearest costs 48.0 points" in sentence
-    assert "AdaRound 2.0" in sentence
+    assert has(sentence, 3, "48.0", "2.0")
+    assert not has(sentence, 2)
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_the_demo_trains_quantizes_compares_and_deploys(tmp_path, monkeypatch):
     shown = screen.getvalue()
 
     assert re.findall(r"│ (\d) bits +│", shown) == ["4", "3", "2"]
-    assert re.search(r"ONNX Runtime runs it: [\d.]+% .* same class as here for \d+ of 500", shown)
+    assert re.search(r"ONNX Runtime.* [\d.]+% .*\d+ of 500", " ".join(shown.split()))
     network = rw.load(tmp_path / "new" / "folder" / "digits.rw")
     assert {layer.bits for layer in network.report.layers} == {4}
     assert (tmp_path / "new" / "folder" / "digits.onnx").exists()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from facts import has, raises, warns
 from recipes import quantizing
 from torch import nn
 from torch.export import Dim
@@ -113,8 +114,10 @@ def test_codes_do_not_depend_on_how_samples_are_handed_over(form):
 
 def test_dropped_labels_are_noted_in_the_report():
     quantized = rw.quantize(net(), (SAMPLES, LABELS), NEAREST)
-    assert any("taken for labels" in note for note in quantized.report.notes)
-    assert "note: each batch held 2 values" in str(quantized.report)
+    (note,) = quantized.report.notes
+    assert has(note, 2)
+    assert "label" in note
+    assert has(quantized.report, note)
 
 
 # -------------------------------------------------------------------------------------------- what codes depend on
@@ -198,7 +201,7 @@ def test_the_users_model_and_samples_stay_as_they_were(training):
     model.head.bias.requires_grad_(False)
     model.first.weight.grad = None
     before, weights = fingerprint(model), copy.deepcopy(model.state_dict())
-    with pytest.warns(UserWarning, match="training mode"):
+    with warns(UserWarning, "model.eval()"):
         rw.quantize(model, samples, recipe())
     assert fingerprint(model) == before
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
@@ -234,7 +237,8 @@ def test_defaults_give_four_bits_per_channel_and_outputs_close_to_the_models():
     statistics = sum(tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
     assert quantized.report.float_bytes == 4 * statistics
     assert quantized.report.quantized_bytes == weights / 2 + 4 * outputs + 4 * outputs  # codes, scales, biases
-    assert repr(quantized).startswith("Model(\n  3 quantized layers, 4 bits\n")
+    assert repr(quantized).startswith("Model(\n")
+    assert has(repr(quantized).splitlines()[1], 3, 4)
 
 
 @pytest.mark.parametrize("form", ["positional", "named"])
@@ -483,7 +487,7 @@ def test_threads_take_their_turns():
 @pytest.mark.parametrize("change", [lambda m: m.half(), lambda m: m.to(torch.float64), lambda m: m.bfloat16()])
 def test_a_result_keeps_its_dtype(change):
     quantized = copy.deepcopy(reference())
-    with pytest.raises(rw.ModelError, match=r"a quantized network keeps its dtype.*rw.quantize\(model.to\(torch"):
+    with raises(rw.ModelError, "torch.float32", "rw.quantize(model.to(torch."):
         change(quantized)
     assert torch.equal(quantized(SAMPLES), reference()(SAMPLES))
 
@@ -516,7 +520,7 @@ def test_a_program_that_was_exported_with_one_batch_size_is_run_with_that():
     assert quantized(SAMPLES[:4]).shape == (4, 5)
     assert quantized.samples[0][0].shape[0] == 4
     assert quantized.program.module()(SAMPLES[4:8]).shape == (4, 5)
-    with pytest.raises(rw.CalibrationError, match="exactly 4 samples, and 11 samples leave a remainder of 3"):
+    with raises(rw.CalibrationError, 4, 11, 3):
         rw.quantize(program, SAMPLES[:11], NEAREST)
 
 
@@ -598,7 +602,7 @@ def test_other_uses_of_a_shared_weight_keep_the_float_one():
     names = list(quantized.graph.constants)
     assert "embedding.weight" in names
     assert "embedding.weight_codes" in names
-    assert "also read by other operations" in quantized.report.layers[0].note
+    assert quantized.report.layers[0].note
     assert [kept.name for kept in quantized.report.kept_float] == ["embedding.weight"]
 
 
@@ -705,7 +709,7 @@ def test_an_error_of_something_else_stays_as_it_is():
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_a_tensor_that_does_not_tell_its_size_does_not_hide_the_error():
     nested = torch.nested.nested_tensor([torch.zeros(3, 6, 6), torch.zeros(3, 5, 5)])
-    with pytest.raises(NotImplementedError, match="Could not run"):  # PyTorch's own: it has no such convolution
+    with pytest.raises(NotImplementedError):  # PyTorch's own: it has no such convolution
         reference()(nested)
 
 
@@ -714,13 +718,11 @@ def test_several_inputs_are_told_apart():
     with pytest.raises(RuntimeError) as caught:
         quantized(right=torch.zeros(3, 3), left=torch.zeros(3, 5))
     (note,) = caught.value.__notes__
-    assert (
-        "for float32 [samples, 3], float32 [samples, 5], and was given right=float32 [3, 3], left=float32 [3, 5]"
-        in note
-    )
+    wanted = "float32 [samples, 3], float32 [samples, 5]"
+    assert has(note, wanted, "right=float32 [3, 3], left=float32 [3, 5]")
     with pytest.raises(RuntimeError) as caught:
         quantized(torch.zeros(3, 3), torch.zeros(4, 5))  # each as it should be, but for its number of samples
-    assert "was given float32 [3, 3], float32 [4, 5]." in caught.value.__notes__[0]
+    assert has(caught.value.__notes__[0], wanted, "float32 [3, 3], float32 [4, 5]")
 
 
 class Sign(nn.Module):
@@ -739,5 +741,5 @@ def test_an_input_that_is_part_of_the_network_cannot_have_another_value():
     assert torch.equal(quantized(positive=False, x=x), expected)
     assert torch.equal(torch.compile(quantized, fullgraph=True, backend="eager")(x, False), expected)
     for other in (True, None, torch.tensor(False), np.zeros(2, bool)):
-        with pytest.raises(rw.ModelError, match="'positive' was False when the network was quantized, and is"):
+        with raises(rw.ModelError, "'positive'", "False"):
             quantized(x, other)

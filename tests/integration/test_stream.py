@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import re
 import tempfile
 import weakref
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from facts import has, raises
 from recipes import quantizing
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,7 +22,7 @@ from roundwise.artifacts.emit import emit
 from roundwise.engine.planning import plan_layers
 from roundwise.engine.rewriting import folded as rewrite
 from roundwise.engine.store import ActivationStore
-from roundwise.engine.stream import Stream, _distance
+from roundwise.engine.stream import MAKES_UP, Stream
 from roundwise.engine.unit import generator_for
 from roundwise.events import LayerFinished, LayerStarted, Planned
 from roundwise.frontends.torch_export import capture_graph
@@ -95,9 +97,11 @@ def captured(name):
     return rewrite(capture_graph(NETWORKS[name]().eval(), (SAMPLES[:2],), {}))
 
 
-def stream(graph, recipe, store, *, batch=4, progress=None):
-    """A stream over samples that the store holds, as those of a loader are."""
+def stream(graph, recipe, store, *, batch=4, progress=None, inputs=None):
+    """A stream over samples that the store holds, as those of a loader are; `inputs` gets weak references to them."""
     batches = [[store.hold(part.clone())] for part in SAMPLES.split(batch)]
+    if inputs is not None:
+        inputs += [weakref.ref(leaf) for (leaf,) in batches]
     return Stream(
         graph,
         batches,
@@ -270,7 +274,7 @@ def test_a_solver_that_is_addition_aware_sees_targets_that_make_up_for_what_is_a
             expected = expected + floats[other] - finals[other]
         seen = torch.cat([targets for _, targets in recorder.seen[layer.name]])
         torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)
-    assert {report.name for report in result.reports if "make up for" in report.note} == making_up.keys()
+    assert {report.name for report in result.reports if MAKES_UP in report.note} == making_up.keys()
 
 
 def test_a_layer_that_makes_up_for_a_shortcut_brings_the_sum_nearer_to_the_float_networks():
@@ -306,7 +310,7 @@ def test_nothing_is_made_up_for_a_mask(low):
     torch.manual_seed(0)
     recipe = quantizing(rw.Weights(bits=2), rw.rounding.GramAdaRound(addition_aware=True))
     report = rw.quantize(Gate().eval(), SAMPLES.flatten(0, 2), recipe).report
-    assert not any("make up for" in layer.note for layer in report.layers)
+    assert not any(MAKES_UP in layer.note for layer in report.layers)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -442,8 +446,9 @@ def test_the_plan_is_the_most_that_is_ever_held(name, batch):
 
 def test_everything_is_dropped_after_its_last_use():
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
-        run = stream(captured("branches"), quantizing(COARSE, rw.rounding.Ceil()), store)
-        inputs = [weakref.ref(pair.float) for values in run._batches for pair in values.values()]
+        inputs = []
+        run = stream(captured("branches"), quantizing(COARSE, rw.rounding.Ceil()), store, inputs=inputs)
+        assert all(ref() is not None for ref in inputs)
         result = run.run()
         gc.collect()
         assert [ref() for ref in inputs] == [None] * len(inputs)
@@ -462,11 +467,19 @@ def test_what_is_held_does_not_grow_with_depth():
 
 
 def test_weights_of_a_layer_that_is_called_again_are_dropped_after_its_last_call():
+    def held():
+        gc.collect()
+        objects = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
+        return sum(tensor.is_floating_point() and tensor.shape == (14, 14, 1, 1) for tensor in objects)
+
+    graph = captured("branches")
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
-        run = stream(captured("branches"), quantizing(COARSE, rw.rounding.Nearest()), store)
+        during = []
+        run = stream(graph, quantizing(COARSE, rw.rounding.Nearest()), store, progress=lambda _: during.append(held()))
+        before = held()
         (twice,) = [layer for layer in run.run().reports if layer.name == "twice"]
-        assert twice.note == "used by 2 calls; rounded for the first"
-        assert run._weights == {}
+        assert has(twice.note, 2)
+        assert held() == before < max(during)
 
 
 # --------------------------------------------------------------------------------------------------- what is told
@@ -483,9 +496,7 @@ def test_the_plan_stands_before_the_run_and_says_what_comes():
     assert plan.widest_bytes == 11 * 6 * sample
     assert plan.spilled_bytes == plan.widest_bytes - 1000
     assert 0 < plan.seconds < 60
-    text = str(plan)
-    assert "3 layers, 11 samples" in text
-    assert "in temporary files" in text
+    assert has(plan, 3, 11, "25.8 KiB", "24.8 KiB", "9.4 KiB")
 
 
 def test_the_plan_counts_the_solvers_work():
@@ -517,11 +528,11 @@ def test_print_will_do_as_progress(capsys):
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
         stream(captured("residual"), quantizing(COARSE, rw.rounding.Ceil()), store, progress=print).run()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("plan: 3 layers, 11 samples; at most ")
-    assert lines[1] == "[1/3] a …"
-    assert lines[2].startswith("[1/3] a: error ")
-    assert "flipped" in lines[2]
-    assert lines[2].endswith(" left")
+    assert len(lines) == 7
+    assert has(lines[0], 3, 11)
+    assert has(lines[1], "[1/3] a")
+    assert has(lines[2], "[1/3] a")
+    assert re.search(r"\d", lines[2].removeprefix("[1/3] a"))
 
 
 # -------------------------------------------------------------------------------------------- when something goes wrong
@@ -545,16 +556,13 @@ def test_an_error_in_a_solver_comes_through_and_leaves_no_files(error, tmp_path,
 
 @pytest.mark.parametrize(
     ("act", "found"),
-    [
-        (lambda codes: codes + 8, r"torch.int32 \[1, 4, 36\] from .* to 1[0-9]"),
-        (lambda codes: codes[:, :2], r"torch.int32 \[1, 2, 36\]"),
-    ],
+    [(lambda codes: codes + 8, (4, 11)), (lambda codes: codes[:, :2], ("[1, 2, 36]",))],
     ids=["beyond the grid", "of another shape"],
 )
 def test_a_solver_that_answers_with_no_codes_of_the_grid_is_named(act, found):
     with (
         ActivationStore(1 << 30, torch.device("cpu")) as store,
-        pytest.raises(rw.RecipeError, match=rf"Failing\(.*gave layer 'a' no valid codes: {found}.*from -4 to 3"),
+        raises(rw.RecipeError, "Failing", "'a'", *found, "[1, 4, 36]", -4, 3),
     ):
         stream(captured("residual"), quantizing(COARSE, Failing("a", act)), store).run()
 
@@ -590,10 +598,12 @@ def test_with_no_budget_at_all_everything_between_layers_is_on_disk(name, tmp_pa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [(7, 3, 5, 5), (9, 2), (4,), (0, 3)], ids=str)
-@pytest.mark.parametrize("size", [1, 20, 1 << 18])
-def test_a_distance_is_the_same_in_slices_of_any_size(size, shape, dtype, monkeypatch):
-    monkeypatch.setattr("roundwise.engine.stream.SLICE", size)
-    generator = torch.Generator().manual_seed(0)
-    one, other = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
-    assert _distance(one, other) == pytest.approx(float((one.double() - other.double()).square().sum()), rel=1e-5)
+@pytest.mark.parametrize("outputs", [1, 3, 40_000])
+def test_the_error_of_more_outputs_than_are_compared_at_a_time_is_that_of_all(outputs, dtype):
+    torch.manual_seed(0)
+    model, samples = nn.Linear(4, outputs).eval().to(dtype), torch.randn(32, 4, dtype=dtype)
+    quantized = rw.quantize(model, samples, quantizing(COARSE, rw.rounding.Nearest(), batch_size=32))
+    with torch.no_grad():
+        wanted, given = model(samples).double(), quantized(samples).double()
+    error = (wanted - given).square().sum() / wanted.square().sum()
+    assert quantized.report.layers[0].error == pytest.approx(float(error), rel=1e-2 if dtype == torch.float16 else 1e-4)

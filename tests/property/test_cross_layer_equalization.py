@@ -1,9 +1,12 @@
 """Equalization leaves every network's outputs as they were, and makes ranges alike wherever it may."""
 
+import dataclasses
 import math
+import re
 
 import pytest
 import torch
+from facts import has, raises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipes import quantizing
@@ -287,7 +290,8 @@ SAMPLES = torch.randn(24, 3, 9, 9, generator=torch.Generator().manual_seed(1)) *
 def test_a_clamp_with_limits_for_each_channel_is_fused_with_its_layer():
     graph = rewrite(capture_graph(mobile(), (SAMPLES[:2],), {}))
     (after, notes) = apply_rewrites(graph, (CrossLayerEqualization(),), (SAMPLES[:2],), {})
-    assert notes == ("cross-layer-equalization: 3 pairs of layers with channels in common",)
+    assert len(notes) == 1
+    assert has(notes[0], "cross-layer-equalization", 3)
     layers = find_layers(after)
     assert [layer.activation and layer.activation.limits for layer in layers] == [(0.0, math.inf)] * 3 + [None]
     quantized = [node for group in find_activations(after, {layer.node for layer in layers}) for node in group.nodes]
@@ -298,10 +302,15 @@ def test_a_clamp_with_limits_for_each_channel_is_fused_with_its_layer():
 def test_what_is_not_exact_says_in_the_report_how_far_outputs_moved():
     recipe = quantizing(rw.Weights(bits=8), rw.rounding.Nearest(), rewrites=(CrossLayerEqualization("relu"),))
     (note,) = rw.quantize(mobile(), SAMPLES, recipe).report.notes
-    assert note.startswith("cross-layer-equalization: 3 pairs of layers with channels in common; the float network's")
+    (exact,) = rw.quantize(
+        mobile(), SAMPLES, dataclasses.replace(recipe, rewrites=(CrossLayerEqualization(),))
+    ).report.notes
+    assert has(note, "cross-layer-equalization", 3)
+    assert len(re.findall(r"\d+", note)) > len(re.findall(r"\d+", exact))
     plain = nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 3)).eval()
     (note,) = rw.quantize(plain, torch.randn(8, 3), recipe).report.notes
-    assert note == "cross-layer-equalization: no pair of layers to equalize"
+    assert has(note, "cross-layer-equalization")
+    assert not re.search(r"\d", note)
 
 
 def test_an_equalized_network_is_more_accurate_on_grids_per_tensor_and_exports(tmp_path):
@@ -322,5 +331,5 @@ def test_an_equalized_network_is_more_accurate_on_grids_per_tensor_and_exports(t
 
 @pytest.mark.parametrize("settings", [{"tolerance": 0.0}, {"max_iterations": 0}, {"relu6": "clip"}])
 def test_settings_out_of_range_are_refused(settings):
-    with pytest.raises(RecipeError, match=next(iter(settings))):
+    with raises(RecipeError, *(f"{name}={value!r}" for name, value in settings.items())):
         CrossLayerEqualization(**settings)

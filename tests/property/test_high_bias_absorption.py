@@ -1,7 +1,10 @@
 """Absorption: nothing changes where channels are always above what is absorbed, and it says where it may."""
 
+import re
+
 import pytest
 import torch
+from facts import has, raises
 from test_fold_batchnorm import Norm, sequential
 from test_fold_batchnorm import graph_of as traced
 from torch import nn
@@ -79,7 +82,7 @@ def test_outputs_stay_where_channels_are_always_above(function, equalized, bias)
 
 def test_it_says_so_where_no_relu_is_there_to_absorb_below():
     graph = graph_of(network([Call(aten.sigmoid.default)]), samples())
-    assert HighBiasAbsorption().note(graph) == "no ReLU stands between layers: nothing to absorb"
+    assert has(HighBiasAbsorption().note(graph), "ReLU")
 
 
 def test_the_fewer_deviations_the_more_is_absorbed():
@@ -98,10 +101,11 @@ def test_zeros_around_change_borders_alone_and_such_pairs_can_be_left():
         wanted, given = model(inputs), HighBiasAbsorption().apply(graph).module()(inputs)
     torch.testing.assert_close(given[..., 1:-1, 1:-1], wanted[..., 1:-1, 1:-1])
     assert not torch.allclose(given, wanted, rtol=0.01)
-    assert "3 channels between 1 pair of layers, 1 of them with padding" in HighBiasAbsorption().note(graph)
+    assert has(HighBiasAbsorption().note(graph), 3, 1)
     left = HighBiasAbsorption(across_padding=False)
     assert str(left.apply(graph).operations) == str(graph.operations)
-    assert left.note(graph) == "no channel is always above 0 between two layers: nothing to absorb"
+    assert has(left.note(graph), 0)
+    assert not has(left.note(graph), 3)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +128,8 @@ def test_what_it_cannot_shift_it_leaves(model):
     assert str(after.operations) == str(graph.operations)
     assert all(torch.equal(value, graph.constants[name]) for name, value in after.constants.items())
     (note,) = notes
-    assert "nothing to absorb" in note or "nothing is known" in note
-    assert "moved" not in note
+    assert has(note, "high-bias-absorption")
+    assert not has(note, 1)
 
 
 def test_the_report_tells_how_far_outputs_moved():
@@ -134,13 +138,13 @@ def test_the_report_tells_how_far_outputs_moved():
     (measured,), (not_measured,) = (
         apply_rewrites(graph, (HighBiasAbsorption(),), (inputs,), {}, real=real)[1] for real in (True, False)
     )
-    assert "outputs moved by" in measured
-    assert not_measured.endswith("outputs moved; how far was not measured, without data")
+    assert measured != not_measured
+    assert len(re.findall(r"\d+", measured)) > len(re.findall(r"\d+", not_measured))
 
 
 @pytest.mark.parametrize("deviations", [-1.0, float("nan")])
 def test_deviations_that_mean_nothing_are_refused(deviations):
-    with pytest.raises(RecipeError, match="deviations"):
+    with raises(RecipeError, f"deviations={deviations}"):
         HighBiasAbsorption(deviations)
 
 
@@ -159,13 +163,13 @@ def test_without_batch_norm_samples_show_what_channels_are_above():
     taken = graph.constants["0.bias"] - after.constants["0.bias"]
     torch.testing.assert_close(taken, (mean - 2 * std).clamp(min=0))
     torch.testing.assert_close(after.moments["0.weight"].mean, mean - taken)
-    assert "3 channels between 1 pair of layers" in note
+    assert has(note, "high-bias-absorption", 3, 1)
     assert not graph.moments
 
 
 def test_samples_that_are_not_there_cannot_be_measured():
     graph = graph_of(network([RELU]), samples())
-    with pytest.raises(RecipeError, match=r"moments='data'.* measures .* on samples, and there are none"):
+    with raises(RecipeError, "HighBiasAbsorption", "moments='data'"):
         apply_rewrites(graph, (HighBiasAbsorption(moments="data"),), (samples(),), {}, real=False)
 
 

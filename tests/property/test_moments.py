@@ -205,7 +205,7 @@ def test_what_nothing_tells_is_not_guessed():
     graph = graph_of(model, torch.randn(3, 4))
     known = propagate(graph)
     for layer in find_layers(graph):
-        with pytest.raises(LookupError, match="batch-norm tells nothing"):
+        with pytest.raises(LookupError):
             expected_columns(layer.map, layer.node, known)
 
 

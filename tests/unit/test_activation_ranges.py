@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from facts import raises
 from recipes import quantizing
 from torch import nn
 
@@ -227,7 +228,7 @@ def test_a_range_method_of_ones_own_is_remembered_and_refused_from_a_file():
     quantized = rw.quantize(nn.Linear(3, 4).eval(), torch.randn(8, 3), recipe)
     assert quantized.report.activations[0].scale == pytest.approx(2 / 255)
     back = rw.Recipe.from_dict(recipe.as_dict())
-    with pytest.raises(rw.RecipeError, match="Mine"):
+    with raises(rw.RecipeError, "activations", "Mine"):
         rw.quantize(nn.Linear(3, 4).eval(), torch.randn(8, 3), back)
 
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from facts import raises
 from recipes import quantizing
 from torch import nn
 
@@ -144,13 +145,15 @@ def test_the_same_regularization_serves_layers_of_any_size():
     assert torch.equal(rw.rounding.GramAdaRound().relax(scaled, small, scaled.weight, 500), codes)
 
 
-def test_it_stops_when_every_variable_is_decided(monkeypatch):
-    steps = []
-    step = adaround._Adam.step
-    monkeypatch.setattr(adaround._Adam, "step", lambda self, gradient: steps.append(step(self, gradient)))
-    quadratic = wide()
+def test_it_stops_when_every_variable_is_decided():
+    quadratic, steps = wide(), []
+
+    def counted(matrix):
+        steps.append(1)
+        return (matrix - quadratic.weight) @ quadratic.hessian - quadratic.pull
+
     grid = rw.Grid.symmetric(torch.full((1, 1, 1), 0.7), bits=3)
-    rw.rounding.GramAdaRound(regularization=100.0).relax(quadratic, grid, quadratic.weight, 5000)
+    rw.rounding.GramAdaRound(regularization=100.0).relax(quadratic, grid, quadratic.weight, 5000, counted)
     assert 1000 <= len(steps) < 5000  # the first fifth has no regulariser
 
 
@@ -182,7 +185,7 @@ def test_by_default_codes_and_scales_are_free_at_two_bits_and_where_positions_ar
     expected = unbound if free else bound
     assert torch.equal(by_default.codes, expected.codes)
     assert (by_default.grid is None) == (expected.grid is None)
-    assert by_default.note == ("weights could take any code, and scales followed" if free else "")
+    assert bool(by_default.note) == free
     assert bound.note == unbound.note == ""
 
 
@@ -218,23 +221,23 @@ def test_more_damping_keeps_the_codes_nearer_to_the_weights():
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "limit"),
     [
-        ({"iterations": 0}, "iterations must be at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"regularization": -1.0}, "regularization must not be negative"),
-        ({"turns": -1}, "turns, walk and damping must not be negative"),
-        ({"walk": -1}, "turns, walk and damping must not be negative"),
-        ({"damping": -0.1}, "turns, walk and damping must not be negative"),
-        ({"any_code": 1}, "any_code=1"),
-        ({"regularization": 1e30}, r"regularization=1e\+30, but it must be a number of at most 1e\+12"),
-        ({"learning_rate": 10**400}, "but it must be a number of at most"),
-        ({"damping": math.nan}, "damping=nan, but it must be a number"),
-        ({"iterations": 10**13}, "iterations=10000000000000, but it must be a whole number of at most"),
+        ({"iterations": 0}, "iterations"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"regularization": -1.0}, "regularization"),
+        ({"turns": -1}, "turns"),
+        ({"walk": -1}, "walk"),
+        ({"damping": -0.1}, "damping"),
+        ({"any_code": 1}, "any_code"),
+        ({"regularization": 1e30}, "1e+12"),
+        ({"learning_rate": 10**400}, "1e+12"),
+        ({"damping": math.nan}, "1e+12"),
+        ({"iterations": 10**13}, "1e+12"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings, words):
-    with pytest.raises(RecipeError, match=words):
+def test_settings_out_of_range_are_refused(settings, limit):
+    with raises(RecipeError, limit, *(f"{name}={value}" for name, value in settings.items())):
         rw.rounding.GramAdaRound(**settings)
 
 
@@ -253,8 +256,8 @@ def test_no_layer_is_worse_than_nearest_rounding_on_the_samples_whatever_the_hel
             errors.append((quantized(samples) - model(samples)).double().square().sum().item())
         note = quantized.report.layers[0].note
         assert errors[1] <= errors[0] * 1.00001, (seed, note)
-        preferred += "keeps nearest rounding" in note
-        assert not ("could take any code" in note and "keeps nearest" in note)
+        preferred += "nearest" in note
+        assert not ("any code" in note and "nearest" in note)
     assert preferred > 0
 
 
@@ -295,7 +298,7 @@ def test_columns_whose_inputs_are_always_zero_are_rounded_to_nearest():
 def test_gptq_without_an_inverse_names_the_layer_and_the_way_out():
     few = dataclasses.replace(LINEAR, inputs=LINEAR.inputs[:2] * 1e3, targets=LINEAR.targets[:2])
     problem = dataclasses.replace(few.problem(Nothing), statistics=few.statistic(Gram, [2]))
-    with pytest.raises(RecipeError, match=r"layer 'linear 10 to 4' have no inverse even with so much damping"):
+    with raises(RecipeError, "GPTQ", "'linear 10 to 4'", "1e-30"):
         solve(rw.rounding.GPTQ(damping=1e-30), problem)
 
 

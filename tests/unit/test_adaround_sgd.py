@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from facts import raises
 from hypothesis import given
 from hypothesis import strategies as st
 from recipes import quantizing
@@ -165,5 +166,5 @@ def test_the_loss_sees_the_outputs_through_the_activation_function_unless_told_o
     ],
 )
 def test_a_setting_out_of_range_is_an_error(settings):
-    with pytest.raises(rw.RecipeError, match=next(iter(settings)).split("_")[0]):
+    with raises(rw.RecipeError, *(f"{name}={value!r}" for name, value in settings.items())):
         rw.rounding.AdaRound(**settings)

@@ -6,10 +6,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from facts import has, raises
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from roundwise.engine.calibration import Signature, _default_batch_size, read_calibration, take
+from roundwise.engine.calibration import Signature, read_calibration, take
 from roundwise.engine.store import ActivationStore
 from roundwise.errors import CalibrationError
 
@@ -54,7 +55,9 @@ def test_where_nothing_is_said_there_are_32_at_a_time_or_so_few_that_they_are_sm
 
 
 def test_on_an_accelerator_32_at_a_time_whatever_their_size():
-    assert _default_batch_size([torch.zeros(2, 3, 1024, 1024)], torch.device("cuda")) == 32
+    store = ActivationStore(1 << 30, torch.device("cuda"))
+    batches = read_calibration(torch.zeros(33, 3, 1024, 1024), ONE, None, store).batches
+    assert [len(batch[0]) for batch in batches] == [32, 1]
 
 
 def test_an_example_may_be_larger_than_a_batch(read):
@@ -149,8 +152,9 @@ def test_samples_that_are_handed_over_are_left_as_they_were(read):
 def test_labels_are_dropped_with_a_note(read):
     calibration = read(DataLoader(TensorDataset(IMAGES, LABELS), batch_size=3))
     assert len(calibration.notes) == 1
-    assert "the first was used, the rest taken for labels" in calibration.notes[0]
-    assert read({"x": IMAGES, "label": LABELS}).notes == ("not used of each batch: label",)
+    assert "label" in calibration.notes[0]
+    (note,) = read({"x": IMAGES, "label": LABELS}).notes
+    assert has(note, "label")
     assert read(IMAGES).notes == ()
 
 
@@ -222,32 +226,32 @@ class Endless(IterableDataset):
 
 
 REFUSED = {
-    "an empty list": ([], "there are no calibration samples"),
-    "an empty tensor": (IMAGES[:0], "there are no calibration samples"),
-    "an empty loader": (DataLoader(Endless()), "there are no calibration samples"),
-    "a path": ("images/", "of type str are not understood"),
-    "a number": (256, "of type int are not understood"),
-    "nothing": (None, "of type NoneType are not understood"),
-    "a dataset": (TensorDataset(IMAGES), r"a TensorDataset, a Dataset of single samples. Wrap it: `DataLoader"),
-    "a list of paths": (["a.png"], "a calibration batch is a str"),
-    "a tensor without samples": (torch.tensor(1.0), "no tensor with a batch dimension"),
-    "an array of objects": (np.array([object()]), "an array of dtype object"),
-    "samples of several shapes": ([IMAGES, IMAGES[:, :2]], r"batch 1 have shape \[2, 4, 5\].*before \[3, 4, 5\]"),
-    "samples of several dtypes": ([IMAGES, IMAGES.double()], "dtype torch.float64, those before .* torch.float32"),
-    "batches of several structures": ([IMAGES, {"x": {"y": IMAGES}}], "batch 1 .* has another structure"),
+    "an empty list": ([], ("DataLoader",)),
+    "an empty tensor": (IMAGES[:0], ("DataLoader",)),
+    "an empty loader": (DataLoader(Endless()), ("DataLoader",)),
+    "a path": ("images/", ("str", "DataLoader")),
+    "a number": (256, ("int", "DataLoader")),
+    "nothing": (None, ("NoneType", "DataLoader")),
+    "a dataset": (TensorDataset(IMAGES), ("TensorDataset", "DataLoader(dataset, batch_size=32)")),
+    "a list of paths": (["a.png"], ("str",)),
+    "a tensor without samples": (torch.tensor(1.0), (0, "tensor(1.)")),
+    "an array of objects": (np.array([object()]), ("object", "[1]")),
+    "samples of several shapes": ([IMAGES, IMAGES[:, :2]], (1, "[2, 4, 5]", "[3, 4, 5]")),
+    "samples of several dtypes": ([IMAGES, IMAGES.double()], (1, "float64", "float32")),
+    "batches of several structures": ([IMAGES, {"x": {"y": IMAGES}}], (1, "TreeSpec")),
 }
 
 
-@pytest.mark.parametrize(("data", "reason"), REFUSED.values(), ids=REFUSED)
-def test_refused_with_a_reason(read, data, reason):
-    with pytest.raises(CalibrationError, match=reason):
+@pytest.mark.parametrize(("data", "facts"), REFUSED.values(), ids=REFUSED)
+def test_refused_with_a_reason(read, data, facts):
+    with raises(CalibrationError, *facts):
         read(data)
 
 
 def test_a_generator_that_was_read_before_is_named_as_the_cause(read):
     batches = iter([IMAGES])
     read(batches)
-    with pytest.raises(CalibrationError, match="An iterator that was read before gives nothing the second time"):
+    with raises(CalibrationError, "iterator"):
         read(batches)
 
 
@@ -255,33 +259,31 @@ def test_a_generator_that_was_read_before_is_named_as_the_cause(read):
 def test_a_value_that_is_not_finite_is_an_error_that_names_the_sample(read, value, kind):
     images = IMAGES.clone()
     images[7, 1, 2, 3] = value
-    with pytest.raises(CalibrationError, match=f"calibration sample 7 contains {kind}: 1 values in 1 of 10 samples"):
+    with raises(CalibrationError, 7, kind, 1, 10):
         read(images)
-    with pytest.raises(CalibrationError, match=rf"calibration sample 7 contains {kind}.*\(batch 2\)"):
+    with raises(CalibrationError, 7, kind, 2):
         read(list(images.split(3)))
 
 
 def test_inputs_that_disagree_on_the_number_of_samples_are_an_error(read):
-    with pytest.raises(CalibrationError, match=r"batch 0 disagree on the number of samples: \[10, 3, 4, 5\], \[9\]"):
+    with raises(CalibrationError, 0, "[10, 3, 4, 5]", "[9]"):
         read((IMAGES, LABELS[:9]), TWO)
 
 
 def test_keys_that_fit_no_parameters_are_an_error_that_names_both(read):
-    with pytest.raises(
-        CalibrationError, match="keys 'left', 'other', but the model's forward requires 'left', 'right'"
-    ):
+    with raises(CalibrationError, "'left', 'other'", "'left', 'right'"):
         read([{"left": IMAGES, "other": LABELS}], TWO)
 
 
 def test_a_constant_input_that_changes_between_batches_is_an_error(read):
-    with pytest.raises(CalibrationError, match=r"counts no samples is 0.25 in batch 1 and 0.5 in the first"):
+    with raises(CalibrationError, 0.25, 1, 0.5):
         read([(IMAGES, 0.5), (IMAGES, 0.25)], TWO)
 
 
 def test_a_remainder_that_a_program_of_fixed_batch_cannot_take_is_an_error(read):
     fixed = Signature(("x",), ("x",), batch=4)
     assert [batch[0].shape[0] for batch in read(IMAGES[:8], fixed, batch_size=32).batches] == [4, 4]
-    with pytest.raises(CalibrationError, match="batches of exactly 4 samples, and 10 samples leave a remainder of 2"):
+    with raises(CalibrationError, 4, 10, 2):
         read(IMAGES, fixed)
 
 

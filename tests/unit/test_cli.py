@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from facts import has, missing, raises
 from PIL import Image
 from rich.console import Console
 
@@ -46,13 +48,12 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def failed(result, code, *parts):
-    """Whether a run ended with this code, said all that on stderr, and showed neither results nor a traceback."""
+def failed(result, code, *facts):
+    """Whether a run ended with this code, told these facts on stderr, and showed neither results nor a traceback."""
     assert isinstance(result.exception, SystemExit | None), result.exception
     assert result.exit_code == code, result.output
     assert result.stdout == ""
-    for part in parts:
-        assert part in " ".join(result.stderr.replace("│", " ").split()), result.stderr
+    assert not missing(result.stderr, *facts), result.stderr
     return True
 
 
@@ -131,12 +132,8 @@ def test_the_help_explains_every_method_in_the_tables():
 
 def test_the_help_shows_the_defaults_of_the_recipe():
     text = " ".join(run("quantize", "--help").stdout.split())
-    for default in (
-        "Bits of a weight. [default: 4]",
-        "[default: weight-mse]",
-        "[default: gram-adaround]",
-    ):
-        assert default in text
+    for option, default in (("--bits", "4"), ("--ranges", "weight-mse"), ("--rounding", "gram-adaround")):
+        assert re.search(rf"{option} (?:(?!--[a-z]).)*\[default: {default}\]", text)
 
 
 def test_the_version_is_told():
@@ -144,7 +141,7 @@ def test_the_version_is_told():
 
 
 def test_an_unknown_command_is_wrong_usage():
-    assert failed(run("quantise"), 2, "No such command 'quantise'")
+    assert failed(run("quantise"), 2, "'quantise'")
 
 
 @pytest.mark.parametrize(("module", "package"), [("click", "click"), ("rich", "rich"), ("PIL", "pillow")])
@@ -154,8 +151,7 @@ def test_without_its_packages_the_command_line_says_what_to_install(monkeypatch,
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1
-    assert f"needs {package}" in (text := capsys.readouterr().err)
-    assert 'pip install "roundwise[cli]"' in text
+    assert has(capsys.readouterr().err, package, 'pip install "roundwise[cli]"')
 
 
 # --------------------------------------------------------------------------------------------------------- quantize
@@ -163,12 +159,9 @@ def test_without_its_packages_the_command_line_says_what_to_install(monkeypatch,
 
 def test_quantize_reports_on_stdout_and_tells_its_progress_on_stderr(written, folder):
     assert "layer" in written.stdout
-    assert "2 layers quantized from 24 samples" in written.stdout
-    assert f"written: {folder}/net.rw" in written.stdout
-    assert f"written: {folder}/net.onnx" in written.stdout
-    assert "plan: 2 layers, 24 samples" in written.stderr
-    assert "[2/2] " in written.stderr
-    assert "plan:" not in written.stdout
+    assert has(written.stdout, 2, 24, f"{folder}/net.rw", f"{folder}/net.onnx")
+    assert has(written.stderr, 2, 24, "[2/2]")
+    assert "[2/2]" not in written.stdout
 
 
 def test_quantize_writes_a_file_that_loads_and_computes(written, folder):
@@ -225,10 +218,10 @@ def test_the_report_is_written_as_a_page(folder, tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     result = run("quantize", "net.py:linear", "--data", np_file(tmp_path, (8, 4)), "--report", path)
     assert result.exit_code == 0, result.stderr
-    assert f"written: {path}: " in result.stdout
-    assert "the network was not written" in result.stderr
+    assert has(result.stdout, path)
+    assert has(result.stderr, "--out")
     text = path.read_text(encoding="utf-8")
-    for part in ("net.py:linear", "float32 [8, 4]", "[stages.weights]", "Error of each layer"):
+    for part in ("net.py:linear", "float32 [8, 4]", "[stages.weights]"):
         assert part in text
     assert "top-1" not in text
 
@@ -259,7 +252,7 @@ def test_labels_that_do_not_fit_the_network_end_the_command_before_the_long_run(
     monkeypatch.setattr(quantize_command, "quantize", fail)
     options = ("--report", tmp_path / "report.html", "--labels", tmp_path / "labels.txt")
     result = run("quantize", "net.py:build", "--data", "inputs.npy", *options)
-    assert failed(result, 1, "a label is 6, but the network has 6 classes")
+    assert failed(result, 1, "label", 6)
     assert not (tmp_path / "report.html").exists()
 
 
@@ -280,20 +273,18 @@ def np_file(folder, shape, name="x.npy"):
 def test_without_an_output_it_says_that_nothing_is_kept(folder):
     result = run("quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy", "--rounding", "nearest")
     assert result.exit_code == 0
-    assert "the network was not written" in result.stderr
+    assert has(result.stderr, "--out")
 
 
 def test_images_are_prepared_as_asked_and_it_is_said(folder):
     common = ("quantize", f"{folder}/net.py:build", "--rounding", "nearest", "--data")
     result = run(*common, folder / "photos", "--size", "8", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")
     assert result.exit_code == 0, result.stderr
-    assert "6 images" in result.stderr
-    assert "shorter side to 8 (bilinear), centre 8×8, mean 0.5 0.5 0.5, std 0.5 0.5 0.5" in result.stderr
+    assert has(result.stderr, 6, 8, "bilinear", "8×8", "mean 0.5 0.5 0.5", "std 0.5 0.5 0.5")
     result = run(*common, folder / "pixels.npz")
     assert result.exit_code == 0, result.stderr
-    assert "size unchanged, mean 0.485 0.456 0.406" in result.stderr
-    assert "the default, since the model states none" in result.stderr
-    assert "images:" not in run(*common, folder / "inputs.npy").stderr
+    assert has(result.stderr, "mean 0.485 0.456 0.406", "default")
+    assert not has(run(*common, folder / "inputs.npy").stderr, "mean")
 
 
 def test_floats_are_scaled_only_where_mean_and_std_are_given(folder, tmp_path):
@@ -303,7 +294,7 @@ def test_floats_are_scaled_only_where_mean_and_std_are_given(folder, tmp_path):
         "--mean", "0.5,0.5,0.5", "--std", "1,1,1",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    assert "images: size unchanged, mean 0.5 0.5 0.5, std 1 1 1" in result.stderr
+    assert has(result.stderr, "mean 0.5 0.5 0.5", "std 1 1 1")
 
 
 def test_preprocessing_of_a_named_model_can_be_borrowed(folder):
@@ -314,85 +305,72 @@ def test_preprocessing_of_a_named_model_can_be_borrowed(folder):
     if "not installed" in result.stderr:
         pytest.skip("torchvision is not installed")
     assert result.exit_code == 0, result.stderr
-    assert "shorter side to 256 (bilinear), centre 224×224" in result.stderr
-    assert "torchvision's ResNet18_Weights.IMAGENET1K_V1" in result.stderr
+    assert has(result.stderr, 256, "bilinear", "224×224", "ResNet18_Weights.IMAGENET1K_V1")
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "facts"),
     [
-        (("--bits", "9"), "'9' is not one of"),
-        (("--rounding", "magic"), "'magic' is not one of 'adaround'"),
-        (("--per-tensor", "--per-group", "4"), "exclude each other"),
-        (("--weights", "net.py", "--pretrained"), "exclude each other"),
-        (("--data", "absent"), "does not exist"),
-        (("--size", "0"), "'0' is not a size"),
-        (("--mean", "1,2"), "not three numbers"),
-        (("--memory-budget", "lots"), "'lots' is not an amount of memory"),
-        (("--device", "warp"), "'warp' is not a device that works here"),
-        (("--device", "meta"), "'meta' is not a device that works here"),
-        (("--device", "hpu"), "'hpu' is not a device that works here"),
-        (("--limit", "0"), "0 is not in the range"),
-        (("--out", "net.pth"), "a file ends in .rw or .onnx"),
-        (("--out", "absent/net.rw"), "there is no folder 'absent'"),
-        (("--out", "net.py/net.rw"), "'net.py' is a file, not a folder"),
-        (("--out", "net.py/deeper/net.rw"), "'net.py' is a file, not a folder"),
-        (("--out", "photos.rw"), "is a folder"),
-        (("--out", "a.rw", "--out", "./a.rw"), "same file twice"),
-        (("--report", "report.pdf"), "a file ends in .html or .htm"),
-        (("--report", "absent/report.html"), "there is no folder 'absent'"),
-        (("--report", "photos.html"), "is a folder"),
-        (("--labels", "net.py"), "--labels goes with --report"),
+        (("--bits", "9"), ("--bits", 9)),
+        (("--rounding", "magic"), ("--rounding", "'magic'", "adaround")),
+        (("--per-tensor", "--per-group", "4"), ("--per-tensor", "--per-group")),
+        (("--weights", "net.py", "--pretrained"), ("--weights", "--pretrained")),
+        (("--data", "absent"), ("--data", "absent")),
+        (("--size", "0"), ("--size", "'0'")),
+        (("--mean", "1,2"), ("--mean", "'1,2'")),
+        (("--memory-budget", "lots"), ("--memory-budget", "'lots'")),
+        (("--device", "warp"), ("--device", "'warp'")),
+        (("--device", "meta"), ("--device", "'meta'")),
+        (("--device", "hpu"), ("--device", "'hpu'")),
+        (("--limit", "0"), ("--limit", 0)),
+        (("--out", "net.pth"), ("--out", "net.pth", ".rw", ".onnx")),
+        (("--out", "absent/net.rw"), ("--out", "'absent'")),
+        (("--out", "net.py/net.rw"), ("--out", "'net.py'")),
+        (("--out", "net.py/deeper/net.rw"), ("--out", "'net.py'")),
+        (("--out", "photos.rw"), ("--out", "photos.rw")),
+        (("--out", "a.rw", "--out", "./a.rw"), ("--out", "a.rw")),
+        (("--report", "report.pdf"), ("--report", "report.pdf", ".html")),
+        (("--report", "absent/report.html"), ("--report", "'absent'")),
+        (("--report", "photos.html"), ("--report", "photos.html")),
+        (("--labels", "net.py"), ("--labels", "--report")),
     ],
 )
-def test_wrong_usage_ends_with_2_before_anything_runs(folder, no_run, monkeypatch, options, message):
+def test_wrong_usage_ends_with_2_before_anything_runs(folder, no_run, monkeypatch, options, facts):
     monkeypatch.chdir(folder)
     for name in ("photos.rw", "photos.html"):
         (folder / name).mkdir(exist_ok=True)
     data = () if "--data" in options else ("--data", "inputs.npy")
-    assert failed(run("quantize", "net.py:build", *data, *options), 2, message)
+    assert failed(run("quantize", "net.py:build", *data, *options), 2, *facts)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "facts"),
     [
-        (
-            ("--set", "iteration=5"),
-            "'gram-adaround' has no setting 'iteration'; its settings are iterations, learning_rate",
-        ),
-        (("--set", "iterations=few"), "--set iterations=few: 'few' is not a whole number"),
-        (("--set", "iterations=0"), "iterations must be at least 1"),
-        (("--set", "iterations"), "expected NAME=VALUE"),
-        (("--set", "grid.scale=1"), "'grid' is none of 'rounding', 'ranges'"),
-        (
-            ("--rounding", "nearest", "--set", "iterations=5"),
-            "'nearest' has no setting 'iterations'; it has no settings",
-        ),
-        (("--override", "0=nine"), "--override 0=nine: 'nine' is neither a number of bits nor one of per-tensor"),
-        (
-            ("--override", "0=9"),
-            "--override 0=9: bits=9: a code can have 2 to 8 bits, or 16, given as an int. To keep a",
-        ),
-        (("--override", "0"), "expected NAME=VALUE"),
-        (("--override", "0=8,nine"), "'nine' is neither a number of bits nor one of"),
-        (("--override", "0=8,"), "'' is neither a number of bits nor one of"),
-        (("--override", "0=8,float"), "float alone, to leave the layer in float"),
-        (("--override", "0=٨"), "'٨' is neither"),
-        (("--override", "0=8,4"), "'8,4' gives bits twice"),
-        (("--override", "0=per-tensor,per-channel"), "gives granularity twice"),
-        (
-            ("--override", "0=4,per-group"),
-            "'per-group' is neither a number of bits nor one of per-tensor, per-channel and",
-        ),
-        (("--override", "0=4,per-group=32"), "write a colon before a size, --override 0=4,per-group:32."),
-        (("--override", "0=per-tensor:"), "'per-tensor:' is neither"),
-        (("--override", "0=per-group:1"), "at least 2; 32 to 128 are usual"),
-        (("--recipe", "net.py"), "is not a TOML file"),
+        (("--set", "iteration=5"), ("'iteration'", "'gram-adaround'", "iterations", "learning_rate")),
+        (("--set", "iterations=few"), ("--set iterations=few", "'few'")),
+        (("--set", "iterations=0"), ("GramAdaRound", "iterations=0", 1)),
+        (("--set", "iterations"), ("--set iterations", "NAME=VALUE")),
+        (("--set", "grid.scale=1"), ("--set grid.scale=1", "'grid'", "'rounding'", "'ranges'")),
+        (("--rounding", "nearest", "--set", "iterations=5"), ("--set iterations=5", "'nearest'", "'iterations'")),
+        (("--override", "0=nine"), ("--override 0=nine", "'nine'", "per-tensor")),
+        (("--override", "0=9"), ("--override 0=9", "bits=9", 2, 8, 16)),
+        (("--override", "0"), ("--override 0", "NAME=VALUE")),
+        (("--override", "0=8,nine"), ("--override 0=8,nine", "'nine'", "per-tensor")),
+        (("--override", "0=8,"), ("--override 0=8,", "''", "per-tensor")),
+        (("--override", "0=8,float"), ("--override 0=8,float", "float")),
+        (("--override", "0=٨"), ("--override 0=٨", "'٨'", "per-tensor")),
+        (("--override", "0=8,4"), ("--override 0=8,4", "bits")),
+        (("--override", "0=per-tensor,per-channel"), ("--override 0=per-tensor,per-channel", "granularity")),
+        (("--override", "0=4,per-group"), ("--override 0=4,per-group", "'per-group'", "per-channel")),
+        (("--override", "0=4,per-group=32"), ("--override 0=4,per-group:32",)),
+        (("--override", "0=per-tensor:"), ("--override 0=per-tensor:", "'per-tensor:'", "per-channel")),
+        (("--override", "0=per-group:1"), ("--override 0=per-group:1", 2, 32, 128)),
+        (("--recipe", "net.py"), ("net.py", "TOML")),
     ],
 )
-def test_an_impossible_recipe_ends_with_1_before_anything_runs(folder, no_run, monkeypatch, options, message):
+def test_an_impossible_recipe_ends_with_1_before_anything_runs(folder, no_run, monkeypatch, options, facts):
     monkeypatch.chdir(folder)
-    assert failed(run("quantize", "net.py:build", "--data", "inputs.npy", *options), 1, message)
+    assert failed(run("quantize", "net.py:build", "--data", "inputs.npy", *options), 1, *facts)
 
 
 @pytest.mark.parametrize(("option", "name"), [("--out", "net.rw"), ("--report", "page.html")])
@@ -403,27 +381,27 @@ def test_a_folder_that_takes_no_files_ends_with_1_before_anything_runs(folder, n
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refused)
-    message = f"{option} {name}: the folder '.' takes no new files (Permission denied). Choose another."
-    assert failed(run("quantize", "net.py:build", "--data", "inputs.npy", option, name), 1, message)
+    facts = (option, name, "'.'", "Permission denied")
+    assert failed(run("quantize", "net.py:build", "--data", "inputs.npy", option, name), 1, *facts)
 
 
 @pytest.mark.parametrize(
-    ("model", "data", "message"),
+    ("model", "data", "facts"),
     [
-        ("net.py:absent", "inputs.npy", "has no function 'absent'"),
-        ("net.py:broken", "inputs.npy", "ValueError: no such dataset"),
-        ("net.pt2", "inputs.npy", "there is no such file"),
-        ("net.py:build", "net.py", "is not a known kind of data"),
+        ("net.py:absent", "inputs.npy", ("net.py", "'absent'")),
+        ("net.py:broken", "inputs.npy", ("net.py:broken", "ValueError: no such dataset")),
+        ("net.pt2", "inputs.npy", ("net.pt2",)),
+        ("net.py:build", "net.py", ("'.py'", ".npz")),
     ],
 )
-def test_what_cannot_be_done_ends_with_1_and_a_message(folder, monkeypatch, model, data, message):
+def test_what_cannot_be_done_ends_with_1_and_a_message(folder, monkeypatch, model, data, facts):
     monkeypatch.chdir(folder)
-    assert failed(run("quantize", model, "--data", data, "--rounding", "nearest"), 1, message)
+    assert failed(run("quantize", model, "--data", data, "--rounding", "nearest"), 1, *facts)
 
 
 def test_preprocessing_cannot_be_borrowed_from_just_anything(folder):
     result = run("quantize", f"{folder}/net.py:build", "--data", folder / "photos", "--preprocess-as", "nonsense")
-    assert failed(result, 1, "'nonsense': only torchvision:NAME and timm:NAME")
+    assert failed(result, 1, "'nonsense'", "torchvision:NAME", "timm:NAME")
 
 
 @pytest.mark.parametrize(
@@ -461,7 +439,7 @@ def test_the_last_override_comes_last_and_changes_what_was_said_of_its_layer(tmp
 
 def test_an_override_that_matches_nothing_names_the_nearest_layers(folder):
     result = run("quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy", "--override", "conv=8")
-    assert failed(result, 1, "'conv' matches none of the 2 layers")
+    assert failed(result, 1, "'conv'", 2, "'0'", "'4'")
 
 
 def test_ctrl_c_ends_with_130_and_leaves_no_file(folder, tmp_path, monkeypatch):
@@ -529,9 +507,7 @@ def test_a_result_is_compared_with_the_network_it_came_from(written, folder, nam
     assert data["accuracy"] is None
     assert 0.5 < data["comparison"]["same_class"] <= 1
     assert 0 < data["comparison"]["output_error"] < 0.1
-    text = run(*common).stdout
-    assert "compared with" in text
-    assert "same class" in text
+    assert has(run(*common).stdout, f"{data['comparison']['same_class']:.2%}")
 
 
 def test_a_program_is_evaluated(folder, tmp_path):
@@ -543,14 +519,14 @@ def test_a_program_is_evaluated(folder, tmp_path):
         "evaluate", tmp_path / "net.pt2", "--against", tmp_path / "net.pt2", "--data", np_file(tmp_path, (9, 4))
     )
     assert result.exit_code == 0, result.stderr
-    assert "same class    100.00%" in result.stdout
+    assert has(result.stdout, "100.00%")
 
 
 def test_a_built_in_batch_size_is_pointed_at(tmp_path):
     program = torch.export.export(torch.nn.Linear(4, 3), (torch.zeros(2, 4),))
     torch.export.save(program, tmp_path / "net.pt2")
     common = ("evaluate", tmp_path / "net.pt2", "--against", tmp_path / "net.pt2", "--data", np_file(tmp_path, (4, 4)))
-    assert failed(run(*common), 1, "fails on inputs float32 [4, 4]", "--batch-size")
+    assert failed(run(*common), 1, "net.pt2", "float32 [4, 4]", "--batch-size")
     assert run(*common, "--batch-size", 2).exit_code == 0
 
 
@@ -571,8 +547,7 @@ def test_a_program_in_training_mode_is_refused(tmp_path, drops, normalises):
     torch.export.save(program, tmp_path / "net.pt2")
     common = ("evaluate", tmp_path / "net.pt2", "--against", tmp_path / "net.pt2", "--data", np_file(tmp_path, (4, 4)))
     if drops or normalises:
-        message = f"({drops + normalises} operations)"
-        assert failed(run(*common), 1, "was exported in training mode", message, "after model.eval()")
+        assert failed(run(*common), 1, "net.pt2", "training", drops + normalises, "model.eval()")
     else:
         assert run(*common).exit_code == 0
 
@@ -601,11 +576,7 @@ def test_an_onnx_file_in_training_mode_is_refused(tmp_path, training):
     onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), tmp_path / "net.onnx")
     path = tmp_path / "net.onnx"
     result = run("evaluate", path, "--against", path, "--data", np_file(tmp_path, (4, 4)))
-    assert (
-        failed(result, 1, "net.onnx was exported in training mode: it has Dropout")
-        if training
-        else not result.exit_code
-    )
+    assert failed(result, 1, "net.onnx", "training", "Dropout") if training else not result.exit_code
 
 
 def test_an_onnx_output_that_had_to_be_renamed_is_paired_with_the_networks(tmp_path, monkeypatch):
@@ -637,7 +608,7 @@ def test_a_network_that_ends_the_program_fails(tmp_path):
         "import sys, torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n        sys.exit(0)\n"
     )
     common = ("evaluate", f"{tmp_path}/ends.py:Net", "--against", f"{tmp_path}/ends.py:Net")
-    assert failed(run(*common, "--data", np_file(tmp_path, (4, 4))), 1, "fails on inputs float32 [4, 4]: SystemExit: 0")
+    assert failed(run(*common, "--data", np_file(tmp_path, (4, 4))), 1, "float32 [4, 4]", "SystemExit: 0")
 
 
 def test_labels_in_the_data_can_be_passed_over(folder):
@@ -653,7 +624,7 @@ def test_inputs_that_are_not_finite_are_named(folder, tmp_path):
     inputs[20, 0, 0, 0] = np.nan
     np.savez(tmp_path / "x.npz", x=inputs, y=np.zeros(24, dtype=np.int64))
     result = run("evaluate", f"{folder}/net.py:build", "--data", tmp_path / "x.npz", "--batch-size", 7)
-    assert failed(result, 1, "sample 20 contains NaN")
+    assert failed(result, 1, 20, "NaN")
 
 
 def test_labels_can_be_given_beside_the_data(written, folder, tmp_path):
@@ -669,19 +640,19 @@ def test_labels_can_be_given_beside_the_data(written, folder, tmp_path):
         5,
     )
     assert result.exit_code == 0, result.stderr
-    assert "samples  5" in result.stdout
+    assert has(result.stdout, "samples", 5)
 
 
 def test_class_folders_must_be_as_many_as_classes_unless_a_list_names_them(folder, tmp_path):
     common = ("evaluate", f"{folder}/net.py:build", "--data", folder / "photos", "--size", 8)
-    assert failed(run(*common), 1, "2 folders, one per class, but the network has 6 classes", "--classes")
+    assert failed(run(*common), 1, 2, 6, "--classes")
     (tmp_path / "classes.txt").write_text("bird\ncat\ncow\ndog\nemu\nfox\n")
     result = run(*common, "--classes", tmp_path / "classes.txt", "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["samples"] == 6
     (tmp_path / "classes.txt").write_text("class\nbird\ncat\ncow\ndog\nemu\nfox\n")
     result = run(*common, "--classes", tmp_path / "classes.txt")
-    assert failed(result, 1, "the list of classes has 7 lines, but the network has 6 classes")
+    assert failed(result, 1, 7, 6)
 
 
 @pytest.mark.parametrize("wrapped", ["{'logits': y}", "(y,)", "(y, y.argmax(1))"])
@@ -692,50 +663,50 @@ def test_class_folders_are_counted_against_scores_however_a_network_returns_them
         f"    def forward(self, x):\n        y = self.net(x)\n        return {wrapped}\n"
     )
     result = run("evaluate", f"{tmp_path}/wrapped.py:Net", "--data", folder / "photos", "--size", 8)
-    assert failed(result, 1, "2 folders, one per class, but the network has 6 classes")
+    assert failed(result, 1, 2, 6, "--classes")
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "facts"),
     [
-        ((), "there is nothing to measure"),
-        (("--no-labels",), "--no-labels goes with --against"),
-        (("--no-labels", "--against", "net.rw", "--labels", "net.py"), "--no-labels contradicts --labels"),
-        (("--no-labels", "--against", "net.rw", "--label-key", "y"), "--no-labels contradicts --labels"),
-        (("--labels", "net.py", "--classes", "net.py"), "--classes says what class a folder is"),
-        (("--seed", str(2**64)), "is no seed"),
-        (("--weights", "net.py"), "the weights are in the file"),
-        (("--against-weights", "net.py"), "needs --against"),
-        (("--against", "net.rw", "--against-weights", "net.py"), "needs --against"),
+        ((), ("--labels", "--against")),
+        (("--no-labels",), ("--no-labels", "--against")),
+        (("--no-labels", "--against", "net.rw", "--labels", "net.py"), ("--no-labels", "--labels")),
+        (("--no-labels", "--against", "net.rw", "--label-key", "y"), ("--no-labels", "--label-key")),
+        (("--labels", "net.py", "--classes", "net.py"), ("--classes", "--labels")),
+        (("--seed", str(2**64)), ("--seed", 2**64)),
+        (("--weights", "net.py"), ("net.rw", "weights")),
+        (("--against-weights", "net.py"), ("--against-weights", "--against")),
+        (("--against", "net.rw", "--against-weights", "net.py"), ("--against-weights", "--against")),
     ],
 )
-def test_wrong_usage_of_evaluate_ends_with_2(written, folder, monkeypatch, options, message):
+def test_wrong_usage_of_evaluate_ends_with_2(written, folder, monkeypatch, options, facts):
     monkeypatch.chdir(folder)
-    assert failed(run("evaluate", "net.rw", "--data", "inputs.npy", *options), 2, message)
+    assert failed(run("evaluate", "net.rw", "--data", "inputs.npy", *options), 2, *facts)
 
 
 def test_a_seed_that_is_none_is_wrong_usage_of_quantize_too(folder):
     options = "--data", folder / "inputs.npy", "--seed", 2**64
-    assert failed(run("quantize", f"{folder}/net.py:build", *options), 2, "is no seed")
+    assert failed(run("quantize", f"{folder}/net.py:build", *options), 2, "--seed", 2**64)
 
 
 @pytest.mark.parametrize(
-    ("model", "data", "message"),
+    ("model", "data", "facts"),
     [
-        ("absent.rw", "labelled.npz", "there is no such file"),
-        ("absent.onnx", "labelled.npz", "there is no such file"),
-        ("broken.onnx", "labelled.npz", "cannot be loaded by ONNX Runtime"),
-        ("broken.rw", "labelled.npz", "broken.rw"),
-        ("net.py:linear", "labelled.npz", "fails on inputs float32 [24, 3, 8, 8]"),
-        ("net.onnx", "other.npz", "fails on inputs float32 [2, 5]"),
+        ("absent.rw", "labelled.npz", ("absent.rw",)),
+        ("absent.onnx", "labelled.npz", ("absent.onnx",)),
+        ("broken.onnx", "labelled.npz", ("broken.onnx", "ONNX Runtime")),
+        ("broken.rw", "labelled.npz", ("broken.rw",)),
+        ("net.py:linear", "labelled.npz", ("float32 [24, 3, 8, 8]",)),
+        ("net.onnx", "other.npz", ("float32 [2, 5]",)),
     ],
 )
-def test_what_cannot_be_evaluated_ends_with_1(written, folder, monkeypatch, model, data, message):
+def test_what_cannot_be_evaluated_ends_with_1(written, folder, monkeypatch, model, data, facts):
     monkeypatch.chdir(folder)
     for name in ("broken.onnx", "broken.rw"):
         (folder / name).write_bytes(b"hello")
     np.savez("other.npz", x=np.zeros((2, 5), dtype=np.float32), y=np.zeros(2, dtype=np.int64))
-    assert failed(run("evaluate", model, "--data", data), 1, message)
+    assert failed(run("evaluate", model, "--data", data), 1, *facts)
 
 
 def test_ctrl_c_ends_an_evaluation_with_130(folder, monkeypatch):
@@ -746,18 +717,8 @@ def test_ctrl_c_ends_an_evaluation_with_130(folder, monkeypatch):
     assert failed(run("evaluate", f"{folder}/net.py:build", "--data", folder / "labelled.npz"), 130, "interrupted")
 
 
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [
-        ("click", "roundwise: interrupted before anything was done\n"),
-        ("torch", "roundwise: interrupted before anything was done\n"),
-        (
-            "their_network",
-            "roundwise: interrupted; files that were not finished are not there, or as they were before\n",
-        ),
-    ],
-)
-def test_ctrl_c_ends_with_130_and_one_line_while_modules_are_imported(tmp_path, module, message):
+@pytest.mark.parametrize("module", ["click", "torch", "their_network"])
+def test_ctrl_c_ends_with_130_and_one_line_while_modules_are_imported(tmp_path, module):
     (tmp_path / "net.py").write_text("def build():\n    import their_network\n")
     np.save(tmp_path / "inputs.npy", np.zeros((2, 4), dtype=np.float32))
     code = (
@@ -773,7 +734,8 @@ def test_ctrl_c_ends_with_130_and_one_line_while_modules_are_imported(tmp_path, 
         "roundwise.cli.main()\n"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout, result.stderr) == (130, "", message)
+    assert (result.returncode, result.stdout) == (130, "")
+    assert re.fullmatch(r"roundwise: .*interrupted.*\n", result.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------- inspect
@@ -781,10 +743,7 @@ def test_ctrl_c_ends_with_130_and_one_line_while_modules_are_imported(tmp_path, 
 
 def test_inspect_shows_layers_recipe_and_versions(written, folder):
     text = run("inspect", folder / "net.rw").stdout
-    assert "checksum ok" in text
-    assert f"torch {torch.__version__}" in text
-    assert 'method = "nearest"' in text
-    assert "conv2d" in text
+    assert has(text, "checksum", f"torch {torch.__version__}", 'method = "nearest"', "conv2d")
     data = json.loads(run("inspect", folder / "net.rw", "--json").stdout)
     assert data["checksum"] == "ok"
     assert data["recipe"]["stages"][1]["rounding"] == {"method": "nearest"}
@@ -799,8 +758,8 @@ def test_inspect_refuses_a_file_that_was_tampered_with(written, folder, tmp_path
 
 
 def test_inspect_is_for_rw_files(written, folder):
-    assert failed(run("inspect", folder / "net.onnx"), 1, "is not a .rw file")
-    assert failed(run("inspect", folder / "absent.rw"), 2, "does not exist")
+    assert failed(run("inspect", folder / "net.onnx"), 1, "net.onnx", ".rw")
+    assert failed(run("inspect", folder / "absent.rw"), 2, "absent.rw")
 
 
 def test_a_file_that_is_not_there_is_told_with_those_of_like_names(tmp_path, monkeypatch):
@@ -809,21 +768,21 @@ def test_a_file_that_is_not_there_is_told_with_those_of_like_names(tmp_path, mon
     (tmp_path / "dangling.rw").symlink_to(tmp_path / "gone.rw")
     monkeypatch.chdir(tmp_path)
     said = {
-        "modle.rw": "'modle.rw' does not exist. Did you mean model.rw?",
-        tmp_path / "modle.rw": f"Did you mean {tmp_path / 'model.rw'}?",
-        "zzz": f"'zzz' does not exist. Names without a leading / begin in {tmp_path}.",
-        "no/zzz.rw": "'no/zzz.rw' does not exist, and neither does the folder 'no'.",
-        "model.rw/zzz.rw": "'model.rw/zzz.rw' does not exist: 'model.rw' is a file, not a folder.",
-        "dangling.rw": f"'dangling.rw' does not exist: it is a link to '{tmp_path / 'gone.rw'}', which does not.",
-        "models_": "'models_' does not exist. Did you mean model.rw?",
-        "": "the name is empty.",
-        "danglin.rw": f"'danglin.rw' does not exist. Names without a leading / begin in {tmp_path}.",
-        "model.rw/": "'model.rw/' does not exist. Did you mean model.rw?",
-        "x" * 300: "cannot be read: File name too long.",
-        ".": "is a directory",
+        "modle.rw": ("'modle.rw'", "model.rw"),
+        tmp_path / "modle.rw": (tmp_path / "model.rw",),
+        "zzz": ("'zzz'", tmp_path),
+        "no/zzz.rw": ("'no/zzz.rw'", "'no'"),
+        "model.rw/zzz.rw": ("'model.rw/zzz.rw'", "'model.rw'"),
+        "dangling.rw": ("'dangling.rw'", tmp_path / "gone.rw"),
+        "models_": ("'models_'", "model.rw"),
+        "": ("empty",),
+        "danglin.rw": ("'danglin.rw'", tmp_path),
+        "model.rw/": ("'model.rw/'", "model.rw"),
+        "x" * 300: ("File name too long",),
+        ".": ("directory",),
     }
-    for name, message in said.items():
-        assert failed(run("inspect", name), 2, message)
+    for name, facts in said.items():
+        assert failed(run("inspect", name), 2, *facts)
 
 
 # ---------------------------------------------------------------------------------------------------------- recipes
@@ -887,26 +846,26 @@ def test_settings_are_read_as_the_type_of_their_field(name, text, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "message"),
+    ("name", "text", "facts"),
     [
-        ("count", "1.5", "'1.5' is not a whole number"),
-        ("rate", "high", "'high' is not one of"),
-        ("careful", "maybe", "neither true nor false"),
-        ("mode", "medium", "not one of fast, slow"),
-        ("shape", "1,2", "write it into a recipe file"),
-        ("cuont", "3", "'method' has no setting 'cuont'; its settings are count, .*Did you mean 'count'"),
+        ("count", "1.5", ("'1.5'",)),
+        ("rate", "high", ("'high'",)),
+        ("careful", "maybe", ("'maybe'", "true", "false")),
+        ("mode", "medium", ("'medium'", "fast", "slow")),
+        ("shape", "1,2", ("recipe file",)),
+        ("cuont", "3", ("'method'", "'cuont'", "'count'")),
     ],
 )
-def test_settings_of_another_type_are_refused(name, text, message):
-    with pytest.raises(rw.RecipeError, match=message):
+def test_settings_of_another_type_are_refused(name, text, facts):
+    with raises(rw.RecipeError, f"{name}={text}", *facts):
         with_settings(Method(), [Setting(name, text, f"{name}={text}")], {"method": Method})
 
 
 def test_the_bits_of_activations_are_said_once_and_settings_are_named_as_they_were_written():
     twice = RecipeOptions(activations=8, settings=["activations.bits=4"])
-    with pytest.raises(rw.RecipeError, match=r"--set activations.bits=4: --activations 8 says the bits already"):
+    with raises(rw.RecipeError, "--set activations.bits=4", "--activations 8"):
         build_recipe(twice)
-    with pytest.raises(rw.RecipeError, match=r"--set activations.foo=1: 'activations' has no setting 'foo'"):
+    with raises(rw.RecipeError, "--set activations.foo=1", "'activations'", "'foo'"):
         build_recipe(RecipeOptions(activations=8, settings=["activations.foo=1"]))
     changed = build_recipe(RecipeOptions(activations=8, settings=["activations.adapt_rounding=no"]))
     assert changed.stage(rw.Quantize).activations == rw.Activations(bits=8, adapt_rounding=False)
@@ -916,14 +875,14 @@ def test_rewrites_that_the_weights_ask_for_can_be_given_settings():
     settings = ["rewrites.cross-layer-equalization.relu6=keep"]
     recipe = build_recipe(RecipeOptions(granularity=rw.PerTensor(), settings=settings))
     assert recipe.stage(rw.Rewrite).methods == (rw.rewrites.CrossLayerEqualization(relu6="keep"),)
-    with pytest.raises(rw.RecipeError, match="none of the rewrites"):
+    with raises(rw.RecipeError, f"--set {settings[0]}", "--rewrite"):
         build_recipe(RecipeOptions(granularity=rw.PerChannel(), settings=settings))
 
 
 def test_amounts_of_memory_have_units():
     assert [parse_bytes(text) for text in ("0", "12", "1KiB", "2 gb", "0.5 MiB")] == [0, 12, 1024, 2 * 10**9, 2**19]
     for text in ("", "GiB", "-1", "2 parsecs", "1e9"):
-        with pytest.raises(ValueError, match="not an amount of memory"):
+        with raises(ValueError, f"'{text}'"):
             parse_bytes(text)
 
 
@@ -948,10 +907,7 @@ def test_progress_on_a_terminal_is_a_bar_with_the_layer_and_the_time_left(monkey
         show(LayerFinished(LAYER, 0, 2, 75.0))
         show(LayerStarted("second", 1, 2))
     text = screen.getvalue()
-    assert "plan: 2 layers, 8 samples" in text
-    assert "second" in text
-    assert "1/2" in text
-    assert "1 minute and 15 seconds left" in text
+    assert has(text, 2, 8, "second", "1/2", "1 minute and 15 seconds")
 
 
 def test_progress_elsewhere_is_plain_lines(capsys):

@@ -5,6 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from facts import has, raises
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -124,18 +125,18 @@ def test_ways_to_resize_differ_in_what_they_keep():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "facts"),
     [
-        ({"mean": (0.5, 0.5), "std": (0.5, 0.5)}, "1 channel"),
-        ({"mean": (0.5,)}, "1 value.* in mean and 3 in std"),
-        ({"std": (0.5, 0.5, 0.0)}, "std above 0"),
-        ({"mean": (0.5, float("nan"), 0.5)}, "finite"),
-        ({"interpolation": "cubic"}, "'cubic' is not one of bicubic"),
-        ({"crop": (0, 5)}, "at least 1 pixel"),
+        ({"mean": (0.5, 0.5), "std": (0.5, 0.5)}, ("mean", "std", 2)),
+        ({"mean": (0.5,)}, ("mean", 1, "std", 3)),
+        ({"std": (0.5, 0.5, 0.0)}, ("std", "0.5, 0.5, 0.0")),
+        ({"mean": (0.5, float("nan"), 0.5)}, ("mean", "0.5, nan, 0.5")),
+        ({"interpolation": "cubic"}, ("interpolation", "cubic", "bicubic")),
+        ({"crop": (0, 5)}, ("crop", "0×5")),
     ],
 )
-def test_impossible_preprocessing_is_refused(settings, message):
-    with pytest.raises(RecipeError, match=message):
+def test_impossible_preprocessing_is_refused(settings, facts):
+    with raises(RecipeError, *facts):
         Preprocessing(**settings)
 
 
@@ -185,7 +186,7 @@ def test_a_class_list_may_come_from_any_editor(tmp_path, content):
 def test_an_empty_line_in_a_class_list_is_refused_by_its_number(tmp_path):
     write_photos(tmp_path / "data" / "dog", 1)
     (tmp_path / "classes.txt").write_text("cat\n \ndog\n")
-    with pytest.raises(FileFormatError, match=r"classes\.txt, line 2 is empty"):
+    with raises(FileFormatError, "classes.txt", 2):
         load_data(tmp_path / "data", DataOptions(class_list=tmp_path / "classes.txt"))
 
 
@@ -204,8 +205,8 @@ def test_folders_must_be_as_many_as_the_classes_of_a_network_however_it_returns_
         write_photos(tmp_path / name, 1)
     dataset = load_data(tmp_path)
     check_classes(RESULTS[kind](torch.zeros(1, 2)), dataset)
-    for classes, told in ((1, "1 class:"), (3, "3 classes:"), (1000, "1,000 classes:")):
-        with pytest.raises(CalibrationError, match=f"2 folders, .* the network has {told}"):
+    for classes in (1, 3, 1000):
+        with raises(CalibrationError, 2, classes, "--classes"):
             check_classes(RESULTS[kind](torch.zeros(1, classes)), dataset)
 
 
@@ -215,7 +216,7 @@ def test_a_list_of_classes_has_a_line_for_each_class_of_the_network(tmp_path):
     dataset = load_data(tmp_path / "data", DataOptions(class_list=tmp_path / "classes.txt"))
     check_classes(torch.zeros(1, 3), dataset)
     for classes in (2, 4):
-        with pytest.raises(CalibrationError, match=f"has 3 lines, but the network has {classes} classes"):
+        with raises(CalibrationError, 3, classes):
             check_classes(torch.zeros(1, classes), dataset)
 
 
@@ -228,11 +229,11 @@ def test_labels_from_a_file_are_refused_where_folders_say_the_class(tmp_path):
     write_photos(tmp_path / "data" / "cat", 2)
     for name in ("labels.txt", "classes.txt"):
         (tmp_path / name).write_text("0\n0\n")
-    with pytest.raises(FileFormatError, match=r"one folder per class, .*labels\.txt cannot say it too"):
+    with raises(FileFormatError, tmp_path / "data", "labels.txt"):
         load_data(tmp_path / "data", DataOptions(labels=tmp_path / "labels.txt"))
-    with pytest.raises(RecipeError, match=r"classes\.txt number folders, and .*labels\.txt says"):
+    with raises(RecipeError, "classes.txt", "labels.txt"):
         DataOptions(labels=tmp_path / "labels.txt", class_list=tmp_path / "classes.txt")
-    with pytest.raises(RecipeError, match="no labels are wanted"):
+    with raises(RecipeError, "labels.txt"):
         DataOptions(labels=tmp_path / "labels.txt", want_labels=False)
 
 
@@ -248,8 +249,7 @@ def test_labels_for_a_flat_folder_go_by_name_as_text_and_the_description_says_so
     options = DataOptions(labels=str(tmp_path / "labels.txt"))
     assert "order" not in load_data(tmp_path / "data").description
     dataset = load_data(tmp_path / "data", options)
-    assert "in order of name as text" in dataset.description
-    assert dataset.description.endswith(f"labels in {tmp_path / 'labels.txt'}")
+    assert has(dataset.description, "text", "labels.txt")
     assert [file.name for file in dataset.inputs.names[:3]] == ["0.png", "1.png", "10.png"]
 
 
@@ -257,7 +257,7 @@ def test_labels_for_a_flat_folder_go_by_name_as_text_and_the_description_says_so
 def test_a_link_to_nothing_is_refused(tmp_path, place):
     write_photos(tmp_path / "cat" if "/" in place else tmp_path, 1)
     (tmp_path / place).symlink_to("nowhere.png")
-    with pytest.raises(FileFormatError, match=rf"{place} is a link to 'nowhere\.png', which does not exist"):
+    with raises(FileFormatError, place, "nowhere.png"):
         load_data(tmp_path)
 
 
@@ -269,34 +269,34 @@ def test_a_link_to_a_folder_is_a_class_but_inside_a_class_it_is_only_counted(tmp
     dataset = load_data(tmp_path / "data")
     assert dataset.labels is not None
     assert dataset.labels.tolist() == [0, 0, 1]
-    assert "(1 other file ignored)" in dataset.description
+    assert has(dataset.description, 3, 1)
 
 
 def test_a_class_list_without_a_folders_name_is_refused(tmp_path):
     write_photos(tmp_path / "data" / "dog", 1)
     (tmp_path / "classes.txt").write_text("cat\ndoge\n")
-    with pytest.raises(FileFormatError, match=r"not 'dog', .*doge"):
+    with raises(FileFormatError, "classes.txt", "dog", "doge"):
         load_data(tmp_path / "data", DataOptions(class_list=tmp_path / "classes.txt"))
 
 
 def test_a_class_that_is_listed_twice_is_refused(tmp_path):
     write_photos(tmp_path / "data" / "dog", 1)
     (tmp_path / "classes.txt").write_text("dog\ncat\ndog\n")
-    with pytest.raises(FileFormatError, match="names 'dog' in lines 1 and 3"):
+    with raises(FileFormatError, "classes.txt", "dog", 1, 3):
         load_data(tmp_path / "data", DataOptions(class_list=tmp_path / "classes.txt"))
 
 
 def test_a_class_list_for_a_flat_folder_is_refused(tmp_path):
     write_photos(tmp_path / "data", 1)
     (tmp_path / "classes.txt").write_text("dog\n")
-    with pytest.raises(FileFormatError, match="flat folder"):
+    with raises(FileFormatError, tmp_path / "data", "classes.txt"):
         load_data(tmp_path / "data", DataOptions(class_list=tmp_path / "classes.txt"))
 
 
 def test_a_class_list_for_an_array_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((2, 3), dtype=np.float32))
     (tmp_path / "classes.txt").write_text("dog\n")
-    with pytest.raises(FileFormatError, match="goes with folders"):
+    with raises(FileFormatError, "x.npy"):
         load_data(tmp_path / "x.npy", DataOptions(class_list=tmp_path / "classes.txt"))
 
 
@@ -304,27 +304,26 @@ def test_other_files_are_counted_and_hidden_ones_are_not_seen(tmp_path):
     write_photos(tmp_path, 2)
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".thumbnails").mkdir()
-    assert "2 images" in load_data(tmp_path).description
-    assert "1 other file ignored" in load_data(tmp_path).description
+    assert has(load_data(tmp_path).description, 2, 1)
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(FileFormatError, match="holds no images: 1 file, none"):
+    with raises(FileFormatError, tmp_path, 1, ".png"):
         load_data(tmp_path)
 
 
 def test_an_empty_class_folder_is_refused(tmp_path):
     write_photos(tmp_path / "dog", 1)
     (tmp_path / "cat").mkdir()
-    with pytest.raises(FileFormatError, match=r"cat holds no images, .*shift the labels"):
+    with raises(FileFormatError, "cat"):
         load_data(tmp_path)
 
 
 def test_images_beside_class_folders_are_refused(tmp_path):
     write_photos(tmp_path, 1)
     write_photos(tmp_path / "dog", 1)
-    with pytest.raises(FileFormatError, match="1 image directly and others in folders such as 'dog'"):
+    with raises(FileFormatError, 1, "dog"):
         load_data(tmp_path)
 
 
@@ -334,19 +333,19 @@ def test_a_broken_image_is_named_when_its_batch_is_due(tmp_path):
     broken.write_bytes(broken.read_bytes()[:100])
     batches = iter(load_data(tmp_path).batches(2))
     next(batches)
-    with pytest.raises(FileFormatError, match=r"2\.png cannot be decoded .*no image is skipped"):
+    with raises(FileFormatError, "2.png", "OSError"):
         next(batches)
 
 
 def test_a_file_that_only_looks_like_an_image_is_named(tmp_path):
     (tmp_path / "a.jpg").write_text("hello")
-    with pytest.raises(FileFormatError, match=r"a\.jpg cannot be decoded"):
+    with raises(FileFormatError, "a.jpg", "UnidentifiedImageError"):
         only_batch(load_data(tmp_path))
 
 
 def test_an_image_of_16_bits_is_refused_instead_of_clipped(tmp_path):
     Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(FileFormatError, match=r"deep\.png: .* more than 8 bits"):
+    with raises(FileFormatError, "deep.png", "I;16", 8):
         read_image(tmp_path / "deep.png")
 
 
@@ -366,7 +365,7 @@ def test_a_palette_with_transparency_decodes_without_a_warning(tmp_path):
 def test_images_of_different_sizes_need_a_size(tmp_path):
     write_photos(tmp_path, 2)
     photo(50, 70).save(tmp_path / "z.png")
-    with pytest.raises(FileFormatError, match=r"z\.png is 50×70 .*0\.png is 40×60.*--size"):
+    with raises(FileFormatError, "z.png", "50×70", "0.png", "40×60", "--size"):
         list(load_data(tmp_path).batches(2))
     sized = DataOptions(preprocessing=Preprocessing(resize=ShorterSide(32), crop=(32, 32)))
     assert only_batch(load_data(tmp_path, sized)).shape == (3, 3, 32, 32)
@@ -424,23 +423,23 @@ def test_names_can_be_given(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arrays", "keys", "message"),
+    ("arrays", "keys", "facts"),
     [
-        ({"a": FLOATS, "b": LABELS}, Keys(), r"which array .*'a' float32 \[6, 3, 8, 9\], 'b' int64 \[6\]"),
-        ({"x": FLOATS, "data": FLOATS}, Keys(), "'x' and 'data' could both be the inputs.*--input-key"),
-        ({"x": FLOATS, "y": LABELS, "labels": LABELS}, Keys(), "could both be the labels.*--label-key"),
-        ({"x": FLOATS}, Keys(inputs="z"), "no array 'z' for the inputs. There are 'x' float32"),
-        ({"x": FLOATS}, Keys(labels="z"), "no array 'z' for the labels"),
+        ({"a": FLOATS, "b": LABELS}, Keys(), ("--input-key", "a", "float32 [6, 3, 8, 9]", "b", "int64 [6]")),
+        ({"x": FLOATS, "data": FLOATS}, Keys(), ("x", "data", "--input-key")),
+        ({"x": FLOATS, "y": LABELS, "labels": LABELS}, Keys(), ("y", "labels", "--label-key")),
+        ({"x": FLOATS}, Keys(inputs="z"), ("z", "inputs", "x", "float32 [6, 3, 8, 9]")),
+        ({"x": FLOATS}, Keys(labels="z"), ("z", "labels", "x", "float32 [6, 3, 8, 9]")),
     ],
 )
 @pytest.mark.parametrize("suffix", [".npz", ".pt", ".safetensors"])
-def test_what_could_be_mistaken_is_an_error_that_lists_the_arrays(tmp_path, suffix, arrays, keys, message):
-    with pytest.raises(FileFormatError, match=message):
+def test_what_could_be_mistaken_is_an_error_that_lists_the_arrays(tmp_path, suffix, arrays, keys, facts):
+    with raises(FileFormatError, *facts):
         load_data(write(tmp_path / f"data{suffix}", **arrays), DataOptions(keys=keys))
 
 
 def test_a_key_for_a_single_array_is_refused(tmp_path):
-    with pytest.raises(FileFormatError, match="without a name"):
+    with raises(FileFormatError, "x.npy"):
         load_data(write(tmp_path / "x.npy", x=FLOATS), DataOptions(keys=Keys(inputs="x")))
 
 
@@ -464,13 +463,13 @@ def test_grey_uint8_arrays_need_grey_preprocessing(tmp_path):
     assert only_batch(load_data(path, DataOptions(preprocessing=GREY))).shape == (6, 1, 8, 9)
     resized = Preprocessing(resize=ShorterSide(4), mean=(0.0,), std=(1.0,))
     assert only_batch(load_data(path, DataOptions(preprocessing=resized))).shape == (6, 1, 4, 4)
-    with pytest.raises(FileFormatError, match=r"1 channel.*for 3 .*--mean"):
+    with raises(FileFormatError, 1, 3, "--mean"):
         load_data(path)
 
 
 @pytest.mark.parametrize("shape", [(6, 8), (6, 8, 9, 4), (6, 3, 8, 3), (6, 2, 2, 2, 3)])
 def test_uint8_arrays_that_are_no_images_are_refused(tmp_path, shape):
-    with pytest.raises(FileFormatError, match="uint8"):
+    with raises(FileFormatError, f"uint8 {list(shape)}"):
         load_data(write(tmp_path / "x.npy", x=np.zeros(shape, dtype=np.uint8)))
 
 
@@ -495,15 +494,15 @@ def test_floats_are_normalised_only_on_request(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("array", "normalization", "message"),
+    ("array", "normalization", "facts"),
     [
-        (FLOATS, Preprocessing(crop=(4, 4)), "not resized or cropped"),
-        (FLOATS, GREY, "cannot be normalised with 1 value"),
-        (LABELS, PLAIN, r"int64 \[6\] cannot be normalised"),
+        (FLOATS, Preprocessing(crop=(4, 4)), ("float32 [6, 3, 8, 9]", "uint8")),
+        (FLOATS, GREY, ("float32 [6, 3, 8, 9]", 1, "--mean", "--std")),
+        (LABELS, PLAIN, ("int64 [6]", 3, "--mean", "--std")),
     ],
 )
-def test_a_normalisation_that_does_not_fit_is_refused(tmp_path, array, normalization, message):
-    with pytest.raises(FileFormatError, match=message):
+def test_a_normalisation_that_does_not_fit_is_refused(tmp_path, array, normalization, facts):
+    with raises(FileFormatError, *facts):
         load_data(write(tmp_path / "x.npy", x=array), DataOptions(normalization=normalization))
 
 
@@ -512,7 +511,7 @@ def test_a_normalisation_that_does_not_fit_is_refused(tmp_path, array, normaliza
 def test_a_broken_file_is_refused_by_name(tmp_path, suffix, content):
     path = tmp_path / f"data{suffix}"
     path.write_bytes(content)
-    with pytest.raises(FileFormatError, match=rf"data\{suffix}"):
+    with raises(FileFormatError, f"data{suffix}"):
         load_data(path)
 
 
@@ -520,7 +519,7 @@ def test_a_broken_file_is_refused_by_name(tmp_path, suffix, content):
 def test_a_truncated_file_is_refused_by_name(tmp_path, suffix):
     path = write(tmp_path / f"data{suffix}", x=FLOATS)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(FileFormatError, match=rf"data\{suffix}"):
+    with raises(FileFormatError, f"data{suffix}"):
         load_data(path)
 
 
@@ -556,14 +555,14 @@ def test_an_array_whose_header_states_what_cannot_be_is_refused(tmp_path, shape,
     else:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("x.npy", content)
-    with pytest.raises(FileFormatError, match=rf"x\{suffix}"):
+    with raises(FileFormatError, f"x{suffix}"):
         load_data(path)
 
 
 def test_an_archive_of_something_else_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("notes.txt", "hello")
-    with pytest.raises(FileFormatError, match=r"'notes\.txt' in it is something else"):
+    with raises(FileFormatError, "x.npz", "notes.txt"):
         load_data(tmp_path / "x.npz")
 
 
@@ -580,49 +579,47 @@ STRANGE_TENSORS = {
 @pytest.mark.parametrize("kind", STRANGE_TENSORS)
 def test_a_tensor_that_is_not_plain_is_refused_as_inputs_and_as_labels(tmp_path, kind):
     torch.save(STRANGE_TENSORS[kind](), tmp_path / "strange.pt")
-    message = rf"strange\.pt holds a {kind} tensor"
-    with pytest.raises(FileFormatError, match=message):
+    with raises(FileFormatError, "strange.pt", kind):
         load_data(tmp_path / "strange.pt")
-    with pytest.raises(FileFormatError, match=message):
+    with raises(FileFormatError, "strange.pt", kind):
         load_data(write(tmp_path / "x.npy", x=FLOATS), DataOptions(labels=tmp_path / "strange.pt"))
 
 
 @pytest.mark.skipif(np.longdouble(0).itemsize == 8, reason="long doubles are doubles here")
 def test_long_doubles_are_refused_as_inputs_and_as_labels(tmp_path):
     long = write(tmp_path / "long.npy", x=LABELS.astype(np.longdouble))
-    with pytest.raises(FileFormatError, match="of at most 64 bits"):
+    with raises(FileFormatError, "long.npy", "float128 [6]", 64):
         load_data(long)
-    with pytest.raises(FileFormatError, match=r"long\.npy .*float128 \[6\]"):
+    with raises(FileFormatError, "long.npy", "labels", "float128 [6]"):
         load_data(write(tmp_path / "x.npy", x=FLOATS), DataOptions(labels=long))
 
 
 def test_what_is_no_data_is_refused(tmp_path):
     (tmp_path / "x.csv").write_text("1,2")
-    with pytest.raises(FileFormatError, match=r"'\.csv' is not a known kind of data. Known: .*\.npz"):
+    with raises(FileFormatError, "x.csv", ".npz"):
         load_data(tmp_path / "x.csv")
     (tmp_path / "data").write_text("1,2")
-    with pytest.raises(FileFormatError, match=r"Known: a folder of images, "):
+    with raises(FileFormatError, tmp_path / "data", ".npz") as caught:
         load_data(tmp_path / "data")
-    with pytest.raises(
-        FileFormatError, match=r"Known: text, one number a line \(\.txt, \.csv\), or an array \(\.npy, "
-    ):
+    assert ".txt" not in str(caught.value)
+    with raises(FileFormatError, tmp_path / "data", ".txt", ".csv", ".npy"):
         read_labels(tmp_path / "data")
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with raises(FileNotFoundError, "absent.npy"):
         load_data(tmp_path / "absent.npy")
     np.save(tmp_path / "text.npy", np.array(["a", "b"]))
-    with pytest.raises(FileFormatError, match=r"text\.npy .*<U1"):
+    with raises(FileFormatError, "text.npy", "<U1 [2]"):
         load_data(tmp_path / "text.npy")
     torch.save({"a": 1}, tmp_path / "numbers.pt")
-    with pytest.raises(FileFormatError, match="a tensor, a dict of tensors or a pair"):
+    with raises(FileFormatError, "numbers.pt", "dict"):
         load_data(tmp_path / "numbers.pt")
     torch.save(torch.zeros(3, dtype=torch.complex64), tmp_path / "complex.pt")
-    with pytest.raises(FileFormatError, match="complex"):
+    with raises(FileFormatError, "complex.pt"):
         load_data(tmp_path / "complex.pt")
 
 
 @pytest.mark.parametrize("shape", [(0, 3), ()])
 def test_no_samples_are_refused(tmp_path, shape):
-    with pytest.raises(FileFormatError, match="no samples"):
+    with raises(FileFormatError, "x.npy", list(shape)):
         load_data(write(tmp_path / "x.npy", x=np.zeros(shape, dtype=np.float32)))
 
 
@@ -642,46 +639,47 @@ def test_labels_can_come_from_a_file_of_their_own(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    ("labels", "message"),
+    ("labels", "facts"),
     [
-        (LABELS[:4], "4 labels for 6 samples"),
-        (LABELS.astype(np.float32), "labels are float32"),
-        (np.eye(6, dtype=np.int64), r"int64 \[6, 6\].*argmax"),
-        (np.array([0, 1, 2, -1, 0, 0]), "sample 3 has label -1"),
-        (np.array([0, 2**64 - 1, 0, 0, 0, 0], dtype=np.uint64), "sample 1 has label 18446744073709551615,"),
-        (np.array(3), r"labels are int64 \[\]"),
-        (np.ones(6, dtype=bool), r"labels are bool \[6\]"),
+        (LABELS[:4], (4, 6)),
+        (LABELS.astype(np.float32), ("float32 [6]",)),
+        (np.eye(6, dtype=np.int64), ("int64 [6, 6]", "argmax")),
+        (np.array([0, 1, 2, -1, 0, 0]), (3, -1)),
+        (np.array([0, 2**64 - 1, 0, 0, 0, 0], dtype=np.uint64), (1, 18446744073709551615)),
+        (np.array(3), ("int64 []",)),
+        (np.ones(6, dtype=bool), ("bool [6]",)),
     ],
 )
-def test_labels_that_are_none_are_refused(tmp_path, labels, message):
-    with pytest.raises(FileFormatError, match=message):
+def test_labels_that_are_none_are_refused(tmp_path, labels, facts):
+    with raises(FileFormatError, "data.npz", *facts):
         load_data(write(tmp_path / "data.npz", x=FLOATS, y=labels))
 
 
 def test_a_text_file_of_labels_holds_numbers_only(tmp_path):
     (tmp_path / "labels.txt").write_text("1\ncat\n")
     options = DataOptions(labels=tmp_path / "labels.txt")
-    with pytest.raises(FileFormatError, match=r"labels\.txt, line 2 is .cat.\. .*whole number a line"):
+    with raises(FileFormatError, "labels.txt", 2, "cat"):
         load_data(write(tmp_path / "x.npy", x=FLOATS), options)
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "facts"),
     [
-        (b"0 1\n0 1\n0 1\n", "line 1 is '0 1'"),  # six words, and no six lines
-        (b"1\n2\n\n3\n4\n5\n6\n", "line 3 is empty"),
-        (b"label\n1\n2\n", "line 1 is 'label'"),
-        (b"1.0\n", r"line 1 is '1\.0'"),
-        (b"1_0\n", "line 1 is '1_0'"),
-        (b"1\n" + b"9" * 5000, "line 2 is '9{40}'…"),
-        (b"1,2,3,4,5,6", "line 1 is '1,2,3,4,5,6'"),
-        ("1\n".encode("utf-16"), "is not a text file in UTF-8"),
+        (b"0 1\n0 1\n0 1\n", (1, "'0 1'")),  # six words, and no six lines
+        (b"1\n2\n\n3\n4\n5\n6\n", (3,)),
+        (b"label\n1\n2\n", (1, "'label'")),
+        (b"1.0\n", (1, "'1.0'")),
+        (b"1_0\n", (1, "'1_0'")),
+        (b"1\n" + b"9" * 5000, (2, 40 * "9")),
+        (b"1,2,3,4,5,6", (1, "'1,2,3,4,5,6'")),
+        ("1\n".encode("utf-16"), ("UTF-8",)),
     ],
 )
-def test_a_text_file_of_labels_is_read_by_lines(tmp_path, content, found):
+def test_a_text_file_of_labels_is_read_by_lines(tmp_path, content, facts):
     (tmp_path / "labels.txt").write_bytes(content)
-    with pytest.raises(FileFormatError, match=rf"labels\.txt(,)? {found}"):
+    with raises(FileFormatError, "labels.txt", *facts) as caught:
         load_data(write(tmp_path / "x.npy", x=FLOATS), DataOptions(labels=tmp_path / "labels.txt"))
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_text_file_of_labels_may_come_from_any_editor(tmp_path):
@@ -694,7 +692,7 @@ def test_labels_of_their_own_stand_for_those_in_the_data_and_the_description_say
     dataset = load_data(path, DataOptions(labels=write(tmp_path / "labels.npy", y=LABELS)))
     assert dataset.labels is not None
     assert dataset.labels.tolist() == LABELS.tolist()
-    assert dataset.description.endswith(f"; labels in {tmp_path / 'labels.npy'}")
+    assert has(dataset.description, tmp_path / "data.npz", tmp_path / "labels.npy")
 
 
 def test_a_limit_takes_a_random_choice_that_only_the_seed_decides(tmp_path):
@@ -706,7 +704,7 @@ def test_a_limit_takes_a_random_choice_that_only_the_seed_decides(tmp_path):
     assert max(first.indices) > 500
     assert first.labels is not None
     assert torch.equal(only_batch(first)[:, 0].long(), first.labels)
-    assert "50 of them, chosen at random" in first.description
+    assert has(first.description, 50, 1000)
 
 
 def test_a_limit_above_the_number_of_samples_takes_all(tmp_path):
@@ -716,24 +714,24 @@ def test_a_limit_above_the_number_of_samples_takes_all(tmp_path):
 def test_labels_that_nobody_wants_are_not_looked_at(tmp_path):
     path = write(tmp_path / "data.npz", x=FLOATS, y=FLOATS)
     assert load_data(path, DataOptions(want_labels=False)).labels is None
-    with pytest.raises(FileFormatError, match="labels are float32"):
+    with raises(FileFormatError, "labels", "float32 [6, 3, 8, 9]"):
         load_data(path)
 
 
 def test_a_limit_below_one_is_refused():
-    with pytest.raises(RecipeError, match="limit=0"):
+    with raises(RecipeError, "limit=0"):
         DataOptions(limit=0)
 
 
 @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
 def test_a_seed_of_more_than_64_bits_is_refused(seed):
-    with pytest.raises(RecipeError, match=f"seed={seed}"):
+    with raises(RecipeError, f"seed={seed}"):
         DataOptions(limit=5, seed=seed)
 
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_batches_of_less_than_one_sample_are_refused(tmp_path, size):
-    with pytest.raises(RecipeError, match=f"batches of {size} samples"):
+    with raises(RecipeError, size):
         load_data(write(tmp_path / "x.npy", x=FLOATS)).batches(size)
 
 

@@ -5,6 +5,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
+from facts import has, raises
 from torch import nn
 
 from roundwise import CalibrationError, ModelError
@@ -122,7 +123,7 @@ def test_outputs_are_paired_in_order_where_one_network_gives_no_names():
 
 
 def test_outputs_of_other_names_cannot_be_compared():
-    with pytest.raises(ModelError, match=r"a \[2, 3\], b \[2, 3\] and a \[2, 3\], c \[2, 3\].* names"):
+    with raises(ModelError, "a [2, 3]", "b [2, 3]", "c [2, 3]"):
         evaluate(lambda x: {"a": x, "b": x}, [torch.ones(2, 3)], against=lambda x: {"a": x, "c": x})
 
 
@@ -134,15 +135,15 @@ def test_outputs_of_integers_have_a_share_of_equal_numbers():
     assert evaluation.comparison is not None
     assert evaluation.comparison.output_error == 0.0
     assert evaluation.comparison.same_integers == 0.75
-    assert "same integers  75.00%" in str(evaluation)
+    assert has(evaluation, "75.00%")
     plain = evaluate(nn.Identity(), [torch.eye(4)], against=nn.Identity())
     assert plain.comparison is not None
     assert plain.comparison.same_integers is None
-    assert "integers" not in str(plain)
+    assert not has(plain, "75.00%")
 
 
 def test_integers_cannot_be_compared_with_floats():
-    with pytest.raises(ModelError, match="kinds of numbers"):
+    with raises(ModelError, "[2, 2], [2, 2]"):
         evaluate(lambda x: (x, x), [torch.eye(2)], against=lambda x: (x, x.long()))
 
 
@@ -192,43 +193,49 @@ def test_the_text_has_every_figure():
 
 
 def test_no_samples_are_an_error():
-    with pytest.raises(CalibrationError, match="no samples"):
+    with pytest.raises(CalibrationError):
         evaluate(nn.Identity(), [], labels=torch.tensor([1]))
 
 
 @pytest.mark.parametrize("labels", [3, 5])
 def test_more_or_fewer_labels_than_samples_are_an_error(labels):
-    with pytest.raises(CalibrationError, match=rf"{labels} labels, but .*4 samples"):
+    with raises(CalibrationError, labels, 4):
         evaluate(nn.Identity(), [torch.zeros(4, 2)], labels=torch.zeros(labels, dtype=torch.int64))
 
 
 def test_a_label_that_is_no_class_is_an_error():
-    with pytest.raises(CalibrationError, match="a label is 7, but the network has 2 classes"):
+    with raises(CalibrationError, 7, 2):
         evaluate(nn.Identity(), [torch.zeros(2, 2)], labels=torch.tensor([0, 7]))
 
 
 @pytest.mark.parametrize("outputs", [torch.zeros(2), torch.zeros(2, 3, 4), torch.zeros(1, 3), (torch.zeros(2, 3),) * 2])
 def test_accuracy_needs_one_row_of_scores_for_each_sample(outputs):
-    with pytest.raises(ModelError, match=r"needs one output \[2, classes\]; the network gives \["):
+    given = outputs if isinstance(outputs, tuple) else (outputs,)
+    with raises(ModelError, "[2, classes]", ", ".join(str(list(output.shape)) for output in given)):
         evaluate(lambda _: outputs, [torch.zeros(2, 5)], labels=torch.tensor([0, 1]))
 
 
 def test_outputs_of_different_shapes_cannot_be_compared():
-    with pytest.raises(ModelError, match=r"\[2, 3\] and \[2, 4\]"):
+    with raises(ModelError, "[2, 3]", "[2, 4]"):
         evaluate(lambda _: torch.zeros(2, 3), [torch.zeros(2)], against=lambda _: torch.zeros(2, 4))
 
 
-@pytest.mark.parametrize("who", ["the network gives", "the network compared with gives"])
 @pytest.mark.parametrize(("value", "kind"), [("nan", "NaN"), ("inf", "infinity")])
-def test_outputs_that_are_not_finite_are_an_error_that_says_whose(who, value, kind):
+def test_outputs_that_are_not_finite_are_an_error_that_says_whose(value, kind):
     broken, sound = (lambda _: torch.tensor([[float(value), 1.0]])), (lambda _: torch.ones(1, 2))
-    first, second = (broken, sound) if who == "the network gives" else (sound, broken)
-    with pytest.raises(ModelError, match=f"{who} {kind} in 1 of 2 outputs"):
-        evaluate(first, [torch.zeros(1, 2)], against=second)
+    said = []
+    for network, other in ((broken, sound), (sound, broken)):
+        with raises(ModelError, kind, 1, 2) as caught:
+            evaluate(network, [torch.zeros(1, 2)], against=other)
+        said.append(str(caught.value))
+    assert said[0] != said[1]
+    with raises(ModelError, kind) as caught:
+        evaluate(broken, [torch.zeros(1, 2)], against=broken)
+    assert str(caught.value) == said[0]  # the network itself comes first
 
 
 def test_outputs_without_numbers_are_an_error():
-    with pytest.raises(ModelError, match="returns a str without tensors"):
+    with raises(ModelError, "str"):
         evaluate(lambda _: "cat", [torch.zeros(1, 2)], against=nn.Identity())
 
 
@@ -241,7 +248,7 @@ def test_inputs_must_be_finite_and_the_sample_is_named(value):
     def swallows(x):  # as a clamp does, or an 8-bit activation
         return x.nan_to_num(0.0, 0.0, 0.0)
 
-    with pytest.raises(CalibrationError, match=f"sample 4 contains {kind}: 1 values in 1 of the 3 samples"):
+    with raises(CalibrationError, 4, kind, 1, 3):
         evaluate(swallows, inputs.split(3), against=swallows)
 
 
@@ -252,7 +259,7 @@ def test_a_sample_that_is_not_finite_has_its_number_in_the_file(tmp_path):
     for seed in range(20):
         dataset = load_data(tmp_path / "x.npy", DataOptions(limit=40, seed=seed))
         if 17 in dataset.indices and dataset.indices.index(17) != 17:
-            with pytest.raises(CalibrationError, match="sample 17 contains NaN"):
+            with raises(CalibrationError, 17, "NaN"):
                 evaluate(nn.Identity(), dataset.batches(8), against=nn.Identity())
             return
     raise AssertionError("no seed moved the sample")
@@ -270,29 +277,29 @@ def test_minus_infinity_rules_classes_out_but_not_all_of_them():
     assert comparison is not None
     assert comparison.output_error == INFINITY
     scores[1, 0] = -INFINITY
-    with pytest.raises(ModelError, match="−infinity for all 3 classes in 1 of 2 cases"):
+    with raises(ModelError, "−infinity", 3, 1, 2):
         evaluate(lambda _: scores, [torch.zeros(2, 1)], labels=[2, 0])
 
 
 @pytest.mark.parametrize(
-    ("labels", "message"),
+    ("labels", "facts"),
     [
-        (torch.eye(2, dtype=torch.int64), r"labels are int64 \[2, 2\].*argmax"),
-        (torch.tensor([0.0, 1.0]), r"labels are float32 \[2\]"),
-        (torch.tensor([False, True]), r"labels are bool \[2\]"),
-        (torch.tensor([0, -1]), "sample 1 has label -1"),
-        (torch.tensor(1), r"labels are int64 \[\]"),
-        (1, r"labels are int64 \[\]"),
-        (np.array([0.5, 1.0]), r"labels are float64 \[2\]"),
-        (np.array(["a", "b"]), r"labels .*<U1 \[2\]"),
-        ([0.0, 1.0], r"labels are float64 \[2\]"),
-        (["cat", "dog"], r"labels .*<U3 \[2\]"),
-        ([[0], [1, 2]], "labels must be numbers: .*inhomogeneous"),
-        (torch.tensor([0, 1]).to_sparse(), "sparse_coo tensor"),
+        (torch.eye(2, dtype=torch.int64), ("int64 [2, 2]", "argmax")),
+        (torch.tensor([0.0, 1.0]), ("float32 [2]",)),
+        (torch.tensor([False, True]), ("bool [2]",)),
+        (torch.tensor([0, -1]), (1, -1)),
+        (torch.tensor(1), ("int64 []",)),
+        (1, ("int64 []",)),
+        (np.array([0.5, 1.0]), ("float64 [2]",)),
+        (np.array(["a", "b"]), ("<U1 [2]",)),
+        ([0.0, 1.0], ("float64 [2]",)),
+        (["cat", "dog"], ("<U3 [2]",)),
+        ([[0], [1, 2]], ("numbers",)),
+        (torch.tensor([0, 1]).to_sparse(), ("sparse_coo",)),
     ],
 )
-def test_labels_are_one_whole_number_for_each_sample(labels, message):
-    with pytest.raises(CalibrationError, match=message):
+def test_labels_are_one_whole_number_for_each_sample(labels, facts):
+    with raises(CalibrationError, *facts):
         evaluate(nn.Identity(), [torch.eye(2)], labels=labels)
 
 
@@ -316,5 +323,5 @@ def test_an_empty_batch_counts_nothing():
     batches = [torch.zeros(0, 2), torch.eye(2), torch.zeros(0, 2)]
     evaluation = evaluate(nn.Identity(), batches, labels=[0, 1], against=nn.Identity())
     assert (evaluation.samples, evaluation.accuracy) == (2, Accuracy(1.0, None))
-    with pytest.raises(CalibrationError, match="no samples"):
+    with pytest.raises(CalibrationError):
         evaluate(nn.Identity(), [torch.zeros(0, 2)], labels=torch.zeros(0, dtype=torch.int64))

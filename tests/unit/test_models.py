@@ -1,10 +1,12 @@
 """What MODEL means on the command line, and where weights come from."""
 
 import sys
+import warnings
 
 import click
 import pytest
 import torch
+from facts import has, missing, raises
 from safetensors.torch import save_file
 from torch import nn
 
@@ -95,43 +97,43 @@ def test_a_file_may_import_its_neighbours(file):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "facts"),
     [
-        ("biuld", "has no function 'biuld'. Did you mean build?"),
-        ("needs", r"requires arguments \(width\)"),
-        ("fails", "calling .*fails failed at line 26, .*ValueError: no such dataset"),
-        ("leaves", "SystemExit: bye"),
-        ("other", "returned a str; a torch.nn.Module is needed"),
-        ("number", "is of type int, neither a function nor a model"),
+        ("biuld", ("build",)),
+        ("needs", ("width",)),
+        ("fails", (26, "ValueError: no such dataset")),
+        ("leaves", (29, "SystemExit: bye")),
+        ("other", ("str",)),
+        ("number", ("int",)),
     ],
 )
-def test_a_function_that_gives_no_model_is_an_error(file, name, message):
-    with pytest.raises(ModelError, match=message):
+def test_a_function_that_gives_no_model_is_an_error(file, name, facts):
+    with raises(ModelError, "nets.py", name, *facts):
         load_model(f"{file}:{name}")
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "facts"),
     [
-        ("import no_such_package", "line 1, .*ModuleNotFoundError: No module named 'no_such_package'"),
-        ("x = 1\ndef f(:\n", "nets.py, line 2: SyntaxError"),
-        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("import no_such_package", (1, "ModuleNotFoundError: No module named 'no_such_package'")),
+        ("x = 1\ndef f(:\n", (2, "SyntaxError")),
+        ("raise SystemExit(3)", (1, "SystemExit: 3")),
     ],
 )
-def test_a_file_that_does_not_run_is_an_error_with_its_cause(file, content, message):
+def test_a_file_that_does_not_run_is_an_error_with_its_cause(file, content, facts):
     file.write_text(content)
-    with pytest.raises(ModelError, match=message):
+    with raises(ModelError, "nets.py", *facts):
         load_model(f"{file}:build")
 
 
 def test_a_missing_file_is_an_error(tmp_path):
-    with pytest.raises(ModelError, match="no such file"):
+    with raises(ModelError, "absent.py"):
         load_model(f"{tmp_path}/absent.py:f")
 
 
 @pytest.mark.parametrize("source", [Pretrained(), Random()])
 def test_only_named_models_have_pretrained_or_random_weights(file, source):
-    with pytest.raises(click.UsageError, match="builds its own model"):
+    with raises(click.UsageError, "nets.py:build", "--pretrained", "--random-weights"):
         load_model(f"{file}:build", source)
 
 
@@ -152,7 +154,8 @@ def test_a_torchvision_model_brings_its_preprocessing(torchvision):
     assert preprocessing.crop == (224, 224)
     assert preprocessing.resize == ShorterSide(256)
     assert where == "torchvision's SqueezeNet1_1_Weights.IMAGENET1K_V1"
-    assert loaded.notes == ("random weights (seed 3): good for trying out and timing, not for use",)
+    (note,) = loaded.notes
+    assert has(note, "random", 3)
 
 
 def test_a_timm_model_brings_its_preprocessing(timm):
@@ -177,25 +180,25 @@ def test_a_number_of_classes_can_be_given(torchvision, timm):
 
 
 def test_a_name_alone_does_not_say_where_weights_come_from(torchvision):
-    with pytest.raises(click.UsageError, match=r"--weights FILE .*--pretrained .*--random-weights"):
+    with raises(click.UsageError, "torchvision:resnet18", "--weights", "--pretrained", "--random-weights"):
         load_model("torchvision:resnet18")
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("spec", "facts"),
     [
-        ("torchvision:resnet19", "has no model 'resnet19' among its [0-9]+. The nearest names are .*resnet18"),
-        ("timm:mobilnetv2_100", "nearest names are .*mobilenetv2_100"),
-        ("timm:resnet50.nobody", r"no 'resnet50.nobody'; of 'resnet50' it has .*resnet50.a1_in1k"),
+        ("torchvision:resnet19", ("torchvision", "resnet19", "resnet18")),
+        ("timm:mobilnetv2_100", ("timm", "mobilnetv2_100", "mobilenetv2_100")),
+        ("timm:resnet50.nobody", ("timm", "resnet50.nobody", "resnet50.a1_in1k")),
     ],
 )
-def test_unknown_names_get_the_nearest_ones(torchvision, timm, spec, message):
-    with pytest.raises(ModelError, match=message):
+def test_unknown_names_get_the_nearest_ones(torchvision, timm, spec, facts):
+    with raises(ModelError, *facts):
         load_model(spec, Random())
 
 
 def test_pretrained_weights_come_with_their_own_classes(torchvision):
-    with pytest.raises(click.UsageError, match="leave out --num-classes"):
+    with raises(click.UsageError, "--pretrained", "--num-classes"):
         load_model("torchvision:resnet18", Pretrained(), num_classes=3)
 
 
@@ -204,7 +207,7 @@ def test_a_failed_download_says_what_to_do(torchvision, monkeypatch):
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr(torchvision, "get_model", fail)
-    with pytest.raises(ModelError, match=r"could not download .*Network is unreachable.*--weights"):
+    with raises(ModelError, "squeezenet1_1", "OSError: Network is unreachable", "--weights"):
         load_model("torchvision:squeezenet1_1", Pretrained())
 
 
@@ -223,15 +226,19 @@ def test_a_backbone_is_not_downloaded_behind_the_users_back(torchvision, monkeyp
 def test_models_that_warn_about_their_initialisation_load_quietly(torchvision, monkeypatch, name):
     # Their real initialisation takes seconds; the warning is what matters here.
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)
-    load_model(f"torchvision:{name}", Random())
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        loaded = load_model(f"torchvision:{name}", Random())
+    assert [str(warning.message) for warning in given] == []
+    assert isinstance(loaded.network, nn.Module)
 
 
 def test_preprocessing_can_be_asked_for_alone(torchvision, timm):
     assert stated_preprocessing("torchvision:mobilenet_v2")[0].resize == ShorterSide(232)
     assert stated_preprocessing("timm:mobilenetv2_100")[0].interpolation == "bicubic"
-    with pytest.raises(ModelError, match="states no preprocessing"):
+    with raises(ModelError, "torchvision:raft_small", "--size", "--mean", "--std"):
         stated_preprocessing("torchvision:raft_small")
-    with pytest.raises(ModelError, match="only torchvision:NAME and timm:NAME"):
+    with raises(ModelError, "net.py:f", "torchvision:NAME", "timm:NAME"):
         stated_preprocessing("net.py:f")
 
 
@@ -261,7 +268,7 @@ def test_a_program_is_loaded(program):
 
 
 def test_a_program_has_its_weights_inside(program):
-    with pytest.raises(click.UsageError, match="contains its weights"):
+    with raises(click.UsageError, ".pt2", "--weights"):
         load_model(str(program), Random())
 
 
@@ -269,44 +276,45 @@ def test_a_program_has_its_weights_inside(program):
 def test_what_is_no_program_is_refused(tmp_path, content):
     path = tmp_path / "net.pt2"
     path.write_bytes(content)
-    with pytest.raises(FileFormatError, match=r"net\.pt2 is not a program"):
+    with raises(FileFormatError, "net.pt2", "torch.export"):
         load_program(path)
 
 
 def test_a_missing_program_is_an_error(tmp_path):
-    with pytest.raises(FileFormatError, match="no such file"):
+    with raises(FileFormatError, "net.pt2"):
         load_program(tmp_path / "net.pt2")
 
 
 def test_another_archive_is_no_program(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "net.pt2")
-    with pytest.raises(FileFormatError, match="cannot be loaded as a program"):
+    with raises(FileFormatError, "net.pt2", "torch.export", "RuntimeError", torch.__version__):
         load_program(tmp_path / "net.pt2")
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("spec", "hint"),
     [
-        ("resnet18", "is no model: .*Did you mean torchvision:resnet18"),
-        ("nonsense", "'nonsense' is no model: expected torchvision:NAME"),
-        ("jax:resnet18", "is no model"),
+        ("resnet18", "torchvision:resnet18"),
+        ("nonsense", "torchvision:NAME"),
+        ("jax:resnet18", "torchvision:NAME"),
         ("weights.safetensors", "--weights weights.safetensors"),
-        ("weights.pth", "does not say what network"),
-        ("done.rw", "can be evaluated, but not quantized"),
+        ("weights.pth", "--weights weights.pth"),
+        ("done.rw", ".rw"),
     ],
 )
-def test_what_is_no_model_gets_a_hint(torchvision, timm, spec, message):
-    with pytest.raises(ModelError, match=message):
+def test_what_is_no_model_gets_a_hint(torchvision, timm, spec, hint):
+    with raises(ModelError, f"'{spec}'", hint) as caught:
         load_model(spec)
+    assert (".rw" in str(caught.value).replace(spec, "")) == (spec == "done.rw")
 
 
 def test_a_file_without_a_function_gets_a_list_of_them(file):
-    with pytest.raises(ModelError, match=r"Which function of .*It defines Settings, build, Small"):
+    with raises(ModelError, "nets.py", "Settings", "build", "Small"):
         load_model(str(file))
 
 
 def test_a_number_of_classes_is_for_named_models(file):
-    with pytest.raises(click.UsageError, match="goes with torchvision"):
+    with raises(click.UsageError, "--num-classes", "nets.py:build", "torchvision:"):
         load_model(f"{file}:build", num_classes=3)
 
 
@@ -346,7 +354,8 @@ def test_weights_inside_a_checkpoint_are_found_and_it_is_said(tmp_path, trained,
     torch.save({wrapper: trained, "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "w.pt")
     model, notes = load_into_net(tmp_path / "w.pt")
     assert torch.equal(model.conv.weight, trained["conv.weight"])
-    assert notes == (f"weights taken from '{wrapper}', not used: epoch, optimizer",)
+    (note,) = notes
+    assert has(note, f"'{wrapper}'", "epoch", "optimizer")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
@@ -354,8 +363,8 @@ def test_prefixes_of_wrappers_are_taken_off_and_it_is_said(tmp_path, trained, pr
     torch.save({f"{prefix}{name}": tensor for name, tensor in trained.items()}, tmp_path / "w.pt")
     model, notes = load_into_net(tmp_path / "w.pt")
     assert torch.equal(model.conv.weight, trained["conv.weight"])
-    assert all("taken off the names" in note for note in notes)
-    assert notes
+    for part in ("module.", "_orig_mod.", "model."):
+        assert any(has(note, f"'{part}'") for note in notes) == (part in prefix)
 
 
 def test_weights_in_half_precision_are_converted_and_it_is_said(tmp_path, trained):
@@ -363,13 +372,17 @@ def test_weights_in_half_precision_are_converted_and_it_is_said(tmp_path, traine
     torch.save(halves, tmp_path / "w.pt")
     model, notes = load_into_net(tmp_path / "w.pt")
     assert model.conv.weight.dtype == torch.float32
-    assert notes == ("weights converted from float16 to float32",)
+    (note,) = notes
+    assert has(note, "float16", "float32")
 
 
 def test_files_from_before_batch_norm_counted_are_read(tmp_path, trained):
     del trained["norm.num_batches_tracked"]
     torch.save(trained, tmp_path / "w.pt")
-    load_into_net(tmp_path / "w.pt")
+    model, notes = load_into_net(tmp_path / "w.pt")
+    assert torch.equal(model.conv.weight, trained["conv.weight"])
+    assert torch.equal(model.norm.running_var, trained["norm.running_var"])
+    assert notes == ()
 
 
 def test_tied_weights_need_to_be_stored_once_only(tmp_path):
@@ -378,7 +391,8 @@ def test_tied_weights_need_to_be_stored_once_only(tmp_path):
     save_file({"0.weight": torch.eye(3), "0.bias": torch.ones(3), "1.bias": torch.ones(3)}, tmp_path / "w.safetensors")
     notes = load_weights(model, tmp_path / "w.safetensors")
     assert torch.equal(model[1].weight, torch.eye(3))
-    assert notes == ("stored once, shared by name: 1.weight",)
+    (note,) = notes
+    assert has(note, "1.weight")
 
 
 class WithSecondHead(nn.Module):
@@ -390,9 +404,10 @@ class WithSecondHead(nn.Module):
 def test_weights_of_a_head_for_training_are_passed_over_where_it_was_not_built_and_it_is_said(tmp_path):
     save_file(WithSecondHead(built=True).state_dict(), tmp_path / "w.safetensors")
     notes = load_weights(WithSecondHead(built=False), tmp_path / "w.safetensors")
-    assert notes == ("not used: 2 weights of 'aux_classifier', which only training needs",)
+    (note,) = notes
+    assert has(note, 2, "aux_classifier")
     assert load_weights(WithSecondHead(built=True), tmp_path / "w.safetensors") == ()
-    with pytest.raises(ModelError, match="2 in the file only"):
+    with raises(ModelError, 2, "aux_classifier.weight", "aux_classifier.bias"):
         load_weights(nn.ModuleDict({"classifier": nn.Linear(2, 2)}), tmp_path / "w.safetensors")
 
 
@@ -402,15 +417,10 @@ def test_weights_of_another_model_are_an_error_that_lists_what_differs(tmp_path,
     trained["norm.weight"] = torch.zeros(7)
     trained["norm.bias"] = torch.zeros(4, dtype=torch.int8)
     torch.save(trained, tmp_path / "w.pt")
-    with pytest.raises(ModelError) as caught:
+    differing = ("norm.weight", "float32 [7]", "norm.bias", "int8 [4]", "float32 [4]")
+    with raises(ModelError, 1, "conv.bias", "head.weight", 2, *differing, "--num-classes") as caught:
         load_into_net(tmp_path / "w.pt")
-    message = str(caught.value)
-    assert "1 missing from the file (conv.bias)" in message
-    assert "1 in the file only (head.weight)" in message
-    assert "2 of another shape or kind" in message
-    assert "norm.weight: float32 [7] in the file, float32 [4] in the model" in message
-    assert "norm.bias: int8 [4] in the file, float32 [4] in the model" in message
-    assert "--num-classes" in message
+    assert missing(caught.value, "conv.weight", "norm.running_mean") == ["conv.weight", "norm.running_mean"]
 
 
 def test_a_model_is_left_alone_by_weights_that_do_not_fit(tmp_path, trained):
@@ -425,8 +435,9 @@ def test_a_model_is_left_alone_by_weights_that_do_not_fit(tmp_path, trained):
 
 def test_only_the_first_of_many_names_are_listed(tmp_path):
     torch.save({f"layer{index}": torch.zeros(1) for index in range(20)}, tmp_path / "w.pt")
-    with pytest.raises(ModelError, match=r"20 in the file only \(layer0, .*layer4, and 15 more\)"):
+    with raises(ModelError, 20, "layer0", "layer4", 15) as caught:
         load_into_net(tmp_path / "w.pt")
+    assert not has(caught.value, "layer5")
 
 
 class Evil:
@@ -437,7 +448,7 @@ class Evil:
 @pytest.mark.parametrize("content", [Evil(), {"state_dict": {"a": Evil()}}, nn.Linear(2, 2)])
 def test_a_pickle_with_more_than_tensors_is_refused_and_does_not_run(tmp_path, capsys, content):
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(FileFormatError, match=r"w\.pt is refused: .*would run code.*safetensors"):
+    with raises(FileFormatError, "w.pt", "Linear" if isinstance(content, nn.Module) else "print", ".safetensors"):
         load_into_net(tmp_path / "w.pt")
     assert "ran" not in capsys.readouterr().out
 
@@ -447,25 +458,25 @@ def test_a_pickle_with_more_than_tensors_is_refused_and_does_not_run(tmp_path, c
 def test_a_broken_file_of_weights_is_refused_by_name(tmp_path, suffix, content):
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
-    with pytest.raises(FileFormatError, match=rf"w\{suffix}"):
+    with raises(FileFormatError, f"w{suffix}"):
         load_into_net(path)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "facts"),
     [
-        (torch.zeros(3), "holds a Tensor, not a dict"),
-        ({}, "holds nothing"),
-        ({"a": 1, "b": torch.zeros(1)}, r"values that are not tensors: 'a' \(int\)"),
+        (torch.zeros(3), ("Tensor",)),
+        ({}, ("'state_dict'",)),
+        ({"a": 1, "b": torch.zeros(1)}, ("'a'", "int", "'state_dict'")),
     ],
 )
-def test_what_is_no_state_dict_is_refused(tmp_path, content, message):
+def test_what_is_no_state_dict_is_refused(tmp_path, content, facts):
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(FileFormatError, match=message):
+    with raises(FileFormatError, "w.pt", *facts):
         load_into_net(tmp_path / "w.pt")
 
 
 def test_an_unknown_kind_of_weights_is_refused(tmp_path):
     (tmp_path / "w.h5").write_bytes(b"")
-    with pytest.raises(FileFormatError, match=r"not '\.h5'"):
+    with raises(FileFormatError, "'.h5'", ".safetensors"):
         load_into_net(tmp_path / "w.h5")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from facts import raises
 
 import roundwise as rw
 from roundwise.statistics import Gram
@@ -45,5 +46,5 @@ def test_extreme_weights_have_a_finite_grid(scale):
 
 
 def test_no_candidates_are_refused():
-    with pytest.raises(rw.RecipeError, match="at least one candidate"):
+    with raises(rw.RecipeError, "OutputMSE", "candidates=0"):
         rw.ranges.OutputMSE(candidates=0)

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from facts import has, raises
 from recipes import quantizing
 from torch import nn
 
@@ -131,7 +132,8 @@ def test_the_pages_table_has_the_reports_figures(quantized, tmp_path):
         assert float(row[column["error, chosen"]].replace("−", "-")) == pytest.approx(of.error, rel=1e-3)
         assert float(row[column["SQNR, dB"]]) == pytest.approx(-10 * math.log10(of.error), abs=0.06)
     text = " ".join(shown.texts)
-    for part in ("net.py", "16", "the recipe keeps it in float", quantized.versions["torch"]):
+    (kept,) = quantized.report.kept_float
+    for part in ("net.py", "16", kept.name, kept.reason, quantized.versions["torch"]):
         assert part in text
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
@@ -244,13 +246,20 @@ def test_an_error_of_zero_stands_below_all_others_and_overflow_above():
 
 
 def test_a_network_without_seconds_bytes_or_layers_has_a_page_too():
-    page(result(setup_seconds={}, float_bytes=0, quantized_bytes=0))
-    page(result(layer(seconds=0.0, flips=0.0), setup_seconds={"capture": 0.0}))
+    for given in (
+        result(setup_seconds={}, float_bytes=0, quantized_bytes=0),
+        result(layer(seconds=0.0, flips=0.0), setup_seconds={"capture": 0.0}),
+    ):
+        shown = page(given)
+        text = " ".join(shown.texts)
+        assert "a network" in text
+        assert not re.search(r"\b(nan|inf)\b|∞", text, re.IGNORECASE)
+        assert ("first" in shown.texts) == bool(given.report.layers)
 
 
 def test_words_that_hold_for_all_layers_are_said_once():
     same = rendered(result(layer(), layer(name="second")))
-    assert "For all layers: bits 4, granularity per-tensor, codes symmetric, ranges min-max, rounding nearest." in same
+    assert "per-tensor" in same
     assert "<td>per-tensor</td>" not in same
     assert "<td>per-channel</td>" in rendered(result(layer(), layer(granularity="per-channel")))
 
@@ -276,7 +285,9 @@ def test_a_recipe_with_a_method_of_ones_own_is_shown_and_said_to_be_no_file():
 
     given = result(layer())
     given.recipe = quantizing(rounding=Mine())
-    assert "is a method of your own" in " ".join(page(given).texts)
+    shown = page(given)
+    assert any("Mine()" in text for text in shown.texts)
+    assert not any("[weights]" in text for text in shown.texts)
 
 
 # ---------------------------------------------------------------------------------------------------------- figures
@@ -292,7 +303,7 @@ def test_points_of_a_grid_are_drawn_where_they_can_be_told_apart(bits, drawn):
     figure = weight_figure(layer(bits=bits, summary=summary))
     assert figure.count("v9") == drawn
     assert ('class="band"' in figure) == (drawn == 0)
-    assert f"{2**bits:,} points" in figure
+    assert has(figure, 2**bits)
     assert len(figure) < 3000
 
 
@@ -349,7 +360,7 @@ def test_a_report_keeps_summaries_through_json_and_reads_reports_without(quantiz
         del record["summary"]
     old = Report.from_dict(data)
     assert [of.summary for of in old.layers] == [None, None]
-    assert "written by a release that did not keep them" in " ".join(page(Result(old)).texts)
+    assert page(Result(old)).count("svg") < page(Result(report)).count("svg")
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -364,16 +375,16 @@ def test_a_page_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypa
 
     monkeypatch.setattr("os.replace", full)
     monkeypatch.setattr("pathlib.Path.replace", full)
-    with pytest.raises(ExportError, match="No space left"):
+    with raises(ExportError, "report.html", "No space left"):
         rw.html_report(result(layer()), path)
     assert path.read_text(encoding="utf-8") == "earlier"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_page_needs_a_file_in_a_folder_that_is_there(tmp_path):
-    with pytest.raises(ExportError, match="is a folder"):
+    with raises(ExportError, tmp_path):
         rw.html_report(result(layer()), tmp_path)
-    with pytest.raises(ExportError, match="there is no folder"):
+    with raises(ExportError, tmp_path / "absent" / "report.html"):
         rw.html_report(result(layer()), tmp_path / "absent" / "report.html")
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from facts import raises
 
 import roundwise as rw
 from roundwise.graph.matrix import LinearMap
@@ -94,5 +95,5 @@ def test_the_loss_sees_the_outputs_through_the_activation_function_unless_told_o
 
 @pytest.mark.parametrize("settings", [{"iterations": 0}, {"batch_size": 0}, {"reach": 0.0}])
 def test_a_setting_out_of_range_is_an_error(settings):
-    with pytest.raises(rw.RecipeError, match=next(iter(settings))):
+    with raises(rw.RecipeError, *(f"{name}={value!r}" for name, value in settings.items())):
         rw.rounding.StraightThrough(**settings)

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from facts import raises
 from recipes import quantizing
 from torch import nn
 
@@ -192,47 +193,47 @@ def test_the_order_of_weights_is_the_matrixs_for_a_transposed_convolution():
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "facts"),
     [
-        (None, "there are no labels.*PredictedClasses"),
-        ([0, 1, 2], "3 labels for 7 samples"),
-        ([0, 1, 2, 0, 1, 2, 3], "label of sample 6 is 3, but the network has 3 classes"),
-        ([0, -1, 2, 0, 1, 2, 1], "label of sample 1 is -1"),
-        (torch.zeros(7), "torch.float32"),
-        (torch.zeros(7, 3, dtype=torch.int64), r"\[7, 3\]"),
-        ("cat", "labels of type str are not understood"),
+        (None, ("PredictedClasses()",)),
+        ([0, 1, 2], (3, 7)),
+        ([0, 1, 2, 0, 1, 2, 3], (6, 3)),
+        ([0, -1, 2, 0, 1, 2, 1], (1, -1, 3)),
+        (torch.zeros(7), ("float32 [7]",)),
+        (torch.zeros(7, 3, dtype=torch.int64), ("int64 [7, 3]",)),
+        ("cat", ("str",)),
     ],
     ids=["missing", "too few", "no such class", "negative", "floats", "a matrix", "text"],
 )
 @KINDS
-def test_labels_that_are_none_are_refused(network, samples, labels, said, curvature):
-    with pytest.raises(CalibrationError, match=said):
+def test_labels_that_are_none_are_refused(network, samples, labels, facts, curvature):
+    with raises(CalibrationError, *facts):
         taskloss.task_hessian(network, "conv", samples[0], labels, curvature=curvature)
 
 
 def test_a_layer_with_too_many_weights_is_refused_with_what_it_would_take(network, samples):
-    with pytest.raises(ModelError, match=r"'fc' has 24 weights, more than limit=23.*24 × 24.*MiB.*AdaRound\(\)"):
+    with raises(ModelError, "fc", 24, "limit", 23):
         taskloss.task_hessian(network, "fc", *samples, limit=23)
 
 
 def test_a_layer_that_is_not_there_is_refused_with_those_that_are(network, samples):
-    with pytest.raises(RecipeError, match=r"no layer 'cnov'\. Did you mean 'conv'.*conv, fc"):
+    with raises(RecipeError, "cnov", "conv", "fc"):
         taskloss.task_hessian(network, "cnov", *samples)
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 0}, {"batch_size": 2.0}, {"limit": None}], ids=str)
 def test_settings_of_the_hessian_have_ranges(network, samples, settings):
-    with pytest.raises(RecipeError, match="whole number"):
+    with raises(RecipeError, *(f"{name}={value}" for name, value in settings.items())):
         taskloss.task_hessian(network, "fc", *samples, **settings)
 
 
 def test_a_curvature_that_is_a_word_is_refused(network, samples):
-    with pytest.raises(RecipeError, match=r"'exact'; it must be ExactHessian\(\) or GaussNewton\(\)"):
+    with raises(RecipeError, "curvature", "exact", "ExactHessian()", "GaussNewton()"):
         taskloss.task_hessian(network, "conv", *samples, curvature="exact")
 
 
 def test_a_network_without_logits_is_refused():
-    with pytest.raises(ModelError, match=r"\[2, 4, 2, 2\].*needs logits"):
+    with raises(ModelError, "[2, 4, 2, 2]", "[samples, classes]"):
         taskloss.task_hessian(nn.Conv2d(1, 4, 2).eval(), "weight", torch.randn(2, 1, 3, 3), [0, 1])
 
 
@@ -247,7 +248,7 @@ def test_a_layer_that_the_logits_do_not_follow_is_refused():
         def forward(self, x):
             return self.inner[2]((self.inner[0](x) > 0).float())
 
-    with pytest.raises(ModelError, match=r"do not depend on the weights of layer 'inner\.0'"):
+    with raises(ModelError, "inner.0"):
         taskloss.task_hessian(Cut().eval(), "inner.0", torch.randn(4, 3), [0, 1, 1, 0])
 
 
@@ -349,15 +350,15 @@ def test_cost_is_twice_the_rise_of_the_loss_that_eq_12_expects():
 @SOLVERS
 def test_settings_out_of_range_and_grids_of_other_layers_are_refused(solve):
     task = task_of()
-    with pytest.raises(RecipeError, match="iteration"):
+    with raises(RecipeError, "iterations=0"):
         solve(task, task.grid(PER_TENSOR), iterations=0)
-    with pytest.raises(RecipeError, match="does not fit layer 'layer'"):
+    with raises(RecipeError, "layer", "[1, 3, 1]", "[1, 2, 5]"):
         solve(task, task_of(weights=9, rows=3).grid(rw.Weights(bits=3)))
-    with pytest.raises(RecipeError, match=r"seed='a'.*whole number"):
+    with raises(RecipeError, "seed='a'"):
         solve(task, task.grid(PER_TENSOR), seed="a")
-    with pytest.raises(RecipeError, match="grid is a NoneType; it must be a Grid"):
+    with raises(RecipeError, "grid", "NoneType", "Grid"):
         solve(task, None)
-    with pytest.raises(RecipeError, match="task is a dict"):
+    with raises(RecipeError, "task", "dict", "TaskHessian"):
         solve({}, task.grid(PER_TENSOR))
 
 
@@ -402,5 +403,5 @@ def test_a_saved_file_tells_that_codes_were_given(network, samples, tmp_path):
 )
 def test_codes_that_do_not_fit_the_layer_are_refused(codes):
     given = quantizing(weights=PER_TENSOR, rounding=rw.rounding.Given(codes.unsqueeze(0)))
-    with pytest.raises(RecipeError, match="layer 'weight'"):
+    with raises(RecipeError, "weight", "[1, 2, 2]"):
         rw.quantize(nn.Linear(2, 2).eval(), torch.randn(4, 2), given)

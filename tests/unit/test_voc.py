@@ -6,6 +6,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from facts import has, raises
 from PIL import Image
 from vocfiles import classes_of, palette_image, write_voc
 
@@ -47,7 +48,7 @@ def test_a_split_gives_its_images_with_their_masks_in_its_order(voc):
     assert torch.equal(masks_of(dataset), expected)
     assert torch.equal((inputs_of(dataset)[:, 0] * 255).round().long(), expected)
     assert dataset.labels is None
-    assert dataset.description == f"2 images with masks in {voc}, split 'val'"
+    assert has(dataset.description, 2, voc, "val")
 
 
 def test_masks_are_whole_numbers_with_255_kept(voc):
@@ -68,7 +69,7 @@ def test_for_calibration_the_training_images_are_read_and_no_masks(voc):
     assert dataset.masks is None
     assert dataset.mask_batches(2) is None
     assert len(inputs_of(dataset)) == 3
-    assert dataset.description == f"3 images in {voc}, split 'train'"
+    assert has(dataset.description, 3, voc, "train")
 
 
 def test_a_limit_chooses_the_same_samples_of_images_and_masks(voc):
@@ -137,8 +138,7 @@ def test_a_mask_of_colours_or_of_another_depth_is_refused(voc, mode):
     image = palette_image(classes_of())
     image = Image.fromarray(classes_of().astype(np.uint16)) if mode == "I;16" else image.convert("RGB").convert(mode)
     image.save(mask)
-    shown = "grey of 1 bits" if mode == "1" else mode
-    with pytest.raises(FileFormatError, match=rf"0\.0\.png stores {shown} pixels, .*palette whose indices"):
+    with raises(FileFormatError, "0.0.png", 1 if mode == "1" else mode):
         masks_of(load_data(voc))
 
 
@@ -153,7 +153,7 @@ def test_a_grey_mask_of_few_bits_is_refused_instead_of_spread_over_256_values(tm
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
     with Image.open(path) as image:
         assert np.array(image).tolist() == [[17, 34]]
-    with pytest.raises(FileFormatError, match="stores grey of 4 bits pixels"):
+    with raises(FileFormatError, "mask.png", 4):
         read_mask(path)
 
 
@@ -164,92 +164,89 @@ def test_a_broken_mask_is_named_when_its_batch_is_due(voc):
     assert batches is not None
     remaining = iter(batches)
     next(remaining)
-    with pytest.raises(FileFormatError, match=r"0\.0\.png cannot be decoded as a mask .*no image is skipped"):
+    with raises(FileFormatError, "0.0.png", "OSError"):
         next(remaining)
 
 
 def test_a_mask_of_another_size_than_its_image_is_refused(voc):
     palette_image(classes_of(41, 60)).save(voc / "SegmentationClass" / "0.0.png")
-    with pytest.raises(FileFormatError, match=r"0\.0\.png is 41×60 pixels, its image 0\.0\.jpg is 40×60"):
+    with raises(FileFormatError, "0.0.png", "41×60", "0.0.jpg", "40×60"):
         masks_of(load_data(voc))
 
 
-@pytest.mark.parametrize(
-    ("part", "suffix", "what"), [("SegmentationClass", ".png", "mask"), ("JPEGImages", ".jpg", "image")]
-)
-def test_a_missing_mask_or_image_is_refused_before_anything_runs(voc, part, suffix, what):
+@pytest.mark.parametrize(("part", "suffix"), [("SegmentationClass", ".png"), ("JPEGImages", ".jpg")])
+def test_a_missing_mask_or_image_is_refused_before_anything_runs(voc, part, suffix):
     (voc / part / f"0.0{suffix}").unlink()
-    message = rf"0\.0{suffix}: there is no such {what}, .*split 'val' names '0\.0' \(1 of its 2 {what}s are missing\)"
-    with pytest.raises(FileFormatError, match=message):
+    with raises(FileFormatError, voc / part / f"0.0{suffix}", "val", "'0.0'", 1, 2):
         load_data(voc)
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_an_empty_list_is_refused(voc, text):
     list_of(voc).write_text(text)
-    with pytest.raises(FileFormatError, match=r"val\.txt is empty: it names no images"):
+    with raises(FileFormatError, "val.txt", "--split"):
         load_data(voc)
 
 
 def test_a_split_without_a_list_is_refused_and_those_there_are_listed(voc):
-    with pytest.raises(FileFormatError, match=r"no list ImageSets.Segmentation.test\.txt\. There are train, val"):
+    with raises(FileFormatError, "test.txt", "train", "val", "--split"):
         load_data(voc, DataOptions(split="test"))
 
 
 def test_a_folder_without_any_list_is_refused(voc):
     for split in ("train", "val"):
         list_of(voc, split).unlink()
-    with pytest.raises(FileFormatError, match=r"no list .*val\.txt\. Write one"):
+    with raises(FileFormatError, "val.txt", "JPEGImages"):
         load_data(voc)
 
 
 def test_a_folder_without_masks_cannot_be_measured(voc):
     (voc / "SegmentationClass").rename(voc / "Elsewhere")
-    with pytest.raises(FileFormatError, match=r"has no folder SegmentationClass, .*give .*JPEGImages for images alone"):
+    with raises(FileFormatError, voc, "SegmentationClass", voc / "JPEGImages"):
         load_data(voc)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "facts"),
     [
-        ("0.0\nJPEGImages/1.0.jpg SegmentationClass/1.0.png\n", "line 2 is 'JPEGImages/1.0.jpg .*without folder"),
-        ("0.0 1\n", "line 1 is '0.0 1'; one name a line"),
-        ("0.0\n1.0\n0.0\n", "names '0.0' in lines 1 and 3, so it would count twice"),
-        ("0.0.jpg\n", r"0\.0\.jpg\.jpg: there is no such image"),
+        ("0.0\nJPEGImages/1.0.jpg SegmentationClass/1.0.png\n", (2, "JPEGImages/1.0.jpg")),
+        ("0.0 1\n", (1, "'0.0 1'")),
+        ("0.0\n1.0\n0.0\n", ("'0.0'", 1, 3)),
+        ("0.0.jpg\n", ("0.0.jpg.jpg",)),
     ],
 )
-def test_a_list_of_something_else_than_names_is_refused(voc, text, message):
+def test_a_list_of_something_else_than_names_is_refused(voc, text, facts):
     list_of(voc).write_text(text)
-    with pytest.raises(FileFormatError, match=message):
+    with raises(FileFormatError, *facts):
         load_data(voc)
 
 
 def test_a_list_that_is_no_text_is_refused(voc):
     list_of(voc).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(FileFormatError, match=r"val\.txt is not a text file"):
+    with raises(FileFormatError, "val.txt", "UTF-8"):
         load_data(voc)
 
 
 @pytest.mark.parametrize("option", ["labels", "class_list"])
 def test_labels_beside_masks_are_refused(voc, tmp_path, option):
     (tmp_path / "given.txt").write_text("0\n1\n")
-    with pytest.raises(FileFormatError, match=r"masks say the class of each pixel; .*given\.txt cannot say it too"):
+    with raises(FileFormatError, voc, "given.txt"):
         load_data(voc, DataOptions(**{option: tmp_path / "given.txt"}))
 
 
 def test_a_split_of_something_without_splits_is_refused(voc):
-    with pytest.raises(FileFormatError, match="has no split 'val': only a folder in Pascal VOC layout"):
+    with raises(FileFormatError, "val", "SegmentationClass"):
         load_data(voc / "JPEGImages", DataOptions(split="val"))
 
 
 def test_a_folder_around_one_in_voc_layout_is_not_taken_for_a_folder_of_classes(voc):
-    with pytest.raises(FileFormatError, match=r"holds VOC2012 in Pascal VOC layout\. Give that folder: .*VOC2012"):
+    with raises(FileFormatError, voc):
         load_data(voc.parent)
 
 
 def test_images_of_different_sizes_need_a_size(tmp_path):
     voc = write_voc(tmp_path / "voc", [classes_of(), classes_of(50, 60)])
-    with pytest.raises(FileFormatError, match=r"1\.0\.jpg is 50×60 .*--size"):
+    with raises(FileFormatError, "1.0.jpg", "50×60", "0.0.jpg", "40×60", "--size"):
         inputs_of(load_data(voc))
     sized = DataOptions(preprocessing=Preprocessing(ShorterSide(32), (32, 32)))
     assert inputs_of(load_data(voc, sized)).shape[2:] == masks_of(load_data(voc, sized)).shape[1:] == (32, 32)

@@ -1,0 +1,392 @@
+"""Errors that take no time to provoke: what provokes each, and the facts that its message must hold."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from recipes import quantizing
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import roundwise as rw
+from roundwise.cli.models import load_model, load_program, stated_preprocessing
+from roundwise.cli.recipes import RecipeOptions, build_recipe
+from roundwise.cli.weights import load_weights
+from roundwise.engine.calibration import Signature, read_calibration
+from roundwise.engine.store import ActivationStore
+from roundwise.errors import RoundwiseError
+from roundwise.evaluation import DataOptions, Keys, Preprocessing, check_classes, evaluate, load_data
+from roundwise.evaluation.arrays import read_labels
+from roundwise.reproduction import Journal, Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An error: its type, what provokes it (given an empty folder), and the facts that its message holds."""
+
+    kind: type[RoundwiseError]
+    provoke: Callable[[Path], object]
+    facts: tuple
+
+
+def read(data, parameters=("x",), batch=None):
+    store = ActivationStore(1 << 30, torch.device("cpu"))
+    return read_calibration(data, Signature(parameters, parameters, batch=batch), 4, store)
+
+
+def array(folder, values, name="x.npy"):
+    np.save(folder / name, values)
+    return folder / name
+
+
+def text(folder, content, name="text.txt"):
+    (folder / name).write_text(content)
+    return folder / name
+
+
+def images(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def tensors(folder, name="w.safetensors", **values):
+    save_file(values, folder / name)
+    return folder / name
+
+
+def options(**given):
+    return build_recipe(RecipeOptions(**given))
+
+
+@functools.cache
+def quantized():
+    return rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, NEAREST)
+
+
+def saved(folder, change=lambda content: content):
+    quantized().save(folder / "model.rw")
+    (folder / "model.rw").write_bytes(change((folder / "model.rw").read_bytes()))
+    return folder / "model.rw"
+
+
+def newer(folder):
+    path = saved(folder)
+    save_file(load_file(path), path, {"format": "roundwise", "version": "9", "model": "{}", "sha256": ""})
+    return path
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Mine(rw.rewrites.GraphRewrite):
+    def apply(self, graph):
+        return graph
+
+
+def model(folder, name, content=None):
+    return load_model(f"{text(folder, FILE if content is None else content, 'net.py')}:{name}")
+
+
+def broken(value):
+    return lambda x: torch.full((len(x), 3), value)
+
+
+FILE = """
+from torch import nn
+
+def needs(width):
+    return nn.Linear(width, width)
+
+def fails():
+    raise ValueError("no such dataset")
+
+def other():
+    return "a string"
+
+number = 7
+"""
+SAMPLES = torch.zeros(8, 4)
+IMAGES = torch.zeros(6, 3, 4, 5)
+NEAREST = quantizing(rounding=rw.rounding.Nearest())
+LAYERS = ["features.0.conv", "features.1.conv", "classifier"]
+CLASSES = torch.arange(6) % 3
+IN_FILE = {"x": torch.zeros(6, 3), "y": torch.arange(6)}
+
+SETTINGS = {
+    "bits that no grid has": (lambda _: rw.Weights(bits=9), ("bits=9", 2, 8, 16)),
+    "a granularity by its name": (
+        lambda _: rw.Weights(granularity="per-tensor"),
+        ("'per-tensor'", "granularity=PerTensor()"),
+    ),
+    "a method by its name": (lambda _: quantizing(rounding="nearest"), ("'nearest'", "rounding=Nearest()")),
+    "a number for activations": (lambda _: quantizing(activations=8), (8, "Activations(bits=8)")),
+    "a number for a choice": (lambda _: rw.Activations(adapt_rounding=1), ("adapt_rounding=1", True, False)),
+    "a group of one": (lambda _: rw.PerGroup(1), ("PerGroup(size=1)", 2, 32, 128)),
+    "no iterations": (lambda _: rw.rounding.GramAdaRound(iterations=0), ("iterations=0", 1)),
+    "too many iterations": (
+        lambda _: rw.rounding.GramAdaRound(iterations=10**13),
+        ("iterations=10000000000000", "1e+12"),
+    ),
+    "no reach": (lambda _: rw.rounding.StraightThrough(reach=0.0), ("reach=0.0",)),
+    "an unknown distribution": (lambda _: rw.ranges.ACIQ("cauchy"), ("distribution='cauchy'", "'gauss'", "'laplace'")),
+    "no tolerance": (lambda _: rw.rewrites.CrossLayerEqualization(tolerance=0.0), ("tolerance=0.0", 0.01)),
+    "no share of channels": (lambda _: rw.rewrites.OutlierChannelSplitting(0.0), ("ratio=0.0", 0.02)),
+    "deviations below 0": (lambda _: rw.rewrites.HighBiasAbsorption(-1.0), ("deviations=-1.0", 3)),
+    "no deviations": (lambda _: rw.activations.ActivationBatchNorm(deviations=0.0), ("deviations=0.0", 6)),
+    "more than all channels": (lambda _: rw.activations.ActivationBatchNorm(channels=1.5), ("channels=1.5", 1)),
+    "one limit of two": (lambda _: rw.activations.ActivationBatchNorm(input_low=1.0), ("input_low=1.0", "input_high")),
+    "limits that are one": (
+        lambda _: rw.activations.ActivationBatchNorm(input_low=1.0, input_high=1.0),
+        ("input_low=1.0", "input_high=1.0"),
+    ),
+    "more than all percent": (lambda _: rw.activations.ActivationPercentile(100.5), ("covered=100.5", 100)),
+    "one rewrite alone": (lambda _: quantizing(rewrites=rw.rewrites.OutlierChannelSplitting()), ("rewrites", "tuple")),
+    "a method of one's own in a file": (lambda _: quantizing(rewrites=(Mine(),)).as_toml(), ("Mine", "TOML")),
+    "an unknown setting": (lambda _: rw.Recipe.from_dict({"wieghts": {}}), ("'wieghts'", "'weights'")),
+    "an unknown method": (lambda _: rw.Recipe.from_dict({"rounding": "gtpq"}), ("'gtpq'", "'gptq'")),
+    "a setting of another method": (
+        lambda _: rw.Recipe.from_dict({"rounding": {"method": "gptq", "steps": 5}}),
+        ("'gptq'", "'steps'", "free_bias"),
+    ),
+    "a word instead of tables": (lambda _: rw.Recipe.from_dict({"rewrites": "ocs"}), ("rewrites", "'ocs'")),
+    "no TOML": (lambda folder: rw.Recipe.from_toml(text(folder, "bits", "r.toml")), ("r.toml", "TOML")),
+    "a layer that is not there": (
+        lambda _: quantizing(overrides={"clasifier": None}).resolve(LAYERS),
+        ("'clasifier'", 3, "'classifier'"),
+    ),
+    "a part of the model": (
+        lambda _: quantizing(overrides={"features": None}).resolve(LAYERS),
+        ("'features'", 3, 2, "'features.*'"),
+    ),
+    "a dict as a recipe": (
+        lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, {"bits": 4}),
+        ("dict", "Recipe.from_dict"),
+    ),
+    "mean and std of other lengths": (lambda _: Preprocessing(mean=(0.5,)), ("mean", 1, "std", 3)),
+    "a std of 0": (lambda _: Preprocessing(std=(0.5, 0.5, 0.0)), ("std", "0.5, 0.5, 0.0")),
+    "an unknown interpolation": (lambda _: Preprocessing(interpolation="cubic"), ("'cubic'", "bicubic")),
+    "a crop of nothing": (lambda _: Preprocessing(crop=(0, 5)), ("0×5", 1)),
+    "a limit of nothing": (lambda _: DataOptions(limit=0), ("limit=0",)),
+    "a seed of more than 64 bits": (lambda _: DataOptions(seed=2**64), (f"seed={2**64}", 64)),
+    "labels and classes": (
+        lambda _: DataOptions(labels="labels.txt", class_list="classes.txt"),
+        ("labels.txt", "classes.txt"),
+    ),
+    "batches of nothing": (lambda folder: load_data(array(folder, SAMPLES)).batches(0), (0,)),
+    "an option of no method": (lambda _: options(settings=["grid.scale=1"]), ("--set grid.scale=1", "'grid'")),
+    "an option that is not there": (
+        lambda _: options(settings=["iteration=5"]),
+        ("--set iteration=5", "'iteration'", "'iterations'"),
+    ),
+    "an option without a value": (lambda _: options(overrides=["0"]), ("--override 0", "NAME=VALUE")),
+    "an override of no bits": (lambda _: options(overrides=["0=nine"]), ("--override 0=nine", "'nine'", "per-tensor")),
+    "an override that says bits twice": (lambda _: options(overrides=["0=8,4"]), ("--override 0=8,4", "bits")),
+    "bits of activations said twice": (
+        lambda _: options(activations=8, settings=["activations.bits=4"]),
+        ("--set activations.bits=4", "--activations 8"),
+    ),
+    "a reproduction without seeds": (lambda _: Settings(seeds=0), ("seeds=0", 1)),
+}
+
+SAMPLES_AND_LABELS = {
+    "a path": (lambda _: read("images/"), ("str", "DataLoader")),
+    "nothing": (lambda _: read([]), ("DataLoader",)),
+    "a dataset": (lambda _: read(TensorDataset(SAMPLES)), ("TensorDataset", "DataLoader(dataset, batch_size=32)")),
+    "a list of paths": (lambda _: read(["a.png"]), ("str",)),
+    "a number": (lambda _: read(torch.tensor(1.0)), (0, "tensor(1.)")),
+    "objects": (lambda _: read(np.array([object()])), ("object", "[1]")),
+    "shapes that differ": (lambda _: read([IMAGES, IMAGES[:, :2]]), (1, "[2, 4, 5]", "[3, 4, 5]")),
+    "structures that differ": (lambda _: read([IMAGES, {"x": {"y": IMAGES}}]), (1, "TreeSpec")),
+    "a sample with NaN": (lambda _: read(IMAGES.index_fill(0, torch.tensor(4), torch.nan)), (4, "NaN", 1, 6)),
+    "inputs of other numbers": (
+        lambda _: read((IMAGES, torch.arange(5)), ("left", "right")),
+        (0, "[6, 3, 4, 5]", "[5]"),
+    ),
+    "other keys": (
+        lambda _: read([{"left": IMAGES, "other": IMAGES}], ("left", "right")),
+        ("'left', 'other'", "'left', 'right'"),
+    ),
+    "a constant that changes": (lambda _: read([(IMAGES, 0.5), (IMAGES, 0.25)], ("x", "s")), (0.25, 1, 0.5)),
+    "a remainder": (lambda _: read(IMAGES, batch=4), (4, 6, 2)),
+    "a size of nothing": (lambda _: rw.DataFree((3, 0, 8)), ("(3, 0, 8)", "(3, 224, 224)")),
+    "no samples to evaluate on": (lambda _: evaluate(nn.Identity(), [], labels=[1]), ()),
+    "fewer labels than samples": (lambda _: evaluate(nn.Identity(), [SAMPLES], labels=[1]), (1, 8)),
+    "more labels than samples": (lambda _: evaluate(nn.Identity(), [SAMPLES], labels=[1] * 9), (9, 8)),
+    "a label that is no class": (lambda _: evaluate(nn.Identity(), [SAMPLES], labels=[0] * 7 + [4]), (4,)),
+    "labels of floats": (lambda _: evaluate(nn.Identity(), [SAMPLES], labels=[0.5] * 8), ("float32 [8]",)),
+    "a negative label": (lambda _: evaluate(nn.Identity(), [SAMPLES], labels=[0] * 7 + [-1]), (7, -1)),
+    "words for labels": (lambda _: evaluate(nn.Identity(), [SAMPLES], labels=["a"] * 8), ("list",)),
+    "masks of floats": (
+        lambda _: evaluate(nn.Identity(), [IMAGES], masks=[torch.zeros(6, 4, 5)]),
+        ("float32 [6, 4, 5]", 6, "[height, width]"),
+    ),
+    "folders that are not the classes": (
+        lambda folder: check_classes(torch.zeros(1, 3), load_data(images(folder, "a/0.png", "b/0.png"))),
+        (2, 3, "--classes"),
+    ),
+}
+
+MODELS = {
+    "a dict of weights": (lambda _: rw.quantize({"weight": SAMPLES}, SAMPLES), ("dict", "load_state_dict")),
+    "lazy parameters": (lambda _: rw.quantize(nn.LazyLinear(4), SAMPLES), ("lazy",)),
+    "weights without values": (
+        lambda _: rw.quantize(nn.Linear(4, 2, device="meta").eval(), SAMPLES),
+        ("'weight'", "'meta'"),
+    ),
+    "no layer": (lambda _: rw.quantize(nn.ReLU().eval(), SAMPLES), ("linear", "convolution")),
+    "another dtype": (lambda _: quantized().half(), ("torch.float32", "torch.float16", "model.to(torch.float16)")),
+    "outputs of other shapes": (
+        lambda _: evaluate(nn.Identity(), [SAMPLES], against=lambda x: x[:, 1:]),
+        ("[8, 4]", "[8, 3]"),
+    ),
+    "no outputs": (lambda _: evaluate(lambda _: "cat", [SAMPLES], against=nn.Identity()), ("str",)),
+    "outputs of NaN": (lambda _: evaluate(broken(torch.nan), [SAMPLES], against=broken(1.0)), ("NaN", 24, 0)),
+    "no class left": (lambda _: evaluate(broken(-torch.inf), [SAMPLES], labels=[0] * 8), ("−infinity", 3, 8, 0)),
+    "outputs that are no scores": (
+        lambda _: evaluate(nn.Identity(), [IMAGES], labels=CLASSES),
+        ("[6, classes]", "[6, 3, 4, 5]"),
+    ),
+    "outputs that are no maps of scores": (
+        lambda _: evaluate(nn.Identity(), [SAMPLES], masks=[torch.zeros(8, 1, 1, dtype=torch.int64)]),
+        ("[8, classes, height, width]", "[8, 4]"),
+    ),
+    "no model": (lambda _: load_model("nonsense"), ("'nonsense'", "torchvision:NAME")),
+    "weights instead of a model": (lambda _: load_model("w.pth"), ("'w.pth'", "--weights w.pth")),
+    "a file that is not there": (lambda folder: load_model(f"{folder}/net.py:f"), ("net.py",)),
+    "a file that does not run": (lambda folder: model(folder, "f", "x = 1\ny = ("), ("net.py", 2, "SyntaxError")),
+    "a function that is not there": (lambda folder: model(folder, "fials"), ("net.py", "'fials'", "fails")),
+    "a function with arguments": (lambda folder: model(folder, "needs"), ("net.py:needs", "width")),
+    "a function that fails": (
+        lambda folder: model(folder, "fails"),
+        ("net.py:fails", 8, "ValueError: no such dataset"),
+    ),
+    "a function that gives something else": (
+        lambda folder: model(folder, "other"),
+        ("net.py:other", "str", "torch.nn.Module"),
+    ),
+    "a number instead of a model": (lambda folder: model(folder, "number"), ("net.py:number", "int")),
+    "weights of another model": (
+        lambda folder: load_weights(nn.Linear(4, 2), tensors(folder, weight=torch.zeros(2, 3), other=torch.zeros(1))),
+        ("w.safetensors", "float32 [2, 3]", "float32 [2, 4]", "bias", "other", "--num-classes"),
+    ),
+    "preprocessing that nothing states": (
+        lambda _: stated_preprocessing("net.py:f"),
+        ("'net.py:f'", "torchvision:NAME", "timm:NAME"),
+    ),
+}
+
+FILES = {
+    "no file": (lambda folder: rw.load(folder / "absent.rw"), ("absent.rw", "No such file")),
+    "a file cut short": (
+        lambda folder: rw.load(saved(folder, lambda it: it[:99])),
+        ("model.rw", "quantized.save(FILE)"),
+    ),
+    "a file that was changed": (
+        lambda folder: rw.load(saved(folder, lambda it: it[:-1] + bytes([it[-1] ^ 1]))),
+        ("model.rw", "checksum"),
+    ),
+    "a file of another version": (lambda folder: rw.load(newer(folder)), ("model.rw", 9)),
+    "a file of tensors": (lambda folder: rw.load(tensors(folder, **IN_FILE)), ("w.safetensors",)),
+    "a folder instead of a file": (lambda folder: quantized().save(folder), ()),
+    "no folder for a file": (lambda folder: quantized().save(folder / "absent" / "model.rw"), ("absent", "model.rw")),
+    "weights of an unknown kind": (
+        lambda folder: load_weights(nn.Linear(4, 2), text(folder, "", "w.h5")),
+        ("w.h5", "'.h5'", ".safetensors"),
+    ),
+    "weights that are none": (
+        lambda folder: load_weights(nn.Linear(4, 2), text(folder, "hello", "w.safetensors")),
+        ("w.safetensors",),
+    ),
+    "no program": (lambda folder: load_program(folder / "net.pt2"), ("net.pt2",)),
+    "a program that is none": (lambda folder: load_program(text(folder, "", "net.pt2")), ("net.pt2",)),
+    "data of an unknown kind": (lambda folder: load_data(text(folder, "1", "x.csv")), ("x.csv", "'.csv'", ".npz")),
+    "text for inputs": (lambda folder: load_data(array(folder, np.array(["a"]))), ("x.npy", "<U1 [1]", 64)),
+    "no samples in a file": (lambda folder: load_data(array(folder, np.zeros((0, 3)))), ("x.npy", "[0, 3]")),
+    "images of an unknown layout": (
+        lambda folder: load_data(array(folder, np.zeros((6, 8), np.uint8))),
+        ("x.npy", "uint8 [6, 8]", "float32"),
+    ),
+    "arrays that could all be inputs": (
+        lambda folder: load_data(tensors(folder, a=IMAGES, b=SAMPLES)),
+        ("--input-key", "'a'", "'b'"),
+    ),
+    "an array that is not there": (
+        lambda folder: load_data(tensors(folder, **IN_FILE), DataOptions(keys=Keys(inputs="z"))),
+        ("'z'", "'x'", "float32 [6, 3]"),
+    ),
+    "a key for a single array": (
+        lambda folder: load_data(array(folder, np.zeros(3)), DataOptions(keys=Keys(inputs="x"))),
+        ("x.npy",),
+    ),
+    "labels of another number": (
+        lambda folder: load_data(tensors(folder, x=IMAGES, y=torch.arange(4))),
+        ("w.safetensors", 4, 6),
+    ),
+    "a label below 0": (lambda folder: load_data(tensors(folder, x=IMAGES, y=CLASSES - 1)), ("w.safetensors", 0, -1)),
+    "a text of no labels": (lambda folder: read_labels(text(folder, "1\ncat\n")), ("text.txt", 2, "'cat'")),
+    "a folder without images": (lambda folder: load_data(text(folder, "").parent), (1, ".png")),
+    "a class without images": (lambda folder: load_data(images(folder, "a/0.png", "b/0.txt")), ("b",)),
+    "images beside classes": (lambda folder: load_data(images(folder, "0.png", "a/0.png")), (1, "'a'")),
+    "a broken image": (
+        lambda folder: next(iter(load_data(images(folder, "0.png")).batches(1))),
+        ("0.png", "UnidentifiedImageError"),
+    ),
+    "a class that is listed twice": (
+        lambda folder: load_data(
+            images(folder / "data", "dog/0.png"), DataOptions(class_list=text(folder, "dog\ncat\ndog\n"))
+        ),
+        ("text.txt", "'dog'", 1, 3),
+    ),
+    "a split of something without": (
+        lambda folder: load_data(images(folder, "0.png"), DataOptions(split="val")),
+        ("'val'", "SegmentationClass"),
+    ),
+    "a score that is no percentage": (
+        lambda folder: Journal(text(folder, '{"run": "a", "score": 101, "seconds": 1}\n', "runs.jsonl")),
+        ("runs.jsonl", 1, "'score'", 101, 100),
+    ),
+}
+
+EXPORTS = {
+    "a file without its suffix": (lambda folder: rw.export(quantized(), folder / "net"), ("net", "'.onnx'")),
+    "no folder for an export": (
+        lambda folder: rw.export(quantized(), folder / "absent" / "net.onnx"),
+        ("absent", "net.onnx"),
+    ),
+    "a model that is not quantized": (
+        lambda folder: rw.export(nn.Linear(4, 2), folder / "net.onnx"),
+        ("Linear", "quantize"),
+    ),
+    "a folder instead of a page": (lambda folder: rw.html_report(quantized(), folder), ()),
+}
+
+OTHERS = {
+    "too little disk": Case(
+        rw.MemoryBudgetError,
+        lambda _: ActivationStore(500, torch.device("cpu")).check_disk(10**20),
+        ("500 B", "TMPDIR"),
+    ),
+    "a model that decides by values": Case(
+        rw.CaptureError, lambda _: rw.quantize(Branching().eval(), SAMPLES), ("provoked.py", "x.sum() > 0")
+    ),
+}
+
+CASES = OTHERS | {
+    name: Case(kind, *case)
+    for kind, table in (
+        (rw.RecipeError, SETTINGS),
+        (rw.CalibrationError, SAMPLES_AND_LABELS),
+        (rw.ModelError, MODELS),
+        (rw.FileFormatError, FILES),
+        (rw.ExportError, EXPORTS),
+    )
+    for name, case in table.items()
+}
