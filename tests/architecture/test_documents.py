@@ -14,7 +14,8 @@ import pytest
 import roundwise
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted(ROOT.glob("*.md"))
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("papers/*/README.md")])
+COMMANDS = ("README.md", "docs/tutorial.md", "docs/recipes.md")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -23,17 +24,20 @@ def blocks(document: str, language: str) -> list[str]:
     return [text for kind, text in BLOCK.findall((ROOT / document).read_text(encoding="utf-8")) if kind == language]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_between_documents_lead_somewhere(document):
-    missing = [link for link in LINK.findall(document.read_text(encoding="utf-8")) if not (ROOT / link).exists()]
+    missing = [
+        link for link in LINK.findall(document.read_text(encoding="utf-8")) if not (document.parent / link).exists()
+    ]
     assert missing == []
 
 
-def test_commands_in_the_readme_are_commands_with_those_options():
+@pytest.mark.parametrize("document", COMMANDS)
+def test_commands_in_a_document_are_commands_with_those_options(document):
     click = pytest.importorskip("click")
     from roundwise.cli.app import app
 
-    lines = [line for block in blocks("README.md", "") for line in block.splitlines() if line.startswith("roundwise ")]
+    lines = [line for block in blocks(document, "") for line in block.splitlines() if line.startswith("roundwise ")]
     assert lines
     for line in lines:
         _, name, *arguments = shlex.split(line)
