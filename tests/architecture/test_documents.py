@@ -47,6 +47,29 @@ def test_commands_in_a_document_are_commands_with_those_options(document):
         assert {word for word in arguments if word.startswith("--")} <= known, line
 
 
+def test_the_tree_in_architecture_has_every_folder_and_module_of_the_package():
+    (tree,) = (block for block in blocks("ARCHITECTURE.md", "") if block.startswith("src/roundwise/"))
+    shown, parents = set(), {0: ""}
+    for indent, name in re.findall(r"^( +)([\w.]+/?)(?: |$)", tree, re.MULTILINE):
+        level = len(indent) // 2
+        parents[level] = parents[level - 1] + name
+        shown.add(parents[level])
+    package = Path(roundwise.__file__).parent
+    modules = {path.name for path in package.glob("*.py") if path.name != "__init__.py"}
+    folders = {path.parent.relative_to(package).as_posix() + "/" for path in package.glob("*/**/__init__.py")}
+    left_out = {
+        "cli/commands/",
+        "reproduction/taskloss/",
+    }  # the tree is a picture: these say no more than their parents
+    assert shown == modules | folders - left_out | {"__init__.pyi"}
+
+
+def test_the_layers_in_architecture_are_those_that_the_linter_keeps():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    (layers,) = (contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
+    assert "\n".join(layers) + "\n" in blocks("ARCHITECTURE.md", "")
+
+
 def test_names_in_the_readme_are_public():
     used = {name for block in blocks("README.md", "python") for name in re.findall(r"\brw\.(\w+)", block)}
     assert used
