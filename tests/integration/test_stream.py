@@ -22,7 +22,7 @@ from roundwise.artifacts.emit import emit
 from roundwise.engine.planning import plan_layers
 from roundwise.engine.rewriting import folded as rewrite
 from roundwise.engine.store import ActivationStore
-from roundwise.engine.stream import MAKES_UP, Stream
+from roundwise.engine.stream import COMPENSATES, Stream
 from roundwise.engine.unit import generator_for
 from roundwise.events import LayerFinished, LayerStarted, Planned
 from roundwise.frontends.torch_export import capture_graph
@@ -274,7 +274,7 @@ def test_a_solver_that_is_addition_aware_sees_targets_that_make_up_for_what_is_a
             expected = expected + floats[other] - finals[other]
         seen = torch.cat([targets for _, targets in recorder.seen[layer.name]])
         torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)
-    assert {report.name for report in result.reports if MAKES_UP in report.note} == making_up.keys()
+    assert {report.name for report in result.reports if COMPENSATES in report.note} == making_up.keys()
 
 
 def test_a_layer_that_makes_up_for_a_shortcut_brings_the_sum_nearer_to_the_float_networks():
@@ -310,7 +310,7 @@ def test_nothing_is_made_up_for_a_mask(low):
     torch.manual_seed(0)
     recipe = quantizing(rw.Weights(bits=2), rw.rounding.GramAdaRound(addition_aware=True))
     report = rw.quantize(Gate().eval(), SAMPLES.flatten(0, 2), recipe).report
-    assert not any(MAKES_UP in layer.note for layer in report.layers)
+    assert not any(COMPENSATES in layer.note for layer in report.layers)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -338,7 +338,7 @@ def test_reported_errors_are_those_of_the_finished_model(name):
 def test_the_error_of_nearest_rounding_is_that_of_all_outputs_in_slices_of_any_size(name, monkeypatch):
     errors = []
     for size in (1, 300, 1 << 22):
-        monkeypatch.setattr("roundwise.engine.stream.OUTPUT_SLICE", size)
+        monkeypatch.setattr("roundwise.engine.measure.OUTPUT_SLICE", size)
         with ActivationStore(1 << 30, torch.device("cpu")) as store:
             result = stream(captured(name), quantizing(COARSE, rw.rounding.Ceil()), store).run()
         errors.append([report.error_nearest for report in result.reports])

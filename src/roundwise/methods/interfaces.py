@@ -11,6 +11,7 @@ is small, where ŵ(q) = s (q − z) and f_a is the activation function that foll
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, final
 
@@ -21,11 +22,13 @@ from torch import Tensor
 from roundwise.errors import RecipeError
 from roundwise.graph.graph import Graph
 from roundwise.graph.nonlinearity import Activation
+from roundwise.graph.unit import Unit
 from roundwise.numerics.grid import Codebook, Granularity, Grid
-from roundwise.statistics import Statistic, ValueStatistic
+from roundwise.statistics import BlockStatistic, Statistic, ValueStatistic
 
 S = TypeVar("S", bound=Statistic)
 V = TypeVar("V", bound=ValueStatistic)
+B = TypeVar("B", bound=BlockStatistic)
 
 
 @final
@@ -111,6 +114,43 @@ class RoundingSolver(ABC, Generic[S]):
             samples: number of calibration samples.
         """
         return 0.0
+
+
+@final
+@dataclass(frozen=True)
+class BlockProblem(Generic[B]):
+    """Everything that a solver of a block of layers may look at.
+
+    Attributes:
+        unit: the block; `unit.forward(weights, inputs)` gives its output.
+        weights: for each layer by its name, the float32 matrix `[groups, rows, cols]`.
+        grids: for each layer by its name, the codes' meaning, chosen before by a `RangeEstimator`.
+        statistics: what the solver's `needs` asked for.
+    """
+
+    unit: Unit
+    weights: Mapping[str, Float[Tensor, "groups rows cols"]]
+    grids: Mapping[str, Grid]
+    statistics: B
+
+    def forward(self, matrices: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> Tensor:
+        """The block's output with other weights, given as matrices; gradients flow to them."""
+        weights = {layer.name: layer.map.to_weight(matrices[layer.name]) for layer in self.unit.layers}
+        return self.unit.forward(weights, inputs)
+
+
+class BlockSolver(ABC, Generic[B]):
+    """Chooses codes for all layers of a block together. Implementations are frozen dataclasses.
+
+    Attributes:
+        needs: the statistic that `solve` finds in its problem; the stream collects it.
+    """
+
+    needs: ClassVar[type[BlockStatistic]]
+
+    @abstractmethod
+    def solve(self, problem: BlockProblem[B], generator: torch.Generator) -> Mapping[str, Rounding]:
+        """Return codes for each layer by its name; any randomness comes from `generator`, which lives on the CPU."""
 
 
 class RangeEstimator(ABC, Generic[S]):
@@ -212,7 +252,7 @@ class ActivationRanges(ABC, Generic[V]):
         """
 
 
-def check_answer(answer: object, problem: Problem[Any], solver: RoundingSolver[Any]) -> None:
+def check_answer(answer: object, problem: Problem[Any], solver: RoundingSolver[Any] | BlockSolver[Any]) -> None:
     """Raise unless a solver's answer fits its problem.
 
     Raises:
