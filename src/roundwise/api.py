@@ -19,9 +19,10 @@ from torch.export import ExportedProgram
 from roundwise.artifacts.emit import QuantizedWeight, emit, packed_bits
 from roundwise.artifacts.model import Model, versions
 from roundwise.engine.calibration import DataFree, read_calibration, take
-from roundwise.engine.network import Facts, Network, graph_of, undisturbed
+from roundwise.engine.network import Facts, Network, graph_of
 from roundwise.engine.passes import run_passes, run_without_data
 from roundwise.engine.store import ActivationStore, default_budget
+from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.engine.unit import LayerTask
 from roundwise.errors import CalibrationError, ModelError, RecipeError
 from roundwise.events import Progress
@@ -88,7 +89,7 @@ def quantize(
     device = facts.device
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
     begin = time.perf_counter()
-    with undisturbed(device), ActivationStore(budget, device) as store:
+    with isolated_torch_state(device), ActivationStore(budget, device) as store:
         inputs = calibration if no_data is None else no_data.samples(facts.dtype, facts.signature.batch or 2)
         samples = read_calibration(inputs, facts.signature, recipe.batch_size, store)
         read = time.perf_counter()

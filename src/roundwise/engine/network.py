@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import itertools
-import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn, final
 
@@ -19,11 +15,10 @@ from torch.nn.parameter import is_lazy
 from roundwise.artifacts.model import Model
 from roundwise.engine.calibration import DataFree, Signature, read_calibration
 from roundwise.engine.store import ActivationStore, default_budget
+from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.errors import CalibrationError, ModelError
 from roundwise.frontends.torch_export import capture_graph
 from roundwise.graph.graph import ConstantInput, Graph
-
-_ONE_AT_A_TIME = threading.RLock()
 
 
 @final
@@ -125,7 +120,7 @@ def capture(model: nn.Module | ExportedProgram, samples: Any) -> Network:
     facts = Facts.of(model)
     if isinstance(samples, DataFree):
         samples = samples.samples(facts.dtype, facts.signature.batch or 2)
-    with undisturbed(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
+    with isolated_torch_state(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
         args, kwargs = read_calibration(samples, facts.signature, 2, store).example(2, facts.device)
         graph = graph_of(model, args, kwargs)
         return Network(graph, facts, _versions(graph))
@@ -202,75 +197,3 @@ def _words(inputs: list[Any]) -> str:
         f"{it[0]} {['samples', *it[1:]]}".replace("'", "") if isinstance(it, tuple) else repr(it) for it in inputs
     ]
     return ", ".join(shapes)
-
-
-@contextlib.contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Gradients for the methods and the network's own precision, wherever the caller is; one thread at a time.
-
-    `torch.export` cannot run in two threads at once, and PyTorch's switches are the whole process's.
-
-    PyTorch lets CUDA convolutions round the inputs of a product to 10 bits (TF32) unless it is told not to. A rewrite
-    that is exact would then seem to change the network by half a percent, and codes would be chosen for such outputs.
-    """
-    with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
-        stack.enter_context(_float32_products())
-        stack.enter_context(torch.inference_mode(False))
-        if device.type != "meta" and torch.is_autocast_enabled(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-        yield
-
-
-@contextlib.contextmanager
-def _float32_products() -> Iterator[None]:
-    """Products of float32 numbers in float32, on all processors; afterwards as it was.
-
-    PyTorch has an older and a newer set of switches for this. Setting an older one sets newer ones too, and reading an
-    older one is an error where a newer one says something else. `torch.export` reads the older ones, and callers may
-    have set either. So whatever is not off already is switched off, and put back if it can be read now.
-    """
-    units: Any = torch.backends
-    older: tuple[tuple[Callable[[], Any], Callable[[Any], Any], Any], ...] = (
-        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
-        (*_attribute(units.cuda.matmul, "allow_tf32"), False),
-        (*_attribute(units.cudnn, "allow_tf32"), False),
-    )
-    newer = (  # those first that hold where others say "none"
-        _attribute(units, "fp32_precision"),
-        _attribute(units.cudnn, "fp32_precision"),
-        # This one's attribute sets that of all units (PyTorch 2.13).
-        (lambda: units.mkldnn.fp32_precision, lambda value: units.mkldnn.set_flags(_fp32_precision=value)),
-        *(_attribute(unit, "fp32_precision") for unit in (units.cuda.matmul, units.cudnn.conv, units.cudnn.rnn)),
-        *(_attribute(unit, "fp32_precision") for unit in (units.mkldnn.matmul, units.mkldnn.conv, units.mkldnn.rnn)),
-    )
-    older_before = [_read(read) for read, _, _ in older]
-    newer_before = [read() for read, _ in newer]
-    try:
-        for read, write, off in older:
-            if _read(read) != off:
-                write(off)
-        for read, write in newer:
-            if read() not in ("none", "ieee"):
-                write("ieee")
-        yield
-    finally:
-        for (read, write, _), value in zip(older, older_before, strict=True):
-            if value is not None and _read(read) != value:
-                write(value)
-        for (read, write), value in zip(newer, newer_before, strict=True):
-            for attempt in ("none", value):
-                if read() != value:
-                    write(attempt)
-
-
-def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-    """What reads it and what writes it."""
-    return functools.partial(getattr, owner, name), functools.partial(setattr, owner, name)
-
-
-def _read(switch: Callable[[], Any]) -> Any:
-    """What it says; None where PyTorch refuses to tell, since others say something else."""
-    try:
-        return switch()
-    except RuntimeError:
-        return None

@@ -42,8 +42,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roundwise.api import rewrite
 from roundwise.engine.calibration import Batch, Calibration, DataFree, read_calibration
-from roundwise.engine.network import Facts, Network, graph_of, undisturbed
+from roundwise.engine.network import Facts, Network, graph_of
 from roundwise.engine.store import ActivationStore, default_budget
+from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.errors import CalibrationError, ModelError, RecipeError
 from roundwise.graph.analysis.layers import Layer, find_layers
 from roundwise.graph.graph import Graph
@@ -172,7 +173,7 @@ def task_hessian(
     check_whole_number("limit", limit, at_least=1)
     if isinstance(inputs, DataFree):
         raise CalibrationError("the task loss is a mean over samples: give inputs, where `DataFree` has none.")
-    with undisturbed(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
+    with isolated_torch_state(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
         samples = read_calibration(inputs, facts.signature, batch_size, store)
         targets = _read_labels(labels, samples.samples)
         graph = rewrite(graph_of(model, *samples.example(2, facts.device)))
