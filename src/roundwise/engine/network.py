@@ -168,7 +168,7 @@ def _and_others(names: list[str]) -> str:
 
 def _check_structure(model: Network, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise where inputs are put together otherwise than those it was captured for: leaves go by their order."""
-    spec, names = model.graph.signature.in_spec, model.facts.signature.names
+    spec, names = model.graph.structure.in_spec, model.facts.signature.names
     captured_args, captured_kwargs = pytree.tree_unflatten([0] * spec.num_leaves, spec)
     wanted, found = (
         ([*names[: len(a)], *k], [pytree.tree_structure(it) for it in (*a, *k.values())])

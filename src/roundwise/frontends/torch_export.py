@@ -25,7 +25,7 @@ from torch.nn.parameter import is_lazy
 
 from roundwise.errors import CalibrationError, CaptureError, ModelError
 from roundwise.frontends.explain import explain, first_lines, locate, place_of, way_out
-from roundwise.graph.graph import ConstantInput, Graph, InputSpec, bind, is_random
+from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec, bind, is_random
 from roundwise.graph.transforms.normalize import WEIGHTED
 from roundwise.wording import number_of
 
@@ -219,7 +219,8 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 def _to_graph(program: ExportedProgram, model: nn.Module | None) -> Graph:
     flat = program.module(check_guards=False)
     assert isinstance(flat, fx.GraphModule)
-    graph = Graph.of_module(flat)
+    info = flat.graph._codegen.pytree_info  # type: ignore[attr-defined]  # names are found nowhere else
+    graph = Graph.of_module(flat, structure=CallStructure(tuple(info.orig_args), info.in_spec, info.out_spec))
     _drop_writes(graph, model)
     _drop_checks(graph)
     _merge_constants(graph)
