@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from roundwise.artifacts.emit import QuantizedWeight, emit, packed_bits
 from roundwise.artifacts.model import Model, versions
 from roundwise.engine.calibration import DataFree, read_calibration, take
-from roundwise.engine.network import Facts, Network, graph_of
+from roundwise.engine.network import Network, facts_of, graph_of
 from roundwise.engine.passes import run_passes, run_without_data
 from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.engine.torch_state import isolated_torch_state
@@ -29,6 +29,7 @@ from roundwise.events import Progress
 from roundwise.graph.analysis.layers import Layer, find_layers
 from roundwise.graph.analysis.moments import Known, expected_columns, propagate, with_measured_moments
 from roundwise.graph.graph import Graph
+from roundwise.graph.transforms.drop_dropout import drop_dropout
 from roundwise.graph.transforms.normalize import normalize
 from roundwise.methods.interfaces import GraphRewrite
 from roundwise.methods.ranges import RANGE_ESTIMATORS
@@ -85,7 +86,7 @@ def quantize(
     if recipe is None:
         recipe = Recipe() if no_data is None else Recipe.data_free()
     _check_recipe(recipe)
-    facts = Facts.of(model)
+    facts = facts_of(model)
     device = facts.device
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
     begin = time.perf_counter()
@@ -150,8 +151,11 @@ def _told_where_from(no_data: DataFree | None) -> Iterator[None]:
 
 
 def rewrite(graph: Graph) -> Graph:
-    """Bring a captured graph into normal form and apply what every network gets; outputs stay the same."""
-    graph = normalize(graph)
+    """Bring a captured graph into its form for inference: no dropout, one normal form, batch-norm folded.
+
+    Outputs stay the same.
+    """
+    graph = normalize(drop_dropout(graph))
     for apply in ALWAYS:
         graph = apply(graph)
     return graph

@@ -6,7 +6,7 @@ from torch import nn
 
 import roundwise as rw
 from roundwise.api import apply_rewrites, rewrite
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.methods.rewrites import REWRITES
 from roundwise.testing import SETTINGS_CHECKS
@@ -39,7 +39,7 @@ class Network(nn.Module):
 def captured():
     torch.manual_seed(0)
     samples = torch.randn(2, 3, 6, 6)
-    return rewrite(capture_graph(Network().eval(), (samples,), {})), samples
+    return rewrite(TorchExport().graph(Network().eval(), (samples,), {})), samples
 
 
 @REWRITE

@@ -13,7 +13,7 @@ from zoo import CASES
 import roundwise as rw
 from roundwise.api import rewrite
 from roundwise.frontends import torch_export as module_capture
-from roundwise.frontends.torch_export import _replace_in_place, capture_graph
+from roundwise.frontends.torch_export import TorchExport, _replace_in_place
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.graph import Graph
 from roundwise.graph.transforms.normalize import normalize
@@ -41,7 +41,7 @@ def captured(request):
     torch.manual_seed(1)
     args, kwargs = case.inputs(2)
     whole = None if request.param == "VariadicInputs" else rw.capture(model, samples_of(model, args, kwargs))
-    graph = capture_graph(model, args, kwargs) if whole is None else whole.graph
+    graph = TorchExport().graph(model, args, kwargs) if whole is None else whole.graph
     return Captured(request.param, model, whole, rewrite(graph))
 
 
@@ -51,10 +51,10 @@ def test_what_is_pure_already_gives_the_same_graph_as_when_it_is_made_so(name, m
     args, kwargs = case.inputs(3)
     made = []
     monkeypatch.setattr(ExportedProgram, "run_decompositions", counting(made, ExportedProgram.run_decompositions))
-    as_it_is = normalize(capture_graph(case.build(), args, kwargs))
+    as_it_is = normalize(TorchExport().graph(case.build(), args, kwargs))
     assert made == []
     monkeypatch.setattr(module_capture, "_is_plain", lambda _: False)
-    made_pure = normalize(capture_graph(case.build(), args, kwargs))
+    made_pure = normalize(TorchExport().graph(case.build(), args, kwargs))
     assert made == ["run_decompositions"]
     assert targets(as_it_is) == targets(made_pure)
 
@@ -70,7 +70,7 @@ def test_batch_norm_that_would_write_its_statistics_is_not_taken_as_pure():
             return nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, True)
 
     with pytest.raises(rw.CaptureError, match=r"writes to 'norm\.running_mean'"):
-        capture_graph(Updates().eval(), (torch.randn(4, 2, 3, 3),), {})
+        TorchExport().graph(Updates().eval(), (torch.randn(4, 2, 3, 3),), {})
 
 
 def counting(calls, function):
@@ -258,7 +258,7 @@ def test_in_place_operations_become_pure_ones_whoever_replaces_them(way, replace
         counts.append(sum(node.target is not was for node, was in zip(module.graph.nodes, before, strict=True)))
 
     monkeypatch.setattr(module_capture, "_replace_in_place", counted)
-    graph = capture_graph(model, (inputs,), {})
+    graph = TorchExport().graph(model, (inputs,), {})
     assert counts == [replaced]
     assert not any("_." in str(node.target) for node in graph.operations.nodes)
     with torch.no_grad():

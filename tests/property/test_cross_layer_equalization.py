@@ -12,7 +12,7 @@ from torch import nn
 import roundwise as rw
 from roundwise.api import apply_rewrites, rewrite
 from roundwise.errors import RecipeError
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.activations import find_activations
 from roundwise.graph.analysis.layers import find_layers, linear_map
 from roundwise.methods.rewrites import CrossLayerEqualization
@@ -283,7 +283,7 @@ SAMPLES = torch.randn(24, 3, 9, 9, generator=torch.Generator().manual_seed(1)) *
 
 
 def test_a_clamp_with_limits_for_each_channel_is_fused_with_its_layer():
-    graph = rewrite(capture_graph(mobile(), (SAMPLES[:2],), {}))
+    graph = rewrite(TorchExport().graph(mobile(), (SAMPLES[:2],), {}))
     (after, notes) = apply_rewrites(graph, (CrossLayerEqualization(),), (SAMPLES[:2],), {})
     assert notes == ("cross-layer-equalization: 3 pairs of layers with channels in common",)
     layers = find_layers(after)

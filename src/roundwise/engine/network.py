@@ -2,79 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any, NoReturn, final
 
-import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.nn.parameter import is_lazy
 
 from roundwise.artifacts.model import Model
-from roundwise.engine.calibration import DataFree, Signature, read_calibration
+from roundwise.engine.calibration import DataFree, read_calibration
 from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.errors import CalibrationError, ModelError
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends import Facts, frontend_for
 from roundwise.graph.graph import ConstantInput, Graph
-
-
-@final
-@dataclass(frozen=True)
-class Facts:
-    """What can be said of a model without running it.
-
-    Attributes:
-        signature: what its call takes.
-        device: where its first tensor is; the CPU if it has none.
-        dtype: of its first parameter or buffer in floating point; float32 if it has none.
-        size: bytes of the parameters and floating-point buffers, shared ones counted once.
-    """
-
-    signature: Signature
-    device: torch.device
-    dtype: torch.dtype
-    size: int
-
-    @classmethod
-    def of(cls, model: object) -> Facts:
-        """Look at a model.
-
-        Raises:
-            ModelError: it is no network in float, or of no kind that can be captured.
-        """
-        if isinstance(model, Network):
-            return model.facts
-        if isinstance(model, Model):
-            raise ModelError(
-                "the model is quantized already. Quantize the float model it was made from; a second time would add "
-                "the errors of both, and measure only those of the second."
-            )
-        if not isinstance(model, nn.Module | ExportedProgram):
-            raise ModelError(
-                f"the model is a {type(model).__name__}; it must be an nn.Module or an ExportedProgram. (A dict of "
-                "weights needs its module: build it and call `load_state_dict`.)"
-            )
-        if isinstance(model, torch.jit.ScriptModule):
-            raise ModelError(
-                f"the model is a {type(model).__name__}, compiled by TorchScript, which torch.export cannot read. "
-                "Give the nn.Module that was traced or scripted."
-            )
-        tensors = list(itertools.chain(model.parameters(), model.buffers()))
-        if any(is_lazy(tensor) for tensor in tensors):
-            raise ModelError(
-                "the model has lazy parameters, which get their shapes and values when the model is first called. Call "
-                "it once, or load trained weights into it, and quantize it then."
-            )
-        floats = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
-        return cls(
-            Signature.of(model),
-            device=tensors[0].device if tensors else torch.device("cpu"),
-            dtype=next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32),
-            size=sum({(t.data_ptr(), t.nbytes): t.nbytes for t in floats}.values()),
-        )
 
 
 @final
@@ -98,6 +39,22 @@ class Network:
         return f"Network({operations} operations, for samples of {inputs})"
 
 
+def facts_of(model: object) -> Facts:
+    """What is known of a model without running it.
+
+    Raises:
+        ModelError: it is quantized already, or of no kind that can be captured.
+    """
+    if isinstance(model, Network):
+        return model.facts
+    if isinstance(model, Model):
+        raise ModelError(
+            "the model is quantized already. Quantize the float model it was made from; a second time would add "
+            "the errors of both, and measure only those of the second."
+        )
+    return frontend_for(model).facts(model)
+
+
 def capture(model: nn.Module | ExportedProgram, samples: Any) -> Network:
     """Capture a model by itself, for a comparison of recipes: each then costs what it does, and no capture.
 
@@ -117,7 +74,7 @@ def capture(model: nn.Module | ExportedProgram, samples: Any) -> Network:
         >>> four.report.output_error < three.report.output_error
         True
     """
-    facts = Facts.of(model)
+    facts = facts_of(model)
     if isinstance(samples, DataFree):
         samples = samples.samples(facts.dtype, facts.signature.batch or 2)
     with isolated_torch_state(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
@@ -138,7 +95,7 @@ def graph_of(
         ModelError: its weights have changed since.
     """
     if not isinstance(model, Network):
-        return capture_graph(model, args, kwargs)
+        return frontend_for(model).graph(model, args, kwargs)
     changed = [name for name, version in _versions(model.graph).items() if version != model.versions[name]]
     if changed:
         raise ModelError(

@@ -11,6 +11,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
+from roundwise.graph.training import TrainingInformation
+
 
 @final
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Graph:
         batch: None where any batch size will do; else the only one that works.
         moments: what training knew of the outputs of layers, by the names of their weights; of those layers of which it
             knew nothing, or which have changed since, nothing. `graph/analysis/moments.py` says where it comes from.
+        training: what training must know besides. Constants that were dropped from the graph may still have entries.
     """
 
     operations: fx.Graph
@@ -111,6 +114,7 @@ class Graph:
     structure: CallStructure
     batch: int | None = None
     moments: dict[str, ChannelMoments] = field(default_factory=dict)
+    training: TrainingInformation = field(default_factory=TrainingInformation)
 
     @classmethod
     def of_module(

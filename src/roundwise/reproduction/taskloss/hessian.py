@@ -42,7 +42,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roundwise.api import rewrite
 from roundwise.engine.calibration import Batch, Calibration, DataFree, read_calibration
-from roundwise.engine.network import Facts, Network, graph_of
+from roundwise.engine.network import Network, facts_of, graph_of
 from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.errors import CalibrationError, ModelError, RecipeError
@@ -166,7 +166,7 @@ def task_hessian(
         >>> task.hessian.shape
         torch.Size([18, 18])
     """
-    facts = Facts.of(model)
+    facts = facts_of(model)
     if not isinstance(curvature, ExactHessian | GaussNewton):
         raise RecipeError(f"curvature is {curvature!r}; it must be ExactHessian() or GaussNewton().")
     check_whole_number("batch_size", batch_size, at_least=1)
