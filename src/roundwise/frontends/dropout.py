@@ -1,23 +1,32 @@
-"""Carry dropout through PyTorch's decompositions, which would drop it.
+"""Keep dropout, with its probability, in a program of `torch.export`.
 
-A model in evaluation exports dropout with its probability, as `aten.dropout(x, 0.3, False)`. But a graph with in-place
-operations must go through `run_decompositions` to become pure, and that turns dropout into a copy, or into nothing:
-PyTorch counts dropout among the operations that may return their input itself. So before the decompositions each
-dropout is replaced by an operation that passes through them, and afterwards it is put back:
+A model in evaluation exports dropout as `aten.dropout(x, 0.3, False)`. Two things would lose it, or misplace it:
 
-    dropout(x, 0.3, False)  →  native_dropout(x, 2.0, False)[0]  →  run_decompositions  →  dropout(x, 0.3, False)
+1. Dropout of whole channels and alpha dropout return their input itself in evaluation. PyTorch's tracer cannot tell the
+   two apart then, and every later use of the input becomes a use of the result: `x + drop(x)` is captured as
+   `drop(x) + drop(x)`. So while the model is traced, these operations get an alias of their input (`DistinctDropout`).
+   The stand-ins of step 2 get one too, for the same reason.
 
-The probability of the stand-in is 2 or more, which no dropout of the model has; it counts the dropouts of the model, so
-that each comes back with its own settings. In-place dropout comes back as the pure operation.
+2. A graph with in-place operations must go through `run_decompositions` to become pure, and that turns dropout into a
+   copy, or into nothing. So each dropout is replaced by an operation that passes through them, and is put back
+   afterwards (`hide_dropout`, `show_dropout`):
+
+       dropout(x, 0.3, False)  →  native_dropout(alias(x), 2.0, False)[0]  →  decompositions  →  dropout(x, 0.3, False)
+
+   The probability of the stand-in is 2 or more, which no dropout of the model has; it counts the dropouts, so that each
+   comes back with its own settings. In-place dropout comes back as the pure operation.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
+import torch.nn.functional as F
 from torch import fx
+from torch.overrides import TorchFunctionMode
 
 from roundwise.graph.graph import bind
 from roundwise.graph.transforms.drop_dropout import DROPOUTS
@@ -32,6 +41,18 @@ _PURE: dict[Any, Any] = {operation: operation for operation in DROPOUTS} | {
 }
 """Each kind of dropout, in place or not, and the pure operation of that kind."""
 
+_RETURN_INPUT = {
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+    torch.feature_dropout,
+    torch.alpha_dropout,
+    torch.feature_alpha_dropout,
+}
+"""Functions that return their input itself in evaluation, as the tracer sees it."""
+
 _FIRST = 2.0
 """The probability of the first stand-in."""
 
@@ -39,8 +60,24 @@ Settings = list[tuple[Any, float]]
 """The operation and probability of each dropout, in the order of their stand-ins."""
 
 
+@final
+class DistinctDropout(TorchFunctionMode):
+    """While it is active, no dropout returns its input itself, unless it is in place."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _RETURN_INPUT and args and not (kwargs.get("inplace") or args[3:] == (True,)):
+            args = (aten.alias.default(args[0]), *args[1:])
+        return func(*args, **kwargs)
+
+
 def hide_dropout(operations: fx.Graph) -> Settings:
-    """Replace every dropout that is switched off by a stand-in, and return what they were."""
+    """Replace every dropout that is switched off by a stand-in, and return what they were.
+
+    In-place dropout of memory that is also read in other ways stays as it is: no pure operation does the same.
+    """
     settings: Settings = []
     position = {node: number for number, node in enumerate(operations.nodes)}
     for node in list(operations.nodes):
@@ -48,16 +85,38 @@ def hide_dropout(operations: fx.Graph) -> Settings:
             continue
         source = node.args[0]
         assert isinstance(source, fx.Node)
+        if node.target not in DROPOUTS and _overwrites_more_than_its_result(node, position):
+            continue
         with operations.inserting_before(node):
-            stand_in = operations.call_function(aten.native_dropout.default, (source, _FIRST + len(settings), False))
-        stand_in.meta = dict(node.meta)
+            alias = operations.call_function(aten.alias.default, (source,))
+            stand_in = operations.call_function(aten.native_dropout.default, (alias, _FIRST + len(settings), False))
+        alias.meta, stand_in.meta = dict(source.meta), dict(node.meta)
         settings.append((_PURE[node.target], bind(node)["p"]))
-        if node.target not in DROPOUTS:  # in place: whoever reads the source afterwards reads the result
-            for user in [user for user in source.users if position.get(user, -1) > position[node]]:
-                user.replace_input_with(source, node)
         # The node keeps its name, by which the program knows its outputs.
         node.target, node.args, node.kwargs = operator.getitem, (stand_in, 0), {}
     return settings
+
+
+def _overwrites_more_than_its_result(node: fx.Node, position: Mapping[fx.Node, int]) -> bool:
+    """Whether another operation reads, through another view, the memory that an in-place operation overwrites.
+
+    (What reads the overwritten tensor itself afterwards is traced as reading the result.)
+    """
+    reader, source = node, node.args[0]
+    while isinstance(source, fx.Node):
+        for user in source.users:
+            if user is not reader and (_may_alias(user) or position.get(user, -1) > position[node]):
+                return True
+        if not _may_alias(source):
+            return False
+        reader, source = source, source.args[0]
+    return False
+
+
+def _may_alias(node: fx.Node) -> bool:
+    """Whether an operation may return the memory of an operand."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(value.alias_info is not None for value in schema.returns)
 
 
 def show_dropout(operations: fx.Graph, settings: Settings) -> None:
@@ -67,6 +126,8 @@ def show_dropout(operations: fx.Graph, settings: Settings) -> None:
         if not isinstance(number, float) or number < _FIRST:
             continue  # the model's own
         operation, probability = settings[int(number - _FIRST)]
+        while isinstance(source, fx.Node) and source.target is aten.alias.default:
+            source = source.args[0]
         for result in list(stand_in.users):
             result.target, result.args = operation, (source, probability, train)
         operations.erase_node(stand_in)

@@ -29,7 +29,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from roundwise.errors import CalibrationError, CaptureError, ModelError
-from roundwise.frontends.dropout import hide_dropout, show_dropout
+from roundwise.frontends.dropout import DistinctDropout, hide_dropout, show_dropout
 from roundwise.frontends.explain import explain, first_lines, locate, way_out
 from roundwise.frontends.interface import Facts, Frontend, Signature
 from roundwise.frontends.preserve import model_left_as_it_was, quiet_and_unfused
@@ -220,7 +220,8 @@ def _export(
         )
         # With gradients, as most people export: a model that switches them on itself cannot be exported without.
         with torch.enable_grad():
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+            with DistinctDropout():
+                program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
             _replace_in_place(program.graph_module)
             if _is_plain(program.graph):
                 return program, 0

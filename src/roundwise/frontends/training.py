@@ -15,7 +15,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import CodeType, FunctionType
 from typing import NamedTuple
 
@@ -35,11 +35,16 @@ aten = torch.ops.aten
 _BATCH_NORMS = frozenset({aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default})
 
 
-class _Line(NamedTuple):
-    """A line of the user's code."""
+class _Read(NamedTuple):
+    """A place in a module's code that reads `self.training`.
+
+    Attributes:
+        calls: the first lines of the calls that it stands in; a captured operation is known by such a line.
+    """
 
     file: str
     line: int
+    calls: frozenset[int]
 
 
 def training_information(model: nn.Module, graph: Graph, *, exported: bool) -> TrainingInformation:
@@ -126,34 +131,43 @@ def _unused_parameters(model: nn.Module, origins: Mapping[str, TensorOrigin]) ->
 
 def _lost_code(model: nn.Module, graph: Graph) -> Iterator[str]:
     """A note on everything that the model does in training only, as far as its code tells."""
-    switches = [node for node in graph.operations.nodes if _is_switch(node)]
-    modules = dict(model.named_modules())
-    ran = {id(modules.get(path)) for node in graph.operations.nodes for path in _paths(node)}
-    switched = {id(modules.get(paths[-1])) for node in switches if (paths := _paths(node))}
-    lines = {_Line(file, line) for node in switches for file, line, _ in frames_of(node)}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    captured: dict[nn.Module, set[tuple[str, int]]] = {}  # module → lines that gave operations with two behaviours
+    for node in graph.operations.nodes:
+        module = modules.get(_path(node)) if _is_switch(node) else None
+        if module is not None:
+            captured.setdefault(module, set()).update((file, line) for file, line, _ in frames_of(node))
     by_reason: dict[str, list[str]] = {}
-    for name, module in modules.items():
-        for reason in _reasons(module, ran=id(module) in ran, switched=id(module) in switched, lines=lines):
+    for name, module in model.named_modules():
+        for reason in _reasons(module, captured.get(module)):
             by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
-        first = f"'{names[0]}'" if names[0] else "the model itself"
+        first = f"Module '{names[0]}'" if names[0] else "The model"
         others = f" and {number_of(len(names) - 1, 'other module')}" if len(names) > 1 else ""
-        yield f"Module {first} ({type(modules[names[0]]).__name__}){others}: {reason}"
+        yield f"{first} ({type(modules[names[0]]).__name__}){others}: {reason}"
 
 
-def _reasons(module: nn.Module, *, ran: bool, switched: bool, lines: Iterable[_Line]) -> Iterator[str]:
+def _reasons(module: nn.Module, captured: set[tuple[str, int]] | None) -> Iterator[str]:
+    """What a module does in training that the graph does not contain.
+
+    Args:
+        module: any part of the model.
+        captured: the lines of its code that gave operations with two behaviours; None if there are no such operations.
+    """
     if isinstance(module, _DropoutNd):
-        if module.p and not switched:
+        if module.p and captured is None:
             yield f"its dropout, with probability {module.p}, did not run in evaluation mode and is not in the graph."
     elif isinstance(module, nn.MultiheadAttention):
-        if module.dropout and ran:
+        if module.dropout:
             yield f"its dropout of attention weights, with probability {module.dropout}, is not in the graph."
-    elif ran and not type(module).__module__.startswith("torch.") and not (switched and isinstance(module, _BatchNorm)):
-        for line in _reads_of_training(type(module).__mro__):
-            if line not in lines:
+    elif not type(module).__module__.startswith("torch.") and not (
+        isinstance(module, _BatchNorm) and captured is not None
+    ):
+        for read in _reads_of_training(type(module).__mro__):
+            if not any((read.file, line) in (captured or ()) for line in read.calls):
                 yield (
-                    f"its code reads `self.training` at {line.file}:{line.line}. What it does there in training is not "
-                    "in the graph."
+                    f"its code reads `self.training` at {read.file}:{read.line}. What it does there in training only "
+                    "is not in the graph."
                 )
 
 
@@ -162,14 +176,15 @@ def _is_switch(node: fx.Node) -> bool:
     return node.target in _BATCH_NORMS or not {"train", "training", "use_input_stats"}.isdisjoint(bind(node))
 
 
-def _paths(node: fx.Node) -> list[str]:
-    """The paths of the modules that were running, outermost first; PyTorch numbers repeated calls (`drop@1`)."""
-    return [path.partition("@")[0] for path, _ in node.meta.get("nn_module_stack", {}).values()]
+def _path(node: fx.Node) -> str:
+    """The path of the module that was running; PyTorch numbers repeated calls (`drop@1`)."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]).partition("@")[0] if stack else ""
 
 
 @functools.cache
-def _reads_of_training(classes: tuple[type, ...]) -> tuple[_Line, ...]:
-    """The lines that read an attribute `training` in `forward`, and in the methods that `forward` names.
+def _reads_of_training(classes: tuple[type, ...]) -> tuple[_Read, ...]:
+    """Where an attribute `training` is read in `forward`, and in the methods that `forward` names.
 
     Args:
         classes: the class of a module, and what it inherits from.
@@ -181,7 +196,7 @@ def _reads_of_training(classes: tuple[type, ...]) -> tuple[_Line, ...]:
         for name, value in vars(owner).items()
         if isinstance(function := inspect.unwrap(value) if callable(value) else value, FunctionType)
     }
-    found: dict[_Line, None] = {}
+    found: dict[_Read, None] = {}
     waiting, seen = ["forward"], {"forward"}
     while waiting:
         function = methods.get(waiting.pop())
@@ -189,11 +204,21 @@ def _reads_of_training(classes: tuple[type, ...]) -> tuple[_Line, ...]:
             new = [name for name in code.co_names if name not in seen]
             waiting += new
             seen.update(new)
-            for instruction in dis.get_instructions(code):
-                place = instruction.positions
-                if instruction.opname == "LOAD_ATTR" and instruction.argval == "training" and place and place.lineno:
-                    found[_Line(code.co_filename, place.lineno)] = None
+            found.update(dict.fromkeys(_reads(code)))
     return tuple(found)
+
+
+def _reads(code: CodeType) -> Iterator[_Read]:
+    spans = [
+        (one.opname, one.argval, one.positions.lineno, one.positions.end_lineno)
+        for one in dis.get_instructions(code)
+        if one.positions and one.positions.lineno and one.positions.end_lineno
+    ]
+    calls = {(first, last) for name, _, first, last in spans if name.startswith("CALL")}
+    for name, value, line, _ in spans:
+        if name == "LOAD_ATTR" and value == "training":
+            around = frozenset(first for first, last in calls if first <= line <= last)
+            yield _Read(code.co_filename, line, around)
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
