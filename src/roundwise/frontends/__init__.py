@@ -22,6 +22,6 @@ def frontend_for(model: object) -> Frontend:
             return frontend
     kinds = ", or ".join(frontend.reads for frontend in FRONTENDS.values())
     raise ModelError(
-        f"the model is a {type(model).__name__}, which cannot be read as a network; it must be {kinds}. (A dict of "
-        "weights needs its module: build it and call `load_state_dict`.)"
+        f"the model is a {type(model).__name__}; it must be {kinds}. (A dict of weights needs its "
+        "module: build it and call `load_state_dict`.)"
     )
