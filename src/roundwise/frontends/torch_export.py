@@ -19,6 +19,7 @@ import itertools
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, final
 
@@ -138,25 +139,24 @@ class TorchExport(Frontend):
 
 def _capture(model: nn.Module, inputs: _Inputs, dynamic: Any, batch: int | None) -> tuple[Graph, tuple[str, ...]]:
     """The graph of a model in evaluation mode, and a note if it could not keep dropout."""
-    program, kept = _export(model, _take(inputs, batch or _SAMPLES), dynamic)
+    exported, sizes = _take(inputs, batch or _SAMPLES), (2, 1) if batch is None else (batch,)
+    program, kept = _export(model, exported, dynamic)
+    graph = graph_of_program(program, model)
     try:
-        return _checked_graph(program, model, inputs, batch), ()
+        _check_equal(model, graph, inputs, sizes)
     except CaptureError:
         if not kept:
             raise
-    program, _ = _export(model, _take(inputs, batch or _SAMPLES), dynamic, keep_dropout=False)
+    else:
+        return graph, ()
+    program, _ = _export(model, exported, dynamic, keep_dropout=False)
+    graph = graph_of_program(program, model)
+    _check_equal(model, graph, inputs, sizes)
     note = (
         f"{number_of(kept, 'dropout operation')} could not be kept in the graph: the model overwrites the result of "
         "dropout, and with it, in evaluation mode, the input of dropout."
     )
-    return _checked_graph(program, model, inputs, batch), (note,)
-
-
-def _checked_graph(program: ExportedProgram, model: nn.Module, inputs: _Inputs, batch: int | None) -> Graph:
-    graph = graph_of_program(program, model)
-    for samples in (2, 1) if batch is None else (batch,):
-        _check_equal(model, graph, _take(inputs, samples))
-    return graph
+    return graph, (note,)
 
 
 # ------------------------------------------------------------------------------------------------------- what it takes
@@ -255,9 +255,8 @@ def _replace_in_place(module: fx.GraphModule) -> None:
     for node in module.graph.nodes:
         if node.target in _PURE and node.args[0] in fresh and len(node.args[0].users) == 1:
             values = [source.meta.get("val") for source in node.all_input_nodes]
-            if (
-                len({getattr(value, "dtype", None) for value in values}) == 1
-            ):  # else the pure operation gives another dtype
+            # Of operands of several dtypes, the pure operation gives another dtype than the one in place.
+            if len({getattr(value, "dtype", None) for value in values}) == 1:
                 node.target = _PURE[node.target]
                 fresh.add(node)
     module.recompile()
@@ -325,13 +324,17 @@ def _run(model: nn.Module, inputs: _Inputs) -> Any:
         ) from error
 
 
-def _check_equal(model: nn.Module, graph: Graph, inputs: _Inputs) -> None:
-    """Compare the graph with the model on real samples.
+def _check_equal(model: nn.Module, graph: Graph, inputs: _Inputs, sizes: Sequence[int]) -> None:
+    """Compare the graph with the model on real samples, in batches of some sizes.
 
     Raises:
         CaptureError: their outputs differ by more than rounding explains.
     """
-    samples = next(len(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim())
+    for samples in sizes:
+        _check_equal_batch(model, graph, _take(inputs, samples), samples)
+
+
+def _check_equal_batch(model: nn.Module, graph: Graph, inputs: _Inputs, samples: int) -> None:
     try:
         expected = _run(model, inputs)
     except CalibrationError:
