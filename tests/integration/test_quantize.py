@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import roundwise as rw
 from roundwise.artifacts.emit import QuantizedWeight, emit, packed_bits
 from roundwise.artifacts.model import Model
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.transforms.normalize import normalize
 from roundwise.numerics.grid import BITS, Codebook, Grid
@@ -565,7 +565,7 @@ def random_grid(codebook, *shape):
 def one_layer(kind, dtype):
     make, shape = KINDS[kind]
     torch.manual_seed(0)
-    graph = normalize(capture_graph(One(make()).eval().to(dtype), (torch.randn(2, *shape, dtype=dtype),), {}))
+    graph = normalize(TorchExport().graph(One(make()).eval().to(dtype), (torch.randn(2, *shape, dtype=dtype),), {}))
     (layer,) = find_layers(graph)
     return graph, layer, torch.randn(3, *shape, dtype=dtype)
 

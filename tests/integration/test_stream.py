@@ -25,7 +25,7 @@ from roundwise.engine.store import ActivationStore
 from roundwise.engine.stream import COMPENSATES, Stream
 from roundwise.engine.unit import generator_for
 from roundwise.events import LayerFinished, LayerStarted, Planned
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.transforms.normalize import WEIGHTED
 from roundwise.methods.interfaces import RangeEstimator, Rounding, RoundingSolver
 from roundwise.statistics import Nothing, Statistic
@@ -94,7 +94,7 @@ COARSE = rw.Weights(bits=3)
 @functools.cache
 def captured(name):
     torch.manual_seed(0)
-    return rewrite(capture_graph(NETWORKS[name]().eval(), (SAMPLES[:2],), {}))
+    return rewrite(TorchExport().graph(NETWORKS[name]().eval(), (SAMPLES[:2],), {}))
 
 
 def stream(graph, recipe, store, *, batch=4, progress=None, inputs=None):
@@ -257,7 +257,7 @@ class Sums(nn.Module):
 
 @pytest.mark.parametrize("batch", [4, 11])
 def test_a_solver_that_is_addition_aware_sees_targets_that_make_up_for_what_is_added(batch):
-    graph, recorder = rewrite(capture_graph(Sums().eval(), (SAMPLES[:2],), {})), Recorder(addition_aware=True)
+    graph, recorder = rewrite(TorchExport().graph(Sums().eval(), (SAMPLES[:2],), {})), Recorder(addition_aware=True)
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
         result = stream(graph, quantizing(COARSE, recorder), store, batch=batch).run()
     quantized = emit(graph, result.weights)
@@ -419,7 +419,7 @@ class Calls(TorchDispatchMode):
 @pytest.mark.parametrize("depth", [2, 5])
 @pytest.mark.parametrize(("rounding", "measurements"), [(rw.rounding.Nearest(), 0), (rw.rounding.Ceil(), 1)])
 def test_each_operation_runs_once_per_stream_and_batch_however_deep_the_network(depth, rounding, measurements):
-    graph = rewrite(capture_graph(Chain(depth).eval(), (SAMPLES[:2],), {}))
+    graph = rewrite(TorchExport().graph(Chain(depth).eval(), (SAMPLES[:2],), {}))
     batches, rehearsal = 3, 1
     with ActivationStore(1 << 30, torch.device("cpu")) as store, Calls() as calls:
         stream(graph, quantizing(COARSE, rounding), store).run()
@@ -459,7 +459,7 @@ def test_everything_is_dropped_after_its_last_use():
 def test_what_is_held_does_not_grow_with_depth():
     peaks = []
     for depth in (2, 6):
-        graph = rewrite(capture_graph(Chain(depth).eval(), (SAMPLES[:2],), {}))
+        graph = rewrite(TorchExport().graph(Chain(depth).eval(), (SAMPLES[:2],), {}))
         with ActivationStore(1 << 30, torch.device("cpu")) as store:
             stream(graph, quantizing(COARSE, rw.rounding.Nearest()), store).run()
             peaks.append(store.peak)

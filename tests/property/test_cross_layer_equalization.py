@@ -17,7 +17,7 @@ import roundwise as rw
 from roundwise.engine.rewriting import apply_rewrites
 from roundwise.engine.rewriting import folded as rewrite
 from roundwise.errors import RecipeError
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.activations import find_activations
 from roundwise.graph.analysis.layers import find_layers, linear_map
 from roundwise.methods.rewrites import CrossLayerEqualization
@@ -288,7 +288,7 @@ SAMPLES = torch.randn(24, 3, 9, 9, generator=torch.Generator().manual_seed(1)) *
 
 
 def test_a_clamp_with_limits_for_each_channel_is_fused_with_its_layer():
-    graph = rewrite(capture_graph(mobile(), (SAMPLES[:2],), {}))
+    graph = rewrite(TorchExport().graph(mobile(), (SAMPLES[:2],), {}))
     (after, notes) = apply_rewrites(graph, (CrossLayerEqualization(),), (SAMPLES[:2],), {})
     assert len(notes) == 1
     assert has(notes[0], "cross-layer-equalization", 3)

@@ -10,7 +10,7 @@ from test_fold_batchnorm import Layer, Norm, sequential
 from test_fold_batchnorm import graph_of as traced
 from torch import nn
 
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.analysis.moments import Spread, clipped_normal, expected_columns, propagate
 from roundwise.graph.graph import ChannelMoments
@@ -186,7 +186,7 @@ def test_folding_keeps_the_batch_norms_numbers_and_unfolded_ones_speak_for_thems
         nn.init.normal_(norm.bias)
         nn.init.normal_(norm.weight)
         nn.init.uniform_(norm.running_var, 0.1, 2.0)
-    graph = normal_form(capture_graph(net, (torch.randn(2, 3, 5, 5),), {}))
+    graph = normal_form(TorchExport().graph(net, (torch.randn(2, 3, 5, 5),), {}))
     assert list(graph.moments) == ["one.weight"]  # the second is two calls' at once, and so none's
     norm, moments = net.norms[0], graph.moments["one.weight"]
     variance = norm.running_var.double()

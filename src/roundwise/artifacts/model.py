@@ -67,7 +67,7 @@ class Model(nn.Module):
         super().__init__()
         self.graph_module: fx.GraphModule = graph.module()
         self.report, self.recipe, self.versions, self.samples = report, recipe, made_with, samples
-        self._inputs, self._batch, self._signature = graph.inputs, graph.batch, graph.signature
+        self._inputs, self._batch, self._structure = graph.inputs, graph.batch, graph.structure
         self._redirect()
         self.eval()
 
@@ -84,7 +84,7 @@ class Model(nn.Module):
 
     def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]] | None:
         """Inputs, each with its argument's name, as the network was made for; None if put together otherwise."""
-        names, spec = self._signature.orig_args, self._signature.in_spec
+        names, spec = self._structure.arguments, self._structure.in_spec
         made_args, made_kwargs = pytree.tree_unflatten([0] * spec.num_leaves, spec)
         made = dict(zip(names, [*made_args, *made_kwargs.values()], strict=True))
         given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -132,7 +132,7 @@ class Model(nn.Module):
     @property
     def graph(self) -> Graph:
         """The operations and constants; quantized weights are codes read through dequantize operations."""
-        return Graph.of_module(self.graph_module, self._inputs, self._batch)
+        return Graph.of_module(self.graph_module, self._inputs, self._structure, self._batch)
 
     @cached_property
     def program(self) -> ExportedProgram:
@@ -150,10 +150,10 @@ class Model(nn.Module):
 
     def _export(self, batch: Any) -> ExportedProgram:
         args, kwargs = self.example(_EXAMPLE)
-        signature = self.graph.signature
+        structure = self._structure
         flat = [{0: batch} if isinstance(spec, InputSpec) and batch and spec.shape else None for spec in self._inputs]
-        dynamic_args, dynamic_kwargs = pytree.tree_unflatten(flat, signature.in_spec)
-        dynamic = dict(zip(signature.orig_args, [*dynamic_args, *dynamic_kwargs.values()], strict=True))
+        dynamic_args, dynamic_kwargs = pytree.tree_unflatten(flat, structure.in_spec)
+        dynamic = dict(zip(structure.arguments, [*dynamic_args, *dynamic_kwargs.values()], strict=True))
         try:
             with torch.no_grad():
                 return torch.export.export(self.graph_module, args, kwargs, dynamic_shapes=dynamic)
@@ -170,7 +170,7 @@ class Model(nn.Module):
             spec.example(self._batch or batch).to(self.device) if isinstance(spec, InputSpec) else spec.value
             for spec in self._inputs
         ]
-        args, kwargs = pytree.tree_unflatten(leaves, self.graph.signature.in_spec)
+        args, kwargs = pytree.tree_unflatten(leaves, self._structure.in_spec)
         return args, kwargs
 
     def save(self, path: str | Path) -> None:

@@ -22,10 +22,9 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from roundwise.errors import FileFormatError
-from roundwise.graph.graph import ConstantInput, Graph, InputSpec
+from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec
 
 _ARITHMETIC = {
     operator: (
@@ -53,14 +52,14 @@ def graph_to_plain(graph: Graph) -> dict[str, Any]:
     Raises:
         FileFormatError: the graph holds something that has no plain form.
     """
-    info = graph.signature
+    structure = graph.structure
     return {
         "nodes": [_node_to_plain(node) for node in graph.operations.nodes],
         "inputs": [_input_to_plain(spec) for spec in graph.inputs],
         "batch": graph.batch,
-        "arguments": info.orig_args,
-        "in_spec": _spec_to_plain(info.in_spec),
-        "out_spec": None if info.out_spec is None else _spec_to_plain(info.out_spec),
+        "arguments": list(structure.arguments),
+        "in_spec": _spec_to_plain(structure.in_spec),
+        "out_spec": None if structure.out_spec is None else _spec_to_plain(structure.out_spec),
     }
 
 
@@ -174,10 +173,9 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
         raise FileFormatError("the network's inputs and outputs do not fit its operations.")
     if len(inputs) != in_spec.num_leaves or len(arguments) != positional.num_children + named.num_children:
         raise FileFormatError("the network's inputs do not fit the arguments it is called with.")
-    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(arguments, in_spec, out_spec)))
     graph.lint()
-    batch = description["batch"]
-    return Graph(graph, tensors, inputs, None if batch is None else int(batch))
+    structure, batch = CallStructure(tuple(arguments), in_spec, out_spec), description["batch"]
+    return Graph(graph, tensors, inputs, structure, None if batch is None else int(batch))
 
 
 def _identifier(name: Any) -> str:

@@ -115,12 +115,17 @@ def locate(model: nn.Module, frames: Iterable[tuple[FrameType, int]]) -> Place |
 
 def place_of(node: fx.Node) -> Place | None:
     """Where in the user's code an operation was called."""
-    frames = _FRAME.findall(str(node.meta.get("stack_trace", "")))
+    frames = frames_of(node)
     if not frames:
         return None
-    file, line, function = frames[-1]
     stack = list(node.meta.get("nn_module_stack", {}).values())
-    return Place(file, int(line), function, stack[-1][0] if stack else "")
+    return Place(*frames[-1], stack[-1][0] if stack else "")
+
+
+def frames_of(node: fx.Node) -> list[tuple[str, int, str]]:
+    """The calls that led to an operation, outermost first: file, line and function."""
+    frames = _FRAME.findall(str(node.meta.get("stack_trace", "")))
+    return [(file, int(line), function) for file, line, function in frames]
 
 
 def first_lines(error: BaseException, lines: int = 4, width: int = 400) -> str:

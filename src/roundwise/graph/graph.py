@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
-from torch.fx.graph import _PyTreeInfo
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+
+from roundwise.graph.training import TrainingInformation
 
 
 @final
@@ -46,6 +50,27 @@ class ConstantInput:
 
 
 @final
+@dataclass(frozen=True)
+class CallStructure:
+    """How the flat inputs and outputs of a graph make up the arguments and the result of a call.
+
+    Attributes:
+        arguments: the names of the arguments, positional ones first.
+        in_spec: how `(args, kwargs)` nest; one leaf for each placeholder, in order.
+        out_spec: how the result nests; None where the graph's output node shows it.
+    """
+
+    arguments: tuple[str, ...]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec | None = None
+
+    @classmethod
+    def positional(cls, names: Sequence[str]) -> CallStructure:
+        """Of a call with one tensor for each placeholder, all by position."""
+        return cls(tuple(names), pytree.tree_structure(((0,) * len(names), {})))
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class ChannelMoments:
     """How a layer's output is distributed, channel by channel, over all samples and places.
@@ -76,22 +101,37 @@ class Graph:
             model), `call_function` (ATen operations without side effects) and `output`.
         constants: parameters and buffers by name.
         inputs: what each placeholder takes, in order.
+        structure: how the network is called.
         batch: None where any batch size will do; else the only one that works.
         moments: what training knew of the outputs of layers, by the names of their weights; of those layers of which it
             knew nothing, or which have changed since, nothing. `graph/analysis/moments.py` says where it comes from.
+        training: what training must know besides. Constants that were dropped from the graph may still have entries.
     """
 
     operations: fx.Graph
     constants: dict[str, Tensor]
     inputs: tuple[InputSpec | ConstantInput, ...]
+    structure: CallStructure
     batch: int | None = None
     moments: dict[str, ChannelMoments] = field(default_factory=dict)
+    training: TrainingInformation = field(default_factory=TrainingInformation)
 
     @classmethod
     def of_module(
-        cls, module: fx.GraphModule, inputs: tuple[InputSpec | ConstantInput, ...] = (), batch: int | None = None
+        cls,
+        module: fx.GraphModule,
+        inputs: tuple[InputSpec | ConstantInput, ...] = (),
+        structure: CallStructure | None = None,
+        batch: int | None = None,
     ) -> Graph:
-        """The graph that a module runs, and the tensors it holds now."""
+        """The graph that a module runs, and the tensors it holds now.
+
+        Args:
+            module: with nodes as in a `Graph`.
+            inputs: what each placeholder takes.
+            structure: how it is called; by default with one positional argument for each placeholder.
+            batch: the only batch size that works, if there is only one.
+        """
         constants: dict[str, Tensor] = {}
         for node in module.graph.nodes:
             if node.op == "get_attr":
@@ -99,23 +139,23 @@ class Graph:
                 for part in str(node.target).split("."):
                     owner = getattr(owner, part)
                 constants[str(node.target)] = owner.detach() if isinstance(owner, Tensor) else owner
-        return cls(module.graph, constants, inputs, batch)
-
-    @property
-    def signature(self) -> _PyTreeInfo:
-        """How `(args, kwargs)` and outputs are put together from flat lists, and the names of the arguments."""
-        info: _PyTreeInfo = self.operations._codegen.pytree_info  # type: ignore[attr-defined]
-        return info
+        if structure is None:
+            structure = CallStructure.positional([str(n.target) for n in module.graph.find_nodes(op="placeholder")])
+        return cls(module.graph, constants, inputs, structure, batch)
 
     def copy(self) -> Graph:
         """A graph that can be changed without changing this one; tensors are shared."""
-        return Graph(_copy_fx(self.operations), dict(self.constants), self.inputs, self.batch, dict(self.moments))
+        return replace(
+            self, operations=_copy_fx(self.operations), constants=dict(self.constants), moments=dict(self.moments)
+        )
 
     def module(self) -> fx.GraphModule:
         """A module that runs the graph and is called as the model was."""
-        return fx.GraphModule(
-            {name: _frozen(value) for name, value in self.constants.items()}, _copy_fx(self.operations)
+        operations, structure = _copy_fx(self.operations), self.structure
+        operations.set_codegen(
+            _PyTreeCodeGen(_PyTreeInfo(list(structure.arguments), structure.in_spec, structure.out_spec))
         )
+        return fx.GraphModule({name: _frozen(value) for name, value in self.constants.items()}, operations)
 
     def constant(self, argument: Any) -> Tensor | None:
         """The tensor behind a node's argument if it is a constant, else None."""
@@ -177,7 +217,6 @@ def _copy_fx(graph: fx.Graph) -> fx.Graph:
     values: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         values[node] = copy.node_copy(node, lambda n: values[n])
-    copy._codegen = graph._codegen  # how arguments are flattened and outputs put together again
     return copy
 
 
