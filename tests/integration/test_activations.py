@@ -99,7 +99,7 @@ def test_rounding_adapts_to_quantized_inputs_only_if_it_is_told_to():
     solver = rw.rounding.CoordinateDescent()
     plain = rw.quantize(captured(), IMAGES, rw.Recipe(rounding=solver, batch_size=16))
     before, after = (quantized(adapt, solver, bits=3) for adapt in (True, False))
-    codes = [{n: v for n, v in q.graph.constants.items() if n.endswith("_codes")} for q in (plain, before, after)]
+    codes = [{name: weight.codes for name, weight in model.weights.items()} for model in (plain, before, after)]
     assert all(torch.equal(codes[0][name], codes[2][name]) for name in codes[0])
     assert not all(torch.equal(codes[0][name], codes[1][name]) for name in codes[0])
 
@@ -262,15 +262,16 @@ def test_a_half_precision_network_is_exported_with_its_activations(tmp_path):
 
 def test_a_wrong_scale_cannot_hide_behind_what_quantized_activations_do_to_small_differences(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    from roundwise.exporters import onnx_graph, onnx_verify
+    from roundwise.exporters import verify
+    from roundwise.exporters.onnx import weights
 
-    monkeypatch.setattr(onnx_verify, "CHANGE", 0.01)  # as if the network were deep, and so sensitive
+    monkeypatch.setattr(verify, "CHANGE", 0.01)  # as if the network were deep, and so sensitive
     result = quantized(bits=4)
     exported = rw.export(result, tmp_path / "net.onnx")
     strict, wide = exported.outputs_of_weights[0], exported.outputs[0]
     assert strict.relative_difference < 1e-5 < strict.tolerance < 0.05 < wide.tolerance
     assert "with activations left in float" in str(exported)
-    read = onnx_graph._read_weight
+    read = weights._read_weight
 
     def corrupted(*arguments):
         weight = read(*arguments)
@@ -278,7 +279,7 @@ def test_a_wrong_scale_cannot_hide_behind_what_quantized_activations_do_to_small
         scale[:1] *= 1.01
         return replace(weight, scale=scale)
 
-    monkeypatch.setattr(onnx_graph, "_read_weight", corrupted)
+    monkeypatch.setattr(weights, "_read_weight", corrupted)
     with pytest.raises(rw.ExportError, match="does not agree"):
         rw.export(result, tmp_path / "other.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]

@@ -22,6 +22,7 @@ from roundwise.cli.commands import quantize as quantize_command
 from roundwise.cli.recipes import RecipeOptions, Setting, build_recipe, parse_bytes, parse_value, with_settings
 from roundwise.cli.terminal import layer_progress, show_json
 from roundwise.events import LayerFinished, LayerStarted, Plan, Planned
+from roundwise.exporters import OnnxExporter
 from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rounding import ROUNDING_SOLVERS
 from roundwise.report import LayerReport
@@ -201,11 +202,12 @@ def test_options_reach_the_recipe(folder):
 
 
 def test_json_has_the_figures_of_the_files(folder, tmp_path, monkeypatch):
-    class Exported:  # the real export is in `written`, and takes seconds
+    class Exported:
         def as_dict(self):
             return {"path": "b.onnx", "max_difference": 1e-6}
 
-    monkeypatch.setattr("roundwise.exporters.export", lambda quantized, path: Exported())
+    # The real export is in `written`, and takes seconds.
+    monkeypatch.setattr(OnnxExporter, "write", lambda self, model, path, check: Exported())
     result = run(
         "quantize", f"{folder}/net.py:linear", "--data", np_file(tmp_path, (8, 4)), "--rounding", "nearest", "--json",
         "--out", tmp_path / "a.rw", "--out", tmp_path / "b.onnx",
@@ -332,7 +334,7 @@ def test_preprocessing_of_a_named_model_can_be_borrowed(folder):
         (("--device", "meta"), "'meta' is not a device that works here"),
         (("--device", "hpu"), "'hpu' is not a device that works here"),
         (("--limit", "0"), "0 is not in the range"),
-        (("--out", "net.pth"), "a file ends in .rw or .onnx"),
+        (("--out", "net.pth"), "a file ends in .onnx or .rw"),
         (("--out", "absent/net.rw"), "there is no folder 'absent'"),
         (("--out", "net.py/net.rw"), "'net.py' is a file, not a folder"),
         (("--out", "net.py/deeper/net.rw"), "'net.py' is a file, not a folder"),
