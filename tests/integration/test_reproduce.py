@@ -414,7 +414,7 @@ def test_a_journal_that_the_page_would_replace_is_wrong_usage(files, make, journ
         ("", "the name is empty"),
         ("link.jsonl", "is a link to 'absent.jsonl', which is not there"),
         ("loop.jsonl", "is a link to 'loop.jsonl', which is not there"),
-        ("/dev/null", "is no file that keeps what is written to it"),
+        ("/dev/null", "is not a regular file"),
     ],
 )
 def test_a_journal_that_cannot_be_kept_is_wrong_usage(files, journal, said):

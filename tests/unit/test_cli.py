@@ -4,7 +4,7 @@ import io
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -199,6 +199,16 @@ def test_options_reach_the_recipe(folder):
     assert data["report"]["samples"] == 10
     assert data["outputs"] == []
     assert "[2/2]" in result.stderr
+
+
+def test_what_a_files_target_cannot_hold_is_said_before_the_network_is_loaded(tmp_path, monkeypatch):
+    narrow = replace(OnnxExporter.target, name="narrow", weight_zero_points=False)
+    monkeypatch.setattr(OnnxExporter, "target", narrow)
+    data = np_file(tmp_path, (8, 4))
+    common = ("quantize", "absent.py:net", "--data", data, "--asymmetric")
+    assert failed(run(*common, "--out", tmp_path / "net.onnx"), 1, "'narrow'")
+    assert "narrow" not in run(*common, "--out", tmp_path / "net.rw").stderr
+    assert [path.suffix for path in tmp_path.iterdir()] == [data.suffix]
 
 
 def test_json_has_the_figures_of_the_files(folder, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from roundwise.cli.models import load_model
 from roundwise.cli.options import move
 from roundwise.cli.training import refuse_training_onnx, refuse_training_program
 from roundwise.cli.weights import WeightSource
-from roundwise.errors import FileFormatError, ModelError, RoundwiseError
+from roundwise.errors import FileFormatError, InferenceError, ModelError, RoundwiseError
 from roundwise.evaluation.preprocessing import Preprocessing
 from roundwise.runtimes import Runtime, runtime_for
 
@@ -42,9 +42,9 @@ class Runnable:
     def __call__(self, inputs: Tensor) -> Any:
         try:
             return self.function(inputs)
-        except RoundwiseError:
-            raise
         except (Exception, SystemExit) as error:  # any code can run in here
+            if isinstance(error, RoundwiseError) and not isinstance(error, InferenceError):
+                raise
             shape = f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape)}"
             raise ModelError(
                 f"{self.name} fails on inputs {shape}: {type(error).__name__}: {error}. Are they what it takes? For "
