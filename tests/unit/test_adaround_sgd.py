@@ -114,7 +114,7 @@ def codes_of(asymmetric, overrides):
     solver = rw.rounding.AdaRound(iterations=300, asymmetric=asymmetric)
     recipe = quantizing(rw.Weights(bits=2), solver, overrides=overrides)
     quantized = rw.quantize(model, samples, recipe)
-    return [value for name, value in quantized.state_dict().items() if name.endswith("_codes")]
+    return [weight.codes for weight in quantized.weights.values()]
 
 
 def test_eq_21_and_eq_25_differ_where_earlier_layers_are_quantized_and_nowhere_else():

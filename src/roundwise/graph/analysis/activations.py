@@ -16,11 +16,12 @@ What does not depend on the network's inputs, but for their sizes (buffers, mask
 multiplied or joined; hardware takes it into the bias or the scale. Attention as one operation
 (`scaled_dot_product_attention`), `einsum` and `baddbmm` compute in float as well.
 
-In the program a quantizer is `quantize_per_tensor` → `dequantize_per_tensor` of `quantized_decomposed`, after the
-operation that makes the tensor, and all that reads the tensor reads it quantized. In ONNX that is QuantizeLinear →
-DequantizeLinear. ONNX Runtime pushes the pair through operations that move numbers, and fuses what stands between
-DequantizeLinear and QuantizeLinear into integer kernels where it has them (convolutions and matrix products with 8-bit
-weights); elsewhere it computes in float on exactly the numbers that the codes stand for.
+In the quantized network a quantizer is `roundwise.quantize` → `roundwise.dequantize`, operations of our own
+(`artifacts/dialect.py`). It stands after the operation that makes the tensor, and all that reads the tensor reads it
+quantized. In ONNX that is QuantizeLinear → DequantizeLinear. ONNX Runtime pushes the pair through operations that move
+numbers, and fuses what stands between DequantizeLinear and QuantizeLinear into integer kernels where it has them
+(convolutions and matrix products with 8-bit weights); elsewhere it computes in float on exactly the numbers that the
+codes stand for.
 """
 
 from __future__ import annotations
