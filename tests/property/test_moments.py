@@ -10,6 +10,7 @@ from test_fold_batchnorm import Layer, Norm, sequential
 from test_fold_batchnorm import graph_of as traced
 from torch import nn
 
+from roundwise.engine.rewriting import folded as normal_form
 from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.analysis.moments import Spread, clipped_normal, expected_columns, propagate
