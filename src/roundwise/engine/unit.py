@@ -213,7 +213,7 @@ class BlockTask:
             layer, matrix, grid = task.layer, weights[task.layer.name], grids[task.layer.name]
             answer = answers[layer.name]
             free = layer.own_bias is not None
-            check_answer(answer, Problem(layer.name, matrix, grid, statistics, bias_is_free=free), self.solver)
+            check_answer(answer, Problem(layer.name, matrix, grid, Nothing(), bias_is_free=free), self.solver)
             solved.append(
                 Solved(
                     task=task,
