@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -28,6 +29,11 @@ class Wrong(rw.rewrites.GraphRewrite):
     """Scales a weight, or drops an output's last digits."""
 
     factor: float
+    exact: ClassVar[bool] = True
+    measures_moments: ClassVar[bool] = False
+
+    def note(self, graph):
+        return ""
 
     def apply(self, graph):
         graph = graph.copy()
@@ -39,9 +45,7 @@ class Wrong(rw.rewrites.GraphRewrite):
 class Inexact(Wrong):
     """The same, and says so."""
 
-    @property
-    def exact(self):
-        return False
+    exact: ClassVar[bool] = False
 
 
 def test_a_small_drift_of_an_inexact_rewrite_is_not_charged_to_the_exact_one_after_it():
@@ -73,6 +77,11 @@ def test_rounding_errors_are_no_change():
 
 def test_a_rewrite_that_changes_what_is_returned_is_named():
     class Shorter(rw.rewrites.GraphRewrite):
+        exact, measures_moments = True, False
+
+        def note(self, graph):
+            return ""
+
         def apply(self, graph):
             graph = graph.copy()
             output = next(node for node in graph.operations.nodes if node.op == "output")

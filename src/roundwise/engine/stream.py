@@ -37,7 +37,8 @@ from roundwise.errors import ModelError
 from roundwise.events import LayerFinished, LayerStarted, Plan, Planned, Progress
 from roundwise.graph.analysis.layers import Layer
 from roundwise.graph.graph import Graph, bind
-from roundwise.graph.transforms.normalize import WEIGHTED
+from roundwise.graph.matrix import fast_format
+from roundwise.graph.operators import WEIGHTED
 from roundwise.numerics.quantizer import Quantizer
 from roundwise.report import LayerReport
 from roundwise.statistics import Addend, ValueStatistic
@@ -472,10 +473,8 @@ def _execute(node: fx.Node, inputs: dict[fx.Node, Any]) -> Any:
 
 
 def _fast_layout(weight: Tensor) -> Tensor:
-    """A convolution's weight with channels last, which makes its output so, and what follows: faster everywhere."""
-    if weight.dim() in (4, 5):
-        return weight.contiguous(memory_format=torch.channels_last if weight.dim() == 4 else torch.channels_last_3d)
-    return weight
+    """The weight of a convolution over images or volumes as it is fastest in memory; others as they are."""
+    return weight.contiguous(memory_format=fast_format(weight.dim())) if weight.dim() in (4, 5) else weight
 
 
 def _each(pair: Pair, function: Callable[[Tensor], Tensor]) -> Pair:

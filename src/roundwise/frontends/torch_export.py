@@ -26,7 +26,7 @@ from torch.nn.parameter import is_lazy
 from roundwise.errors import CalibrationError, CaptureError, ModelError
 from roundwise.frontends.explain import explain, first_lines, locate, place_of, way_out
 from roundwise.graph.graph import ConstantInput, Graph, InputSpec, bind, is_random
-from roundwise.graph.transforms.normalize import WEIGHTED
+from roundwise.graph.operators import WEIGHTED
 from roundwise.wording import number_of
 
 __all__ = ["ConstantInput", "Graph", "InputSpec", "bind", "capture_graph"]

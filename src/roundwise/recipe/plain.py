@@ -90,6 +90,11 @@ class CustomRewrite(GraphRewrite):
     """As `CustomRounding`, for rewrites."""
 
     text: str
+    exact: ClassVar[bool] = True
+    measures_moments: ClassVar[bool] = False
+
+    def note(self, graph: Graph) -> str:
+        _refuse_custom("rewrites", self.text)
 
     def apply(self, graph: Graph) -> Graph:
         _refuse_custom("rewrites", self.text)

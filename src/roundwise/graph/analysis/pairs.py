@@ -18,35 +18,22 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx
 
-from roundwise.graph.analysis.layers import clamp_limits, linear_map
+from roundwise.graph.analysis.layers import channel_axis, linear_map, weight_name
 from roundwise.graph.graph import Graph, bind
-from roundwise.graph.matrix import LinearMap
+from roundwise.graph.operators import (
+    AVERAGE_POOLS,
+    EXTREMES,
+    PADS,
+    RECTIFIERS,
+    RESHAPES,
+    WINDOW_DIMS,
+    clamp_limits,
+    padded_number,
+)
 
 aten = torch.ops.aten
 
-EXTREMES = frozenset({aten.minimum.default, aten.maximum.default})
-"""Clamps whose limit may be a tensor, with one number for each channel."""
-
-_ELEMENTWISE = frozenset({aten.relu.default, aten.leaky_relu.default, aten.prelu.default, *EXTREMES})
-PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
-_RESHAPES = frozenset({aten.flatten.using_ints, aten.view.default, aten.reshape.default})
-_AVERAGES = frozenset({aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default})
-# How many of the last dimensions they work over, each channel by itself.
-_OVER_PLACES: dict[Any, int] = {
-    aten.avg_pool1d.default: 1,
-    aten.avg_pool2d.default: 2,
-    aten.avg_pool3d.default: 3,
-    aten.adaptive_avg_pool1d.default: 1,
-    aten.adaptive_avg_pool2d.default: 2,
-    aten.adaptive_avg_pool3d.default: 3,
-    aten.max_pool1d.default: 1,
-    aten.max_pool2d.default: 2,
-    aten.max_pool3d.default: 3,
-    aten.upsample_bilinear2d.default: 2,
-    aten.upsample_bilinear2d.vec: 2,
-    aten.upsample_nearest2d.default: 2,
-    aten.upsample_nearest2d.vec: 2,
-}
+_ELEMENTWISE = RECTIFIERS | EXTREMES
 
 
 @final
@@ -135,7 +122,7 @@ def _pair(graph: Graph, first: fx.Node, accepts: Callable[[fx.Node], bool]) -> P
             if after is None:
                 return None
             place = after
-            pads |= user.target in PADS or (user.target in _AVERAGES and any(_numbers(bind(user)["padding"])))
+            pads |= user.target in PADS or (user.target in AVERAGE_POOLS and any(_numbers(bind(user)["padding"])))
         node = user
     return None
 
@@ -155,7 +142,7 @@ def place_after(node: fx.Node, place: Place) -> Place | None:
     source, arguments = node.args[0], bind(node)
     assert isinstance(source, fx.Node)
     value = source.meta["val"]
-    if node.target in _RESHAPES:
+    if node.target in RESHAPES:
         before, after = value.shape, node.meta["val"].shape
         flat = len(after) == 2 and len(before) >= 2 and str(before[0]) == str(after[0])
         sizes = list(before[2:])
@@ -170,68 +157,10 @@ def place_after(node: fx.Node, place: Place) -> Place | None:
         return Place(place.axis - gone, place.repeats)
     if arguments.get("divisor_override") is not None:
         return None  # no mean: it may be as much larger as it likes
-    last = _OVER_PLACES.get(node.target, 0)
-    if node.target in PADS and (arguments.get("mode", "constant") != "constant" or arguments["value"] in (0, None)):
+    last = WINDOW_DIMS.get(node.target, 0)
+    if node.target in PADS and padded_number(node) in (0, None):
         last = len(arguments["pad"]) // 2
     return place if last and place.axis < value.dim() - last else None
-
-
-def channel_axis(node: fx.Node, layer: LinearMap) -> int:
-    """Of a layer's input or output; a batch dimension may be missing, and positions may stand before features."""
-    return int(node.meta["val"].dim()) - max(layer.dims, 0) - 1
-
-
-def weight_name(call: fx.Node) -> str:
-    """The name of a layer's weight."""
-    source = call.args[1]
-    assert isinstance(source, fx.Node)
-    return str(source.target)
-
-
-def change_limits(
-    graph: Graph,
-    node: fx.Node,
-    name: str,
-    change: Callable[[float | Tensor], Tensor],
-    *,
-    to_relu: bool = False,
-) -> None:
-    """Give a clamp other limits, one for each channel: it becomes a ReLU or a maximum, and a minimum, with constants.
-
-    Args:
-        graph: is changed.
-        node: a clamp, or a minimum or maximum with a constant.
-        name: of the new constants, to be made unique.
-        change: the new limit, in float64 and of a shape that broadcasts with the value; 0 below stays 0.
-        to_relu: leave out the upper limit.
-    """
-    value, limits = node.meta["val"], clamp_limits(node)
-
-    def insert(target: object, source: fx.Node, limit: float | Tensor | None = None) -> fx.Node:
-        arguments = [source]
-        if limit is not None:
-            arguments.append(graph.add_constant(name, change(limit).to(value.dtype)))
-        with graph.operations.inserting_before(node):
-            new = graph.operations.call_function(target, tuple(arguments))  # type: ignore[arg-type]  # it is callable
-        new.meta = dict(node.meta)
-        return new
-
-    result = node.args[0]
-    assert isinstance(result, fx.Node)
-    if limits is None:
-        constant = graph.constant(node.args[1])
-        assert constant is not None
-        result = insert(node.target, result, constant.double())
-    else:
-        low, high = limits
-        if low == 0:
-            result = insert(aten.relu.default, result)
-        elif low > -math.inf:
-            result = insert(aten.maximum.default, result, low)
-        if high < math.inf and not to_relu:
-            result = insert(aten.minimum.default, result, high)
-    node.replace_all_uses_with(result)
-    graph.operations.erase_node(node)
 
 
 def _alone(call: fx.Node, *names: str) -> bool:
