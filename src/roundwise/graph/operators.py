@@ -262,15 +262,13 @@ EXPANSIONS: Operators = frozenset({aten.expand.default, aten.repeat.default})
 SELECTIONS: Operators = frozenset({aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.index_select.default})
 """Some of the places along one dimension."""
 
-SHUFFLES: Operators = frozenset(
-    {
-        aten.roll.default,
-        aten.flip.default,
-        aten.channel_shuffle.default,
-        aten.pixel_shuffle.default,
-        aten.pixel_unshuffle.default,
-    }
-)
+REORDERINGS: Operators = frozenset({aten.roll.default, aten.flip.default})
+"""The places along some dimensions, `dims`, in another order."""
+
+PIXEL_SHUFFLES: Operators = frozenset({aten.pixel_shuffle.default, aten.pixel_unshuffle.default})
+"""Groups of channels become places, or places channels."""
+
+SHUFFLES: Operators = REORDERINGS | PIXEL_SHUFFLES | {aten.channel_shuffle.default}
 """All numbers, in another order."""
 
 JOINS: Operators = frozenset({aten.cat.default, aten.stack.default})
@@ -280,6 +278,9 @@ SPLITS: Operators = frozenset(
     {aten.chunk.default, aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.unbind.int}
 )
 """Operations that move numbers into several tensors, which `getitem` then takes apart."""
+
+DIMENSION_DROPPING: Operators = frozenset({aten.select.int, aten.unbind.int})
+"""Selections and splits of single places, whose dimension is gone."""
 
 PADS: Operators = frozenset({aten.constant_pad_nd.default, aten.pad.default})
 """Numbers around the tensor; they are moves as well if those are 0 (the default) or taken from the tensor."""
@@ -301,12 +302,13 @@ MOVES: Operators = (
 MATRIX_COPIES: Operators = frozenset({aten.expand.default, aten.view.default, aten.reshape.default, aten.clone.default})
 """Operations by which a matrix is copied for each sample."""
 
-OF_A_SHAPE: Operators = frozenset(
+LIKE: Operators = frozenset(
+    {aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default}
+)
+"""Operations that give a tensor of the shape of their input, with other numbers."""
+
+OF_A_SHAPE: Operators = LIKE | frozenset(
     {
-        aten.zeros_like.default,
-        aten.ones_like.default,
-        aten.full_like.default,
-        aten.empty_like.default,
         aten.new_zeros.default,
         aten.new_ones.default,
         aten.new_full.default,

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from roundwise.errors import ModelError
@@ -209,7 +210,8 @@ def _run(graph: Graph, node: fx.Node, mode: FakeTensorMode) -> Any:
     target = aten.reshape.default if node.target is aten.view.default else node.target
     assert callable(target)
     try:
-        with mode, torch.no_grad():
+        # The dispatcher in Python is the one that knows how to keep sizes symbolic.
+        with mode, enable_python_dispatcher(), torch.no_grad():
             return target(*args, **kwargs)
     except Exception as error:
         shapes = [list(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
