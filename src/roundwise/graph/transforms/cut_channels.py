@@ -51,10 +51,11 @@ def cut_channels(graph: Graph, removed: Mapping[ChannelGroup, Collection[int]]) 
         for value in group.values:
             gone = frozenset(place for c in channels for place in value.places[c])
             values[value.node] = value.axis, gone | values.get(value.node, (value.axis, frozenset()))[1]
-    for (name, dim), places in constants.items():
-        size = graph.constants[name].shape[dim]
-        if places and len(places) == size:
-            raise ModelError(f"none of the {size} channels of '{name}' would be left. Leave at least one.")
+    sizes = [(name, graph.constants[name].shape[dim], len(places)) for (name, dim), places in constants.items()]
+    sizes += [(node.name, int(node.meta["val"].shape[axis]), len(gone)) for node, (axis, gone) in values.items()]
+    for name, size, lost in sizes:
+        if size == lost:
+            raise ModelError(f"'{name}' would lose all of its {size} channels. Leave it one at least.")
     _adapt_groups(graph, values)
     for node in list(graph.operations.nodes):
         _adapt(graph, node, values)
@@ -119,8 +120,6 @@ def _adapt_split(node: fx.Node, axis: int, gone: Collection[int]) -> None:
         end = start + int(part.shape[axis])
         sizes.append(len([place for place in range(start, end) if place not in gone]))
         start = end
-    if 0 in sizes:
-        raise ModelError(f"part {sizes.index(0)} of '{node.name}' ({node.target}) would lose all channels. Leave one.")
     node.target, node.args, node.kwargs = aten.split_with_sizes.default, (node.args[0], sizes, axis), {}
 
 
