@@ -26,7 +26,7 @@ from roundwise.engine.stream import COMPENSATES, Stream
 from roundwise.engine.unit import generator_for
 from roundwise.events import LayerFinished, LayerStarted, Planned
 from roundwise.frontends.torch_export import TorchExport
-from roundwise.graph.transforms.normalize import WEIGHTED
+from roundwise.graph.operators import WEIGHTED
 from roundwise.methods.interfaces import RangeEstimator, Rounding, RoundingSolver
 from roundwise.statistics import Nothing, Statistic
 

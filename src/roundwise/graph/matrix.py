@@ -30,6 +30,14 @@ _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: 
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
+def fast_format(dims: int) -> torch.memory_format:
+    """How a tensor of so many dimensions should lie in memory for convolutions to be fast: images have channels last.
+
+    A convolution's output then lies so as well, which makes faster what follows.
+    """
+    return {4: torch.channels_last, 5: torch.channels_last_3d}.get(dims, torch.contiguous_format)
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class LinearMap:
@@ -115,6 +123,14 @@ class LinearMap:
     def pads(self) -> bool:
         """Whether a convolution puts zeros around its input."""
         return not self.transposed and any(self._padding())
+
+    def columns_of_channels(self, values: Float[Tensor, "channels"]) -> Float[Tensor, "groups cols"]:
+        """One number for each input channel, at all columns of the channel: those of its kernel positions.
+
+        Where a layer reads flattened images, a channel has a column for each pixel.
+        """
+        groups, _, cols = self.matrix_shape
+        return values.repeat_interleave(groups * cols // values.numel()).reshape(groups, cols)
 
     def to_matrix(self, weight: Tensor) -> Float[Tensor, "groups rows cols"]:
         """The weight tensor as a matrix per group, in plain memory order however the tensor lies in memory."""

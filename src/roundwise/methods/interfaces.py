@@ -206,31 +206,33 @@ class Correction(ABC, Generic[S]):
 class GraphRewrite(ABC):
     """Changes how the float network computes, not what. Implementations are frozen dataclasses.
 
-    The pipeline runs the network before and after on a few samples, and holds a rewrite to the same outputs, unless it
-    says that it is not exact; then the report says how far outputs moved.
+    The network is run before and after on a few samples. Its outputs must stay the same, unless the rewrite declares
+    that it is not exact; then the report says how far they moved.
+
+    `exact` and `measures_moments` are class attributes, or properties where they depend on a setting.
     """
+
+    @property
+    @abstractmethod
+    def exact(self) -> bool:
+        """Whether outputs stay the same, but for rounding errors; False where the method changes them on purpose."""
+
+    @property
+    @abstractmethod
+    def measures_moments(self) -> bool:
+        """Whether `graph.moments` must be measured on samples first, instead of read off batch-norms."""
 
     @abstractmethod
     def apply(self, graph: Graph) -> Graph:
         """Return another graph, in normal form as this one is, with the same inputs and outputs; leave this one alone.
 
-        What is added has `meta["val"]`, a tensor with the shape and dtype of its value, as all operations have. Where
-        the output of a layer changes, its entry in `graph.moments` follows, or goes.
+        Change a copy by means of `graph/edit.py`: then all operations keep `meta["val"]`, and the moments of layers'
+        outputs follow.
         """
 
-    @property
-    def exact(self) -> bool:
-        """Whether outputs stay the same; False where the method changes them on purpose."""
-        return True
-
-    @property
-    def measures_moments(self) -> bool:
-        """Whether `graph.moments` shall be measured on samples before, instead of what batch-norms say."""
-        return False
-
+    @abstractmethod
     def note(self, graph: Graph) -> str:
-        """What a reader of the report must know about applying this to the graph, or empty."""
-        return ""
+        """What the report says about applying this to the graph, such as how many layers it changes; may be empty."""
 
 
 class ActivationRanges(ABC, Generic[V]):

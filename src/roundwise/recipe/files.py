@@ -246,6 +246,7 @@ def _placeholder(interface: Any) -> Any:
         )
 
     body: dict[str, Any] = dict.fromkeys(interface.__abstractmethods__, refuse)
+    body |= {"exact": True, "measures_moments": False}
     body |= {"__annotations__": {"text": str}, "needs": Extremes if interface is ActivationRanges else Nothing}
     body |= {"__doc__": f"The place of a {interface.__name__} that is in no table. It tells its text and cannot run."}
     kind: Callable[..., Any] = types.new_class(

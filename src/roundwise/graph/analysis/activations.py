@@ -30,101 +30,10 @@ import operator
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, fx
 
 from roundwise.graph.graph import Graph
-
-aten = torch.ops.aten
-
-OF_TWO = frozenset(
-    {
-        aten.add.Tensor,
-        aten.sub.Tensor,
-        aten.mul.Tensor,
-        aten.matmul.default,
-        aten.mm.default,
-        aten.bmm.default,
-    }
-)
-"""Integer operations if both operands are computed."""
-
-AVERAGES = frozenset(
-    {
-        aten.avg_pool1d.default,
-        aten.avg_pool2d.default,
-        aten.avg_pool3d.default,
-        aten.adaptive_avg_pool1d.default,
-        aten.adaptive_avg_pool2d.default,
-        aten.adaptive_avg_pool3d.default,
-        aten.mean.default,
-        aten.mean.dim,
-        aten.upsample_bilinear2d.vec,
-        aten.upsample_bilinear2d.default,
-    }
-)
-"""Integer operations on one tensor."""
-
-MOVES = frozenset(
-    {
-        aten.view.default,
-        aten._unsafe_view.default,
-        aten.reshape.default,
-        aten.flatten.using_ints,
-        aten.unflatten.int,
-        aten.squeeze.default,
-        aten.squeeze.dim,
-        aten.squeeze.dims,
-        aten.unsqueeze.default,
-        aten.permute.default,
-        aten.transpose.int,
-        aten.t.default,
-        aten.contiguous.default,
-        aten.clone.default,
-        aten.expand.default,
-        aten.repeat.default,
-        aten.slice.Tensor,
-        aten.select.int,
-        aten.narrow.default,
-        aten.index_select.default,
-        aten.roll.default,
-        aten.flip.default,
-        aten.channel_shuffle.default,
-        aten.pixel_shuffle.default,
-        aten.pixel_unshuffle.default,
-        aten.upsample_nearest2d.vec,
-        aten.upsample_nearest2d.default,
-        aten.max_pool1d.default,
-        aten.max_pool2d.default,
-        aten.max_pool3d.default,
-        aten.adaptive_max_pool2d.default,
-        aten.cat.default,
-        aten.stack.default,
-    }
-)
-"""Operations that give some of the numbers that they were given, and no others but zeros."""
-
-SPLITS = frozenset(
-    {aten.chunk.default, aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.unbind.int}
-)
-"""Operations that move numbers into several tensors, which `getitem` then takes apart."""
-
-OF_A_SHAPE = frozenset(
-    {
-        aten.zeros_like.default,
-        aten.ones_like.default,
-        aten.full_like.default,
-        aten.empty_like.default,
-        aten.new_zeros.default,
-        aten.new_ones.default,
-        aten.new_full.default,
-        aten.new_empty.default,
-    }
-)
-"""Operations that take no more than the shape of their input."""
-
-PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
-"""Moves as well, if what they put around is 0 (the default) or taken from the tensor."""
+from roundwise.graph.operators import AVERAGES, INTEGER_OF_TWO, MOVES, OF_A_SHAPE, PADS, SPLITS, padded_number
 
 
 class Tensors(NamedTuple):
@@ -188,7 +97,7 @@ def _read_as_codes(node: fx.Node, layers: Collection[fx.Node], computed: Collect
     """The operands that an operation reads as codes."""
     if node in layers or node.target in AVERAGES:
         return node.all_input_nodes[:1]
-    if node.target in OF_TWO:
+    if node.target in INTEGER_OF_TWO:
         operands = [
             operand for operand in node.args[:2] if isinstance(operand, fx.Node) and any(_sources(operand, computed))
         ]
@@ -213,9 +122,7 @@ def _moves(node: fx.Node) -> bool:
     if node.target is operator.getitem:
         return isinstance(node.args[0], fx.Node) and node.args[0].target in SPLITS
     if node.target in PADS:
-        mode = node.args[2] if node.target is aten.pad.default and len(node.args) > 2 else "constant"
-        value = node.args[3 if node.target is aten.pad.default else 2 :]
-        return mode != "constant" or not value or value[0] in (0, None)
+        return padded_number(node) in (0, None)
     return node.target in MOVES or node.target in SPLITS
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, final
@@ -13,33 +12,9 @@ from torch import Tensor, fx
 from roundwise.graph.graph import Graph, bind
 from roundwise.graph.matrix import LinearMap
 from roundwise.graph.nonlinearity import Activation
-from roundwise.graph.transforms.normalize import WEIGHTED
+from roundwise.graph.operators import NONLINEARITIES, WEIGHTED, clamp_limits
 
 aten = torch.ops.aten
-
-ACTIVATIONS = frozenset(
-    {
-        aten.relu.default,
-        aten.relu6.default,
-        aten.hardtanh.default,
-        aten.clamp.default,
-        aten.clamp_min.default,
-        aten.leaky_relu.default,
-        aten.prelu.default,
-        aten.elu.default,
-        aten.celu.default,
-        aten.selu.default,
-        aten.gelu.default,
-        aten.silu.default,
-        aten.mish.default,
-        aten.softplus.default,
-        aten.hardswish.default,
-        aten.hardsigmoid.default,
-        aten.sigmoid.default,
-        aten.tanh.default,
-    }
-)
-"""Element-wise functions that may stand for f_a in Eq. 25."""
 
 
 @final
@@ -111,6 +86,18 @@ def linear_map(graph: Graph, node: fx.Node) -> LinearMap | None:
     return LinearMap.from_arguments(weight, bias, arguments)
 
 
+def channel_axis(node: fx.Node, layer: LinearMap) -> int:
+    """Of a layer's input or output; a batch dimension may be missing, and positions may stand before features."""
+    return int(node.meta["val"].dim()) - max(layer.dims, 0) - 1
+
+
+def weight_name(call: fx.Node) -> str:
+    """The name of a layer's weight."""
+    source = call.args[1]
+    assert isinstance(source, fx.Node)
+    return str(source.target)
+
+
 def has_channels_second(node: fx.Node, layer: LinearMap) -> bool:
     """Whether dimension 1 of a layer's input or output is its features, as batch-norm and `prelu` take it to be.
 
@@ -161,7 +148,7 @@ def _activation(graph: Graph, node: fx.Node, layer: LinearMap) -> Activation | N
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))
-    if user.target not in ACTIVATIONS or user.args[0] is not node or not callable(user.target):
+    if user.target not in NONLINEARITIES or user.args[0] is not node or not callable(user.target):
         return None
     rest: list[Any] = []
     for argument in user.args[1:]:
@@ -178,19 +165,3 @@ def _activation(graph: Graph, node: fx.Node, layer: LinearMap) -> Activation | N
         return function(values, *rest, **named)  # type: ignore[no-any-return]
 
     return Activation(activation, clamp_limits(user))
-
-
-def clamp_limits(node: fx.Node) -> tuple[float, float] | None:
-    """The ends of the range if the operation is a clamp."""
-    if node.target is aten.relu.default:
-        return 0.0, math.inf
-    if node.target is aten.relu6.default:
-        return 0.0, 6.0
-    if node.target not in (aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default):
-        return None
-    arguments = bind(node)
-    hardtanh = node.target is aten.hardtanh.default
-    low, high = (arguments.get(name) for name in (("min_val", "max_val") if hardtanh else ("min", "max")))
-    if not all(end is None or isinstance(end, int | float) for end in (low, high)):
-        return None
-    return -math.inf if low is None else float(low), math.inf if high is None else float(high)

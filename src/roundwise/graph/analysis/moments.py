@@ -32,7 +32,6 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,10 +42,11 @@ import torch.utils._pytree as pytree
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from roundwise.graph.analysis.channels import EXTREMES, PADS, Place, channel_axis, place_after, weight_name
-from roundwise.graph.analysis.layers import clamp_limits, find_layers, linear_map
+from roundwise.graph.analysis.layers import channel_axis, find_layers, linear_map, weight_name
+from roundwise.graph.analysis.pairs import Place, place_after
 from roundwise.graph.graph import ChannelMoments, Graph, bind
 from roundwise.graph.matrix import LinearMap
+from roundwise.graph.operators import EXTREMES, PADS, clamp_limits, padded_number
 
 aten = torch.ops.aten
 
@@ -163,8 +163,9 @@ class Known(NamedTuple):
 def propagate(graph: Graph) -> dict[fx.Node, Known]:
     """What batch-norm's statistics tell of each value in a graph; values of which they tell nothing are left out."""
     known: dict[fx.Node, Known] = {}
+    of_layers = graph.moments
     for node in graph.operations.nodes:
-        if node.op == "call_function" and (found := _after(graph, node, known)) is not None:
+        if node.op == "call_function" and (found := _after(graph, node, of_layers, known)) is not None:
             known[node] = found
     return known
 
@@ -182,8 +183,7 @@ def expected_columns(layer: LinearMap, call: fx.Node, known: Mapping[fx.Node, Kn
     spread, place = known[source]
     if layer.transposed or place.axis != channel_axis(source, layer):
         raise LookupError("which channel goes into which product depends on the place")
-    groups, _, cols = layer.matrix_shape
-    return spread.mean.repeat_interleave(groups * cols // spread.mean.numel()).reshape(groups, cols)
+    return layer.columns_of_channels(spread.mean)
 
 
 @torch.no_grad()
@@ -206,14 +206,19 @@ def with_measured_moments(graph: Graph, args: tuple[Any, ...], kwargs: dict[str,
 
     module = graph.module()
     Watching(module).run(*pytree.tree_leaves((args, kwargs)), enable_io_processing=False)
-    return dataclasses.replace(graph.copy(), moments=measured)
+    result = graph.copy()
+    for weight, moments in measured.items():
+        result.record_moments(weight, moments)
+    return result
 
 
-def _after(graph: Graph, node: fx.Node, known: Mapping[fx.Node, Known]) -> Known | None:
+def _after(
+    graph: Graph, node: fx.Node, of_layers: Mapping[str, ChannelMoments], known: Mapping[fx.Node, Known]
+) -> Known | None:
     """What is known after an operation."""
     layer = linear_map(graph, node)
     if layer is not None:
-        moments = graph.moments.get(weight_name(node))
+        moments = of_layers.get(weight_name(node))
         return None if moments is None else Known(Spread.normal(moments), Place(channel_axis(node, layer)))
     if node.target is BATCH_NORM:
         moments = batchnorm_moments(graph, node)
@@ -230,7 +235,7 @@ def _after(graph: Graph, node: fx.Node, known: Mapping[fx.Node, Known]) -> Known
         return Known(left.spread.plus(right.spread), left.place)
     source = node.args[0] if node.args else None
     before = known.get(source) if isinstance(source, fx.Node) else None
-    if before is None:
+    if before is None or not isinstance(node.meta["val"], Tensor):
         return None
     if before.place.repeats == 1 and (chosen := _chosen(graph, node, before.place.axis)) is not None:
         return Known(before.spread.at(chosen), before.place)
@@ -253,7 +258,7 @@ def _chosen(graph: Graph, node: fx.Node, axis: int) -> Index | None:
     if node.target is aten.slice.Tensor and arguments["dim"] % dims == axis:
         ends = arguments["start"], arguments["end"], arguments["step"]
         return slice(*ends) if all(end is None or isinstance(end, int) for end in ends) else None
-    if node.target in PADS and (arguments.get("mode", "constant") == "constant" and not arguments["value"]):
+    if node.target in PADS and padded_number(node) == 0:
         # Two numbers for each dimension, the last dimension first.
         pad = arguments["pad"][2 * (dims - 1 - axis) :]
         if not pad or not all(isinstance(number, int) and number >= 0 for number in pad[:2]):

@@ -35,30 +35,27 @@ weights of 10⁻¹² in one layer and of 50 in the next, whose grid they would s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, fx
 
 from roundwise.errors import RecipeError
-from roundwise.graph.analysis.channels import Pair, change_limits, find_pairs, weight_name
-from roundwise.graph.analysis.layers import clamp_limits, linear_map
-from roundwise.graph.graph import Graph, bind
-from roundwise.graph.matrix import LinearMap
+from roundwise.graph.analysis.layers import weight_name
+from roundwise.graph.analysis.pairs import Pair, find_pairs
+from roundwise.graph.edit import LayerEdit, change_limits
+from roundwise.graph.graph import Graph
+from roundwise.graph.operators import RECTIFIERS, clamp_limits
 from roundwise.methods.interfaces import GraphRewrite
 from roundwise.methods.settings import check_types
 from roundwise.wording import number_of
-
-aten = torch.ops.aten
 
 Clamps = Literal["clip-per-channel", "keep", "relu"]
 
 DEAD = 2.0**-80
 """Channels with a smaller share of their layer's range are left alone."""
-
-_EQUIVARIANT = frozenset({aten.relu.default, aten.leaky_relu.default, aten.prelu.default})
 
 
 @final
@@ -83,6 +80,7 @@ class CrossLayerEqualization(GraphRewrite):
     relu6: Clamps = "clip-per-channel"
     tolerance: float = 0.01
     max_iterations: int = 200
+    measures_moments: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -104,35 +102,27 @@ class CrossLayerEqualization(GraphRewrite):
     def apply(self, graph: Graph) -> Graph:
         graph = graph.copy()
         found = pairs(graph, self.relu6)
-        layers = {weight_name(node): _linear_map(graph, node) for pair in found for node in (pair.first, pair.second)}
-        matrices = {name: layer.to_matrix(graph.constants[name].double()) for name, layer in layers.items()}
-        for pair, scale in zip(found, self._scales(found, matrices), strict=True):
+        layers = {weight_name(node): LayerEdit(graph, node) for pair in found for node in (pair.first, pair.second)}
+        for pair, scale in zip(found, self._scales(found, layers), strict=True):
             if bool((scale == 1).all()):
                 continue
             first, second = pair.weights
-            matrices[first] = _scaled_rows(matrices[first], scale)
-            matrices[second] = _scaled_columns(matrices[second], scale)
-            for name in pair.weights:
-                weight = layers[name].to_weight(matrices[name]).to(graph.constants[name].dtype)
-                graph.constants[name] = weight.contiguous()
-            bias = bind(pair.first)["bias"]
-            if bias is not None:
-                value = graph.constants[str(bias.target)]
-                graph.constants[str(bias.target)] = (value.double() / scale).to(value.dtype)
+            layers[first].divide_outputs(scale)
+            layers[second].scale_inputs(scale)
             for function, place in pair.functions:
                 if not _is_equivariant(function):
                     divisor = place.along(scale, function.meta["val"].dim())
                     change_limits(
                         graph, function, f"{first}_limit", divisor.reciprocal().mul, to_relu=self.relu6 == "relu"
                     )
-            if first in graph.moments:
-                graph.moments[first] = graph.moments[first].scaled(1 / scale)
+        for layer in layers.values():
+            layer.store()
         graph.prune()
         return graph
 
-    def _scales(self, found: Sequence[Pair], matrices: dict[str, Tensor]) -> list[Tensor]:
+    def _scales(self, found: Sequence[Pair], layers: Mapping[str, LayerEdit]) -> list[Tensor]:
         """s of each pair, float64 `[channels]`; all 1 where they are so already, but for the tolerance."""
-        sizes = {name: matrix.abs() for name, matrix in matrices.items()}
+        sizes = {name: layer.matrix.abs() for name, layer in layers.items()}
         alive = [
             torch.stack([r > DEAD * r.max() for r in _ranges(pair, sizes)]).all(0) for pair in found
         ]  # once for all, so that no channel comes and goes
@@ -145,8 +135,8 @@ class CrossLayerEqualization(GraphRewrite):
                 r1, r2 = _ranges(pair, sizes)
                 scale = torch.where(mask, (r1 / r2).sqrt(), 1.0)
                 first, second = pair.weights
-                sizes[first] = _scaled_rows(sizes[first], scale)
-                sizes[second] = _scaled_columns(sizes[second], scale)
+                sizes[first] = sizes[first] / scale.reshape(*sizes[first].shape[:2], 1)
+                sizes[second] = sizes[second] * layers[second].map.columns_of_channels(scale).unsqueeze(1)
                 totals.append(total * scale)
                 change = max(change, float(scale.log().abs().max()))
             if change <= self.tolerance:
@@ -160,7 +150,7 @@ def pairs(graph: Graph, relu6: Clamps = "clip-per-channel") -> list[Pair]:
 
 
 def _is_equivariant(node: fx.Node) -> bool:
-    return node.target in _EQUIVARIANT or clamp_limits(node) in ((0, math.inf), (-math.inf, math.inf))
+    return node.target in RECTIFIERS or clamp_limits(node) in ((0, math.inf), (-math.inf, math.inf))
 
 
 def _can_follow(clamp: fx.Node, relu6: Clamps) -> bool:
@@ -173,18 +163,3 @@ def _ranges(pair: Pair, sizes: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """r₁ and r₂, from the matrices of absolute weights."""
     first, second = (sizes[name] for name in pair.weights)
     return first.amax(2).flatten(), second.amax(1).reshape(pair.channels, -1).amax(1)
-
-
-def _scaled_rows(matrix: Tensor, scale: Tensor) -> Tensor:
-    return matrix / scale.reshape(*matrix.shape[:2], 1)
-
-
-def _scaled_columns(matrix: Tensor, scale: Tensor) -> Tensor:
-    groups, _, cols = matrix.shape
-    return matrix * scale.repeat_interleave(groups * cols // scale.numel()).reshape(groups, 1, cols)
-
-
-def _linear_map(graph: Graph, call: fx.Node) -> LinearMap:
-    layer = linear_map(graph, call)
-    assert layer is not None
-    return layer

@@ -27,22 +27,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, fx
 
 from roundwise.errors import RecipeError
-from roundwise.graph.analysis.channels import Pair, Place, change_limits, find_pairs, weight_name
-from roundwise.graph.analysis.layers import clamp_limits, linear_map
-from roundwise.graph.graph import Graph, bind
+from roundwise.graph.analysis.layers import linear_map, weight_name
+from roundwise.graph.analysis.pairs import Pair, Place, find_pairs
+from roundwise.graph.edit import LayerEdit, change_limits
+from roundwise.graph.graph import Graph
+from roundwise.graph.operators import RECTIFIERS, clamp_limits
 from roundwise.methods.interfaces import GraphRewrite
 from roundwise.methods.settings import check_types
 from roundwise.wording import number_of
 
 aten = torch.ops.aten
-
-_RELUS = frozenset({aten.relu.default, aten.leaky_relu.default, aten.prelu.default})
 
 
 @final
@@ -66,15 +66,12 @@ class HighBiasAbsorption(GraphRewrite):
     deviations: float = 3.0
     across_padding: bool = True
     moments: Literal["batch-norm", "data"] = "batch-norm"
+    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_types(self)
         if not self.deviations >= 0:
             raise RecipeError(f"{self}: deviations are counted downwards from a channel's mean, 0 or more; 3 is usual.")
-
-    @property
-    def exact(self) -> bool:
-        return False
 
     @property
     def measures_moments(self) -> bool:
@@ -96,30 +93,30 @@ class HighBiasAbsorption(GraphRewrite):
     def apply(self, graph: Graph) -> Graph:
         graph = graph.copy()
         for pair, amount in self._amounts(graph):
-            _add_to_bias(graph, pair.first, -amount)
-            _add_to_bias(graph, pair.second, _through(graph, pair.second, amount))
-            name = weight_name(pair.first)
+            first, second = LayerEdit(graph, pair.first), LayerEdit(graph, pair.second)
+            first.shift_outputs(-amount)
+            second.absorb(second.response(amount))
+            first.store()
+            second.store()
             for function, place in pair.functions:
                 if _has_ceiling(function):
                     lowered = place.along(amount, function.meta["val"].dim()).neg().add
-                    change_limits(graph, function, f"{name}_limit", lowered)
-            graph.moments[name] = graph.moments[name].lowered(amount)
+                    change_limits(graph, function, f"{weight_name(pair.first)}_limit", lowered)
         graph.prune()
         return graph
 
     def _amounts(self, graph: Graph) -> list[tuple[Pair, Tensor]]:
         """The pairs between which something can be absorbed, and c of each, float64 `[channels]`."""
-        found = []
+        found, known = [], graph.moments
         for pair in find_pairs(graph, lambda node: _is_relu(node) or _has_ceiling(node)):
-            moments, second = graph.moments.get(weight_name(pair.first)), linear_map(graph, pair.second)
+            moments, second = known.get(weight_name(pair.first)), linear_map(graph, pair.second)
             if moments is None or second is None or (pair.pads and not self.across_padding):
                 continue
             # A transposed convolution adds W c at some places and a part of it at others.
             if second.transposed or not any(_is_relu(function) for function, _ in pair.functions):
                 continue
             amount = (moments.mean - self.deviations * moments.std).clamp(min=0)
-            ceilings = [_ceiling(graph, pair, *function) for function in pair.functions if _has_ceiling(function[0])]
-            for ceiling in ceilings:
+            for ceiling in (_ceiling(graph, amount, *it) for it in pair.functions if _has_ceiling(it[0])):
                 amount = torch.zeros_like(amount) if ceiling is None else torch.minimum(amount, ceiling.clamp(min=0))
             if bool((amount > 0).any()):
                 found.append((pair, amount))
@@ -129,7 +126,7 @@ class HighBiasAbsorption(GraphRewrite):
 def _is_relu(node: fx.Node) -> bool:
     """Whether an operation is the identity from 0 up, but for an upper limit, and something else below."""
     limits = clamp_limits(node)
-    return node.target in _RELUS or (limits is not None and limits[0] == 0 < limits[1])
+    return node.target in RECTIFIERS or (limits is not None and limits[0] == 0 < limits[1])
 
 
 def _has_ceiling(node: fx.Node) -> bool:
@@ -140,35 +137,10 @@ def _has_ceiling(node: fx.Node) -> bool:
     )
 
 
-def _ceiling(graph: Graph, pair: Pair, node: fx.Node, place: Place) -> Tensor | None:
-    """The upper limit of each channel, float64 `[channels]`; None where it is not one for each channel."""
-    limits, like = clamp_limits(node), graph.moments[weight_name(pair.first)].mean
+def _ceiling(graph: Graph, like: Tensor, node: fx.Node, place: Place) -> Tensor | None:
+    """The upper limits of a clamp, float64 `[channels]` as `like`; None where they are not one for each channel."""
+    limits = clamp_limits(node)
     if limits is not None:
         return torch.full_like(like, limits[1])
     constant = graph.constant(node.args[1])
-    return None if constant is None else place.channels(constant, pair.channels, node.meta["val"].dim())
-
-
-def _through(graph: Graph, call: fx.Node, amount: Tensor) -> Tensor:
-    """W c: what a constant in each channel adds to every output of a layer, away from borders."""
-    layer = linear_map(graph, call)
-    assert layer is not None
-    groups, _, cols = layer.matrix_shape
-    columns = amount.repeat_interleave(groups * cols // amount.numel()).reshape(groups, cols)
-    matrix = layer.to_matrix(graph.constants[weight_name(call)].double())
-    return torch.einsum("grc,gc->gr", matrix, columns).flatten()
-
-
-def _add_to_bias(graph: Graph, call: fx.Node, values: Tensor) -> None:
-    """Give a layer a bias of its own, with the values added to what it was."""
-    bias, name = bind(call)["bias"], weight_name(call)
-    dtype = graph.constants[name].dtype
-    before = graph.constant(bias)
-    if before is not None and set(bias.users) == {call}:
-        graph.constants[str(bias.target)] = (before.double() + values).to(dtype)
-        return
-    new = graph.add_constant(
-        f"{name.removesuffix('weight')}bias" if name.endswith("weight") else f"{name}_bias",
-        (values if before is None else before.double() + values).to(dtype),
-    )
-    call.args = (*call.args[:2], new, *call.args[3:])
+    return None if constant is None else place.channels(constant, like.numel(), node.meta["val"].dim())

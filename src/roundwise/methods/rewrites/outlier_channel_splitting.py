@@ -26,19 +26,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from roundwise.errors import RecipeError
 from roundwise.graph.analysis.layers import Layer, find_layers
+from roundwise.graph.edit import select_inputs
 from roundwise.graph.graph import Graph
 from roundwise.methods.interfaces import GraphRewrite
 from roundwise.methods.settings import check_types
 from roundwise.numerics.grid import Codebook, affine_grid
-
-aten = torch.ops.aten
 
 ROUNDS = 12
 """How often split and step are fitted to each other: each time the step comes nearer by a factor of at least 4."""
@@ -63,6 +62,8 @@ class OutlierChannelSplitting(GraphRewrite):
 
     ratio: float = 0.02
     bits: int | None = None
+    exact: ClassVar[bool] = True
+    measures_moments: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -70,6 +71,9 @@ class OutlierChannelSplitting(GraphRewrite):
             raise RecipeError(f"{self}: ratio is a share of the channels, above 0 and up to 1; 0.02 is usual.")
         if self.bits is not None:
             Codebook(self.bits)  # raises
+
+    def note(self, graph: Graph) -> str:
+        return ""
 
     def apply(self, graph: Graph) -> Graph:
         graph = graph.copy()
@@ -88,10 +92,7 @@ class OutlierChannelSplitting(GraphRewrite):
         if self.bits is not None:
             for _ in range(ROUNDS):
                 parts, index = split(channels, count, _step(parts, Codebook(self.bits)))
-        graph.constants[layer.weight] = parts.movedim(0, axis).contiguous()
-        repeated = graph.add_constant(f"{layer.weight}_channels", index)
-        for call in layer.calls:
-            _repeat_channels(graph, call, repeated, layer.map.dims)
+        select_inputs(graph, layer, index, parts.movedim(0, axis).contiguous())
 
 
 def split(channels: Tensor, count: int, step: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -124,15 +125,3 @@ def _step(parts: Tensor, codebook: Codebook) -> float:
     """Of the grid that spans all parts."""
     low, high = (end.reshape(1, 1, 1) for end in torch.aminmax(parts))
     return float(affine_grid(low, high, codebook).scale)
-
-
-def _repeat_channels(graph: Graph, call: fx.Node, index: fx.Node, dims: int) -> None:
-    """Let a call of the layer read its input's channels in the order of the parts."""
-    source = call.args[0]
-    assert isinstance(source, fx.Node)
-    value, size = source.meta["val"], graph.constants[str(index.target)].numel()
-    axis = value.dim() - dims - 1  # a batch dimension may be missing, and positions may stand before features
-    with graph.operations.inserting_before(call):
-        repeated = graph.operations.call_function(aten.index_select.default, (source, axis, index))
-    repeated.meta["val"] = value.new_empty([*value.shape[:axis], size, *value.shape[axis + 1 :]])
-    call.args = (repeated, *call.args[1:])
