@@ -80,8 +80,8 @@ class Both(Statistic):
             if rounding.bias_shift is not None:
                 shift = rounding.bias_shift.flatten()
                 outputs += shift.reshape(-1, *[1] * layer.dims)
-            if problem.activation is not None:
-                outputs, targets = problem.activation(outputs), problem.activation(targets)
+            if problem.nonlinearity is not None:
+                outputs, targets = problem.nonlinearity(outputs), problem.nonlinearity(targets)
             total += float((outputs - targets).square().sum(dtype=torch.float64))
             positions += targets.numel() // targets.shape[1 if layer.dims else -1]
         return total / positions
@@ -123,7 +123,7 @@ def _finish() -> None:
 
 def with_statistics(problem: Problem[Any], own: Statistic) -> Problem[Any]:
     """The same problem, with what one solver needs to know of the samples."""
-    return Problem(problem.name, problem.weight, problem.grid, own, problem.activation, problem.bias_is_free)
+    return Problem(problem.name, problem.weight, problem.grid, own, problem.nonlinearity, problem.bias_is_free)
 
 
 @final

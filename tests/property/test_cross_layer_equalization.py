@@ -287,7 +287,7 @@ def test_a_clamp_with_limits_for_each_channel_is_fused_with_its_layer():
     (after, notes) = apply_rewrites(graph, (CrossLayerEqualization(),), (SAMPLES[:2],), {})
     assert notes == ("cross-layer-equalization: 3 pairs of layers with channels in common",)
     layers = find_layers(after)
-    assert [layer.activation and layer.activation.limits for layer in layers] == [(0.0, math.inf)] * 3 + [None]
+    assert [layer.nonlinearity and layer.nonlinearity.limits for layer in layers] == [(0.0, math.inf)] * 3 + [None]
     quantized = [node for group in find_activations(after, {layer.node for layer in layers}) for node in group]
     names = [str(node.target).removeprefix("aten.") for node in quantized if node.op == "call_function"]
     assert names[:3] == ["minimum.default"] * 3

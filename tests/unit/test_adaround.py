@@ -9,7 +9,7 @@ from torch import nn
 
 import roundwise as rw
 from roundwise.errors import RecipeError
-from roundwise.graph.nonlinearity import Activation
+from roundwise.graph.nonlinearity import Nonlinearity
 from roundwise.methods.reconstruction import Freedom
 from roundwise.methods.reconstruction import solve as solve_gram
 from roundwise.methods.rounding import gram_adaround as adaround
@@ -46,7 +46,7 @@ def test_with_few_columns_the_roundings_are_the_best_there_are():
         quadratic, grid = quadratic_of(case), case.grid()
         codes = adaround.exhaust(quadratic, grid, case.weight)
         fit = torch.arange(case.samples) % 8 != 7
-        seen = dataclasses.replace(case, inputs=case.inputs[fit], targets=case.targets[fit], activation=None)
+        seen = dataclasses.replace(case, inputs=case.inputs[fit], targets=case.targets[fit], nonlinearity=None)
         _, optimum = best_rounding(seen, grid)
         assert math.isclose(quadratic.loss(grid.dequantize(codes)).sum().item(), optimum, rel_tol=1e-3, abs_tol=1e-6)
 
@@ -94,8 +94,8 @@ def before_a_relu(seed, rows=24, cols=24, samples=3000):
     weight = torch.randn(1, rows, cols, generator=generator)
     layer = dataclasses.replace(LINEAR.layer, weight_shape=(rows, cols), bias=torch.zeros(rows) - 1)
     targets = layer.apply_matrix(weight, inputs)
-    relu = Activation(torch.relu, (0.0, math.inf))
-    return dataclasses.replace(LINEAR, layer=layer, weight=weight, inputs=inputs, targets=targets, activation=relu)
+    relu = Nonlinearity(torch.relu, (0.0, math.inf))
+    return dataclasses.replace(LINEAR, layer=layer, weight=weight, inputs=inputs, targets=targets, nonlinearity=relu)
 
 
 @pytest.mark.parametrize("free_bias", [False, True])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import roundwise as rw
-from roundwise.graph.nonlinearity import Activation
+from roundwise.graph.nonlinearity import Nonlinearity
 from roundwise.methods.rounding.adaround import regularizer_slope
 from roundwise.statistics import Samples
 from roundwise.testing import tiny_cases
@@ -135,7 +135,9 @@ def test_the_written_out_derivative_of_the_regularizer_is_the_one_autograd_finds
 
 def test_the_loss_sees_the_outputs_through_the_activation_function_unless_told_otherwise():
     # Where the activation function hides the outputs, the regularizer alone decides, and it rounds to nearest.
-    problem = dataclasses.replace(tiny_cases()[0].problem(Samples), activation=Activation(lambda values: 0 * values))
+    problem = dataclasses.replace(
+        tiny_cases()[0].problem(Samples), nonlinearity=Nonlinearity(lambda values: 0 * values)
+    )
     nearest = problem.grid.quantize(problem.weight)
     codes = {
         aware: rw.rounding.AdaRound(iterations=1500, activation_aware=aware)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from roundwise.graph.nonlinearity import Activation
+from roundwise.graph.nonlinearity import Nonlinearity
 from roundwise.methods import reconstruction as solution
 from roundwise.methods.interfaces import check_answer
 from roundwise.methods.ranges import MinMax
@@ -250,7 +250,7 @@ def test_every_row_keeps_the_better_of_two_candidates_but_not_where_they_share_a
     assert _keep(other, other_loss, one, loss) == (other, other_loss)
 
 
-@pytest.mark.parametrize("case", [case for case in cases() if case.activation and case.activation.limits], ids=str)
+@pytest.mark.parametrize("case", [case for case in cases() if case.nonlinearity and case.nonlinearity.limits], ids=str)
 def test_following_the_activation_function_lowers_the_objective_that_contains_it(case):
     grid = MinMax().estimate(case.weight, Codebook(2), case.granularity, Nothing(), case.name)
 
@@ -275,8 +275,8 @@ def test_following_the_activation_function_lowers_the_objective_that_contains_it
 @pytest.mark.parametrize("limits", [(0.0, math.inf), (0.0, 6.0), (-1.0, 1.0), (-math.inf, 2.0)], ids=str)
 def test_targets_for_the_activation_function_are_the_ones_that_majorise_it(limits):
     low, high = limits
-    activation = Activation(lambda values: values.clamp(*limits), limits)
-    problem = dataclasses.replace(whole_problem(linear_case()), activation=activation)
+    nonlinearity = Nonlinearity(lambda values: values.clamp(*limits), limits)
+    problem = dataclasses.replace(whole_problem(linear_case()), nonlinearity=nonlinearity)
     gram, nearest = problem.statistics, solution._nearest(problem)
     turns = solution._Turns(problem, nearest, Freedom(turns=1), descend, gram.fit, gram.again)
     y, z = torch.meshgrid(*[torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 6.0, 7.0])] * 2, indexing="ij")
@@ -375,7 +375,7 @@ def test_counting_held_out_samples_at_the_end_raises_the_objective_over_all_samp
     case, fit_scale, monkeypatch
 ):
     one, other = with_and_without_held_out_samples_at_the_end(case, monkeypatch, damping=10.0, fit_scale=fit_scale)
-    if case.activation is not None and case.activation.limits is not None:
+    if case.nonlinearity is not None and case.nonlinearity.limits is not None:
         least, most = (case.objective(case.grid(), answer) for answer in (one, other))
     else:
         least, most = errors_of(case, one), errors_of(case, other)
@@ -396,8 +396,9 @@ def test_where_positions_are_few_for_the_columns_held_out_samples_change_codes(m
 @pytest.mark.parametrize("limits", [None, (0.0, math.inf)])
 def test_a_bias_that_is_not_free_stays_when_held_out_samples_are_counted_too(limits):
     case = linear_case(samples=32)
-    activation = None if limits is None else next(c.activation for c in cases() if c.activation and c.activation.limits)
-    problem = dataclasses.replace(case.problem(Gram), bias_is_free=False, activation=activation)
+    clamps = (c.nonlinearity for c in cases() if c.nonlinearity and c.nonlinearity.limits)
+    nonlinearity = None if limits is None else next(clamps)
+    problem = dataclasses.replace(case.problem(Gram), bias_is_free=False, nonlinearity=nonlinearity)
     answer = GramAdaRound(damping=0.0).solve(problem, torch.Generator().manual_seed(0))
     assert not answer.note
     check_answer(answer, problem, GramAdaRound())
@@ -412,7 +413,7 @@ def linear_case(mean=0.0, samples=256):
     weight = torch.randn(1, 5, 12, generator=generator)
     layer = dataclasses.replace(base.layer, weight_shape=(5, 12), bias=torch.zeros(5))
     return dataclasses.replace(
-        base, layer=layer, weight=weight, inputs=inputs, targets=layer.apply_matrix(weight, inputs), activation=None
+        base, layer=layer, weight=weight, inputs=inputs, targets=layer.apply_matrix(weight, inputs), nonlinearity=None
     )
 
 

@@ -108,7 +108,7 @@ def solve_layer(graph: Graph, task: LayerTask, matrix: Tensor, statistics: Stati
     grid = task.ranges.estimate(matrix, task.codebook, task.granularity, statistics[of_ranges], layer.name)
     middle = time.perf_counter()
     problem = Problem(
-        layer.name, matrix, grid, statistics[of_rounding], layer.activation, bias_is_free=layer.own_bias is not None
+        layer.name, matrix, grid, statistics[of_rounding], layer.nonlinearity, bias_is_free=layer.own_bias is not None
     )
     answer = task.rounding.solve(problem, generator_for(seed, layer.name))
     check_answer(answer, problem, task.rounding)

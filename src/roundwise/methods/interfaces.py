@@ -20,7 +20,7 @@ from torch import Tensor
 
 from roundwise.errors import RecipeError
 from roundwise.graph.graph import Graph
-from roundwise.graph.nonlinearity import Activation
+from roundwise.graph.nonlinearity import Nonlinearity
 from roundwise.numerics.grid import Codebook, Granularity, Grid
 from roundwise.statistics import Statistic, ValueStatistic
 
@@ -38,7 +38,7 @@ class Problem(Generic[S]):
         weight: float32 matrix `[groups, rows, cols]`; rows are output channels, groups are independent.
         grid: the codes' meaning, chosen before by a `RangeEstimator`.
         statistics: what the solver's `needs` asked for.
-        activation: the function between this layer and its only consumer, or None.
+        nonlinearity: the function between this layer and its only consumer, or None.
         bias_is_free: whether the layer has a bias that nothing else uses, so that a solver may shift it.
     """
 
@@ -46,7 +46,7 @@ class Problem(Generic[S]):
     weight: Float[Tensor, "groups rows cols"]
     grid: Grid
     statistics: S
-    activation: Activation | None = None
+    nonlinearity: Nonlinearity | None = None
     bias_is_free: bool = False
 
 

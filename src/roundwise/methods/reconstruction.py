@@ -246,7 +246,7 @@ class _Turns:
     ) -> None:
         self._weight, self._grid, self._statistics = problem.weight, problem.grid, problem.statistics
         self.nearest, self._freedom, self._improve, self._again = nearest, freedom, improve, again
-        self._limits = None if problem.activation is None else problem.activation.limits
+        self._limits = None if problem.nonlinearity is None else problem.nonlinearity.limits
         self.free_bias = freedom.free_bias and problem.bias_is_free
         self._plain = Quadratic.of(moments, self._weight, nearest.bias, free_bias=self.free_bias)
 

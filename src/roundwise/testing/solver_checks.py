@@ -58,15 +58,15 @@ def check_it_is_not_worse_than_nearest(solver: RoundingSolver[Any], case: Case) 
     """A solver that minimises over second moments is never worse than nearest rounding, on all samples together.
 
     It is held to this on the samples it learns from and on those it holds out, so it holds for both together. What
-    the activation function is worth is in its objective only if that is a clamp.
+    the nonlinearity is worth is in its objective only if that is a clamp.
     """
     if solver.needs is not Gram:
         return
     grid = case.grid()
-    clamped = case.activation is not None and case.activation.limits is not None
+    clamped = case.nonlinearity is not None and case.nonlinearity.limits is not None
     roundings = answer(solver, case), answer(Nearest(), case)
     follows = clamped and getattr(solver, "turns", 0) > 0
-    error, nearest = (case.objective(grid, rounding, activation=follows) for rounding in roundings)
+    error, nearest = (case.objective(grid, rounding, nonlinearity=follows) for rounding in roundings)
     scale = float(case.targets.double().square().mean())
     require(error <= nearest * (1 + 1e-3) + 1e-9 * scale, f"the error is {error}, of nearest rounding {nearest}")
 

@@ -127,7 +127,7 @@ class AdaRound(RoundingSolver[Samples]):
     def learn(self, problem: Problem[Samples], generator: torch.Generator) -> Float[Tensor, "groups rows cols"]:
         """h(V) as the last step leaves it: how far up each weight would be rounded, from 0 to 1."""
         grid, samples = problem.grid, problem.statistics
-        activation = problem.activation if self.activation_aware else None
+        nonlinearity = problem.nonlinearity if self.activation_aware else None
         position = grid.position(problem.weight)
         floor = position.floor()
 
@@ -138,8 +138,8 @@ class AdaRound(RoundingSolver[Samples]):
             with torch.enable_grad():
                 up = self.up(soft, self.temperature(iteration))
                 outputs = samples.layer.apply_matrix(grid.dequantize(grid.clip(floor + up)), inputs)
-                if activation is not None:
-                    outputs, targets = activation(outputs), activation(targets)
+                if nonlinearity is not None:
+                    outputs, targets = nonlinearity(outputs), nonlinearity(targets)
             # The derivatives of Eq. 25 by the outputs and by h are short, and written out they cost a third less time
             # than when autograd finds them; it does the rest, from there to V. The norm is the sum over channels
             # (dimension 1) and the mean over the other dimensions.

@@ -97,7 +97,7 @@ class StraightThrough(RoundingSolver[Samples]):
 
     def solve(self, problem: Problem[Samples], generator: torch.Generator) -> Rounding:
         grid, samples = problem.grid, problem.statistics
-        activation = problem.activation if self.activation_aware else None
+        nonlinearity = problem.nonlinearity if self.activation_aware else None
         position = grid.position(problem.weight).contiguous()
         optimizer = torch.optim.Adam([position], fused=True)
         for iteration in range(self.iterations):
@@ -106,8 +106,8 @@ class StraightThrough(RoundingSolver[Samples]):
             codes = grid.clip(position.round()).requires_grad_()
             with torch.enable_grad():
                 outputs = samples.layer.apply_matrix(grid.dequantize(codes), inputs)
-                if activation is not None:
-                    outputs, targets = activation(outputs), activation(targets)
+                if nonlinearity is not None:
+                    outputs, targets = nonlinearity(outputs), nonlinearity(targets)
             # The derivative of Eq. 25 by the outputs: the sum over channels (dimension 1), the mean over the rest.
             slope = targets.sub_(outputs.detach()).mul_(-2 * outputs.shape[1] / outputs.numel())
             (by_codes,) = torch.autograd.grad(outputs, codes, slope)
