@@ -38,6 +38,7 @@ from roundwise.events import LayerFinished, LayerStarted, Plan, Planned, Progres
 from roundwise.graph.analysis.layers import Layer
 from roundwise.graph.graph import Graph, bind
 from roundwise.graph.transforms.normalize import WEIGHTED
+from roundwise.methods.interfaces import estimated_work
 from roundwise.numerics.quantizer import Quantizer
 from roundwise.report import LayerReport
 from roundwise.statistics import Addend, ValueStatistic
@@ -366,7 +367,7 @@ class Stream:
             positions = math.ceil(rows * layer.map.positions(output) / _count(values))
             needed = max(n.kind.bytes_needed(layer.map, self._samples, positions) for n in segment.task.needs)
             working = max(working, self._live_bytes(values) + needed)
-            work = solver.work(math.ceil(rows / _count(values)), self._samples)
+            work = estimated_work(solver, math.ceil(rows / _count(values)), self._samples)
             costs[-1] += 3 * seconds / share + work * seconds / rows
             self._release(layer.node, values)
         plan = Plan(

@@ -27,7 +27,7 @@ from roundwise.statistics import Statistic
 
 
 class Need(NamedTuple):
-    """A kind of statistic, which stream's inputs it is shown, and for which targets (see `RoundingSolver`)."""
+    """A kind of statistic, which stream's inputs it is shown, and for which targets (see `Traits`)."""
 
     kind: type[Statistic]
     float_inputs: bool = False
@@ -56,13 +56,13 @@ class LayerTask:
     def needs(self) -> tuple[Need, ...]:
         """What its methods need to know: range estimation, the solver, and the correction if there is one."""
         sums = self.addend is not None
-        needs = Need(self.ranges.needs), Need(self.rounding.needs, self.rounding.float_inputs, sums)
+        needs = Need(self.ranges.needs), Need(self.rounding.needs, self.rounding.traits.float_inputs, sums)
         return needs if self.correction is None else (*needs, Need(self.correction.needs, addition_aware=sums))
 
     @property
     def addend(self) -> fx.Node | None:
         """What the layer's output is added to, if it is and the solver makes up for it."""
-        return self.layer.addend if self.rounding.addition_aware else None
+        return self.layer.addend if self.rounding.traits.addition_aware else None
 
     def statistics(self, samples: int, seed: int) -> Statistics:
         """What its methods need: what is known already, and empty ones to collect the rest in."""
@@ -108,7 +108,13 @@ def solve_layer(graph: Graph, task: LayerTask, matrix: Tensor, statistics: Stati
     grid = task.ranges.estimate(matrix, task.codebook, task.granularity, statistics[of_ranges], layer.name)
     middle = time.perf_counter()
     problem = Problem(
-        layer.name, matrix, grid, statistics[of_rounding], layer.nonlinearity, bias_is_free=layer.own_bias is not None
+        layer.name,
+        matrix,
+        layer.map.bias_rows,
+        grid,
+        statistics[of_rounding],
+        layer.nonlinearity,
+        bias_is_free=layer.own_bias is not None,
     )
     answer = task.rounding.solve(problem, generator_for(seed, layer.name))
     check_answer(answer, problem, task.rounding)
@@ -160,7 +166,7 @@ def _corrected(graph: Graph, task: LayerTask, weight: QuantizedWeight, statistic
     before = torch.zeros(shape, device=layer.map.device) if weight.bias_shift is None else weight.bias_shift
     dtype = graph.constants[layer.weight].dtype
     matrix = layer.map.to_matrix(weight.weight(dtype)).float()  # as the program computes with it
-    bias = layer.map.bias.float().reshape(shape) + before
+    bias = layer.map.bias_rows + before
     shift = correction.shift(matrix, bias, statistics[task.needs[-1]])
     if shift.shape != shape:
         raise RecipeError(f"{correction!r} gave layer '{layer.name}' a shift {list(shift.shape)}, not {list(shape)}.")

@@ -24,6 +24,7 @@ from roundwise.methods.interfaces import (
     RangeEstimator,
     Rounding,
     RoundingSolver,
+    Traits,
 )
 from roundwise.numerics.grid import Codebook, Granularity, Grid
 from roundwise.statistics import Extremes, Nothing
@@ -53,6 +54,7 @@ class CustomRounding(RoundingSolver[Nothing]):
 
     text: str
     needs: ClassVar[type] = Nothing
+    traits: ClassVar[Traits] = Traits()
 
     def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
         _refuse_custom("rounding", self.text)
@@ -81,6 +83,9 @@ class CustomCorrection(Correction[Nothing]):
     needs: ClassVar[type] = Nothing
 
     def shift(self, weight: torch.Tensor, bias: torch.Tensor, statistics: Nothing) -> torch.Tensor:
+        _refuse_custom("correction", self.text)
+
+    def note(self, statistics: Nothing) -> str:
         _refuse_custom("correction", self.text)
 
 

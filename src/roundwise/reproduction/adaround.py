@@ -110,7 +110,7 @@ def _table4(s: Settings) -> Sequence[Row]:
         Row("layer wise", "66.56 ± 0.12", _recipe(s, _layer_wise(s)), runs=None),
         Row("asymmetric", "68.37 ± 0.07", _recipe(s, _sgd(s, activation_aware=False)), runs=None),
         Row("asymmetric + ReLU", "68.60 ± 0.09", _recipe(s, _sgd(s)), runs=None),
-        Row("in Gram space, asymmetric", "", _recipe(s, GramAdaRound(turns=0)), runs=None),
+        Row("in Gram space, asymmetric", "", _recipe(s, GramAdaRound(alternations=0)), runs=None),
         Row("in Gram space, asymmetric + ReLU", "", _recipe(s, GramAdaRound()), runs=None),
     ]
 

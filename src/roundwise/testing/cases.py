@@ -87,7 +87,8 @@ class Case:
 
     def problem(self, needs: type[S], grid: Grid | None = None) -> Problem[S]:
         """The rounding problem, on the min-max grid unless another is given."""
-        return Problem(self.name, self.weight, grid or self.grid(), self.statistic(needs), self.nonlinearity, True)
+        grid, bias = grid or self.grid(), self.layer.bias_rows
+        return Problem(self.name, self.weight, bias, grid, self.statistic(needs), self.nonlinearity, bias_is_free=True)
 
     def objective(self, grid: Grid, rounding: Rounding, *, nonlinearity: bool = True) -> float:
         """‖f_a(y) − f_a(ŵ x̂ + b)‖² (Eq. 25): summed over channels, mean over samples and positions; in float64.

@@ -65,20 +65,22 @@ def check_it_is_not_worse_than_nearest(solver: RoundingSolver[Any], case: Case) 
     grid = case.grid()
     clamped = case.nonlinearity is not None and case.nonlinearity.limits is not None
     roundings = answer(solver, case), answer(Nearest(), case)
-    follows = clamped and getattr(solver, "turns", 0) > 0
+    follows = clamped and getattr(solver, "alternations", 0) > 0
     error, nearest = (case.objective(grid, rounding, nonlinearity=follows) for rounding in roundings)
     scale = float(case.targets.double().square().mean())
     require(error <= nearest * (1 + 1e-3) + 1e-9 * scale, f"the error is {error}, of nearest rounding {nearest}")
 
 
 def check_codes_are_next_to_their_weights(solver: RoundingSolver[Any], case: Case) -> None:
-    """Where the solver says `floor_or_ceil`, each code is ⌊W/s⌋ or ⌊W/s⌋ + 1, clipped (Eq. 22)."""
+    """Where the solver's traits say `floor_or_ceil`, each code is ⌊W/s⌋ or ⌊W/s⌋ + 1, clipped (Eq. 22)."""
     grid = case.grid()
     codes = answer(solver, case).codes
     floor = grid.position(case.weight).floor()
     other = (codes != grid.clip(floor)) & (codes != grid.clip(floor + 1))
-    allowed = not solver.floor_or_ceil or not bool(other.any())
-    require(allowed, f"{int(other.sum())} codes are not next to their weights; is `floor_or_ceil` meant to be False?")
+    allowed = not solver.traits.floor_or_ceil or not bool(other.any())
+    require(
+        allowed, f"{int(other.sum())} codes are not next to their weights; is `traits.floor_or_ceil` meant to be False?"
+    )
 
 
 def check_the_generator_decides(solver: RoundingSolver[Any], case: Case) -> None:
