@@ -292,7 +292,7 @@ def test_a_clamp_with_limits_for_each_channel_is_fused_with_its_layer():
     assert len(notes) == 1
     assert has(notes[0], "cross-layer-equalization", 3)
     layers = find_layers(after)
-    assert [layer.activation and layer.activation.limits for layer in layers] == [(0.0, math.inf)] * 3 + [None]
+    assert [layer.nonlinearity and layer.nonlinearity.limits for layer in layers] == [(0.0, math.inf)] * 3 + [None]
     quantized = [node for group in find_activations(after, {layer.node for layer in layers}) for node in group.nodes]
     names = [str(node.target).removeprefix("aten.") for node in quantized if node.op == "call_function"]
     assert names[:3] == ["minimum.default"] * 3

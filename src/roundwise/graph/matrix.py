@@ -115,6 +115,14 @@ class LinearMap:
         return self.groups, first // self.groups, second * taps
 
     @property
+    def bias_rows(self) -> Float[Tensor, "groups rows"]:
+        """The bias as the matrix's rows see it, in float32; zeros where there is none."""
+        groups, rows, _ = self.matrix_shape
+        if self.bias is None:
+            return torch.zeros(groups, rows, dtype=torch.float32, device=self.device)
+        return self.bias.float().reshape(groups, rows)
+
+    @property
     def is_depthwise(self) -> bool:
         """Whether each group of a convolution has one input channel."""
         return self.dims > 0 and self.matrix_shape[2] == math.prod(self.kernel)

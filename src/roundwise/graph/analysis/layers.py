@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from roundwise.graph.graph import Graph, bind
 from roundwise.graph.matrix import LinearMap
-from roundwise.graph.nonlinearity import Activation
+from roundwise.graph.nonlinearity import Nonlinearity
 from roundwise.graph.operators import NONLINEARITIES, WEIGHTED, clamp_limits
 
 aten = torch.ops.aten
@@ -27,7 +27,7 @@ class Layer:
         weight: name of the constant.
         calls: the operations, in order; several where a module is reused or weights are tied.
         map: the first call's linear map, with its bias.
-        activation: the function between the first call and its only consumer, or None.
+        nonlinearity: the function between the first call and its only consumer, or None.
         own_bias: name of the constant that is this layer's bias and nothing else; None if there is no such one.
         addend: what the output of the only call is added to, real numbers of the same shape (a shortcut, another
             branch), where that sum is all that reads the output; else None.
@@ -37,7 +37,7 @@ class Layer:
     weight: str
     calls: tuple[fx.Node, ...]
     map: LinearMap
-    activation: Activation | None
+    nonlinearity: Nonlinearity | None
     own_bias: str | None
     addend: fx.Node | None = None
 
@@ -67,8 +67,8 @@ def find_layers(graph: Graph) -> list[Layer]:
         # A weight that is used as two different kinds of matrix is quantized as the first; the layout must agree.
         alike = [node for node, other in others if _layout(other) == _layout(layer)]
         calls_alike = (first, *alike)
-        activation, own_bias = _activation(graph, first, layer), _own_bias(graph, calls_alike)
-        layers.append(Layer(names[weight], weight, calls_alike, layer, activation, own_bias, _addend(calls_alike)))
+        nonlinearity, own_bias = _nonlinearity(graph, first, layer), _own_bias(graph, calls_alike)
+        layers.append(Layer(names[weight], weight, calls_alike, layer, nonlinearity, own_bias, _addend(calls_alike)))
     return layers
 
 
@@ -144,7 +144,7 @@ def _alike(value: Any, output: Tensor) -> bool:
     return str(value.shape) == str(output.shape)  # as text: comparing symbolic sizes would fix them
 
 
-def _activation(graph: Graph, node: fx.Node, layer: LinearMap) -> Activation | None:
+def _nonlinearity(graph: Graph, node: fx.Node, layer: LinearMap) -> Nonlinearity | None:
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))
@@ -161,7 +161,7 @@ def _activation(graph: Graph, node: fx.Node, layer: LinearMap) -> Activation | N
         rest.append(argument)
     function, named = user.target, dict(user.kwargs)
 
-    def activation(values: Tensor) -> Tensor:
+    def nonlinearity(values: Tensor) -> Tensor:
         return function(values, *rest, **named)  # type: ignore[no-any-return]
 
-    return Activation(activation, clamp_limits(user))
+    return Nonlinearity(nonlinearity, clamp_limits(user))

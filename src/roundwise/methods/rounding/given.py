@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from roundwise.errors import RecipeError
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.numerics.grid import Grid
 from roundwise.statistics import Nothing
 
@@ -34,14 +34,11 @@ class Given(RoundingSolver[Nothing]):
     grid: Grid | None = None
     bias_shift: Tensor | None = None
     needs: ClassVar[type] = Nothing
+    traits: ClassVar[Traits] = Traits(floor_or_ceil=False)
 
     def __repr__(self) -> str:
         """Without the codes: it stands in messages, and in files."""
         return f"Given(codes of shape {list(self.codes.shape)})"
-
-    @property
-    def floor_or_ceil(self) -> bool:
-        return False
 
     def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
         codes, shape = self.codes, problem.weight.shape

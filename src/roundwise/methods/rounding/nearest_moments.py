@@ -29,7 +29,7 @@ from typing import ClassVar, final
 
 import torch
 
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.statistics import Nothing
 
 
@@ -43,6 +43,7 @@ class NearestMoments(RoundingSolver[Nothing]):
     """
 
     needs: ClassVar[type] = Nothing
+    traits: ClassVar[Traits] = Traits()
 
     def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
         weight, grid = problem.weight, problem.grid

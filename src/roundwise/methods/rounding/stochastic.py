@@ -13,7 +13,7 @@ from typing import ClassVar, final
 
 import torch
 
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.statistics import Nothing
 
 
@@ -27,6 +27,7 @@ class Stochastic(RoundingSolver[Nothing]):
     """
 
     needs: ClassVar[type] = Nothing
+    traits: ClassVar[Traits] = Traits()
 
     def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
         grid = problem.grid

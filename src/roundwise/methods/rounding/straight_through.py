@@ -45,7 +45,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.methods.settings import check_rules, check_types
 from roundwise.numerics.grid import Grid
 from roundwise.statistics import Samples
@@ -61,7 +61,7 @@ class StraightThrough(RoundingSolver[Samples]):
         batch_size: samples per step.
         reach: how many steps of the grid a weight goes if every iteration drives it the same way; the learning rate
             begins at 2 · reach / iterations and falls to 0.
-        activation_aware: put the following activation function into the loss (Eq. 25).
+        activation_aware: put the nonlinearity that follows the layer into the loss (Eq. 25).
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
@@ -88,16 +88,12 @@ class StraightThrough(RoundingSolver[Samples]):
         )
 
     @property
-    def floor_or_ceil(self) -> bool:
-        return False
-
-    def work(self, rows_per_sample: int, samples: int) -> float:
-        # Forward, and a backward pass that costs about as much again since only the weights need a gradient.
-        return 2.0 * self.iterations * min(self.batch_size, samples) * rows_per_sample
+    def traits(self) -> Traits:
+        return Traits(floor_or_ceil=False, gradient_steps=self.iterations, batch_size=self.batch_size)
 
     def solve(self, problem: Problem[Samples], generator: torch.Generator) -> Rounding:
         grid, samples = problem.grid, problem.statistics
-        activation = problem.activation if self.activation_aware else None
+        nonlinearity = problem.nonlinearity if self.activation_aware else None
         position = grid.position(problem.weight).contiguous()
         optimizer = torch.optim.Adam([position], fused=True)
         for iteration in range(self.iterations):
@@ -106,8 +102,8 @@ class StraightThrough(RoundingSolver[Samples]):
             codes = grid.clip(position.round()).requires_grad_()
             with torch.enable_grad():
                 outputs = samples.layer.apply_matrix(grid.dequantize(codes), inputs)
-                if activation is not None:
-                    outputs, targets = activation(outputs), activation(targets)
+                if nonlinearity is not None:
+                    outputs, targets = nonlinearity(outputs), nonlinearity(targets)
             # The derivative of Eq. 25 by the outputs: the sum over channels (dimension 1), the mean over the rest.
             slope = targets.sub_(outputs.detach()).mul_(-2 * outputs.shape[1] / outputs.numel())
             (by_codes,) = torch.autograd.grad(outputs, codes, slope)
