@@ -1,27 +1,26 @@
-"""Where integer hardware needs activations as codes, and what stands there.
+"""Which values hardware with integer arithmetic reads as codes, and where quantizers must therefore be put.
 
-The rule: *a tensor is quantized if an integer operation reads it.*
+The rule: *a value is quantized if an integer operation reads it.*
 
-- Integer operations are the quantized layers, additions, subtractions and products of two tensors, products of
-  matrices, and averages over places. What else there is (softmax, normalisation, functions that are no clamp) computes
-  in float on what it is given, and what it gives is quantized where an integer operation reads it.
-- Operations that only move numbers (reshapes, permutations, slices, maximum pooling, padding with zeros, nearest
-  upsampling, concatenation) give numbers of the grid that they were given. So the quantizer stands before them, at the
-  operation that made the numbers; and tensors that a concatenation joins share one range if the result is quantized.
-- A function that follows a layer or an addition, such as a ReLU, is fused with it: the quantizer stands after the
-  function, since nothing but the function reads the layer.
-- What nobody but the caller reads, the network's output, stays in float.
+- Integer operations are the quantized layers; additions, subtractions and products of two values; products of matrices;
+  and averages over pixels. All other operations (softmax, normalization, functions other than clamps) compute in float.
+  Their results are quantized if an integer operation reads them.
+- Moves (reshapes, permutations, slices, maximum pooling, padding with zeros, nearest upsampling, concatenation) give
+  numbers on the grid of their input. So the quantizer is put before the moves, at the operation that computed the
+  numbers. If the result of a concatenation is quantized, all that it joins shares one range.
+- A ReLU or another function after a layer or addition is fused with it: nothing else reads the layer, so the quantizer
+  is put after the function.
+- The network's outputs stay in float: only the caller reads them.
 
-What does not depend on the network's inputs, but for their sizes (buffers, masks), stays in float where it is added,
-multiplied or joined; hardware takes it into the bias or the scale. Attention as one operation
-(`scaled_dot_product_attention`), `einsum` and `baddbmm` compute in float as well.
+Values that do not depend on the numbers in the network's inputs, such as buffers and masks, stay in float where they
+are added, multiplied or joined; hardware adds them to the bias or multiplies them into the scale. Attention as one
+operation (`scaled_dot_product_attention`), `einsum` and `baddbmm` compute in float as well.
 
 In the quantized network a quantizer is `roundwise.quantize` → `roundwise.dequantize`, operations of our own
-(`artifacts/dialect.py`). It stands after the operation that makes the tensor, and all that reads the tensor reads it
-quantized. In ONNX that is QuantizeLinear → DequantizeLinear. ONNX Runtime pushes the pair through operations that move
-numbers, and fuses what stands between DequantizeLinear and QuantizeLinear into integer kernels where it has them
-(convolutions and matrix products with 8-bit weights); elsewhere it computes in float on exactly the numbers that the
-codes stand for.
+(`artifacts/dialect.py`), after the operation that gives the value; all readers of the value read the pair's result. In
+ONNX that is QuantizeLinear → DequantizeLinear. ONNX Runtime moves the pair through moves, and replaces DequantizeLinear
+→ operation → QuantizeLinear by an integer kernel where it has one (convolutions and matrix products with 8-bit
+weights). Elsewhere it computes in float, on exactly the numbers that the codes stand for.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Tensors(NamedTuple):
 
 
 def find_activations(graph: Graph, layers: Collection[fx.Node]) -> list[Tensors]:
-    """The tensors to quantize; those that share a range together.
+    """The values to quantize, as the operations or inputs that give them, in groups that share a range.
 
     Args:
         graph: in normal form.
@@ -80,7 +79,7 @@ def kind_of(node: fx.Node) -> str:
 
 
 def _computed(graph: Graph) -> set[fx.Node]:
-    """What depends on the numbers that the network is given, and not just on their shapes."""
+    """The values that depend on the numbers in the network's inputs, and not only on the shapes of the inputs."""
     computed: set[fx.Node] = set()
     for node in graph.operations.nodes:
         tensors = (
@@ -106,7 +105,7 @@ def _read_as_codes(node: fx.Node, layers: Collection[fx.Node], computed: Collect
 
 
 def _sources(node: fx.Node, computed: Collection[fx.Node]) -> Iterator[fx.Node]:
-    """The operations and inputs that made a tensor's numbers, before they were moved."""
+    """The operations and inputs that computed a value's numbers, before they were moved."""
     stack, seen = [node], {node}
     while stack:
         last = stack.pop()
@@ -127,7 +126,7 @@ def _moves(node: fx.Node) -> bool:
 
 
 def _moved(node: fx.Node) -> list[fx.Node]:
-    """The operands whose numbers an operation moves (and not the indices by which it does)."""
+    """The operands whose numbers an operation moves; its indices are no such operands."""
     first = node.args[0]
     return [source for source in (first if isinstance(first, list | tuple) else [first]) if isinstance(source, fx.Node)]
 

@@ -27,7 +27,8 @@ from typing import final
 
 from torch import fx
 
-from roundwise.graph.analysis.following import Follower, Role
+from roundwise.graph.analysis.following import Follower
+from roundwise.graph.analysis.labels import Role
 from roundwise.graph.graph import Graph
 
 Places = tuple[tuple[int, ...], ...]

@@ -19,19 +19,20 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, final
+from typing import final
 
 import torch
 from torch import Tensor, fx
 
 from roundwise.graph.analysis.axes import axis_after, padding_along, stays_apart
-from roundwise.graph.analysis.labels import Labels
+from roundwise.graph.analysis.labels import Labels, Role, Slot, Track, UnfollowedError
 from roundwise.graph.analysis.layers import channel_axis, linear_map, weight_name
 from roundwise.graph.graph import Graph, bind
 from roundwise.graph.matrix import LinearMap
 from roundwise.graph.operators import (
     ATTENTION,
     MATRIX_PRODUCTS,
+    NORMALIZATIONS,
     OF_TWO,
     PADS,
     PIXEL_SHUFFLES,
@@ -42,20 +43,6 @@ from roundwise.graph.operators import (
 from roundwise.graph.shapes import blocks, expression
 
 aten = torch.ops.aten
-
-Role = Literal["rows", "columns", "parameter"]
-Slot = tuple[str, int]  # a constant's name, and a dimension of it
-
-
-class Track(NamedTuple):
-    """The followed dimension of a value, and the label of each place along it."""
-
-    axis: int
-    labels: list[int]
-
-
-class UnfollowedError(Exception):
-    """Channels cannot be followed beyond an operation; says why."""
 
 
 @final
@@ -147,6 +134,8 @@ class Follower:
         assert source is not None
         if node.target is aten.batch_norm.default or node.target is aten.prelu.default:
             return self._after_parameters(node, track)
+        if node.target in NORMALIZATIONS:
+            raise UnfollowedError(f"'{node.name}' ({node.target}) normalizes each by all of them")
         if node.target in RESHAPES:
             return self._after_reshape(node, source, track)
         if node.target in PIXEL_SHUFFLES:

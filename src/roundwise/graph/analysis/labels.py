@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import final
+from typing import Literal, NamedTuple, final
+
+Role = Literal["rows", "columns", "parameter"]
+"""What a dimension of a constant is: a layer's output channels, its input channels, or one number for each."""
+
+Slot = tuple[str, int]
+"""A constant's name, and a dimension of it."""
+
+
+class Track(NamedTuple):
+    """The followed dimension of a value, and the label of each place along it."""
+
+    axis: int
+    labels: list[int]
+
+
+class UnfollowedError(Exception):
+    """Channels cannot be followed beyond an operation; says why."""
 
 
 @final

@@ -1,4 +1,4 @@
-"""Where in a graph the layers are, and what follows them."""
+"""The layers of a graph: weights, the operations that use them, and the functions that follow."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Layer:
         calls: the operations, in order; several where a module is reused or weights are tied.
         map: the first call's linear map, with its bias.
         nonlinearity: the function between the first call and its only consumer, or None.
-        own_bias: name of the constant that is this layer's bias and nothing else; None if there is no such one.
-        addend: what the output of the only call is added to, real numbers of the same shape (a shortcut, another
-            branch), where that sum is all that reads the output; else None.
+        own_bias: name of the constant that is this layer's bias and that nothing else reads; None if there is none.
+        addend: the value that the output is added to, such as a shortcut: a float tensor of the same shape. None if
+            there is none, if other operations read the output too, or if the layer has several calls.
     """
 
     name: str
@@ -64,7 +64,7 @@ def find_layers(graph: Graph) -> list[Layer]:
     names = _layer_names(list(calls))
     layers = []
     for weight, ((first, layer), *others) in calls.items():
-        # A weight that is used as two different kinds of matrix is quantized as the first; the layout must agree.
+        # A weight may be used as two kinds of matrix; then only calls of the first kind are calls of the layer.
         alike = [node for node, other in others if _layout(other) == _layout(layer)]
         calls_alike = (first, *alike)
         nonlinearity, own_bias = _nonlinearity(graph, first, layer), _own_bias(graph, calls_alike)
@@ -87,7 +87,10 @@ def linear_map(graph: Graph, node: fx.Node) -> LinearMap | None:
 
 
 def channel_axis(node: fx.Node, layer: LinearMap) -> int:
-    """Of a layer's input or output; a batch dimension may be missing, and positions may stand before features."""
+    """The dimension of a layer's input or output along which channels lie.
+
+    A convolution may have no batch dimension, and a linear layer may have others between the batch and its features.
+    """
     return int(node.meta["val"].dim()) - max(layer.dims, 0) - 1
 
 
@@ -99,9 +102,9 @@ def weight_name(call: fx.Node) -> str:
 
 
 def has_channels_second(node: fx.Node, layer: LinearMap) -> bool:
-    """Whether dimension 1 of a layer's input or output is its features, as batch-norm and `prelu` take it to be.
+    """Whether channels are dimension 1 of a layer's input or output, as batch-norm and `prelu` expect them.
 
-    It is not where positions stand before a linear layer's features, or a convolution's batch dimension is missing.
+    They are not where a linear layer has dimensions between batch and features, or a convolution has no batch.
     """
     value = node.meta.get("val")
     return isinstance(value, Tensor) and value.dim() == layer.dims + 2
@@ -127,7 +130,7 @@ def _own_bias(graph: Graph, calls: tuple[fx.Node, ...]) -> str | None:
 
 
 def _addend(calls: tuple[fx.Node, ...]) -> fx.Node | None:
-    # Weights that made up for something at one call would do so at all of them.
+    # With several calls, weights chosen to compensate an error at one call would change all others.
     if len(calls) > 1 or len(calls[0].users) != 1:
         return None
     user = next(iter(calls[0].users))
@@ -138,7 +141,7 @@ def _addend(calls: tuple[fx.Node, ...]) -> fx.Node | None:
 
 
 def _alike(value: Any, output: Tensor) -> bool:
-    """Whether it is known to be a real tensor of the output's shape."""
+    """Whether a value is a float tensor of the output's shape."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return False
     return str(value.shape) == str(output.shape)  # as text: comparing symbolic sizes would fix them

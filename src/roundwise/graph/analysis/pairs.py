@@ -1,11 +1,14 @@
-"""Where the channels of a layer go: along operations that keep them apart, up to the layer that reads them.
+"""Pairs of layers that follow each other: the second undoes what is done to the output channels of the first.
 
-What a method does to the output channels of one layer (scale them, shift them) the next layer's input channels can
-undo, if nothing between the two mixes channels. Such a *pair* has these properties: neither layer shares its weight,
-the first does not share its bias, nobody else reads what is between them, and each operation there either works element
-by element (whether it will do is for the method to say) or keeps channels apart: pooling, padding with zeros or with
-what is there, resizing, means over places, and flattening before a linear layer, which makes several columns of a
-channel. Anything else, such as additions and concatenations, ends the way.
+If a method scales or shifts the output channels of one layer, the next layer's weights and bias can make up for it, as
+long as no operation between the two mixes channels. `find_pairs` finds two layers where
+
+1. nothing else reads the weights of both, the bias of the first, or a value between them;
+2. each operation between them keeps channels apart. It is either a function of single numbers, and the method says
+   which functions it can handle; or it is pooling, padding, resizing, a mean over pixels, or flattening before a linear
+   layer. After flattening, a channel has one column for each pixel.
+
+Additions and concatenations have two operands, so no pair reaches across one. `channels.py` follows channels there too.
 """
 
 from __future__ import annotations
@@ -39,19 +42,23 @@ _ELEMENTWISE = RECTIFIERS | EXTREMES
 @final
 @dataclass(frozen=True)
 class Place:
-    """Where a layer's channels are in a value made of its output: on an axis, each `repeats` times in a row."""
+    """Where a layer's channels are in a value: along dimension `axis`, each `repeats` times in a row."""
 
     axis: int
     repeats: int = 1
 
     def along(self, values: Tensor, dims: int) -> Tensor:
-        """One number for each channel `[channels]`, in the shape that broadcasts with a value of so many dimensions."""
+        """One number for each channel, `[channels]`, in a shape that broadcasts with a value of `dims` dimensions."""
         shape = [1] * dims
         shape[self.axis] = -1
         return values.repeat_interleave(self.repeats).reshape(shape)
 
     def channels(self, constant: Tensor, channels: int, dims: int) -> Tensor | None:
-        """The inverse of `along`, float64: one number for each channel; None where a constant has others as well."""
+        """The inverse of `along`: one number for each channel, float64.
+
+        Returns:
+            None where the constant has different numbers within a channel.
+        """
         if constant.numel() == 1:
             return constant.double().reshape(1).expand(channels)
         shape = [1] * (dims - constant.dim()) + list(constant.shape)
@@ -69,8 +76,8 @@ class Pair:
     Attributes:
         first, second: the calls.
         channels: how many output channels the first has.
-        functions: what works element by element between them, in order, and where the channels are there.
-        pads: whether zeros come to lie among the channels' values on the way, or in the second layer's own padding.
+        functions: the functions of single numbers between them, in order, and where the channels are there.
+        pads: whether a padding between them, or the second layer's own, puts zeros around the values.
     """
 
     first: fx.Node
@@ -90,7 +97,7 @@ def find_pairs(graph: Graph, accepts: Callable[[fx.Node], bool]) -> list[Pair]:
 
     Args:
         graph: in normal form.
-        accepts: whether an operation that works element by element may stand between two layers.
+        accepts: whether a function of single numbers may stand between two layers.
     """
     return [pair for node in graph.operations.nodes if (pair := _pair(graph, node, accepts)) is not None]
 
@@ -108,7 +115,7 @@ def _pair(graph: Graph, first: fx.Node, accepts: Callable[[fx.Node], bool]) -> P
         user = next(iter(node.users))
         second = linear_map(graph, user)
         if second is not None:
-            # What it reads is its input: a weight is a constant.
+            # The layer reads the node as its input, not as its weight: weights are constants.
             fits = place.axis == channel_axis(node, second) and _alone(user, "weight")
             return Pair(first, user, groups * rows, tuple(functions), pads or second.pads) if fits else None
         if user.op != "call_function" or not user.args or user.args[0] is not node:
@@ -128,7 +135,7 @@ def _pair(graph: Graph, first: fx.Node, accepts: Callable[[fx.Node], bool]) -> P
 
 
 def is_elementwise(graph: Graph, node: fx.Node) -> bool:
-    """Whether an operation is a clamp, or a ReLU of some kind; a clamp's limits may be constants of their own."""
+    """Whether an operation is a ReLU of some kind or a clamp, with limits that are numbers or constants."""
     if node.target not in EXTREMES:
         return node.target in _ELEMENTWISE or clamp_limits(node) is not None
     if graph.constant(node.args[1]) is None:
@@ -138,7 +145,7 @@ def is_elementwise(graph: Graph, node: fx.Node) -> bool:
 
 
 def place_after(node: fx.Node, place: Place) -> Place | None:
-    """Where channels are after an operation that keeps them apart; None if it may not."""
+    """Where channels are after an operation that keeps them apart; None if it does not, or if that is not known."""
     source, arguments = node.args[0], bind(node)
     assert isinstance(source, fx.Node)
     value = source.meta["val"]
@@ -156,7 +163,7 @@ def place_after(node: fx.Node, place: Place) -> Place | None:
         gone = 0 if arguments["keepdim"] else sum(dim < place.axis for dim in over)
         return Place(place.axis - gone, place.repeats)
     if arguments.get("divisor_override") is not None:
-        return None  # no mean: it may be as much larger as it likes
+        return None  # not a mean: divided by another number than that of the values
     last = WINDOW_DIMS.get(node.target, 0)
     if node.target in PADS and padded_number(node) in (0, None):
         last = len(arguments["pad"]) // 2

@@ -5,9 +5,9 @@ PReLU, whatever its slopes. With any S = diag(s), s > 0,
 
     W₂ f(W₁ x + b₁) + b₂ = (W₂ S) f(S⁻¹ W₁ x + S⁻¹ b₁) + b₂
 
-What changes is how well each channel uses a grid that is shared by all. Let r₁ᵢ be the largest |weight| of output
-channel i in the first layer, r₂ᵢ that of input channel i in the second, and R₁, R₂ the largest of all channels. Of its
-grid, channel i has the share rᵢ/R. The best s makes Σᵢ (r₁ᵢ/R₁)(r₂ᵢ/R₂) as large as can be, and is
+What changes is how well each channel uses a grid that all share. Let r₁ᵢ be the largest |weight| of output channel i in
+the first layer, r₂ᵢ that of input channel i in the second, and R₁, R₂ the largest of all channels. Channel i uses the
+share rᵢ/R of its grid. The best s makes Σᵢ (r₁ᵢ/R₁)(r₂ᵢ/R₂) as large as possible, and is
 
     sᵢ = √(r₁ᵢ r₂ᵢ) / r₂ᵢ                                                                            (Eq. 11)
 
@@ -15,21 +15,26 @@ grid, channel i has the share rᵢ/R. The best s makes Σᵢ (r₁ᵢ/R₁)(r₂
 divided by R₁(s) R₂(s). Since R₁(s) R₂(s) ≥ (r₁ᵢ/sᵢ)(r₂ᵢ sᵢ) = r₁ᵢ r₂ᵢ for each i, it is at least maxᵢ r₁ᵢ r₂ᵢ. Eq. 11
 makes both ranges √(r₁ᵢ r₂ᵢ), so R₁(s) R₂(s) is that bound. ∎
 
-*Chains.* A layer may be second of one pair and first of the next, as depthwise convolutions are; pairs are then
-equalized in turn, over and over. In the logarithms of all s a sweep is no expansion in the largest norm (a maximum of
-shifted numbers moves no further than they do), so no sweep changes more than the one before.
+The algorithm:
 
-*Clamps.* ReLU6 and other clamps do not scale by themselves, but clamp(x, l, u)/s = clamp(x/s, l/s, u/s): with limits
-for each channel they do. This is exact, and the default: the operation becomes a ReLU (or a maximum) and a minimum with
-a constant. The methods that look at the function after a layer see the ReLU, and not the minimum that follows it; where
-the lower limit is another than 0, no function. Where activations are quantized, the quantizer stands after the minimum.
-The source replaces ReLU6 by ReLU, which changes the network; so does `relu6="relu"`.
+1. Find all pairs of layers (`graph/analysis/pairs.py` says which).
+2. Sweep over the pairs: compute s from Eq. 11 and scale the ranges of both layers.
+3. Repeat step 2 until no s differs from 1 by more than the tolerance, or for `max_iterations` sweeps.
+4. Divide the rows and the bias of each first layer by the product of its s, and multiply the columns of the second.
 
-*Where pairs are* says `graph/analysis/channels.py`.
+*Chains.* More than one sweep is needed because a layer may be second in one pair and first in the next, as depthwise
+convolutions are. The changes shrink: in the logarithms of all s, a sweep does not expand distances in the maximum norm
+(a maximum of shifted numbers moves no further than the numbers), so no sweep changes more than the one before.
 
-A channel whose range, in one of the two layers, is 0 or below 2⁻⁸⁰ of the layer's largest keeps s = 1, so that no s is
-beyond what float32 holds. Channels that are merely negligible are scaled as all others: trained networks have some with
-weights of 10⁻¹² in one layer and of 50 in the next, whose grid they would spoil for all.
+*Clamps.* ReLU6 and other clamps are not equivariant, but clamp(x, l, u)/s = clamp(x/s, l/s, u/s): with limits for each
+channel the rewrite is exact. This is the default. The operation becomes a ReLU (or a maximum) and a minimum with a
+constant. Methods that look at the function after a layer see the ReLU and not the minimum after it; where the lower
+limit is not 0, they see no function. Where activations are quantized, the quantizer is put after the minimum. The paper
+replaces ReLU6 by ReLU, which changes the network; `relu6="relu"` does that.
+
+*Dead channels.* A channel whose range, in one of the two layers, is below 2⁻⁸⁰ of the layer's largest keeps s = 1, so
+that every s fits into float32. Channels that are only small are scaled like all others: trained networks have some with
+weights of 10⁻¹² in one layer and of 50 in the next, which would widen the next layer's grid for all channels.
 """
 
 from __future__ import annotations
@@ -55,20 +60,20 @@ from roundwise.wording import number_of
 Clamps = Literal["clip-per-channel", "keep", "relu"]
 
 DEAD = 2.0**-80
-"""Channels with a smaller share of their layer's range are left alone."""
+"""A channel whose range is a smaller share of its layer's range than this is not scaled."""
 
 
 @final
 @dataclass(frozen=True)
 class CrossLayerEqualization(GraphRewrite):
-    """Make the ranges of channels alike in layers that follow each other.
+    """Give the channels between two layers equal ranges in both.
 
     Args:
-        relu6: what to do about ReLU6 and other clamps between two layers: "clip-per-channel" scales their limits, which
-            is exact; "keep" equalizes nothing across them; "relu" replaces those from 0 up by ReLU where it equalizes,
-            as the source does, which changes what the network computes (the report says how much).
-        tolerance: chains are equalized until no scale changes by more than this share of itself in a sweep, above 0.
-        max_iterations: sweeps over all pairs, at least 1; outputs are the same however many there were.
+        relu6: what to do with ReLU6 and other clamps between two layers: "clip-per-channel" scales their limits, which
+            is exact; "keep" does not equalize across them; "relu" replaces clamps with lower limit 0 by ReLU where it
+            equalizes, as the paper does, which changes what the network computes (the report says by how much).
+        tolerance: sweeps end when no scale changes by more than this share of itself, above 0; larger ends earlier.
+        max_iterations: the most sweeps over all pairs, at least 1; the network computes the same after any number.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
@@ -121,11 +126,11 @@ class CrossLayerEqualization(GraphRewrite):
         return graph
 
     def _scales(self, found: Sequence[Pair], layers: Mapping[str, LayerEdit]) -> list[Tensor]:
-        """s of each pair, float64 `[channels]`; all 1 where they are so already, but for the tolerance."""
+        """s of each pair, float64 `[channels]`; all 1 if the ranges are equal already, within the tolerance."""
         sizes = {name: layer.matrix.abs() for name, layer in layers.items()}
         alive = [
             torch.stack([r > DEAD * r.max() for r in _ranges(pair, sizes)]).all(0) for pair in found
-        ]  # once for all, so that no channel comes and goes
+        ]  # decided once, so that no channel is scaled in one sweep and not in the next
         ones = [torch.ones_like(mask, dtype=torch.float64) for mask in alive]
         totals = ones
         for sweep in range(self.max_iterations):

@@ -1,26 +1,26 @@
-"""High-bias absorption: what a channel is always above, the next layer's bias may hold for it.
+"""High-bias absorption: move the part of a channel that is nearly always there into the next layer's bias.
 
-Equalization divides channels with small weights by small numbers, and with them their biases: some activations become
-large, and a grid shared by all of a tensor coarse. But a channel whose values x hardly ever come below c > 0 passes a
-ReLU as it is, so that c can be taken away before and added behind:
+Equalization divides channels with small weights by small numbers, and their biases too. Some activations then become
+large, and a grid that all channels of a tensor share becomes coarse. But if a channel's values x are nearly always
+above some c > 0, they pass a ReLU unchanged, and c can be subtracted before it and added after it:
 
     W₂ f(x) + b₂ = W₂ f(x − c) + (b₂ + W₂ c)        for x ≥ c, with f(x) = x for x ≥ 0
 
     c = max(0, β − n γ)                             n = 3: a normal x is below c for 0.13 % of its values
 
-with the mean β and deviation γ that batch-norm gave the channel, or that samples show, where there are some. So b₁
-becomes b₁ − c and b₂ becomes b₂ + W₂ c.
+with the mean β and deviation γ of the channel, from batch-norm or measured on samples. So b₁ becomes b₁ − c and b₂
+becomes b₂ + W₂ c.
 
-*Upper limits*, of ReLU6 and as equalization leaves them, go down by c too: min(x, u) − c = min(x − c, u − c). This is
-exact; c is at most u.
+*Upper limits* of ReLU6, and those that equalization leaves, are lowered by c too: min(x, u) − c = min(x − c, u − c).
+This is exact; c is at most u.
 
-What does change, and makes this rewrite one that is not exact: values below c, and the border of what is padded with
-zeros. A zero there stood for 0, and now stands for c. `across_padding=False` leaves such pairs alone, which keeps
-weights alone nearer to the float network, but may leave activations that no 8 bits can hold: channels with γ near 0 are
-constants, which equalization may make very large.
+*What changes.* The rewrite is not exact. Values below c change, and so do borders that are padded with zeros: a zero
+there stood for 0, and now stands for c. `across_padding=False` leaves pairs with padding alone. With quantized weights
+alone, that keeps the network nearer to the float network. With quantized activations it may leave values too large for
+8 bits: a channel with γ near 0 is a constant, which equalization may make very large.
 
-*Where.* In pairs of layers as `graph/analysis/channels.py` finds them, with a ReLU of some kind between them (all that
-is the identity from 0 up), and where the moments of the first layer's output are known.
+*Where.* In pairs of layers (`graph/analysis/pairs.py`) with a ReLU of some kind between them, that is, with a function
+that is the identity from 0 up, and where the moments of the first layer's output are known.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ aten = torch.ops.aten
 @final
 @dataclass(frozen=True)
 class HighBiasAbsorption(GraphRewrite):
-    """Move what channels are always above into the next layer's bias; after equalization, before rounding.
+    """Move the part of channels that is nearly always there into the next layer's bias; after equalization.
 
     Args:
-        deviations: n, 0 or more; the fewer, the more is absorbed and the more values are below it.
-        across_padding: whether to absorb where zeros are put around the values, and so to be wrong at the border.
-        moments: where means and deviations are from: "batch-norm", or "data", a batch of the calibration samples, which
-            serves networks without batch-norm too.
+        deviations: n, 0 or more; a smaller n absorbs more, and changes more values.
+        across_padding: whether to absorb where a padding puts zeros around the values, which changes the borders.
+        moments: where means and deviations come from: "batch-norm", or "data", which measures them on a batch of the
+            calibration samples, also in networks without batch-norm.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
@@ -112,7 +112,7 @@ class HighBiasAbsorption(GraphRewrite):
             moments, second = known.get(weight_name(pair.first)), linear_map(graph, pair.second)
             if moments is None or second is None or (pair.pads and not self.across_padding):
                 continue
-            # A transposed convolution adds W c at some places and a part of it at others.
+            # A transposed convolution adds W c at some output positions, and a part of it at others.
             if second.transposed or not any(_is_relu(function) for function, _ in pair.functions):
                 continue
             amount = (moments.mean - self.deviations * moments.std).clamp(min=0)
@@ -124,13 +124,13 @@ class HighBiasAbsorption(GraphRewrite):
 
 
 def _is_relu(node: fx.Node) -> bool:
-    """Whether an operation is the identity from 0 up, but for an upper limit, and something else below."""
+    """Whether an operation is the identity from 0 up to an upper limit, if it has one, and another function below 0."""
     limits = clamp_limits(node)
     return node.target in RECTIFIERS or (limits is not None and limits[0] == 0 < limits[1])
 
 
 def _has_ceiling(node: fx.Node) -> bool:
-    """Whether an operation limits values from above, and from below no further up than at 0."""
+    """Whether an operation has an upper limit, and either no lower limit or the lower limit 0."""
     limits = clamp_limits(node)
     return node.target is aten.minimum.default or (
         limits is not None and limits[0] in (0, -math.inf) and limits[1] < math.inf
