@@ -22,7 +22,7 @@ CREATED := $(VENV)/.created
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo test slow lint format types imports check accuracy bench clean
+.PHONY: help demo test slow lint format types imports docs check accuracy bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -51,7 +51,10 @@ format: $(DEV)  ## put the code into its format, and mend what can be mended by 
 types: $(DEV)  ## mypy, strict
 	@$(BIN)/mypy
 
-check: lint types test slow  ## all of the above that can fail
+docs: $(DEV)  ## the pages of docs/ as HTML in docs/_build/html, warnings being errors
+	@$(BIN)/sphinx-build -W --keep-going --quiet --builder html docs docs/_build/html
+
+check: lint types docs test slow  ## all of the above that can fail
 
 accuracy: $(DEV)  ## accuracies of real networks, as in the README; options as in ARGS="--help"
 	@$(BIN)/python benchmarks/accuracy.py $(ARGS)
@@ -60,8 +63,8 @@ bench: $(DEV)  ## Roundwise and its peers side by side; hours without ARGS="--qu
 	@$(BIN)/python benchmarks/side_by_side.py $(ARGS)
 
 clean:  ## remove the environment and everything that tools and runs have written
-	rm -rf $(VENV) build dist roundwise-demo .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist docs/_build roundwise-demo .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find src tests benchmarks docs examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CREATED):
 	@command -v $(PYTHON) >/dev/null || { echo "make: '$(PYTHON)' was not found; Roundwise needs Python 3.11 or newer." >&2; exit 1; }
