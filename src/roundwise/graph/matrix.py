@@ -23,7 +23,7 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -140,7 +140,7 @@ class LinearMap:
         groups, _, cols = self.matrix_shape
         return values.repeat_interleave(groups * cols // values.numel()).reshape(groups, cols)
 
-    def to_matrix(self, weight: Tensor) -> Float[Tensor, "groups rows cols"]:
+    def to_matrix(self, weight: Tensor) -> Real[Tensor, "groups rows cols"]:
         """The weight tensor as a matrix per group, in plain memory order however the tensor lies in memory."""
         if not self.transposed:
             return weight.reshape(self.matrix_shape).contiguous()
@@ -148,8 +148,8 @@ class LinearMap:
         split = weight.reshape(groups, -1, rows, *self.kernel).transpose(1, 2)
         return split.flip(tuple(range(3, 3 + self.dims))).reshape(self.matrix_shape).contiguous()
 
-    def to_weight(self, matrix: Float[Tensor, "groups rows cols"]) -> Tensor:
-        """The inverse of `to_matrix`."""
+    def to_weight(self, matrix: Real[Tensor, "groups rows cols"]) -> Tensor:
+        """The inverse of `to_matrix`, for weights and for codes."""
         if not self.transposed:
             return matrix.reshape(self.weight_shape)
         groups, rows, _ = self.matrix_shape

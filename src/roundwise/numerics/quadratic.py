@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Self, final
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
@@ -62,7 +62,7 @@ class Quadratic:
         bias: Float[Tensor, "groups rows"],
         *,
         free_bias: bool,
-    ) -> Self:
+    ) -> Quadratic:
         """The objective for the given samples.
 
         Args:
@@ -99,7 +99,7 @@ class Quadratic:
             return torch.zeros_like(self.constant)
         return self.mean_error - ((matrix - self.weight) @ self.input_mean.unsqueeze(-1)).squeeze(-1)
 
-    def with_targets(self, cross: Float[Tensor, "groups rows cols"], mean: Float[Tensor, "groups rows"]) -> Self:
+    def with_targets(self, cross: Float[Tensor, "groups rows cols"], mean: Float[Tensor, "groups rows"]) -> Quadratic:
         """The objective for other targets t, except its constant: `cross` is E (t − y) x̂ᵀ and `mean` is E (t − y)."""
         if self.input_mean is None or self.mean_error is None:
             return dataclasses.replace(self, pull=self.pull + cross)
@@ -128,7 +128,7 @@ class Quadratic:
             trace = trace + self.input_mean.square().sum(-1)
         return shrinkage * rho * trace / p
 
-    def shrunk(self, strength: Float[Tensor, "groups"]) -> Self:
+    def shrunk(self, strength: Float[Tensor, "groups"]) -> Quadratic:
         """The objective plus strength · ‖ŵ − w‖²: with `strength` added to the diagonal of H."""
         hessian = self.hessian.clone()
         hessian.diagonal(dim1=1, dim2=2).add_(strength.unsqueeze(-1))
