@@ -102,7 +102,7 @@ def figure2(_: Results, path: Path) -> str:
     up = torch.linspace(0, 1, 401)
     axes = one_plot("At β = 20 only decided weights are pulled to an end, at β = 2 all")
     for beta, style in ((20, "-"), (8, "--"), (4, "-."), (2, ":")):
-        axes.plot(up, regularizer(up, beta), style, label=f"β = {beta}", color="black", linewidth=1.5)
+        axes.plot(up, regularizer(up, float(beta)), style, label=f"β = {beta}", color="black", linewidth=1.5)
     axes.set_xlabel("h(V), from down (0) to up (1)")
     axes.set_ylabel("regularizer of one weight (Eq. 24)")
     axes.legend(frameon=False, fontsize=9, loc="lower center")

@@ -1,4 +1,4 @@
-"""Sums over positions: second moments of inputs and targets, and the positions that they are sums over."""
+"""Second moments of inputs and targets: sums over positions, and the positions themselves."""
 
 from __future__ import annotations
 
@@ -92,5 +92,5 @@ class Moments:
 
 
 def side_by_side(values: Tensor) -> bool:
-    """Whether all positions of a column, or of a row of outputs, are neighbours in memory."""
+    """Whether the positions of a column (of inputs or of outputs) lie next to each other in memory."""
     return values.mT.is_contiguous() and not values.is_contiguous()

@@ -1,9 +1,9 @@
-"""Round every weight down, or every weight up: the two ends of what AdaRound chooses between.
+"""Round every weight down, or every weight up: AdaRound chooses between these two for each weight.
 
     Ŵ_floor = s · clip(⌊W/s⌋, n, p),      Ŵ_ceil = s · clip(⌈W/s⌉, n, p)                       (Eq. 10)
 
-Both shift every weight the same way, so their errors add up instead of cancelling; on ResNet-18's first layer alone
-either brings ImageNet accuracy to chance (Table 1). They exist to show that, and as bounds in tests.
+Both shift all weights in the same direction, so that errors add up instead of cancelling: in ResNet-18's first layer
+alone, either of them brings ImageNet accuracy down to chance (Table 1). They are here to show this, and for tests.
 """
 
 from __future__ import annotations

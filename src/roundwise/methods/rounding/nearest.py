@@ -1,4 +1,4 @@
-"""Round to nearest: the baseline every other solver must beat.
+"""Round to nearest: the baseline that every other solver must beat.
 
 Ŵ = s · clip(⌊W/s⌉, n, p)                                                                 (Eq. 1)
 """
