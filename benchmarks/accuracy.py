@@ -34,6 +34,7 @@ import roundwise as rw
 from roundwise.events import Event, Progress
 from roundwise.methods.rounding import ROUNDING_SOLVERS
 from roundwise.recipe.settings import granularity_name
+from roundwise.runtimes import OnnxRuntime
 
 
 def solver_from(text: str) -> rw.rounding.RoundingSolver[Any]:
@@ -47,15 +48,11 @@ def solver_from(text: str) -> rw.rounding.RoundingSolver[Any]:
 
 def correct_in_onnx_runtime(task: networks.Task, quantized: rw.Model) -> torch.Tensor:
     """Which evaluation images the exported file classifies rightly."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    runtime = OnnxRuntime(threads=torch.get_num_threads())
     with tempfile.TemporaryDirectory() as folder:
-        file = rw.export(quantized, Path(folder) / "network.onnx").path
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        (name,) = (one.name for one in session.get_inputs())
-        outputs = [session.run(None, {name: images.numpy()})[0] for images in task.images.split(250)]
+        file = runtime.open(rw.export(quantized, Path(folder) / "network.onnx").path)
+        (name,) = file.inputs
+        outputs = [file.run({name: images.numpy()})[0] for images in task.images.split(250)]
     return torch.cat([torch.from_numpy(logits).argmax(1) for logits in outputs]) == task.labels
 
 

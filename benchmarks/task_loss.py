@@ -78,11 +78,7 @@ def main() -> None:
 
 def _weight_of(quantized: rw.Model, judge: taskloss.TaskHessian, layer: str) -> Tensor:
     """The layer's weights on its codes, as a matrix (of a layer whose matrix is its weight, reshaped)."""
-    constants = quantized.graph.constants
-    (codes,) = (value for name, value in constants.items() if name.startswith(layer) and name.endswith("_codes"))
-    node = next(n for n in quantized.graph.operations.nodes if "dequantize_per_tensor" in str(n.target))
-    scale, zero_point = node.args[1:3]
-    weight: Tensor = (codes.float() - zero_point) * scale
+    weight = quantized.weights[layer].dequantize()
     return weight.reshape(judge.weight.shape)
 
 

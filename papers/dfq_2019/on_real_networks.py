@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import roundwise as rw
 from roundwise.engine.rewriting import apply_rewrites, folded
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.graph import Graph
 
@@ -92,7 +92,7 @@ def measure(task: networks.Task, wanted: dict[str, Any]) -> float:
 
 def rewritten(model: nn.Module, images: Tensor, rewrites: tuple[rw.rewrites.GraphRewrite, ...]) -> Graph:
     """The float network after the rewrites."""
-    graph = folded(capture_graph(model, (images[:2],), {}))
+    graph = folded(TorchExport().graph(model, (images[:2],), {}))
     return apply_rewrites(graph, rewrites, (images[:2],), {})[0]
 
 

@@ -12,11 +12,12 @@ from torch.export import ExportedProgram
 from roundwise.artifacts.emit import emit
 from roundwise.artifacts.model import Model, versions
 from roundwise.engine.calibration import DataFree, read_calibration, take
-from roundwise.engine.network import Facts, Network, graph_of, made_up_inputs, undisturbed
+from roundwise.engine.network import Network, facts_of, graph_of, made_up_inputs
 from roundwise.engine.planning import stored_bytes
 from roundwise.engine.run import Run
 from roundwise.engine.stages import run_stage
 from roundwise.engine.store import ActivationStore, default_budget
+from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.events import Progress
 from roundwise.recipe.recipe import Recipe
 from roundwise.recipe.stages import Stage
@@ -66,11 +67,11 @@ def quantize(
     if recipe is None:
         recipe = Recipe.data_free() if data_free else Recipe()
     recipe = Recipe.of(recipe)
-    facts = Facts.of(model)
+    facts = facts_of(model)
     device = facts.device
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
     start = time.perf_counter()
-    with undisturbed(device), ActivationStore(budget, device) as store:
+    with isolated_torch_state(device), ActivationStore(budget, device) as store:
         inputs = data.samples(facts.dtype, facts.signature.batch or 2) if isinstance(data, DataFree) else data
         calibration = read_calibration(inputs, facts.signature, recipe.batch_size, store)
         read = time.perf_counter()

@@ -7,7 +7,8 @@
     ├── RecipeError        the request contradicts itself, the model, or what a grid can be
     ├── MemoryBudgetError  the run would fit neither in memory nor on disk
     ├── FileFormatError    a file is not what it claims to be: truncated, tampered with, of another version
-    └── ExportError        the exported file cannot be written, or does not agree with the model
+    ├── ExportError        the exported file cannot be written, or does not agree with the model
+    └── InferenceError     a runtime, such as ONNX Runtime, is not installed, or cannot load or run a file
 
 A message says what was found (with numbers and the layer's name), why that cannot work, and what to do.
 """
@@ -43,3 +44,7 @@ class FileFormatError(RoundwiseError, ValueError):
 
 class ExportError(RoundwiseError):
     """An export failed, or what it wrote does not agree with the quantized model."""
+
+
+class InferenceError(RoundwiseError):
+    """A runtime, such as ONNX Runtime, is not installed, or cannot load or run a file."""

@@ -8,7 +8,7 @@ from torch import nn
 import roundwise as rw
 from roundwise.engine.rewriting import apply_rewrites
 from roundwise.engine.rewriting import folded as rewrite
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.methods.rewrites import REWRITES
 from roundwise.testing import SETTINGS_CHECKS
@@ -41,7 +41,7 @@ class Network(nn.Module):
 def captured():
     torch.manual_seed(0)
     samples = torch.randn(2, 3, 6, 6)
-    return rewrite(capture_graph(Network().eval(), (samples,), {})), samples
+    return rewrite(TorchExport().graph(Network().eval(), (samples,), {})), samples
 
 
 @REWRITE

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_rounding_adapts_to_quantized_inputs_only_if_it_is_told_to():
     solver = rw.rounding.CoordinateDescent()
     plain = rw.quantize(captured(), IMAGES, quantizing(rounding=solver, batch_size=16))
     before, after = (quantized(adapt, solver, bits=3) for adapt in (True, False))
-    codes = [{n: v for n, v in q.graph.constants.items() if n.endswith("_codes")} for q in (plain, before, after)]
+    codes = [{name: weight.codes for name, weight in model.weights.items()} for model in (plain, before, after)]
     assert all(torch.equal(codes[0][name], codes[2][name]) for name in codes[0])
     assert not all(torch.equal(codes[0][name], codes[1][name]) for name in codes[0])
 
@@ -263,27 +264,23 @@ def test_a_half_precision_network_is_exported_with_its_activations(tmp_path):
 
 def test_a_wrong_scale_cannot_hide_behind_what_quantized_activations_do_to_small_differences(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    from roundwise.exporters import onnx_graph, onnx_verify
+    from roundwise.exporters import verify
+    from roundwise.exporters.onnx import weights
 
-    monkeypatch.setattr(onnx_verify, "CHANGE", 0.01)  # as if the network were deep, and so sensitive
+    monkeypatch.setattr(verify, "CHANGE", 0.01)  # as if the network were deep, and so sensitive
     result = quantized(bits=4)
     exported = rw.export(result, tmp_path / "net.onnx")
     strict, wide = exported.outputs_of_weights[0], exported.outputs[0]
     assert strict.relative_difference < 1e-5 < strict.tolerance < 0.05 < wide.tolerance
-    build = onnx_graph.build_graph
+    read = weights._read_weight
 
-    def of_other_scales(program):
-        scales = [value for name, value in program.state_dict.items() if name.endswith("weight_scale")]
-        right = [scale.data for scale in scales]
-        for scale in scales:
-            scale.data = scale.data.clone()
-            scale.data[:1] *= 1.01
-        graph = build(program)
-        for scale, data in zip(scales, right, strict=True):
-            scale.data = data
-        return graph
+    def corrupted(*arguments):
+        weight = read(*arguments)
+        scale = weight.scale.copy()
+        scale[:1] *= 1.01
+        return replace(weight, scale=scale)
 
-    monkeypatch.setattr(onnx_graph, "build_graph", of_other_scales)
+    monkeypatch.setattr(weights, "_read_weight", corrupted)
     with raises(rw.ExportError, "tolerance"):
         rw.export(result, tmp_path / "other.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]

@@ -14,7 +14,7 @@ from zoo import CASES
 
 import roundwise as rw
 from roundwise.engine.rewriting import folded as rewrite
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.graph import Graph
 from roundwise.graph.transforms.normalize import normalize
@@ -42,7 +42,7 @@ def captured(request):
     torch.manual_seed(1)
     args, kwargs = case.inputs(2)
     whole = None if request.param == "VariadicInputs" else rw.capture(model, samples_of(model, args, kwargs))
-    graph = capture_graph(model, args, kwargs) if whole is None else whole.graph
+    graph = TorchExport().graph(model, args, kwargs) if whole is None else whole.graph
     return Captured(request.param, model, whole, rewrite(graph))
 
 
@@ -53,11 +53,11 @@ def test_what_is_pure_already_gives_the_same_graph_as_when_it_is_made_so(name, m
     args, kwargs = case.inputs(3)
     made = []
     monkeypatch.setattr(ExportedProgram, "run_decompositions", counting(made, ExportedProgram.run_decompositions))
-    as_it_is = normalize(capture_graph(case.build(), args, kwargs))
+    as_it_is = normalize(TorchExport().graph(case.build(), args, kwargs))
     assert made == []
     shapes = pytree.tree_map(lambda _: {0: torch.export.Dim.DYNAMIC}, (args, kwargs))
     program = torch.export.export(case.build(), args, kwargs, dynamic_shapes=(*shapes[0], *shapes[1].values()))
-    made_pure = normalize(capture_graph(program.run_decompositions({}), args, kwargs))
+    made_pure = normalize(TorchExport().graph(program.run_decompositions({}), args, kwargs))
     assert targets(as_it_is) == targets(made_pure)
 
 
@@ -72,7 +72,7 @@ def test_batch_norm_that_would_write_its_statistics_is_not_taken_as_pure():
             return nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, True)
 
     with raises(rw.CaptureError, "'norm.running_mean'", "test_capture.py"):
-        capture_graph(Updates().eval(), (torch.randn(4, 2, 3, 3),), {})
+        TorchExport().graph(Updates().eval(), (torch.randn(4, 2, 3, 3),), {})
 
 
 def counting(calls, function):
@@ -255,7 +255,7 @@ def test_in_place_operations_become_pure_ones_and_pytorch_is_asked_only_where_th
     model, inputs = InPlace(way).eval(), torch.randn(2, 2, 4, 4)
     made = []
     monkeypatch.setattr(ExportedProgram, "run_decompositions", counting(made, ExportedProgram.run_decompositions))
-    graph = capture_graph(model, (inputs,), {})
+    graph = TorchExport().graph(model, (inputs,), {})
     assert made == ([] if known else ["run_decompositions"])
     assert not any("_." in str(node.target) for node in graph.operations.nodes)
     with torch.no_grad():

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import roundwise as rw
 from roundwise.artifacts.emit import QuantizedWeight, emit, packed_bits
 from roundwise.artifacts.model import Model
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.transforms.normalize import normalize
 from roundwise.numerics.grid import BITS, Codebook, Grid
@@ -69,7 +69,7 @@ def net(seed=0):
 
 
 def codes(quantized):
-    return {name: value for name, value in quantized.state_dict().items() if name.endswith("_codes")}
+    return {name: weight.codes for name, weight in quantized.weights.items()}
 
 
 def assert_same_codes(one, other):
@@ -149,8 +149,7 @@ def net_once():
 def test_codes_of_a_layer_do_not_depend_on_what_is_done_with_later_ones():
     overrides = {"second": rw.Weights(bits=8, rounding=rw.rounding.Ceil()), "head": None}
     changed = rw.quantize(net(), SAMPLES, recipe(overrides=overrides))
-    name = "graph_module.first.weight_codes"
-    assert torch.equal(codes(changed)[name], codes(reference())[name])
+    assert torch.equal(codes(changed)["first"], codes(reference())["first"])
 
 
 def test_stochastic_codes_of_a_layer_do_not_depend_on_any_other_layer():
@@ -158,8 +157,8 @@ def test_stochastic_codes_of_a_layer_do_not_depend_on_any_other_layer():
     alone = codes(
         rw.quantize(net(), SAMPLES, recipe(rw.rounding.Stochastic(), overrides={"first": None, "second": None}))
     )
-    assert list(alone) == ["graph_module.head.weight_codes"]
-    assert torch.equal(alone["graph_module.head.weight_codes"], everything["graph_module.head.weight_codes"])
+    assert list(alone) == ["head"]
+    assert torch.equal(alone["head"], everything["head"])
 
 
 def test_codes_do_not_depend_on_the_memory_budget(tmp_path, monkeypatch):
@@ -312,13 +311,13 @@ def test_second_moments_of_half_precision_are_summed_in_float32():
     assert report.layers[0].error == pytest.approx(expected.layers[0].error, rel=0.02)
 
 
-def test_the_program_is_a_standard_one_with_integer_codes_and_any_batch():
+def test_the_program_has_integer_codes_and_operations_of_aten_and_takes_any_batch():
     quantized = rw.quantize(net(), SAMPLES, recipe(rw.rounding.Nearest()))
     program = quantized.program
     assert isinstance(program, torch.export.ExportedProgram)
-    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert sum(target.startswith("quantized_decomposed.dequantize_per_channel") for target in targets) == 3
-    assert all(value.dtype == torch.int8 for name, value in program.state_dict.items() if name.endswith("_codes"))
+    targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert {target.namespace for target in targets} == {"aten"}
+    assert sum(value.dtype == torch.int8 for value in program.state_dict.values()) == len(quantized.weights) == 3
     for batch in (1, 2, 7):
         samples = torch.randn(batch, 3, 6, 6)
         assert torch.equal(program.module()(samples), quantized(samples))
@@ -565,7 +564,7 @@ def random_grid(codebook, *shape):
 def one_layer(kind, dtype):
     make, shape = KINDS[kind]
     torch.manual_seed(0)
-    graph = normalize(capture_graph(One(make()).eval().to(dtype), (torch.randn(2, *shape, dtype=dtype),), {}))
+    graph = normalize(TorchExport().graph(One(make()).eval().to(dtype), (torch.randn(2, *shape, dtype=dtype),), {}))
     (layer,) = find_layers(graph)
     return graph, layer, torch.randn(3, *shape, dtype=dtype)
 
@@ -601,7 +600,7 @@ def test_other_uses_of_a_shared_weight_keep_the_float_one():
     quantized = rw.quantize(Tied().eval(), torch.randint(6, (8, 3)), NEAREST)
     names = list(quantized.graph.constants)
     assert "embedding.weight" in names
-    assert "embedding.weight_codes" in names
+    assert "embedding" in quantized.weights
     assert quantized.report.layers[0].note
     assert [kept.name for kept in quantized.report.kept_float] == ["embedding.weight"]
 

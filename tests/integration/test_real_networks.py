@@ -14,7 +14,7 @@ from recipes import quantizing
 
 import roundwise as rw
 from roundwise.engine.rewriting import folded as rewrite
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends.torch_export import TorchExport
 from roundwise.methods.rewrites.cross_layer_equalization import pairs
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -85,7 +85,7 @@ def test_adaround_recovers_most_of_what_nearest_rounding_loses():
 )
 def test_equalization_finds_the_pairs_of_trained_networks_and_leaves_their_outputs(network, count):
     whole = networks.load(network, 8)
-    graph = rewrite(capture_graph(whole.model, (whole.calibration,), {}))
+    graph = rewrite(TorchExport().graph(whole.model, (whole.calibration,), {}))
     assert len(pairs(graph)) == count
     with torch.no_grad():
         expected = graph.module()(whole.calibration)

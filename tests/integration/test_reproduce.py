@@ -90,7 +90,7 @@ def test_the_page_has_the_best_of_the_runs_where_the_paper_has_it():
 
 
 def codes(quantized):
-    return {name: value for name, value in quantized.graph.constants.items() if name.endswith("_codes")}
+    return {name: weight.codes for name, weight in quantized.weights.items()}
 
 
 @pytest.mark.parametrize("first_layer_only", [True, False])

@@ -22,12 +22,12 @@ from roundwise.artifacts.emit import emit
 from roundwise.engine.planning import plan_layers
 from roundwise.engine.rewriting import folded as rewrite
 from roundwise.engine.store import ActivationStore
-from roundwise.engine.stream import MAKES_UP, Stream
+from roundwise.engine.stream import COMPENSATES, Stream
 from roundwise.engine.unit import generator_for
 from roundwise.events import LayerFinished, LayerStarted, Planned
-from roundwise.frontends.torch_export import capture_graph
-from roundwise.graph.transforms.normalize import WEIGHTED
-from roundwise.methods.interfaces import RangeEstimator, Rounding, RoundingSolver
+from roundwise.frontends.torch_export import TorchExport
+from roundwise.graph.operators import WEIGHTED
+from roundwise.methods.interfaces import RangeEstimator, Rounding, RoundingSolver, Traits
 from roundwise.statistics import Nothing, Statistic
 
 aten = torch.ops.aten
@@ -94,7 +94,7 @@ COARSE = rw.Weights(bits=3)
 @functools.cache
 def captured(name):
     torch.manual_seed(0)
-    return rewrite(capture_graph(NETWORKS[name]().eval(), (SAMPLES[:2],), {}))
+    return rewrite(TorchExport().graph(NETWORKS[name]().eval(), (SAMPLES[:2],), {}))
 
 
 def stream(graph, recipe, store, *, batch=4, progress=None, inputs=None):
@@ -132,8 +132,7 @@ class Recorder(RoundingSolver[Batches]):
     """Rounds up, which is far from nearest, and keeps copies of what it was given."""
 
     seen: dict = field(default_factory=dict, compare=False)
-    float_inputs: bool = False
-    addition_aware: bool = False
+    traits: Traits = Traits()
     needs: ClassVar[type] = Batches
 
     def solve(self, problem, generator):
@@ -148,6 +147,7 @@ class Failing(RoundingSolver[Nothing]):
     layer: str
     act: object
     needs: ClassVar[type] = Nothing
+    traits: ClassVar[Traits] = Traits()
 
     def solve(self, problem, generator):
         codes = problem.grid.quantize(problem.weight)
@@ -204,7 +204,7 @@ def test_each_layer_sees_the_inputs_of_the_finished_model_and_the_float_networks
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_solver_that_asks_for_them_sees_the_float_networks_inputs(name):
-    graph, recorder = captured(name), Recorder(float_inputs=True)
+    graph, recorder = captured(name), Recorder(traits=Traits(float_inputs=True))
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
         result = stream(graph, quantizing(COARSE, recorder), store).run()
     for number, part in enumerate(SAMPLES.split(4)):
@@ -217,7 +217,7 @@ def test_a_solver_that_asks_for_them_sees_the_float_networks_inputs(name):
 
 def test_methods_of_one_layer_may_see_inputs_of_different_streams():
     # Both ask for one kind of statistic, but range estimation is shown the quantized network's inputs, always.
-    graph, recorder = captured("chain"), Recorder(float_inputs=True)
+    graph, recorder = captured("chain"), Recorder(traits=Traits(float_inputs=True))
     shown = {}
 
     @dataclass(frozen=True)
@@ -257,7 +257,8 @@ class Sums(nn.Module):
 
 @pytest.mark.parametrize("batch", [4, 11])
 def test_a_solver_that_is_addition_aware_sees_targets_that_make_up_for_what_is_added(batch):
-    graph, recorder = rewrite(capture_graph(Sums().eval(), (SAMPLES[:2],), {})), Recorder(addition_aware=True)
+    graph = rewrite(TorchExport().graph(Sums().eval(), (SAMPLES[:2],), {}))
+    recorder = Recorder(traits=Traits(addition_aware=True))
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
         result = stream(graph, quantizing(COARSE, recorder), store, batch=batch).run()
     quantized = emit(graph, result.weights)
@@ -274,7 +275,7 @@ def test_a_solver_that_is_addition_aware_sees_targets_that_make_up_for_what_is_a
             expected = expected + floats[other] - finals[other]
         seen = torch.cat([targets for _, targets in recorder.seen[layer.name]])
         torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)
-    assert {report.name for report in result.reports if MAKES_UP in report.note} == making_up.keys()
+    assert {report.name for report in result.reports if COMPENSATES in report.note} == making_up.keys()
 
 
 def test_a_layer_that_makes_up_for_a_shortcut_brings_the_sum_nearer_to_the_float_networks():
@@ -310,7 +311,7 @@ def test_nothing_is_made_up_for_a_mask(low):
     torch.manual_seed(0)
     recipe = quantizing(rw.Weights(bits=2), rw.rounding.GramAdaRound(addition_aware=True))
     report = rw.quantize(Gate().eval(), SAMPLES.flatten(0, 2), recipe).report
-    assert not any(MAKES_UP in layer.note for layer in report.layers)
+    assert not any(COMPENSATES in layer.note for layer in report.layers)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -338,7 +339,7 @@ def test_reported_errors_are_those_of_the_finished_model(name):
 def test_the_error_of_nearest_rounding_is_that_of_all_outputs_in_slices_of_any_size(name, monkeypatch):
     errors = []
     for size in (1, 300, 1 << 22):
-        monkeypatch.setattr("roundwise.engine.stream.OUTPUT_SLICE", size)
+        monkeypatch.setattr("roundwise.engine.measure.OUTPUT_SLICE", size)
         with ActivationStore(1 << 30, torch.device("cpu")) as store:
             result = stream(captured(name), quantizing(COARSE, rw.rounding.Ceil()), store).run()
         errors.append([report.error_nearest for report in result.reports])
@@ -419,7 +420,7 @@ class Calls(TorchDispatchMode):
 @pytest.mark.parametrize("depth", [2, 5])
 @pytest.mark.parametrize(("rounding", "measurements"), [(rw.rounding.Nearest(), 0), (rw.rounding.Ceil(), 1)])
 def test_each_operation_runs_once_per_stream_and_batch_however_deep_the_network(depth, rounding, measurements):
-    graph = rewrite(capture_graph(Chain(depth).eval(), (SAMPLES[:2],), {}))
+    graph = rewrite(TorchExport().graph(Chain(depth).eval(), (SAMPLES[:2],), {}))
     batches, rehearsal = 3, 1
     with ActivationStore(1 << 30, torch.device("cpu")) as store, Calls() as calls:
         stream(graph, quantizing(COARSE, rounding), store).run()
@@ -459,7 +460,7 @@ def test_everything_is_dropped_after_its_last_use():
 def test_what_is_held_does_not_grow_with_depth():
     peaks = []
     for depth in (2, 6):
-        graph = rewrite(capture_graph(Chain(depth).eval(), (SAMPLES[:2],), {}))
+        graph = rewrite(TorchExport().graph(Chain(depth).eval(), (SAMPLES[:2],), {}))
         with ActivationStore(1 << 30, torch.device("cpu")) as store:
             stream(graph, quantizing(COARSE, rw.rounding.Nearest()), store).run()
             peaks.append(store.peak)

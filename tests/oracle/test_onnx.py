@@ -5,9 +5,9 @@ Most models here are made by hand, codes and all, so that a fault of the export 
 
 from __future__ import annotations
 
-import copy
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,18 +16,24 @@ import torch.nn.functional as F
 from facts import has, raises
 from recipes import quantizing
 from torch import nn
-from torch.export import Dim
 
 import roundwise as rw
-from roundwise.artifacts.emit import dialect
-from roundwise.exporters import export
-from roundwise.exporters import onnx as onnx_export
+from roundwise import exporters
+from roundwise.artifacts import dialect
+from roundwise.artifacts.model import Model, versions
+from roundwise.exporters import export, verify
+from roundwise.exporters.onnx import exporter as onnx_export
+from roundwise.frontends.torch_export import TorchExport
 from roundwise.numerics.grid import Codebook
+from roundwise.report import Report
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-onnx_graph = pytest.importorskip("roundwise.exporters.onnx_graph")
-onnx_verify = pytest.importorskip("roundwise.exporters.onnx_verify")
+check = pytest.importorskip("roundwise.exporters.onnx.check")
+translate = pytest.importorskip("roundwise.exporters.onnx.translate")
+onnx_weights = pytest.importorskip("roundwise.exporters.onnx.weights")
+
+DEQUANTIZE, PER_CHANNEL, PER_GROUP = map(dialect.operator_for, dialect.DEQUANTIZERS)
 
 
 class Layer(nn.Module):
@@ -48,15 +54,14 @@ class Layer(nn.Module):
         self.register_buffer("weight_zero_point", zeros.to(torch.int64))
         self.constants = None if scales else (self.weight_scale.item(), int(zeros))
 
-    def weight(self):
-        grid, limits = (self.weight_scale, self.weight_zero_point), (self.book.qmin, self.book.qmax, self.book.dtype)
+    def weight(self, dtype=torch.float32):
+        grid, range_and_dtype = (self.weight_scale, self.weight_zero_point), (self.book.qmin, self.book.qmax, dtype)
         if self.shares is None:
-            return dialect.dequantize_per_tensor.default(self.weight_codes, *self.constants, *limits)
+            return DEQUANTIZE(self.weight_codes, *self.constants, *range_and_dtype)
         if isinstance(self.shares, int):
-            return dialect.dequantize_per_channel.default(self.weight_codes, *grid, self.shares, *limits)
-        group = (self.shares[1], torch.float32)
-        codes = dialect.dequantize_per_channel_group.default(self.weight_codes, *grid, *limits, *group)
-        return codes if len(self.shape) == 2 else codes.view(self.shape)
+            return PER_CHANNEL(self.weight_codes, *grid, self.shares, *range_and_dtype)
+        weight = PER_GROUP(self.weight_codes, *grid, self.shares[1], *range_and_dtype)
+        return weight if len(self.shape) == 2 else weight.view(self.shape)
 
 
 class Linear(Layer):
@@ -65,7 +70,7 @@ class Linear(Layer):
         self.bias = nn.Parameter(torch.randn(outputs))
 
     def forward(self, x):
-        return F.linear(x, self.weight().to(x.dtype), self.bias)
+        return F.linear(x, self.weight(x.dtype), self.bias)
 
 
 class Conv(Layer):
@@ -74,24 +79,17 @@ class Conv(Layer):
         self.call, self.groups = call, groups
 
     def forward(self, x):
-        return self.call(x, self.weight().to(x.dtype), padding=1, groups=self.groups)
+        return self.call(x, self.weight(x.dtype), padding=1, groups=self.groups)
 
 
-class Quantized(nn.Module):
-    """What an export needs of a `Model`, around any module."""
-
-    def __init__(self, module, *args, dynamic=True, **kwargs):
-        super().__init__()
-        self.module, self.samples, self.recipe = module.eval(), (args, kwargs), rw.Recipe()
-        leaves = (*args, *kwargs.values())
-        shapes = torch.utils._pytree.tree_map(lambda _: {0: Dim.DYNAMIC} if dynamic else None, leaves)
-        self.program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
-
-    def forward(self, *args, **kwargs):
-        return self.module(*args, **kwargs)
-
-    def on_cpu(self):
-        return self
+def quantized_by_hand(module, *args, dynamic=True, **kwargs):
+    """A `Model` that runs the module, whose weights are codes already; `args` and `kwargs` are its samples."""
+    source = module.eval()
+    if not dynamic:
+        source = torch.export.export(source, args, kwargs)
+    graph = dialect.with_functions(TorchExport().graph(source, args, kwargs))
+    report = Report((), samples=0, float_bytes=0, quantized_bytes=0, setup_seconds={}, peak_activation_bytes=0)
+    return Model(graph, report, rw.Recipe(), versions(), (args, kwargs))
 
 
 @pytest.fixture(autouse=True)
@@ -103,25 +101,25 @@ def _seed():
 def network():
     torch.manual_seed(0)
     layers = (Conv(8, 3, 3, 3), nn.ReLU(), Conv(8, 1, 3, 3, groups=8), nn.ReLU6(), nn.Flatten(), Linear(512, 10))
-    return Quantized(nn.Sequential(*layers), torch.randn(8, 3, 8, 8))
+    return quantized_by_hand(nn.Sequential(*layers), torch.randn(8, 3, 8, 8))
 
 
 @pytest.fixture(scope="module")
 def graph(network):
-    return onnx_graph.build_graph(network.program)
+    return translate.build_graph(onnx_export._program(network))
 
 
 @pytest.fixture(scope="module")
 def exported(network, graph, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_graph, "build_graph", lambda program: graph)
+        patch.setattr(translate, "build_graph", lambda program: graph)
         return export(network, tmp_path_factory.mktemp("network") / "m.onnx")
 
 
 @pytest.fixture
 def built_once(network, graph, monkeypatch):
     """`network` without the building of its graph: for tests of what happens afterwards."""
-    monkeypatch.setattr(onnx_graph, "build_graph", lambda program: graph)
+    monkeypatch.setattr(translate, "build_graph", lambda program: graph)
     return network
 
 
@@ -212,7 +210,7 @@ class Parallel(nn.Module):
 
 def test_codes_and_zero_points_have_the_narrowest_type_that_holds_them(tmp_path):
     layers = {f"w{bits}{'s' if s else 'a'}": Conv(8, 3, 3, 3, bits=bits, symmetric=s) for bits, s in STORED}
-    result = export(Quantized(Parallel(**layers), torch.randn(4, 3, 6, 6)), tmp_path / "m.onnx")
+    result = export(quantized_by_hand(Parallel(**layers), torch.randn(4, 3, 6, 6)), tmp_path / "m.onnx")
     assert [output.name for output in result.outputs] == list(layers)
     assert result.relative_difference < 1e-5
     found = {name.split(".")[1]: stored for name, (stored, *_) in weights(result.path).items()}
@@ -226,7 +224,7 @@ def test_every_granularity_agrees(tmp_path):
         for name, shares in kinds.items()
         for symmetric in (True, False)
     }
-    result = export(Quantized(Parallel(**layers), torch.randn(4, 4, 6, 6)), tmp_path / "m.onnx")
+    result = export(quantized_by_hand(Parallel(**layers), torch.randn(4, 4, 6, 6)), tmp_path / "m.onnx")
     assert result.relative_difference < 1e-5
     found = weights(result.path)
     assert found["layers.tensor_True.weight"] == ("INT4", "FLOAT", ["Conv"], {})
@@ -260,7 +258,7 @@ def test_attention_with_tied_weights_named_inputs_and_nested_outputs_agrees(tmp_
     model = Attention()
     mask = torch.ones(3, 9, dtype=torch.bool)
     mask[1, 5:] = False
-    quantized = Quantized(model, torch.randint(0, 32, (3, 9)), mask=mask)
+    quantized = quantized_by_hand(model, torch.randint(0, 32, (3, 9)), mask=mask)
     result = export(quantized, tmp_path / "m.onnx")
     assert [output.name for output in result.outputs] == ["logits", "best", "hidden_0", "hidden_2_0"]
     assert result.relative_difference < 1e-5
@@ -281,7 +279,7 @@ def test_a_float16_network_agrees(tmp_path):
     with torch.no_grad():
         model[0].weight_scale.copy_(model[0].weight_scale.half())  # exact in float16; the linear layer's are not
         model[3].bias.data = model[3].bias.data.half()
-    result = export(Quantized(model, torch.randn(4, 3, 8, 8).half()), tmp_path / "m.onnx")
+    result = export(quantized_by_hand(model, torch.randn(4, 3, 8, 8).half()), tmp_path / "m.onnx")
     assert result.relative_difference < 5e-3
     assert {name: what[1:3] for name, what in weights(result.path).items()} == {
         "0.weight": ("FLOAT16", ["Conv"]),
@@ -304,7 +302,7 @@ class Decoder(nn.Module):
 
 
 def test_one_dimensional_and_transposed_convolutions_agree(tmp_path):
-    result = export(Quantized(Decoder(), torch.randn(4, 4, 16)), tmp_path / "m.onnx")
+    result = export(quantized_by_hand(Decoder(), torch.randn(4, 4, 16)), tmp_path / "m.onnx")
     assert result.relative_difference < 1e-5
     assert [output.name for output in result.outputs] == ["output_0", "output_1"]
     found = weights(result.path)
@@ -325,7 +323,7 @@ class Twice(nn.Module):
 
 
 def test_a_weight_takes_half_a_byte_and_is_stored_once(tmp_path):
-    quantized = Quantized(Twice(Linear(512, 512)), torch.randn(4, 512))
+    quantized = quantized_by_hand(Twice(Linear(512, 512)), torch.randn(4, 512))
     result = export(quantized, tmp_path / "m.onnx")
     assert result.weight_types == {"INT4": 1}
     assert 512 * 512 / 2 < result.bytes < 512 * 512 / 2 + 10_000
@@ -336,21 +334,25 @@ def test_a_weight_takes_half_a_byte_and_is_stored_once(tmp_path):
     np.testing.assert_array_equal(outputs["output_2"], x)
 
 
-def test_a_program_of_fixed_batch_size_is_checked_at_that_size(tmp_path):
-    model = Quantized(nn.Sequential(Conv(8, 3, 3, 3)), torch.randn(3, 3, 8, 8), dynamic=False)
-    result = export(model, tmp_path / "m.onnx", samples=torch.randn(5, 3, 8, 8))
-    assert result.outputs[0].samples == 3
-    assert has(result.verified_on, 3)
-    assert not has(result.verified_on, 5)
+def test_a_program_of_fixed_batch_size_is_checked_at_that_size():
+    model = quantized_by_hand(nn.Sequential(Conv(8, 3, 3, 3)), torch.randn(3, 3, 8, 8), dynamic=False)
+    five = ((torch.randn(5, 3, 8, 8),), {})
+    sizes, feeds, references = verify._run_model(model, model.program, five)
+    assert sizes == [len(feed["input"]) for feed in feeds] == [len(outputs[0]) for outputs in references] == [3]
 
 
-def test_an_export_that_computes_something_else_is_caught_and_leaves_no_file(network, tmp_path):
-    other = copy.deepcopy(network.module)
-    other[0].weight_scale[1] *= 1.1
-    corrupted = Quantized(other, *network.samples[0])
-    corrupted.module = network.module  # the outputs to compare with
-    with raises(rw.ExportError, onnxruntime.__version__, "8, 2, 1", "output"):
-        export(corrupted, tmp_path / "m.onnx")
+def test_a_corrupted_export_is_caught_and_leaves_no_file(network, tmp_path, monkeypatch):
+    read = onnx_weights._read_weight
+
+    def corrupted(*arguments):
+        weight = read(*arguments)
+        return replace(weight, scale=weight.scale * np.where(np.arange(len(weight.scale)) == 1, 1.1, 1).astype("f4"))
+
+    monkeypatch.setattr(onnx_weights, "_read_weight", corrupted)
+    with pytest.raises(
+        rw.ExportError, match=r"does not agree .* on 8 calibration samples.*'output' differs by at most"
+    ):
+        export(network, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -374,7 +376,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(built_once, tmp_path, monke
 def test_a_mismatch_counts_predicted_classes_and_their_margins():
     expected = (np.array([[1.0, 2.0, 0.0], [0.0, 0.25, 0.0]], np.float32), np.array([[3.0, 2.0, 0.0]], np.float32))
     found = (np.array([[1.0, 2.0, 0.0], [0.5, 0.25, 0.0]], np.float32), np.array([[3.0, 2.0, 0.0]], np.float32))
-    difference = onnx_verify._difference("y", expected, found, tolerance=1e-3)
+    difference = verify._difference("y", expected, found, tolerance=1e-3)
     assert (difference.max_difference, difference.relative_difference) == (0.5, 0.5 / 3)
     assert (difference.class_disagreements, difference.largest_margin, difference.samples) == (1, 0.25, 3)
     assert not difference.passes
@@ -394,26 +396,26 @@ def test_a_mismatch_counts_predicted_classes_and_their_margins():
 )
 def test_zeros_and_infinities_and_nan_must_be_the_same(expected, found, relative):
     one, other = np.array(expected, np.float32), np.array(found, np.float32)
-    assert onnx_verify._difference("y", (one,), (other,), tolerance=1e-3).relative_difference == relative
+    assert verify._difference("y", (one,), (other,), tolerance=1e-3).relative_difference == relative
 
 
 def test_integer_outputs_are_compared_by_the_share_that_differs():
     expected = np.arange(200)
     nearly, wrong = expected.copy(), expected.copy()
     nearly[0], wrong[:3] = 7, 7
-    assert onnx_verify._difference("y", (expected,), (nearly,), tolerance=1e-3).passes
-    assert not onnx_verify._difference("y", (expected,), (wrong,), tolerance=1e-3).passes
+    assert verify._difference("y", (expected,), (nearly,), tolerance=1e-3).passes
+    assert not verify._difference("y", (expected,), (wrong,), tolerance=1e-3).passes
 
 
 def test_an_interrupt_or_a_mismatch_leaves_an_earlier_file_as_it_was(built_once, tmp_path, monkeypatch):
     target = tmp_path / "m.onnx"
     target.write_bytes(b"earlier")
 
-    def interrupted(draft, *_):
+    def interrupted(draft, *_, **__):
         assert draft.exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(onnx_verify, "verify", interrupted)
+    monkeypatch.setattr(check, "verify", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(built_once, target)
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
@@ -456,34 +458,32 @@ def test_nothing_is_printed_or_warned(built_once, exported, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-class Untouched(nn.Module):
-    """A model that must not be worked on before the path is known to be good."""
-
-    @property
-    def program(self):
-        pytest.fail("the path was not looked at first")
-
-
 @pytest.mark.parametrize(
-    ("path", "fact"),
-    [("model", "'.onnx'"), ("model.pt", "'.onnx'"), ("absent/m.onnx", "absent"), ("d.onnx", "folder")],
+    ("path", "facts"),
+    [
+        ("model", ("model", "no suffix", ".onnx", ".rw")),
+        ("model.pt", ("model.pt", "'.pt'", ".onnx", ".rw")),
+        ("absent/m.onnx", ("absent", "m.onnx")),
+        ("d.onnx", ("d.onnx", "folder")),
+    ],
 )
-def test_a_path_that_cannot_be_written_is_refused_before_any_work(tmp_path, path, fact):
+def test_a_path_that_cannot_be_written_is_refused_before_any_work(tmp_path, path, facts):
     (tmp_path / "d.onnx").mkdir()
-    with raises(rw.ExportError, path.removeprefix("absent/"), fact):
-        export(Untouched(), tmp_path / path)
+    with pytest.raises(rw.ExportError) as caught:
+        export(None, tmp_path / path)  # what is exported is looked at last
+    assert all(fact in str(caught.value) for fact in facts)
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_export, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with raises(rw.ExportError, "onnxscript", 'pip install "roundwise[onnx]"'):
-        export(Untouched(), tmp_path / "m.onnx")
+    monkeypatch.setattr(exporters, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(rw.ExportError, match=r'needs onnxscript.*pip install "roundwise\[onnx\]"'):
+        export(None, tmp_path / "m.onnx")
 
 
 def test_bfloat16_is_refused_with_the_way_out(tmp_path):
     model = nn.Sequential(Conv(8, 3, 3, 3))
-    with raises(rw.ExportError, "input", "bfloat16", "model.float()"):
-        export(Quantized(model, torch.randn(2, 3, 8, 8).bfloat16()), tmp_path / "m.onnx")
+    with pytest.raises(rw.ExportError, match=r"bfloat16.*model\.float\(\)"):
+        export(quantized_by_hand(model, torch.randn(2, 3, 8, 8).bfloat16()), tmp_path / "m.onnx")
 
 
 def test_an_operation_unknown_to_onnx_is_named(tmp_path):
@@ -491,8 +491,8 @@ def test_an_operation_unknown_to_onnx_is_named(tmp_path):
         def forward(self, x):
             return torch.linalg.eigvalsh(super().forward(x)[:, 0])
 
-    with raises(rw.ExportError, "aten._linalg_eigh"):
-        export(Quantized(Strange(Conv(8, 3, 3, 3)), torch.randn(2, 3, 8, 8)), tmp_path / "m.onnx")
+    with pytest.raises(rw.ExportError, match="eigh"):
+        export(quantized_by_hand(Strange(Conv(8, 3, 3, 3)), torch.randn(2, 3, 8, 8)), tmp_path / "m.onnx")
 
 
 def test_an_output_that_is_no_tensor_is_named(tmp_path):
@@ -500,15 +500,15 @@ def test_an_output_that_is_no_tensor_is_named(tmp_path):
         def forward(self, x):
             return super().forward(x), 3
 
-    with raises(rw.ExportError, 3):
-        export(Quantized(Constant(Conv(8, 3, 3, 3)), torch.randn(2, 3, 8, 8)), tmp_path / "m.onnx")
+    with pytest.raises(rw.ExportError, match="returns the constant 3"):
+        export(quantized_by_hand(Constant(Conv(8, 3, 3, 3)), torch.randn(2, 3, 8, 8)), tmp_path / "m.onnx")
 
 
-def test_damaged_codes_are_refused_by_name(tmp_path):
-    model = nn.Sequential(Linear(2, 1, shares=None))
-    model[0].weight_codes.copy_(torch.tensor([[1, 9]]))
-    with raises(rw.ExportError, "0.weight_codes", 9, -8, 7):
-        export(Quantized(model, torch.randn(2, 2)), tmp_path / "m.onnx")
+def test_damaged_codes_are_refused_by_name():
+    codes = torch.tensor([[1, 9]], dtype=torch.int8)
+    arguments = {"codes": codes, "scale": 0.1, "zero_point": 0, "qmin": -8, "qmax": 7, "dtype": torch.float32}
+    with pytest.raises(rw.ExportError, match=r"'0\.weight_codes'.* to 9, outside of its grid, -8 to 7"):
+        onnx_weights._read_weight("0.weight_codes", dialect.DEQUANTIZE, arguments)
 
 
 # --------------------------------------------------------------------------------------- through the whole pipeline

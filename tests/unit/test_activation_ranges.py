@@ -13,7 +13,7 @@ from torch import nn
 import roundwise as rw
 from roundwise.engine.planning import plan_layers
 from roundwise.engine.rewriting import folded as rewrite
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.activations import find_activations
 from roundwise.methods.activations import ACTIVATION_RANGES
 from roundwise.numerics.grid import Codebook
@@ -37,7 +37,7 @@ class Model(nn.Module):
 
 def groups_of(function, recipe=None):
     """The operations whose results are quantized, as groups of their kinds."""
-    graph = rewrite(capture_graph(Model(function).eval(), (torch.randn(2, 3, 8, 8),), {}))
+    graph = rewrite(TorchExport().graph(Model(function).eval(), (torch.randn(2, 3, 8, 8),), {}))
     tasks = plan_layers(graph, (recipe or quantizing(rounding=rw.rounding.Nearest())).stage(rw.Quantize))
     found = find_activations(graph, {call for task in tasks for call in task.layer.calls})
 

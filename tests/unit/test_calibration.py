@@ -10,9 +10,10 @@ from facts import has, raises
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from roundwise.engine.calibration import Signature, read_calibration, take
+from roundwise.engine.calibration import read_calibration, take
 from roundwise.engine.store import ActivationStore
 from roundwise.errors import CalibrationError
+from roundwise.frontends import Signature, TorchExport
 
 ONE = Signature(("x",), ("x",))
 TWO = Signature(("left", "right"), ("left", "right"))
@@ -196,7 +197,7 @@ def test_a_model_of_any_names_takes_all_keys(read):
         def forward(self, **batch):
             return batch["left"]
 
-    args, kwargs = read([{"left": IMAGES, "right": LABELS}], Signature.of(Wrapper())).example(2)
+    args, kwargs = read([{"left": IMAGES, "right": LABELS}], TorchExport().facts(Wrapper()).signature).example(2)
     assert args == ()
     assert list(kwargs) == ["left", "right"]
 
@@ -296,20 +297,22 @@ class Model(nn.Module):
 
 
 def test_a_signature_is_read_from_forward():
-    signature = Signature.of(Model())
+    signature = TorchExport().facts(Model()).signature
     assert signature == Signature(("left", "right"), ("left", "right", "scale", "mask"), variadic=True)
 
 
 def test_a_signature_is_read_from_an_exported_program():
     left, right = torch.randn(4, 3), torch.randn(4, 3)
     program = torch.export.export(Model(), (left, right), {"mask": None})
-    assert Signature.of(program) == Signature(("left", "right", "mask"), ("left", "right", "mask"), batch=4)
+    assert TorchExport().facts(program).signature == Signature(
+        ("left", "right", "mask"), ("left", "right", "mask"), batch=4
+    )
     batch = torch.export.Dim("batch")
     shapes = ({0: batch}, {0: batch}, None)
     dynamic = torch.export.export(
         Model(), (left, right, 2.0), dynamic_shapes=dict(zip(("left", "right", "scale"), shapes, strict=True))
     )
-    assert Signature.of(dynamic).batch is None
+    assert TorchExport().facts(dynamic).signature.batch is None
 
 
 def test_a_named_tuple_and_an_ordered_dict_are_read_as_tuple_and_dict(read):

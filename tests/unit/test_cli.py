@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ from roundwise.cli.commands import quantize as quantize_command
 from roundwise.cli.recipes import RecipeOptions, Setting, build_recipe, parse_bytes, parse_value, with_settings
 from roundwise.cli.terminal import layer_progress, show_json
 from roundwise.events import LayerFinished, LayerStarted, Plan, Planned
+from roundwise.exporters import OnnxExporter
 from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rounding import ROUNDING_SOLVERS
 from roundwise.report import LayerReport
@@ -194,12 +195,23 @@ def test_options_reach_the_recipe(folder):
     assert "[2/2]" in result.stderr
 
 
+def test_what_a_files_target_cannot_hold_is_said_before_the_network_is_loaded(tmp_path, monkeypatch):
+    narrow = replace(OnnxExporter.target, name="narrow", weight_zero_points=False)
+    monkeypatch.setattr(OnnxExporter, "target", narrow)
+    data = np_file(tmp_path, (8, 4))
+    common = ("quantize", "absent.py:net", "--data", data, "--asymmetric")
+    assert failed(run(*common, "--out", tmp_path / "net.onnx"), 1, "'narrow'")
+    assert "narrow" not in run(*common, "--out", tmp_path / "net.rw").stderr
+    assert [path.suffix for path in tmp_path.iterdir()] == [data.suffix]
+
+
 def test_json_has_the_figures_of_the_files(folder, tmp_path, monkeypatch):
-    class Exported:  # the real export is in `written`, and takes seconds
+    class Exported:
         def as_dict(self):
             return {"path": "b.onnx", "max_difference": 1e-6}
 
-    monkeypatch.setattr("roundwise.exporters.export", lambda quantized, path: Exported())
+    # The real export is in `written`, and takes seconds.
+    monkeypatch.setattr(OnnxExporter, "write", lambda self, model, path, check: Exported())
     result = run(
         "quantize", f"{folder}/net.py:linear", "--data", np_file(tmp_path, (8, 4)), "--rounding", "nearest", "--json",
         "--out", tmp_path / "a.rw", "--out", tmp_path / "b.onnx",

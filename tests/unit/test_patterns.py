@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from roundwise.engine.rewriting import folded as rewrite
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.layers import find_layers
 
 aten = torch.ops.aten
@@ -55,14 +55,14 @@ def in_place(y, r):
     ],
 )
 def test_what_a_layers_output_is_added_to_is_found_where_the_sum_alone_reads_it(join, added):
-    graph = rewrite(capture_graph(Sum(join).eval(), (torch.randn(2, 3),), {}))
+    graph = rewrite(TorchExport().graph(Sum(join).eval(), (torch.randn(2, 3),), {}))
     first, second = find_layers(graph)
     assert first.addend is None
     assert (second.addend.target if second.addend is not None else None) == added
 
 
 def test_a_layer_that_is_called_twice_may_be_made_up_for_but_makes_up_for_nothing():
-    graph = rewrite(capture_graph(Sum(lambda m, y, r, x: y + m.first(x)).eval(), (torch.randn(2, 3),), {}))
+    graph = rewrite(TorchExport().graph(Sum(lambda m, y, r, x: y + m.first(x)).eval(), (torch.randn(2, 3),), {}))
     first, second = find_layers(graph)
     assert second.addend is first.calls[1]
     assert first.addend is None

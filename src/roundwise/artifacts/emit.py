@@ -1,12 +1,12 @@
-"""Codes and grids back into the graph: each quantized weight becomes a dequantize operation on integer codes.
+"""From codes and grids to a graph: each quantized weight becomes integer codes and an operation that reads them.
 
-    codes ──▶ quantized_decomposed.dequantize_per_{tensor, channel, channel_group} ──▶ the layer's weight
+    codes, scale, zero point ──▶ roundwise.dequantize… ──▶ the layer's weight
 
-This is the dialect of PyTorch's export quantization (PT2E), which `torch.compile`, ExecuTorch and the ONNX exporter
-know. Per tensor and per channel the codes have the weight's own shape, and the operation gives the weight itself; where
-the granularity has no axis in that shape (per group on a convolution, per channel on a grouped transposed one) the
-codes are the matrix `[groups · rows, cols]`, and the weight is a view of what the operation gives. It stands directly
-before the layer, so that no more than one layer's float weights exist at a time.
+The codes have the weight's own shape where the granularity allows it: per tensor, per channel, and per group of a
+linear layer. Otherwise (per group of a convolution, per channel of a grouped transposed convolution) the codes are the
+layer's matrix `[groups · rows, cols]`, and reshapes behind the operation bring the result into the weight's shape.
+
+The operation stands directly before the layer, so that no more than one layer's float weight exists at a time.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers the operations
 from jaxtyping import Float, Int
 from torch import Tensor, fx
 
+from roundwise.artifacts import dialect
 from roundwise.graph.analysis.layers import Layer
-from roundwise.graph.graph import Graph, bind
+from roundwise.graph.graph import Graph
 from roundwise.numerics.grid import Grid
 from roundwise.numerics.quantizer import Quantizer
 
-dialect = torch.ops.quantized_decomposed
 aten = torch.ops.aten
+
+CODES, SCALE, ZERO_POINT = "_codes", "_scale", "_zero_point"
+"""What the names of a quantized weight's constants end in, after the name of the weight."""
 
 
 @final
@@ -89,28 +91,23 @@ def insert_quantizers(graph: Graph, quantizers: Mapping[str, Quantizer]) -> None
         quantizer = quantizers.get(node.name)
         if quantizer is None:
             continue
-        dtype = node.meta["val"].dtype
+        book = quantizer.codebook
+        grid = (quantizer.scale, quantizer.zero_point, book.qmin, book.qmax)
         with operations.inserting_before(first if node.op == "placeholder" else node.next):
-            source = node
-            if dtype != torch.float32:
-                source = operations.call_function(aten.to.dtype, (node, torch.float32))
-            codes = operations.call_function(dialect.quantize_per_tensor.default, (source, *quantizer.arguments))
-            real = operations.call_function(dialect.dequantize_per_tensor.default, (codes, *quantizer.arguments))
-            if dtype != torch.float32:
-                real = operations.call_function(aten.to.dtype, (real, dtype))
-        own = codes if source is node else source
-        node.replace_all_uses_with(real, delete_user_cb=lambda user, own=own: user is not own)
+            codes = operations.call_function(dialect.quantize, (node, *grid, book.dtype))
+            real = operations.call_function(dialect.dequantize, (codes, *grid, node.meta["val"].dtype))
+        node.replace_all_uses_with(real, delete_user_cb=lambda user, codes=codes: user is not codes)
 
 
 def without_quantizers(graph: Graph) -> Graph:
-    """The graph with everything between operations left in float; weights stay as they are."""
+    """A copy of the graph with all tensors between operations in float; weights stay quantized."""
     graph = graph.copy()
     for node in graph.operations.nodes:
-        codes = node.args[0] if node.target is dialect.dequantize_per_tensor.default else None
-        if isinstance(codes, fx.Node) and codes.target is dialect.quantize_per_tensor.default:
-            source = codes.args[0]
-            assert isinstance(source, fx.Node)
-            node.replace_all_uses_with(source)
+        codes = node.args[0] if node.target is dialect.dequantize else None
+        if isinstance(codes, fx.Node) and codes.target is dialect.quantize:
+            values = codes.args[0]
+            assert isinstance(values, fx.Node)
+            node.replace_all_uses_with(values)
     graph.prune()
     return graph
 
@@ -120,32 +117,29 @@ def _dequantize(graph: Graph, weight: QuantizedWeight, before: fx.Node) -> fx.No
     name, layer, grid, book = weight.layer.weight, weight.layer.map, weight.grid, weight.grid.codebook
     groups, rows, blocks = grid.granularity_shape
     _, matrix_rows, cols = layer.matrix_shape
-    limits = (book.qmin, book.qmax, book.dtype)
+    range_and_dtype = (book.qmin, book.qmax, graph.constants[name].dtype)
     codes = weight.codes.to(book.dtype)
     per_tensor, per_channel = groups == rows == blocks == 1, blocks == 1
     own_shape = per_tensor or (per_channel and not (layer.transposed and layer.groups > 1))
     codes = (layer.to_weight(codes) if own_shape else codes.reshape(-1, cols)).contiguous()
 
-    stored = graph.add_constant(f"{name}_codes", codes)
+    stored = graph.add_constant(name + CODES, codes)
 
     def call(target: Any, *args: Any) -> fx.Node:
         with graph.operations.inserting_before(before):
             return graph.operations.call_function(target, args)
 
     if per_tensor:
-        node = call(dialect.dequantize_per_tensor.default, stored, grid.scale.item(), int(grid.zero_point), *limits)
+        node = call(dialect.dequantize, stored, grid.scale.item(), int(grid.zero_point), *range_and_dtype)
     else:
         shape = (-1,) if per_channel else (-1, blocks)
-        scale = graph.add_constant(f"{name}_scale", grid.scale.reshape(shape))
-        zero_point = graph.add_constant(f"{name}_zero_point", grid.zero_point.to(torch.int64).reshape(shape))
+        scale = graph.add_constant(name + SCALE, grid.scale.reshape(shape))
+        zero_point = graph.add_constant(name + ZERO_POINT, grid.zero_point.to(torch.int64).reshape(shape))
         if per_channel:
             axis = 1 if own_shape and layer.transposed else 0
-            node = call(dialect.dequantize_per_channel.default, stored, scale, zero_point, axis, *limits)
+            node = call(dialect.dequantize_per_channel, stored, scale, zero_point, axis, *range_and_dtype)
         else:
-            node = call(
-                dialect.dequantize_per_channel_group.default,
-                *(stored, scale, zero_point, *limits, cols // blocks, torch.float32),
-            )
+            node = call(dialect.dequantize_per_group, stored, scale, zero_point, cols // blocks, *range_and_dtype)
     if not own_shape:
         if layer.transposed:
             # [groups·rows, in/groups·taps] → [groups, rows, in/groups, *kernel], mirrored, → [in, rows, *kernel]
@@ -155,24 +149,26 @@ def _dequantize(graph: Graph, weight: QuantizedWeight, before: fx.Node) -> fx.No
             node = call(aten.reshape.default, node, list(layer.weight_shape))
         elif layer.dims:
             node = call(aten.view.default, node, list(layer.weight_shape))
-    dtype = graph.constants[weight.layer.weight].dtype
-    return node if dtype == torch.float32 else call(aten.to.dtype, node, dtype)
+    return node
 
 
 def packed_bits(graph: Graph) -> dict[str, int]:
-    """The codes and zero points of the graph, and how many bits each number needs: none where all zero points are 0."""
-    packed = {}
+    """How many bits each number takes in a file, for the constants that hold codes and zero points, by their names.
+
+    It is 0 for zero points that are all 0. Constants that are not in the result are stored as they are.
+    """
+    packed: dict[str, int] = {}
     for node in graph.operations.nodes:
-        if node.op == "call_function" and str(node.target).startswith("quantized_decomposed.dequantize"):
-            arguments = bind(node)
-            bits = (arguments["quant_max"] - arguments["quant_min"]).bit_length()
-            for name in ("input", "zero_points"):
-                source = arguments.get(name)
-                value = graph.constant(source)
-                if not isinstance(source, fx.Node) or value is None or bits > 16:
-                    continue
-                if name == "input":
-                    packed[str(source.target)] = bits
-                elif 0 <= int(value.min()) <= int(value.max()) < 1 << bits:
-                    packed[str(source.target)] = bits if value.any() else 0
+        operation = dialect.operation_of(node)
+        if operation not in dialect.DEQUANTIZERS:
+            continue
+        arguments = operation.arguments(node)
+        bits = (arguments["qmax"] - arguments["qmin"]).bit_length()
+        codes, zero_point = arguments["codes"], arguments["zero_point"]
+        if bits > 16 or graph.constant(codes) is None:
+            continue
+        packed[str(codes.target)] = bits
+        values = graph.constant(zero_point)
+        if values is not None and 0 <= int(values.min()) <= int(values.max()) < 1 << bits:
+            packed[str(zero_point.target)] = bits if values.any() else 0
     return packed

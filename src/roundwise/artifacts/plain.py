@@ -2,8 +2,8 @@
 
 Plain data may come from anywhere, so the way back takes nothing that could do more than compute on tensors:
 
-- operations are looked up by name among PyTorch's own (`aten`, `quantized_decomposed`, arithmetic on sizes), and only
-  those that return something new and change nothing are taken;
+- operations are looked up by name: the dialect's own (`artifacts/dialect.py`), PyTorch's ATEN, and arithmetic on
+  sizes. Of ATEN, only operations that return something new and change nothing are taken;
 - PyTorch turns a graph into Python text, so every name that stands in it as it is must be an identifier;
 - of containers, tuples, lists and dicts are known here. Any other type must have been registered with PyTorch's pytree
   by the reader's own program; nothing is imported. (PyTorch's own form of such descriptions names modules to import.)
@@ -22,10 +22,10 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
+from roundwise.artifacts.dialect import OPERATIONS, Operation, operation_of
 from roundwise.errors import FileFormatError
-from roundwise.graph.graph import ConstantInput, Graph, InputSpec
+from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec
 
 _ARITHMETIC = {
     operator: (
@@ -38,7 +38,6 @@ _ARITHMETIC = {
 _ON_SIZES: dict[str, Callable[..., Any]] = {
     f"{module.__name__}.{name}": getattr(module, name) for module, names in _ARITHMETIC.items() for name in names
 }
-_NAMESPACES = ("aten", "quantized_decomposed")
 _CONTAINERS: dict[str, Callable[..., Any]] = {"tuple": tuple, "list": list, "dict": dict, "ordered": OrderedDict}
 _MODULE_NAME = re.compile(r"[\w \-+:/,@=]+")  # what a ModuleDict may be keyed with and cannot end a string
 _WAY_OUT = "Use `torch.export.save(quantized.program, …)` instead."
@@ -53,14 +52,14 @@ def graph_to_plain(graph: Graph) -> dict[str, Any]:
     Raises:
         FileFormatError: the graph holds something that has no plain form.
     """
-    info = graph.signature
+    structure = graph.structure
     return {
         "nodes": [_node_to_plain(node) for node in graph.operations.nodes],
         "inputs": [_input_to_plain(spec) for spec in graph.inputs],
         "batch": graph.batch,
-        "arguments": info.orig_args,
-        "in_spec": _spec_to_plain(info.in_spec),
-        "out_spec": None if info.out_spec is None else _spec_to_plain(info.out_spec),
+        "arguments": list(structure.arguments),
+        "in_spec": _spec_to_plain(structure.in_spec),
+        "out_spec": None if structure.out_spec is None else _spec_to_plain(structure.out_spec),
     }
 
 
@@ -71,7 +70,10 @@ def _node_to_plain(node: fx.Node) -> dict[str, Any]:
 
 
 def _target_to_name(node: fx.Node) -> str:
-    if isinstance(node.target, torch._ops.OpOverload):
+    operation = operation_of(node)
+    if operation is not None:
+        return operation.name
+    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten":
         return str(node.target)
     for name, function in _ON_SIZES.items():
         if node.target is function:
@@ -161,6 +163,8 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
             raise FileFormatError(f"node '{name}' of kind {op!r} is not an operation of a network.")
         args = tuple(_value_from_plain(value, nodes) for value in entry["args"]["list"])
         kwargs = {_identifier(key): _value_from_plain(value, nodes) for key, value in entry["kwargs"].items()}
+        if op == "call_function" and entry["target"] in OPERATIONS:
+            _check_arguments(name, OPERATIONS[entry["target"]], args, kwargs)
         nodes[name] = graph.create_node(op, target, args, kwargs, name=name)
     inputs = tuple(_input_from_plain(entry) for entry in description["inputs"])
     in_spec = pytree.tree_structure(_skeleton(description["in_spec"]))
@@ -174,10 +178,9 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
         raise FileFormatError("the network's inputs and outputs do not fit its operations.")
     if len(inputs) != in_spec.num_leaves or len(arguments) != positional.num_children + named.num_children:
         raise FileFormatError("the network's inputs do not fit the arguments it is called with.")
-    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(arguments, in_spec, out_spec)))
     graph.lint()
-    batch = description["batch"]
-    return Graph(graph, tensors, inputs, None if batch is None else int(batch))
+    structure, batch = CallStructure(tuple(arguments), in_spec, out_spec), description["batch"]
+    return Graph(graph, tensors, inputs, structure, None if batch is None else int(batch))
 
 
 def _identifier(name: Any) -> str:
@@ -199,18 +202,27 @@ def _check_tensor_name(name: str) -> None:
 
 
 def _function(name: str) -> Callable[..., Any]:
+    if name in OPERATIONS:
+        return OPERATIONS[name].function
     if name in _ON_SIZES:
         return _ON_SIZES[name]
     namespace, operation, overload = name.split(".") if name.count(".") == 2 else ("", "", "")
-    if namespace in _NAMESPACES:
-        packet = getattr(getattr(torch.ops, namespace), operation, None)
-        function = getattr(packet, overload, None)
+    if namespace == "aten":
+        function = getattr(getattr(torch.ops.aten, operation, None), overload, None)
         if isinstance(function, torch._ops.OpOverload) and _only_computes(function):
             return function
     raise FileFormatError(
-        f"the file asks for the operation '{name}', which this release does not run from a file: it is neither one of "
-        f"PyTorch's that only compute ({', '.join(_NAMESPACES)}) nor arithmetic on sizes."
+        f"the file asks for the operation '{name}', which this release does not run from a file. It runs the "
+        f"operations of Roundwise ({', '.join(OPERATIONS)}), operations of PyTorch's 'aten' that only compute, and "
+        "arithmetic on sizes."
     )
+
+
+def _check_arguments(name: str, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        operation.check(args, kwargs)
+    except TypeError as error:
+        raise FileFormatError(f"node '{name}' cannot be computed: {error}") from error
 
 
 def _only_computes(function: torch._ops.OpOverload) -> bool:

@@ -8,8 +8,8 @@
                             the recipe, the report, the versions of the software that made it
                 sha256      of `model` and all tensors
 
-Any safetensors reader can open it. The checksum finds accidents; what keeps a file that was made with intent from doing
-anything but arithmetic on tensors stands in `artifacts/plain.py`.
+Any safetensors reader can open it. The checksum finds accidents. Against files that were made with intent,
+`artifacts/plain.py` takes nothing from a file but arithmetic on tensors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from roundwise.graph.graph import Graph
 from roundwise.recipe.recipe import Recipe
 from roundwise.report import Report
 
-VERSION = "1"
+VERSION = "2"
+"""Of the layout. 1 was that of Roundwise 0.1, whose files name quantization operations of PyTorch."""
+
 _CHUNK = 1 << 20  # codes packed at a time; a multiple of 8, so that chunks end on whole bytes
 
 
@@ -147,8 +149,8 @@ def read(path: Path) -> Contents:
     """Read a file that `write` wrote.
 
     Raises:
-        FileFormatError: the file is missing, truncated, changed, of a newer layout, or names an operation that is not
-            arithmetic on tensors.
+        FileFormatError: the file is missing, truncated, changed, of another layout version, or names an operation that
+            is not arithmetic on tensors.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -164,10 +166,7 @@ def read(path: Path) -> Contents:
     if metadata.get("format") != "roundwise" or "model" not in metadata:
         raise FileFormatError(f"{path} holds tensors but no quantized model; was it written by `quantized.save(…)`?")
     if metadata.get("version") != VERSION:
-        raise FileFormatError(
-            f"{path} has layout version {metadata.get('version')!r}; this release reads version {VERSION!r}. "
-            "Install a newer Roundwise."
-        )
+        raise FileFormatError(_other_version(path, metadata.get("version")))
     if metadata.get("sha256") != _digest(metadata["model"], tensors):
         raise FileFormatError(
             f"{path} was changed after it was written: its checksum does not fit its content. Get the original again."
@@ -178,6 +177,16 @@ def read(path: Path) -> Contents:
         raise
     except Exception as error:  # a file can be wrong in any way
         raise FileFormatError(f"{path} describes no valid network: {type(error).__name__}: {error}.") from error
+
+
+def _other_version(path: Path, found: str | None) -> str:
+    told = f"{path} has layout version {found!r}; this release reads version {VERSION!r} only."
+    if found == "1":
+        return (
+            f"{told} Version '1' is that of Roundwise 0.1, whose files name operations that PyTorch is removing. "
+            "Quantize the network again with this release."
+        )
+    return f"{told} Install a newer Roundwise."
 
 
 def _rebuild(description: dict[str, Any], tensors: dict[str, Tensor]) -> Contents:

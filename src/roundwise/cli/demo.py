@@ -32,6 +32,7 @@ from torch.nn import functional as F
 import roundwise as rw
 from roundwise.errors import RoundwiseError
 from roundwise.events import Event, LayerFinished
+from roundwise.runtimes import OnnxRuntime
 from roundwise.wording import human_bytes
 
 BITS = (4, 3, 2)
@@ -262,8 +263,6 @@ def meaning(float_accuracy: float, rows: list[Row]) -> str:
 
 def deploy(quantized: rw.Model, digits: Digits, folder: Path) -> Iterator[str]:
     """Save, export and run elsewhere; yields what there is to say about it."""
-    import onnxruntime
-
     folder.mkdir(parents=True, exist_ok=True)
     saved, exported = folder / "digits.rw", folder / "digits.onnx"
     quantized.save(saved)
@@ -275,8 +274,8 @@ def deploy(quantized: rw.Model, digits: Digits, folder: Path) -> Iterator[str]:
     rw.export(quantized, exported)
     yield f"{exported} has {human_bytes(exported.stat().st_size)}, with {DEPLOYED_BITS}-bit weights inside"
 
-    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
-    (outputs,) = session.run(None, {session.get_inputs()[0].name: digits.test_images.numpy()})
+    file = OnnxRuntime().open(exported)
+    (outputs,) = file.run({file.inputs[0]: digits.test_images.numpy()})
     classes = torch.from_numpy(outputs).argmax(1)
     agreeing = int((classes == classify(quantized, digits.test_images)).sum())
     yield (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ import click
 
 from roundwise.artifacts.model import Model
 from roundwise.errors import ExportError
+from roundwise.exporters import EXPORTERS, export, exporter_for, require_packages
+from roundwise.recipe.recipe import Recipe
 from roundwise.reporting import html_report
 from roundwise.wording import human_bytes
-
-SUFFIXES = (".rw", ".onnx")
-
 
 REPORT_SUFFIXES = (".html", ".htm")
 
@@ -30,17 +28,24 @@ def check_outputs(paths: Sequence[Path], report: Path | None) -> None:
         ExportError: the folder takes no new files, or packages are missing.
     """
     for path in paths:
-        check_place("--out", path, SUFFIXES)
-        if path.suffix == ".onnx":
-            missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
-            if missing:
-                raise ExportError(
-                    f'--out {path}: {", ".join(missing)} not installed. Run: pip install "roundwise[onnx]"'
-                )
+        check_place("--out", path, tuple(EXPORTERS))
+        require_packages(exporter_for(path))
     if len({path.resolve() for path in paths}) < len(paths):
         raise click.UsageError(f"--out names the same file twice: {', '.join(map(str, paths))}.")
     if report is not None:
         check_place("--report", report, REPORT_SUFFIXES)
+
+
+def check_targets(paths: Sequence[Path], recipe: Recipe) -> None:
+    """Make sure that every file can hold what the recipe asks for.
+
+    Raises:
+        RecipeError: names the setting that a file's target cannot hold.
+    """
+    for path in paths:
+        target = exporter_for(path).target
+        if target is not None:
+            target.check(recipe)
 
 
 def check_place(option: str, path: Path, suffixes: Sequence[str]) -> None:
@@ -50,7 +55,7 @@ def check_place(option: str, path: Path, suffixes: Sequence[str]) -> None:
         click.UsageError: another ending, no such folder, or a folder in the file's place.
         ExportError: the folder takes no new files.
     """
-    if path.suffix not in suffixes:
+    if path.suffix.lower() not in suffixes:
         raise click.UsageError(f"{option} {path}: a file ends in {' or '.join(suffixes)}, which decides what it is.")
     _check_folder(option, path)
 
@@ -69,7 +74,10 @@ def check_journal(option: str, path: Path) -> None:
     if not path.exists() or path.is_dir():
         _check_folder(option, path)
     elif not path.is_file():
-        raise click.UsageError(f"{option} {path} is no file that keeps what is written to it. Give another name.")
+        raise click.UsageError(
+            f"{option} {path} is not a regular file (it is a device, pipe or socket), so nothing written to it would "
+            "be kept. Give another name."
+        )
     else:
         try:
             path.open("r+b").close()
@@ -110,20 +118,10 @@ def write_outputs(quantized: Model, paths: Sequence[Path]) -> list[tuple[dict[st
     """Write the files; for each, its figures as plain data and as a text for people.
 
     Raises:
-        ExportError: an export failed or does not agree with the model; that file is not left behind.
+        RoundwiseError: an export failed or does not agree with the model; that file is not left behind.
     """
-    written = []
-    for path in paths:
-        if path.suffix == ".onnx":
-            from roundwise.exporters import export
-
-            exported = export(quantized, path)
-            written.append((exported.as_dict(), str(exported)))
-        else:
-            quantized.save(path)
-            size = path.stat().st_size
-            written.append(({"path": str(path), "bytes": size}, f"{path}: {human_bytes(size)}"))
-    return written
+    written = [export(quantized, path) for path in paths]
+    return [(file.as_dict(), str(file)) for file in written]
 
 
 def write_report(

@@ -15,10 +15,9 @@ from roundwise.cli.models import load_model
 from roundwise.cli.options import move
 from roundwise.cli.training import refuse_training_onnx, refuse_training_program
 from roundwise.cli.weights import WeightSource
-from roundwise.errors import FileFormatError, ModelError, RoundwiseError
+from roundwise.errors import FileFormatError, InferenceError, ModelError, RoundwiseError
 from roundwise.evaluation.preprocessing import Preprocessing
-
-FILES = (".rw", ".onnx")
+from roundwise.runtimes import Runtime, runtime_for
 
 
 @final
@@ -43,9 +42,9 @@ class Runnable:
     def __call__(self, inputs: Tensor) -> Any:
         try:
             return self.function(inputs)
-        except RoundwiseError:
-            raise
         except (Exception, SystemExit) as error:  # any code can run in here
+            if isinstance(error, RoundwiseError) and not isinstance(error, InferenceError):
+                raise
             shape = f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape)}"
             raise ModelError(
                 f"{self.name} fails on inputs {shape}: {type(error).__name__}: {error}. Are they what it takes? For "
@@ -55,7 +54,7 @@ class Runnable:
 
 def takes_weights(spec: str) -> bool:
     """Whether weights are given beside this model, rather than inside its file."""
-    return not spec.lower().endswith((*FILES, ".pt2"))
+    return Path(spec).suffix.lower() not in (".rw", ".pt2") and runtime_for(Path(spec)) is None
 
 
 def open_runnable(
@@ -64,19 +63,20 @@ def open_runnable(
     """Load what `spec` names, ready to be called.
 
     Args:
-        spec: a `.rw` or `.onnx` file, or whatever `load_model` takes.
+        spec: a `.rw` file, a file that a runtime reads (`.onnx`), or whatever `load_model` takes.
         source, num_classes: for networks whose weights come from elsewhere; ignored for files that hold their own.
-        device: where it runs; ONNX files run on the CPU.
+        device: where it runs; files of a runtime run on the CPU.
 
     Raises:
         RoundwiseError: it cannot be loaded.
     """
-    if spec.lower().endswith(FILES):
-        path = Path(spec)
+    path = Path(spec)
+    runtime = runtime_for(path)
+    if runtime is not None or path.suffix.lower() == ".rw":
         if not path.is_file():
             raise FileFormatError(f"{path}: there is no such file.")
-        if path.suffix.lower() == ".onnx":
-            return Runnable(spec, OnnxNetwork(path))
+        if runtime is not None:
+            return Runnable(spec, RuntimeNetwork(path, runtime()))
         from roundwise import load
 
         return Runnable(spec, _on(load(path).to(device), device))
@@ -95,35 +95,28 @@ def _on(module: nn.Module, device: torch.device) -> Callable[[Tensor], Any]:
 
 
 @final
-class OnnxNetwork:
-    """An ONNX file in ONNX Runtime on the CPU, called with a tensor like a module; several outputs come by their names.
+class RuntimeNetwork:
+    """A network file in a runtime on the CPU, called with a tensor like a module; several outputs come by their names.
 
     Raises:
-        ModelError: ONNX Runtime is not installed, or the file does not have one input, or is one for training.
-        FileFormatError: the file is not a valid ONNX model.
+        InferenceError: the runtime is not installed, or cannot load the file.
+        ModelError: the file does not have one input, or is one for training.
     """
 
-    def __init__(self, path: Path) -> None:
-        try:
-            import onnx  # noqa: F401  the same extra has it
-            import onnxruntime
-        except ModuleNotFoundError as error:
-            raise ModelError(f'{path}: ONNX Runtime is not installed. Run: pip install "roundwise[onnx]"') from error
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's errors have no common base
-            raise FileFormatError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
-        refuse_training_onnx(path)
-        inputs = self.session.get_inputs()
-        if len(inputs) != 1:
-            names = ", ".join(f"'{entry.name}'" for entry in inputs) or "none"
-            raise ModelError(f"{path} takes {len(inputs)} inputs ({names}); only networks with one can be evaluated.")
-        self.input = inputs[0].name
+    def __init__(self, path: Path, runtime: Runtime) -> None:
+        self.file = runtime.open(path)
+        if path.suffix.lower() == ".onnx":
+            refuse_training_onnx(path)
+        if len(self.file.inputs) != 1:
+            names = ", ".join(f"'{name}'" for name in self.file.inputs) or "none"
+            raise ModelError(
+                f"{path} takes {len(self.file.inputs)} inputs ({names}); only networks with one can be evaluated."
+            )
+        (self.input,) = self.file.inputs
         # Our exports call an output "x_output" where the input is "x" already; networks compared with know it as "x".
-        there = [entry.name for entry in self.session.get_outputs()]
-        self.outputs = [self.input if name == f"{self.input}_output" else name for name in there]
+        self.outputs = [self.input if name == f"{self.input}_output" else name for name in self.file.outputs]
 
     def __call__(self, inputs: Tensor) -> Any:
         array = np.ascontiguousarray(inputs.numpy())
-        results = [torch.from_numpy(np.array(result)) for result in self.session.run(None, {self.input: array})]
+        results = [torch.from_numpy(np.array(result)) for result in self.file.run({self.input: array})]
         return results[0] if len(results) == 1 else dict(zip(self.outputs, results, strict=True))

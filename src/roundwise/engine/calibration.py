@@ -13,7 +13,6 @@ usual names (`image`, `pixel_values`, …) is taken, and else the dict itself is
 
 from __future__ import annotations
 
-import inspect
 import math
 import operator
 import warnings
@@ -24,12 +23,12 @@ from typing import Any, final
 import numpy as np
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from roundwise.engine.store import ActivationStore
 from roundwise.errors import CalibrationError
+from roundwise.frontends import Signature
 
 BATCH, INPUT_BYTES = 32, 4 << 20
 """Samples at a time where nothing is said, and on a CPU so few that they have no more bytes.
@@ -129,48 +128,6 @@ class Calibration:
     def first(self, count: int) -> Batch:
         """The leaves of as many batches, from the first on, as hold so many samples; of all if none do."""
         return _join(self.batches[: -(-count // _count(self.batches[0]))])
-
-
-@final
-@dataclass(frozen=True)
-class Signature:
-    """What a model's call takes.
-
-    Attributes:
-        required, names: of its parameters, those without a default and all of them.
-        variadic: whether it takes any number of positional arguments.
-        any_names: whether it takes nothing but arguments of any names.
-        batch: how many samples it takes at a time, if only one number works; else None.
-    """
-
-    required: tuple[str, ...]
-    names: tuple[str, ...]
-    variadic: bool = False
-    any_names: bool = False
-    batch: int | None = None
-
-    @classmethod
-    def of(cls, model: nn.Module | ExportedProgram) -> Signature:
-        """Read from `forward`, or from the arguments that a program was exported with."""
-        if isinstance(model, ExportedProgram):
-            return cls._of_program(model)
-        parameters = inspect.signature(model.forward).parameters.values()
-        plain = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        required = tuple(p.name for p in plain if p.default is p.empty)
-        variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-        any_names = not plain and not variadic and len(parameters) > 0
-        return cls(required, tuple(p.name for p in plain), variadic, any_names)
-
-    @classmethod
-    def _of_program(cls, program: ExportedProgram) -> Signature:
-        args, kwargs = program.call_spec.in_spec.children()
-        inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
-        names = [node.name for node in inputs[: args.num_children]]
-        if len(inputs) < args.num_children or any(not child.is_leaf() for child in args.children()):
-            names = [f"argument {i}" for i in range(args.num_children)]
-        sizes = [node.meta["val"].shape[0] for node in inputs if _is_batched(node.meta["val"])]
-        batch = next((size for size in sizes if isinstance(size, int)), None)
-        return cls((*names, *kwargs.context), (*names, *kwargs.context), batch=batch)
 
 
 def read_calibration(data: Any, signature: Signature, batch_size: int | None, store: ActivationStore) -> Calibration:

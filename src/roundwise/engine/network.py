@@ -1,105 +1,57 @@
-"""A model as the pipeline takes it: what must be known of it, and its graph, captured once for many recipes."""
+"""`Network`: what stages hand on, and what `capture` makes of a model, once for many recipes."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, final
 
-import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.nn.parameter import is_lazy
 
 from roundwise.artifacts.emit import QuantizedWeight
 from roundwise.artifacts.model import Model
-from roundwise.engine.calibration import DataFree, Signature, read_calibration
+from roundwise.engine.calibration import DataFree, read_calibration
 from roundwise.engine.store import ActivationStore, default_budget
+from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.errors import CalibrationError, ModelError
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends import Facts, frontend_for
 from roundwise.graph.graph import ConstantInput, Graph
 from roundwise.numerics.quantizer import Quantizer
 from roundwise.report import StageReport
-
-_ONE_AT_A_TIME = threading.RLock()
-
-
-@final
-@dataclass(frozen=True)
-class Facts:
-    """What can be said of a model without running it.
-
-    Attributes:
-        signature: what its call takes.
-        device: where its first tensor is; the CPU if it has none.
-        dtype: of its first parameter or buffer in floating point; float32 if it has none.
-        size: bytes of the parameters and floating-point buffers, shared ones counted once.
-    """
-
-    signature: Signature
-    device: torch.device
-    dtype: torch.dtype
-    size: int
-
-    @classmethod
-    def of(cls, model: object) -> Facts:
-        """Look at a model.
-
-        Raises:
-            ModelError: it is no network in float, or of no kind that can be captured.
-        """
-        if isinstance(model, Network):
-            return model.facts
-        if isinstance(model, Model):
-            raise ModelError(
-                "the model is quantized already. Quantize the float model it was made from; a second time would add "
-                "the errors of both, and measure only those of the second."
-            )
-        if not isinstance(model, nn.Module | ExportedProgram):
-            raise ModelError(
-                f"the model is a {type(model).__name__}; it must be an nn.Module or an ExportedProgram. (A dict of "
-                "weights needs its module: build it and call `load_state_dict`.)"
-            )
-        if isinstance(model, torch.jit.ScriptModule):
-            raise ModelError(
-                f"the model is a {type(model).__name__}, compiled by TorchScript, which torch.export cannot read. "
-                "Give the nn.Module that was traced or scripted."
-            )
-        tensors = list(itertools.chain(model.parameters(), model.buffers()))
-        if any(is_lazy(tensor) for tensor in tensors):
-            raise ModelError(
-                "the model has lazy parameters, which get their shapes and values when the model is first called. Call "
-                "it once, or load trained weights into it, and quantize it then."
-            )
-        floats = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
-        return cls(
-            Signature.of(model),
-            device=tensors[0].device if tensors else torch.device("cpu"),
-            dtype=next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32),
-            size=sum({(t.data_ptr(), t.nbytes): t.nbytes for t in floats}.values()),
-        )
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A model's graph, captured once: `quantize` takes it in the model's place, as often as one likes.
+    """What stages hand on: the graph as it is now, its quantizers, and the float graph to compare with.
 
-    Its tensors are the model's own: a model whose weights change afterwards must be captured again, and is refused.
+    `rw.capture` returns one, before any stage. `quantize` takes it in the model's place, as often as one likes. Its
+    tensors are the model's own: if the model's weights change afterwards, `quantize` refuses the network, and the model
+    must be captured again.
+
+    Attributes:
+        graph: operations and float weights, as the stages so far left them.
+        facts: what was known of the model without running it.
+        versions: how often each tensor had been changed in place when the model was captured.
+        weights: the quantized layers: codes, grids and shifts of biases.
+        quantizers: of tensors between operations, by the operation or input that gives the tensor.
+        reports: an entry for each stage so far.
+        original: the float graph as the last stage that keeps the function left it; None is `graph` itself.
+        counterparts: for each operation of `graph` whose output can be compared with one of the original, the name of
+            that one; None where operations of the same name correspond.
     """
 
     graph: Graph
     facts: Facts
     versions: dict[str, int]
-    """How often each tensor had been changed in place when the model was captured."""
     weights: tuple[QuantizedWeight, ...] = ()
     quantizers: Mapping[fx.Node, Quantizer] = field(default_factory=dict)
     reports: tuple[StageReport, ...] = ()
+    original: Graph | None = None
+    counterparts: Mapping[str, str] | None = None
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Network cannot be pickled or copied: its tensors are the model's. Capture it anew.")
@@ -107,6 +59,22 @@ class Network:
     def __repr__(self) -> str:
         operations, inputs = len(self.graph.operations.nodes), _words(_wanted(self.graph))
         return f"Network({operations} operations, for samples of {inputs})"
+
+
+def facts_of(model: object) -> Facts:
+    """What is known of a model without running it.
+
+    Raises:
+        ModelError: it is quantized already, or of no kind that can be captured.
+    """
+    if isinstance(model, Network):
+        return model.facts
+    if isinstance(model, Model):
+        raise ModelError(
+            "the model is quantized already. Quantize the float model it was made from; a second time would add "
+            "the errors of both, and measure only those of the second."
+        )
+    return frontend_for(model).facts(model)
 
 
 def capture(model: nn.Module | ExportedProgram, samples: Any) -> Network:
@@ -128,10 +96,10 @@ def capture(model: nn.Module | ExportedProgram, samples: Any) -> Network:
         >>> four.report.output_error < three.report.output_error
         True
     """
-    facts = Facts.of(model)
+    facts = facts_of(model)
     if isinstance(samples, DataFree):
         samples = samples.samples(facts.dtype, facts.signature.batch or 2)
-    with undisturbed(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
+    with isolated_torch_state(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
         args, kwargs = read_calibration(samples, facts.signature, 2, store).example(2, facts.device)
         graph = graph_of(model, args, kwargs)
         return Network(graph, facts, _versions(graph))
@@ -149,7 +117,7 @@ def graph_of(
         ModelError: its weights have changed since.
     """
     if not isinstance(model, Network):
-        return capture_graph(model, args, kwargs)
+        return frontend_for(model).graph(model, args, kwargs)
     changed = [name for name, version in _versions(model.graph).items() if version != model.versions[name]]
     if changed:
         raise ModelError(
@@ -179,7 +147,7 @@ def _and_others(names: list[str]) -> str:
 
 def _check_structure(model: Network, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise where inputs are put together otherwise than those it was captured for: leaves go by their order."""
-    spec, names = model.graph.signature.in_spec, model.facts.signature.names
+    spec, names = model.graph.structure.in_spec, model.facts.signature.names
     captured_args, captured_kwargs = pytree.tree_unflatten([0] * spec.num_leaves, spec)
     wanted, found = (
         ([*names[: len(a)], *k], [pytree.tree_structure(it) for it in (*a, *k.values())])
@@ -208,78 +176,6 @@ def _words(inputs: list[Any]) -> str:
         f"{it[0]} {['samples', *it[1:]]}".replace("'", "") if isinstance(it, tuple) else repr(it) for it in inputs
     ]
     return ", ".join(shapes)
-
-
-@contextlib.contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Gradients for the methods and the network's own precision, wherever the caller is; one thread at a time.
-
-    `torch.export` cannot run in two threads at once, and PyTorch's switches are the whole process's.
-
-    PyTorch lets CUDA convolutions round the inputs of a product to 10 bits (TF32) unless it is told not to. A rewrite
-    that is exact would then seem to change the network by half a percent, and codes would be chosen for such outputs.
-    """
-    with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
-        stack.enter_context(_float32_products())
-        stack.enter_context(torch.inference_mode(False))
-        if device.type != "meta" and torch.is_autocast_enabled(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-        yield
-
-
-@contextlib.contextmanager
-def _float32_products() -> Iterator[None]:
-    """Products of float32 numbers in float32, on all processors; afterwards as it was.
-
-    PyTorch has an older and a newer set of switches for this. Setting an older one sets newer ones too, and reading an
-    older one is an error where a newer one says something else. `torch.export` reads the older ones, and callers may
-    have set either. So whatever is not off already is switched off, and put back if it can be read now.
-    """
-    units: Any = torch.backends
-    older: tuple[tuple[Callable[[], Any], Callable[[Any], Any], Any], ...] = (
-        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
-        (*_attribute(units.cuda.matmul, "allow_tf32"), False),
-        (*_attribute(units.cudnn, "allow_tf32"), False),
-    )
-    newer = (  # those first that hold where others say "none"
-        _attribute(units, "fp32_precision"),
-        _attribute(units.cudnn, "fp32_precision"),
-        # This one's attribute sets that of all units (PyTorch 2.13).
-        (lambda: units.mkldnn.fp32_precision, lambda value: units.mkldnn.set_flags(_fp32_precision=value)),
-        *(_attribute(unit, "fp32_precision") for unit in (units.cuda.matmul, units.cudnn.conv, units.cudnn.rnn)),
-        *(_attribute(unit, "fp32_precision") for unit in (units.mkldnn.matmul, units.mkldnn.conv, units.mkldnn.rnn)),
-    )
-    older_before = [_read(read) for read, _, _ in older]
-    newer_before = [read() for read, _ in newer]
-    try:
-        for read, write, off in older:
-            if _read(read) != off:
-                write(off)
-        for read, write in newer:
-            if read() not in ("none", "ieee"):
-                write("ieee")
-        yield
-    finally:
-        for (read, write, _), value in zip(older, older_before, strict=True):
-            if value is not None and _read(read) != value:
-                write(value)
-        for (read, write), value in zip(newer, newer_before, strict=True):
-            for attempt in ("none", value):
-                if read() != value:
-                    write(attempt)
-
-
-def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-    """What reads it and what writes it."""
-    return functools.partial(getattr, owner, name), functools.partial(setattr, owner, name)
-
-
-def _read(switch: Callable[[], Any]) -> Any:
-    """What it says; None where PyTorch refuses to tell, since others say something else."""
-    try:
-        return switch()
-    except RuntimeError:
-        return None
 
 
 @contextlib.contextmanager

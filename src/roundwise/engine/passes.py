@@ -28,7 +28,7 @@ from roundwise.engine.activations import (
 )
 from roundwise.engine.run import Run
 from roundwise.engine.stream import Stream, StreamResult
-from roundwise.engine.unit import LayerTask, layer_report, solve_layer
+from roundwise.engine.unit import LayerTask, layer_report
 from roundwise.events import PassStarted, Progress
 from roundwise.graph.graph import Graph
 from roundwise.methods.rounding import Given
@@ -99,10 +99,9 @@ def run_without_data(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, 
     quantizers, activations = choose_quantizers(planned, expected_values(graph, planned))
     weights, reports, seconds = [], [], {"ranges": 0.0, "rounding": 0.0}
     for task in tasks:
-        matrix = task.layer.map.to_matrix(graph.constants[task.layer.weight]).float()
-        solved = solve_layer(graph, task, matrix, task.statistics(0, seed), seed)
+        (solved,) = task.solve(task.statistics(0, seed), seed)
         weights.append(solved.chosen)
-        reports.append(layer_report(task, matrix, solved, math.nan, math.nan))
+        reports.append(layer_report(solved, math.nan, math.nan))
         seconds["ranges"] += solved.seconds_ranges
         seconds["rounding"] += solved.seconds_rounding
     return Passed(StreamResult(weights, reports, math.nan, seconds), quantizers, activations)

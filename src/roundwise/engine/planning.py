@@ -14,6 +14,7 @@ from roundwise.errors import ModelError
 from roundwise.graph.analysis.layers import Layer, find_layers
 from roundwise.graph.analysis.moments import Known, expected_columns, propagate
 from roundwise.graph.graph import Graph
+from roundwise.graph.unit import Unit
 from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rounding import ROUNDING_SOLVERS
 from roundwise.numerics.grid import check_groups
@@ -75,7 +76,7 @@ def _task(graph: Graph, layer: Layer, weights: Weights, stage: Quantize, known: 
     methods = [method for method in (weights.ranges, rounding, stage.correction) if method is not None]
     expects = any(method.needs is ExpectedMeans for method in methods)
     return LayerTask(
-        layer=layer,
+        unit=Unit.of_layer(graph, layer),
         codebook=weights.codebook,
         granularity=weights.granularity,
         ranges=weights.ranges,

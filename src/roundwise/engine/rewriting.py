@@ -24,6 +24,7 @@ from roundwise.engine.run import Run
 from roundwise.errors import ModelError, RecipeError
 from roundwise.graph.analysis.moments import with_measured_moments
 from roundwise.graph.graph import Graph
+from roundwise.graph.transforms.drop_dropout import drop_dropout
 from roundwise.graph.transforms.normalize import normalize
 from roundwise.methods.interfaces import GraphRewrite
 from roundwise.methods.rewrites import ALWAYS, REWRITES
@@ -53,12 +54,12 @@ def run_rewrite(stage: Rewrite, network: Network, run: Run, following: Sequence[
         few = MEASURED if any(one.measures_moments for one in methods) else 2
         graph, notes = apply_rewrites(graph, methods, *run.example(graph.batch or few), real=run.measures)
     report = StageReport("rewrite", {"rewrite": time.perf_counter() - start}, notes)
-    return dataclasses.replace(network, graph=graph, reports=(*network.reports, report))
+    return dataclasses.replace(network, graph=graph, original=graph, reports=(*network.reports, report))
 
 
 def folded(graph: Graph) -> Graph:
-    """A captured graph in normal form, with what every network gets before anything else; outputs stay the same."""
-    graph = normalize(graph)
+    """A captured graph in its form for inference: no dropout, one normal form, batch-norms folded; same outputs."""
+    graph = normalize(drop_dropout(graph))
     for apply in ALWAYS:
         graph = apply(graph)
     return graph

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
-from torch.fx.graph import _PyTreeInfo
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+
+from roundwise.graph.training import TrainingInformation
 
 
 @final
@@ -46,6 +51,27 @@ class ConstantInput:
 
 
 @final
+@dataclass(frozen=True)
+class CallStructure:
+    """How the flat inputs and outputs of a graph make up the arguments and the result of a call.
+
+    Attributes:
+        arguments: the names of the arguments, positional ones first.
+        in_spec: how `(args, kwargs)` nest; one leaf for each placeholder, in order.
+        out_spec: how the result nests; None where the graph's output node shows it.
+    """
+
+    arguments: tuple[str, ...]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec | None = None
+
+    @classmethod
+    def positional(cls, names: Sequence[str]) -> CallStructure:
+        """Of a call with one tensor for each placeholder, all by position."""
+        return cls(tuple(names), pytree.tree_structure(((0,) * len(names), {})))
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class ChannelMoments:
     """How a layer's output is distributed, channel by channel, over all samples and places.
@@ -58,12 +84,24 @@ class ChannelMoments:
     std: Tensor
 
     def scaled(self, factor: Tensor) -> ChannelMoments:
-        """Of the output times a factor for each channel, above 0."""
-        return ChannelMoments(self.mean * factor, self.std * factor)
+        """Of the output times a factor for each channel."""
+        return ChannelMoments(self.mean * factor, self.std * factor.abs())
 
-    def lowered(self, by: Tensor) -> ChannelMoments:
-        """Of the output less a number for each channel."""
-        return ChannelMoments(self.mean - by, self.std)
+    def shifted(self, by: Tensor) -> ChannelMoments:
+        """Of the output plus a number for each channel."""
+        return ChannelMoments(self.mean + by, self.std)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Recorded:
+    """Moments, and the constants that the layer read when they were recorded.
+
+    The references are weak: moments that no longer hold must not keep old weights in memory.
+    """
+
+    moments: ChannelMoments
+    read: tuple[weakref.ref[Tensor], ...]
 
 
 @final
@@ -76,22 +114,35 @@ class Graph:
             model), `call_function` (ATen operations without side effects) and `output`.
         constants: parameters and buffers by name.
         inputs: what each placeholder takes, in order.
+        structure: how the network is called.
         batch: None where any batch size will do; else the only one that works.
-        moments: what training knew of the outputs of layers, by the names of their weights; of those layers of which it
-            knew nothing, or which have changed since, nothing. `graph/analysis/moments.py` says where it comes from.
+        training: what training must know besides. Constants that were dropped from the graph may still have entries.
     """
 
     operations: fx.Graph
     constants: dict[str, Tensor]
     inputs: tuple[InputSpec | ConstantInput, ...]
+    structure: CallStructure
     batch: int | None = None
-    moments: dict[str, ChannelMoments] = field(default_factory=dict)
+    training: TrainingInformation = field(default_factory=TrainingInformation)
+    _moments: dict[str, _Recorded] = field(default_factory=dict)
 
     @classmethod
     def of_module(
-        cls, module: fx.GraphModule, inputs: tuple[InputSpec | ConstantInput, ...] = (), batch: int | None = None
+        cls,
+        module: fx.GraphModule,
+        inputs: tuple[InputSpec | ConstantInput, ...] = (),
+        structure: CallStructure | None = None,
+        batch: int | None = None,
     ) -> Graph:
-        """The graph that a module runs, and the tensors it holds now."""
+        """The graph that a module runs, and the tensors it holds now.
+
+        Args:
+            module: with nodes as in a `Graph`.
+            inputs: what each placeholder takes.
+            structure: how it is called; by default with one positional argument for each placeholder.
+            batch: the only batch size that works, if there is only one.
+        """
         constants: dict[str, Tensor] = {}
         for node in module.graph.nodes:
             if node.op == "get_attr":
@@ -99,23 +150,23 @@ class Graph:
                 for part in str(node.target).split("."):
                     owner = getattr(owner, part)
                 constants[str(node.target)] = owner.detach() if isinstance(owner, Tensor) else owner
-        return cls(module.graph, constants, inputs, batch)
-
-    @property
-    def signature(self) -> _PyTreeInfo:
-        """How `(args, kwargs)` and outputs are put together from flat lists, and the names of the arguments."""
-        info: _PyTreeInfo = self.operations._codegen.pytree_info  # type: ignore[attr-defined]
-        return info
+        if structure is None:
+            structure = CallStructure.positional([str(n.target) for n in module.graph.find_nodes(op="placeholder")])
+        return cls(module.graph, constants, inputs, structure, batch)
 
     def copy(self) -> Graph:
         """A graph that can be changed without changing this one; tensors are shared."""
-        return Graph(_copy_fx(self.operations), dict(self.constants), self.inputs, self.batch, dict(self.moments))
+        return replace(
+            self, operations=_copy_fx(self.operations), constants=dict(self.constants), _moments=dict(self._moments)
+        )
 
     def module(self) -> fx.GraphModule:
         """A module that runs the graph and is called as the model was."""
-        return fx.GraphModule(
-            {name: _frozen(value) for name, value in self.constants.items()}, _copy_fx(self.operations)
+        operations, structure = _copy_fx(self.operations), self.structure
+        operations.set_codegen(
+            _PyTreeCodeGen(_PyTreeInfo(list(structure.arguments), structure.in_spec, structure.out_spec))
         )
+        return fx.GraphModule({name: _frozen(value) for name, value in self.constants.items()}, operations)
 
     def constant(self, argument: Any) -> Tensor | None:
         """The tensor behind a node's argument if it is a constant, else None."""
@@ -145,7 +196,31 @@ class Graph:
         read = {str(node.target) for node in self.operations.nodes if node.op == "get_attr"}
         for name in [name for name in self.constants if name not in read]:
             del self.constants[name]
-            self.moments.pop(name, None)
+
+    @property
+    def moments(self) -> dict[str, ChannelMoments]:
+        """The mean and deviation of the outputs of layers, by the names of their weights, as far as they are known.
+
+        They come from batch-norms or from samples (`graph/analysis/moments.py`). They hold as long as the layer reads
+        the same weight and bias as when they were recorded. With another weight or bias, or another call of the weight,
+        they are gone; `graph/edit.py` records them anew where it knows how the output changed.
+        """
+        found: dict[str, ChannelMoments] = {}
+        for node in self.operations.nodes:
+            recorded = self._moments.get(str(node.target)) if node.op == "get_attr" else None
+            if recorded is not None and [id(ref()) for ref in recorded.read] == [id(one) for one in self._read(node)]:
+                found[str(node.target)] = recorded.moments
+        return found
+
+    def record_moments(self, weight: str, moments: ChannelMoments) -> None:
+        """Note how the output of a layer is distributed, with the weight and bias that it has now."""
+        node = next(node for node in self.operations.nodes if node.op == "get_attr" and node.target == weight)
+        self._moments[weight] = _Recorded(moments, tuple(map(weakref.ref, self._read(node))))
+
+    def _read(self, constant: fx.Node) -> list[Tensor]:
+        """All constants that the operations read that read this one."""
+        sources = (source for user in constant.users for source in user.all_input_nodes if source.op == "get_attr")
+        return [self.constants[str(source.target)] for source in sources]
 
 
 def bind(node: fx.Node) -> dict[str, Any]:
@@ -163,6 +238,16 @@ def bind(node: fx.Node) -> dict[str, Any]:
     return bound
 
 
+def set_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Give an operation another argument, by the argument's name in the operation's schema."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    position = [argument.name for argument in node.target._schema.arguments].index(name)
+    if position <= len(node.args):
+        node.args = (*node.args[:position], value, *node.args[position + 1 :])
+    else:
+        node.kwargs = {**node.kwargs, name: value}
+
+
 def is_random(node: fx.Node) -> bool:
     """Whether an operation draws random numbers with these arguments."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
@@ -177,7 +262,6 @@ def _copy_fx(graph: fx.Graph) -> fx.Graph:
     values: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         values[node] = copy.node_copy(node, lambda n: values[n])
-    copy._codegen = graph._codegen  # how arguments are flattened and outputs put together again
     return copy
 
 

@@ -1,17 +1,15 @@
-"""Scale, zero point and codebook of one tensor between operations."""
+"""The quantizer of one tensor between operations: its scale, zero point and codebook."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers the operations
 from torch import Tensor
 
+from roundwise.numerics import affine
 from roundwise.numerics.grid import Codebook, affine_grid
-
-dialect = torch.ops.quantized_decomposed
 
 
 @final
@@ -51,11 +49,7 @@ class Quantizer:
         return (self.codebook.qmax - self.zero_point) * self.scale
 
     def fake_quantize(self, values: Tensor) -> Tensor:
-        """Quantize to the nearest code, then back to the values' dtype: exactly what the emitted operations do."""
-        codes = dialect.quantize_per_tensor.default(values.float(), *self.arguments)
-        return dialect.dequantize_per_tensor.default(codes, *self.arguments).to(values.dtype)  # type: ignore[no-any-return]
-
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        """Of both operations, after their input."""
-        return self.scale, self.zero_point, self.codebook.qmin, self.codebook.qmax, self.codebook.dtype
+        """Quantize to the nearest code, then back to the values' dtype: exactly what the quantized network computes."""
+        book = self.codebook
+        codes = affine.quantize(values, self.scale, self.zero_point, book.qmin, book.qmax, book.dtype)
+        return affine.dequantize(codes, self.scale, self.zero_point, values.dtype)

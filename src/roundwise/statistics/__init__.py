@@ -6,6 +6,7 @@ training left in the network.
 """
 
 from roundwise.statistics.base import Addend, Nothing, Statistic
+from roundwise.statistics.blocks import BlockSamples, BlockStatistic
 from roundwise.statistics.expected import ExpectedMeans, ExpectedValues
 from roundwise.statistics.gram import Gram
 from roundwise.statistics.means import Means
@@ -14,6 +15,8 @@ from roundwise.statistics.values import Extremes, Histogram, ValueStatistic
 
 __all__ = [
     "Addend",
+    "BlockSamples",
+    "BlockStatistic",
     "ExpectedMeans",
     "ExpectedValues",
     "Extremes",

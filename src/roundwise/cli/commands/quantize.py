@@ -17,7 +17,7 @@ from roundwise.cli.accuracy import before_and_after, check_labels, measure
 from roundwise.cli.datafree import check_data_or_none, no_data
 from roundwise.cli.models import load_model
 from roundwise.cli.options import DataRequest, data_options, move, weight_options, weight_source
-from roundwise.cli.outputs import check_outputs, write_outputs, write_report
+from roundwise.cli.outputs import check_outputs, check_targets, write_outputs, write_report
 from roundwise.cli.parameters import EXISTING_FILE, Device, Memory, Seed, Shape, default
 from roundwise.cli.recipes import RecipeOptions, build_recipe, describe, describe_methods
 from roundwise.cli.terminal import exits, layer_progress, say, show_json
@@ -231,6 +231,7 @@ def command(
             **options,
         )
     )
+    check_targets(outputs, recipe)
 
     loaded = load_model(model, source, num_classes)
     for note in loaded.notes:

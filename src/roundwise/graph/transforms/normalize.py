@@ -1,13 +1,17 @@
 """The same computation in fewer kinds of operations, so that every later step has one form to look for.
 
-- operations that do nothing in evaluation (dropout, detach, copies) disappear
-- products with a constant matrix on the right (`x @ W`, `mm`, `addmm`, `bmm`, `einsum`) become `linear`
-- batch-norm in evaluation becomes `batch_norm`, whatever form the capture gave it
-- a weight or bias that is computed from constants alone (a slice of a packed projection, weight-norm, a transpose, a
-  cast) becomes a constant; so does a whole layer whose input is constant
+- Operations that change no number (detach, copies) disappear.
+- Products with a constant matrix on the right (`x @ W`, `mm`, `addmm`, `bmm`, `einsum`) become `linear`.
+- Batch-norm with running statistics becomes `batch_norm`, whatever form the capture gave it.
+- A weight or bias that is computed from constants alone (a slice of a packed projection, weight normalization, a
+  transpose, a cast) becomes a constant; so does a whole layer whose input is constant.
 
-A constant that is computed takes the name of what it is computed from: `attn.in_proj_weight`, and where that gives
-several, `attn.in_proj_weight_0` and so on in the order in which they are used.
+A computed constant takes the name of the tensor that it is computed from, `attn.in_proj_weight`. Where several come
+from one tensor, they are numbered in the order in which they are used: `attn.in_proj_weight_0` and so on.
+`Graph.training` says from which parameters each was computed.
+
+Dropout stays, and what depends on dropout is not constant: a network in normal form may still be trained. For inference
+apply `drop_dropout` *before*, so that a weight behind dropout becomes a constant.
 """
 
 from __future__ import annotations
@@ -20,35 +24,11 @@ import torch
 from torch import Tensor, fx
 
 from roundwise.graph.graph import Graph, bind, is_random
+from roundwise.graph.operators import DROPOUTS, FACTORS, IDENTITIES, MATRIX_COPIES, WEIGHTED
+from roundwise.graph.training import TensorOrigin
+from roundwise.graph.transforms.drop_dropout import makes_distinct_output
 
 aten = torch.ops.aten
-
-WEIGHTED = frozenset(
-    {
-        aten.linear.default,
-        aten.conv1d.default,
-        aten.conv1d.padding,
-        aten.conv2d.default,
-        aten.conv2d.padding,
-        aten.conv3d.default,
-        aten.conv3d.padding,
-        aten.conv_transpose1d.default,
-        aten.conv_transpose2d.input,
-        aten.conv_transpose3d.input,
-        aten.convolution.default,
-    }
-)
-"""The operations that are layers, if their weight is constant. All take `(input, weight, bias, …)`."""
-
-_IDENTITIES = frozenset({aten.alias.default, aten.clone.default, aten.detach.default, aten.lift_fresh_copy.default})
-_COPIES = frozenset({aten.expand.default, aten.view.default, aten.reshape.default, aten.clone.default})
-# With the positions of the operands.
-_PRODUCTS: dict[Any, tuple[int, int]] = {
-    aten.matmul.default: (0, 1),
-    aten.mm.default: (0, 1),
-    aten.bmm.default: (0, 1),
-    aten.addmm.default: (1, 2),
-}
 
 
 def normalize(graph: Graph) -> Graph:
@@ -56,11 +36,11 @@ def normalize(graph: Graph) -> Graph:
     graph = graph.copy()
     constants = _Constants(graph)
     for node in list(graph.operations.nodes):
-        if node.target in _IDENTITIES or node.target is aten.dropout.default:
+        if node.target in IDENTITIES:
             _drop_identity(graph, node)
         elif node.target is aten._native_batch_norm_legit_no_training.default:
             _rename_batch_norm(graph, node)
-        elif node.target in _PRODUCTS:
+        elif node.target in FACTORS:
             _product_to_linear(graph, constants, node)
         elif node.target is aten.einsum.default:
             _einsum_to_linear(graph, constants, node)
@@ -77,17 +57,17 @@ class _Constants:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._fixed: dict[
-            fx.Node, bool
-        ] = {}  # what is the same in every run → whether it comes from the model's tensors
+        # Nodes that give the same in every run → whether they come from the model's tensors.
+        self._fixed: dict[fx.Node, bool] = {}
         for node in graph.operations.nodes:
             inputs = node.all_input_nodes
             if node.op == "get_attr" and graph.constant(node) is not None:
                 self._fixed[node] = True
-            elif node.op == "call_function" and all(source in self._fixed for source in inputs) and not is_random(node):
+            elif node.op == "call_function" and all(source in self._fixed for source in inputs) and _is_fixed(node):
                 self._fixed[node] = any(self._fixed[source] for source in inputs)
         self._values: dict[fx.Node, Any] = {}
         self._made: dict[str, list[fx.Node]] = {}  # name → nodes
+        self._origins: dict[fx.Node, TensorOrigin] = {}
 
     def __contains__(self, node: object) -> bool:
         return isinstance(node, fx.Node) and self._fixed.get(node, False)
@@ -118,7 +98,8 @@ class _Constants:
     def store(self, value: Tensor, source: fx.Node, suffix: str = "") -> fx.Node:
         """A constant with a value that was computed from `source`."""
         value = value.contiguous()
-        origin = self._origin(source)
+        sources = self._sources(source)
+        origin = max(sources, key=lambda node: self._graph.constants[str(node.target)].numel())
         name = _plain_name(str(origin.target))
         name = f"{name.removesuffix('.weight')}{suffix}" if suffix else name
         made = self._made.setdefault(name, [])
@@ -128,10 +109,17 @@ class _Constants:
                 return known
         made.append(self._graph.add_constant(f"{origin.target}_derived", value))
         self._fixed[made[-1]] = True
+        self._origins[made[-1]] = self._origin(sources)
         return made[-1]
 
-    def _origin(self, source: fx.Node) -> fx.Node:
-        """The largest constant that a node depends on."""
+    def _origin(self, sources: list[fx.Node]) -> TensorOrigin:
+        known = self._graph.training.origins
+        origins = [known[name] for name in (str(node.target) for node in sources) if name in known]
+        names = dict.fromkeys(name for origin in origins for name in origin.names)
+        return TensorOrigin(tuple(names), "computed", any(origin.trainable for origin in origins))
+
+    def _sources(self, source: fx.Node) -> list[fx.Node]:
+        """The constants that a node depends on."""
         found: list[fx.Node] = []
         stack, seen = [source], {source}
         while stack:
@@ -140,18 +128,26 @@ class _Constants:
                 found.append(node)
             stack += [other for other in node.all_input_nodes if other not in seen]
             seen.update(node.all_input_nodes)
-        return max(found, key=lambda node: self._graph.constants[str(node.target)].numel())
+        return found
 
     def rename(self) -> None:
-        """Give what was made the names of what it was made from, now that these are free if nobody else reads them."""
+        """Name computed constants after what they are computed from; such a name is free once nobody else reads it."""
+        origins: dict[str, TensorOrigin] = {}
         for name, made in self._made.items():
             used = [node for node in made if node.users]
             values = [self._graph.constants.pop(str(node.target)) for node in used]
             alone = len(used) == 1 and name not in self._graph.constants
             for number, (node, value) in enumerate(zip(used, values, strict=True)):
                 renamed = self._graph.add_constant(name if alone else f"{name}_{number}", value)
+                origins[str(renamed.target)] = self._origins[node]
                 node.replace_all_uses_with(renamed)
                 self._graph.operations.erase_node(node)
+        self._graph.training = self._graph.training.with_origins(origins)
+
+
+def _is_fixed(node: fx.Node) -> bool:
+    """Whether an operation gives the same in every run if its operands do, in training too."""
+    return not is_random(node) and node.target not in DROPOUTS
 
 
 def _plain_name(name: str) -> str:
@@ -163,18 +159,12 @@ def _plain_name(name: str) -> str:
 def _drop_identity(graph: Graph, node: fx.Node) -> None:
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    if node.target is aten.dropout.default and bind(node)["train"]:
-        return
     if node.target is aten.clone.default and not _same_strides(source, node):
         return  # what follows may rely on the new layout
-    if _is_output(node) and (source.op != "call_function" or _is_output(source)):
-        return  # so that no output is the same tensor as another, an input or a constant
+    if makes_distinct_output(node):
+        return
     node.replace_all_uses_with(source)
     graph.operations.erase_node(node)
-
-
-def _is_output(node: fx.Node) -> bool:
-    return any(user.op == "output" for user in node.users)
 
 
 def _same_strides(one: fx.Node, other: fx.Node) -> bool:
@@ -186,7 +176,7 @@ def _same_strides(one: fx.Node, other: fx.Node) -> bool:
 def _product_to_linear(graph: Graph, constants: _Constants, node: fx.Node) -> None:
     arguments = bind(node)
     bias = arguments["self"] if node.target is aten.addmm.default else None
-    left, right = (node.args[position] for position in _PRODUCTS[node.target])
+    left, right = (node.args[position] for position in FACTORS[node.target])
     if bias is not None and (arguments["beta"], arguments["alpha"]) != (1, 1):
         return
     _to_linear(graph, constants, node, left, right, bias)
@@ -240,7 +230,7 @@ def _to_linear(
 def _without_copies(node: fx.Node) -> fx.Node:
     """The matrix of which an operand of `bmm` holds a copy for each sample, if that is what it is."""
     matrix = _matrix_shape(node)
-    while node.target in _COPIES and _matrix_shape(node.all_input_nodes[0]) == matrix:
+    while node.target in MATRIX_COPIES and _matrix_shape(node.all_input_nodes[0]) == matrix:
         node = node.all_input_nodes[0]
     return node
 

@@ -41,9 +41,10 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roundwise.engine.calibration import Batch, Calibration, DataFree, read_calibration
-from roundwise.engine.network import Facts, Network, graph_of, undisturbed
+from roundwise.engine.network import Network, facts_of, graph_of
 from roundwise.engine.rewriting import folded
 from roundwise.engine.store import ActivationStore, default_budget
+from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.errors import CalibrationError, ModelError, RecipeError
 from roundwise.graph.analysis.layers import Layer, find_layers
 from roundwise.graph.graph import Graph
@@ -165,14 +166,14 @@ def task_hessian(
         >>> task.hessian.shape
         torch.Size([18, 18])
     """
-    facts = Facts.of(model)
+    facts = facts_of(model)
     if not isinstance(curvature, ExactHessian | GaussNewton):
         raise RecipeError(f"curvature is {curvature!r}; it must be ExactHessian() or GaussNewton().")
     check_whole_number("batch_size", batch_size, at_least=1)
     check_whole_number("limit", limit, at_least=1)
     if isinstance(inputs, DataFree):
         raise CalibrationError("the task loss is a mean over samples: give inputs, where `DataFree` has none.")
-    with undisturbed(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
+    with isolated_torch_state(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
         samples = read_calibration(inputs, facts.signature, batch_size, store)
         targets = _read_labels(labels, samples.samples)
         graph = folded(graph_of(model, *samples.example(2, facts.device)))

@@ -1,26 +1,21 @@
-"""Run an ONNX file in ONNX Runtime and compare it with the model it came from.
+"""Compare an exported file with the model that it was made from; whatever runs the file.
 
 The figure that decides is, for each output,
 
-    relative difference = max |y_model − y_onnx| / max |y_model|,        over all samples and batch sizes.
+    relative difference = max |y_model − y_file| / max |y_model|,        over all samples and batch sizes.
 
-Two correct runtimes differ here only by the order of their sums: by 4e-7 for ResNet-20, 1e-6 for MobileNetV2, 8e-4 for
-ResNet-20 in float16 (whose numbers are 5e-4 apart). The scale of a single channel wrong by a tenth gives 5e-3 to 2e-2
-in ResNet-20, a wrong axis or zero point far more. `TOLERANCE` lies between the two, in float16 with little room.
+*Float activations.* Two correct runtimes differ only by the order of their sums: by 4e-7 for ResNet-20, 1e-6 for
+MobileNetV2, 8e-4 for ResNet-20 in float16 (whose numbers are 5e-4 apart). If the scale of one channel is wrong by a
+tenth, ResNet-20 differs by 5e-3 to 2e-2; a wrong axis or zero point gives far more. `TOLERANCE` lies between the two;
+in float16 there is little room.
 
-ONNX Runtime turns DequantizeLinear → MatMul into one kernel that, *by its default, rounds the layer's inputs to 8 bits*
-as well (`session.qdq_matmulnbits_accuracy_level`, 4). That is the runtime's choice, not the file's content, and costs
-about 0.5 % of the output's range per layer. So where the default run is not within tolerance, the file is judged by a
-run with that choice switched off, and both figures are reported.
-
-Where *activations are quantized*, the network is first exported and held to `TOLERANCE` without their quantizers, so
-that its weights are judged as strictly as ever. With them correct runtimes differ by more: a sum that is 1e-7 larger
-can lie on the other side of the middle between two codes, and from there the difference grows from layer to layer (to
-1 % of the largest output with 8-bit activations in ResNet-20, to 10 % with 4-bit ones); means of codes often lie in the
-middle exactly. How far it grows in the network at hand is measured, by changing what each of its operations gives by a
-millionth (in float16, a thousandth), a few times; `SENSITIVITY` times the largest difference passes. ONNX Runtime's
-integer kernels round once more between sums and codes; where the default run is not within that, the file is judged by
-a run that takes the graph literally, and again both figures are reported.
+*Quantized activations.* Two correct runtimes differ by more. A sum that is larger by 1e-7 can lie on the other side of
+the middle between two codes, and from there the difference grows from layer to layer: to 1 % of the largest output with
+8-bit activations in ResNet-20, to 10 % with 4-bit ones. Means of codes often lie in the middle exactly. So the network
+is also exported without the quantizers of activations, and that file is held to `TOLERANCE`: the weights are judged
+strictly. For the file with quantizers, the tolerance is measured on the network itself: every result of every operation
+is changed by a millionth (in float16 by a thousandth), a few times; the largest difference of the outputs times
+`SENSITIVITY` passes.
 """
 
 from __future__ import annotations
@@ -28,39 +23,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import numpy.typing as npt
-import onnxruntime
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from roundwise.artifacts.emit import dialect
+from roundwise.artifacts import dialect
+from roundwise.artifacts.signature import Arguments
 from roundwise.errors import ExportError
-from roundwise.exporters.onnx_graph import input_names, output_leaves, output_names
+from roundwise.exporters.names import input_names, output_leaves, output_names
+from roundwise.runtimes.interface import Array
 from roundwise.wording import number_of
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3}
 """Largest relative difference that passes, by the least precise float type in the program."""
 
 INTEGER_TOLERANCE = 0.01
-"""Share of the elements of an integer or boolean output that may differ: an argmax between nearly equal numbers."""
+"""Largest share of the elements of an integer or boolean output that may differ.
 
-SENSITIVITY, CHANGE, DRAWS = 5.0, 1e-6, 3
-"""How many times what a relative `CHANGE` of all results makes of a network with quantized activations, and how often
-that is tried."""
+Some may: an argmax between two nearly equal numbers can go either way.
+"""
 
-FLOAT_INPUTS = {"session.qdq_matmulnbits_accuracy_level": "0"}
-"""Session setting under which ONNX Runtime leaves a layer's inputs in float."""
+SENSITIVITY = 5.0
+"""The tolerance of a network with quantized activations, in multiples of the difference that small changes make."""
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-Array = npt.NDArray[Any]
+CHANGE = 1e-6
+"""Relative size of those small changes."""
+
+DRAWS = 3
+"""How many times the network is run with small changes, other ones each time; the largest difference counts."""
 
 
 @final
@@ -69,7 +64,7 @@ class OutputDifference:
     """How far one output of the file is from the model's.
 
     Attributes:
-        name: the ONNX output.
+        name: of the output.
         max_difference: largest absolute difference, in the output's own units.
         relative_difference: that, relative to the model's largest magnitude in this output. For integers and booleans:
             the share of elements that differ.
@@ -104,67 +99,62 @@ class OutputDifference:
 
 
 @final
-@dataclass(frozen=True)
-class Verification:
-    """What running the file showed.
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Inputs, the model's outputs for them, and how far a file's outputs may differ.
 
     Attributes:
-        outputs: with ONNX Runtime computing in float, as the model does, and literally where activations are quantized.
-        default_outputs: as ONNX Runtime runs the file by default; the same as `outputs` where that is within tolerance.
-        verified_on: on which inputs, in words.
+        names: of the outputs.
+        inputs: by their names in the file; one set for each batch size.
+        outputs: the model's, in the order of `names`, for each set of inputs.
+        tolerance: the largest relative difference that passes.
+        verified_on: what the inputs are, in words.
     """
 
-    outputs: tuple[OutputDifference, ...]
-    default_outputs: tuple[OutputDifference, ...]
+    names: tuple[str, ...]
+    inputs: list[dict[str, Array]]
+    outputs: list[list[Array]]
+    tolerance: float
     verified_on: str
 
+    def compare(self, results: list[list[Array]]) -> tuple[OutputDifference, ...]:
+        """How far each output of a file is from the model's, over all sets of inputs."""
+        return _compare(self.names, self.outputs, results, tolerance=self.tolerance)
 
-def verify(
-    path: Path,
+
+def make_reference(
     model: Callable[..., Any],
     program: ExportedProgram,
     samples: Arguments | None,
     source: str,
     tolerance: float | None = None,
-) -> Verification:
-    """Compare the file with the model on samples, at their batch size and at two others.
+) -> Reference:
+    """Run the model on samples, at their batch size and at two others.
 
     Args:
-        path: the ONNX file.
         model: gives the reference outputs.
-        program: from which the file was made.
+        program: from which the file is made; quantizers are operators in it (`dialect.with_operators`).
         samples: `(args, kwargs)`; None takes random numbers.
         source: what the samples are, in words.
-        tolerance: largest relative difference that passes; None takes `TOLERANCE` for the program's float type.
+        tolerance: largest relative difference that passes; None takes `TOLERANCE` for the program's float type, and
+            with quantized activations at least what the network's sensitivity explains.
 
     Raises:
-        ExportError: ONNX Runtime cannot run the file, or an output differs by more than its tolerance.
+        ExportError: the samples are not the model's inputs.
     """
     if samples is None:
         samples, source = _random_samples(program), "random samples (seed 0; the model carries no others)"
-    sizes, feeds, references = _references(model, program, samples)
-    source = f"{sizes[0]} {source}, in batches of {', '.join(map(str, sizes))}"
+    sizes, feeds, references = _run_model(model, program, samples)
     if tolerance is None:
         tolerance = max(TOLERANCE[_precision(program)], SENSITIVITY * _sensitivity(program, feeds, references))
-    compare = partial(_compare, output_names(program), references, tolerance=tolerance)
-    default = outputs = compare(_run(path, feeds, {}))
-    if not all(output.passes for output in default):
-        outputs = compare(_run(path, feeds, FLOAT_INPUTS, literally=quantizes_activations(program)))
-    failed = [str(output) for output in outputs if not output.passes]
-    if failed:
-        raise ExportError(
-            f"The exported file does not agree with the model in ONNX Runtime {onnxruntime.__version__}, on {source}: "
-            f"{'; '.join(failed)}. Up to {tolerance:g} of an output's largest magnitude is what two runtimes may "
-            "differ by. Nothing was kept. Please report this with the model; if you know why it must be so, export "
-            "with a larger `tolerance`."
-        )
-    return Verification(outputs, default, source)
+    verified_on = f"{sizes[0]} {source}, in batches of {', '.join(map(str, sizes))}"
+    return Reference(output_names(program), feeds, references, tolerance, verified_on)
 
 
-def _references(
+def _run_model(
     model: Callable[..., Any], program: ExportedProgram, samples: Arguments
 ) -> tuple[list[int], list[dict[str, Array]], list[list[Array]]]:
-    """The batch sizes; for each of them the ONNX inputs, and the model's outputs."""
+    """The batch sizes; for each of them the inputs of the file, and the model's outputs."""
     names = input_names(program)
     leaves, spec = pytree.tree_flatten(_in_order(samples, program))
     if spec != program.call_spec.in_spec:
@@ -197,7 +187,7 @@ def _in_order(samples: Arguments, program: ExportedProgram) -> Arguments:
 
 
 def _input_shapes(program: ExportedProgram) -> dict[str | None, tuple[Any, ...]]:
-    """The shape of each ONNX input; a dimension may be a symbol."""
+    """The shape of each input; a dimension may be a symbol."""
     names = set(input_names(program))
     return {node.name: tuple(node.meta["val"].shape) for node in program.graph.nodes if node.name in names}
 
@@ -236,7 +226,7 @@ def _random_samples(program: ExportedProgram) -> Arguments:
 
 def quantizes_activations(program: ExportedProgram) -> bool:
     """Whether anything but weights is quantized."""
-    return any(node.target is dialect.quantize_per_tensor.default for node in program.graph.nodes)
+    return any(node.target is dialect.operator_for(dialect.QUANTIZE) for node in program.graph.nodes)
 
 
 @final
@@ -277,25 +267,6 @@ def _sensitivity(program: ExportedProgram, feeds: list[dict[str, Array]], refere
         differences = _compare(names, references, results, tolerance=math.inf)
         largest = max([largest, *(difference.relative_difference for difference in differences)])
     return largest
-
-
-def _run(
-    path: Path, feeds: list[dict[str, Array]], settings: dict[str, str], *, literally: bool = False
-) -> list[list[Array]]:
-    """The file's outputs for each set of inputs, under ONNX Runtime's default optimisations or none."""
-    options = onnxruntime.SessionOptions()
-    if literally:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # what matters raises
-    for key, value in settings.items():
-        options.add_session_config_entry(key, value)
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return [session.run(None, feed) for feed in feeds]
-    except Exception as error:  # ONNX Runtime's exceptions have no common base
-        raise ExportError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot run the exported file: {error} Nothing was kept."
-        ) from error
 
 
 def _compare(

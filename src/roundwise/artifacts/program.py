@@ -1,0 +1,50 @@
+"""A graph as a `torch.export` program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch.export import Dim, ExportedProgram
+
+from roundwise.artifacts.signature import CallSignature
+from roundwise.errors import ExportError
+from roundwise.graph.graph import Graph, InputSpec
+
+EXAMPLE_BATCH = 23
+"""Samples in the batch that a program is traced with.
+
+PyTorch may take two equal sizes for the same size. So this is a number that hardly any layer has for a size.
+"""
+
+
+def export_program(graph: Graph, device: torch.device) -> ExportedProgram:
+    """Trace a graph whose tensors are on `device`; the program takes any number of samples if the graph does.
+
+    Raises:
+        ExportError: PyTorch cannot export the graph.
+    """
+    if graph.batch is not None:
+        return _export(graph, device, None)
+    try:
+        return _export(graph, device, Dim("batch", min=1))
+    except ExportError:  # Some operations exclude a few batch sizes, which PyTorch finds out only if it may choose.
+        return _export(graph, device, Dim.DYNAMIC)
+
+
+def _export(graph: Graph, device: torch.device, batch: Any) -> ExportedProgram:
+    signature = CallSignature.of(graph)
+    args, kwargs = signature.example(EXAMPLE_BATCH, device)
+    flat = [{0: batch} if isinstance(spec, InputSpec) and batch and spec.shape else None for spec in graph.inputs]
+    dynamic_args, dynamic_kwargs = pytree.tree_unflatten(flat, graph.structure.in_spec)
+    names = graph.structure.arguments
+    dynamic = dict(zip(names, [*dynamic_args, *dynamic_kwargs.values()], strict=True))
+    try:
+        with torch.no_grad():
+            return torch.export.export(graph.module(), args, kwargs, dynamic_shapes=dynamic)
+    except Exception as error:
+        raise ExportError(
+            f"PyTorch cannot export the quantized graph as a program: {error} "
+            "The model still runs, and can be saved with `model.save`; please report this with the model."
+        ) from error

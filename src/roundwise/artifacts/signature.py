@@ -1,0 +1,122 @@
+"""How a network is called: which inputs it takes, and what an error about other inputs must say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from roundwise.errors import ModelError
+from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class CallSignature:
+    """The inputs that a network was made for.
+
+    Attributes:
+        inputs: what each leaf of the arguments is, in order.
+        batch: None where any number of samples will do; else the only number that works.
+        structure: how arguments are put together from leaves, and the names of the arguments.
+    """
+
+    inputs: tuple[InputSpec | ConstantInput, ...]
+    batch: int | None
+    structure: CallStructure
+
+    @classmethod
+    def of(cls, graph: Graph) -> CallSignature:
+        """The signature of a graph."""
+        return cls(graph.inputs, graph.batch, graph.structure)
+
+    def example(self, batch: int, device: torch.device) -> Arguments:
+        """`(args, kwargs)` of the right structure: zeros for `batch` samples, or for the only number that works."""
+        leaves = [
+            spec.example(self.batch or batch).to(device) if isinstance(spec, InputSpec) else spec.value
+            for spec in self.inputs
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, self.structure.in_spec)
+        return args, kwargs
+
+    def check_constants(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Make sure that inputs which became part of the graph have the values that they had then.
+
+        Raises:
+            ModelError: names the input that has another value.
+        """
+        if not any(isinstance(spec, ConstantInput) for spec in self.inputs):
+            return
+        for spec, (name, leaf) in zip(self.inputs, self._leaves(args, kwargs) or (), strict=False):
+            if isinstance(spec, ConstantInput) and (isinstance(leaf, Tensor | np.ndarray) or leaf != spec.value):
+                raise ModelError(
+                    f"'{name}' was {spec.value!r} when the network was quantized, and is {_describe(leaf)} now: what "
+                    "the model does then is not part of the quantized network. Quantize the model with that value too."
+                )
+
+    def explain(self, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> str | None:
+        """What to add to an error of a call: which inputs the network takes, and which were given.
+
+        None where the inputs are as the network was made for, so that the error has another cause.
+        """
+        leaves = self._leaves(args, kwargs)
+        tensors = [
+            (spec, leaf)
+            for spec, (_, leaf) in zip(self.inputs, leaves or (), strict=False)
+            if isinstance(spec, InputSpec)
+        ]
+        alike = leaves is not None and all(spec.is_like(leaf, device) for spec, leaf in tensors)
+        if alike:
+            batches = {leaf.shape[0] for spec, leaf in tensors if spec.shape}
+            if len(batches) <= 1 and all(spec.fits(leaf, self.batch) for spec, leaf in tensors):
+                return None
+        size = "samples" if self.batch is None else self.batch
+        takes = [
+            _dtype_and_shape(spec.dtype, (size if n is None else n for n in spec.shape))
+            if isinstance(spec, InputSpec)
+            else repr(spec.value)
+            for spec in self.inputs
+        ]
+        found = [*map(_describe, args), *(f"{name}={_describe(value)}" for name, value in kwargs.items())]
+        note = f"The quantized network was made for {', '.join(takes)}, and was given {', '.join(found) or 'nothing'}."
+        if alike:
+            note += " Other sizes work only where each of its operations can take them."
+        return note
+
+    def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]] | None:
+        """The inputs, each with the name of its argument; None if their structure is another than the network's."""
+        names, spec = self.structure.arguments, self.structure.in_spec
+        made_args, made_kwargs = pytree.tree_unflatten([0] * spec.num_leaves, spec)
+        made = dict(zip(names, [*made_args, *made_kwargs.values()], strict=True))
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if len(args) + len(kwargs) != len(made) or given.keys() != made.keys():
+            return None
+        if any(pytree.tree_structure(given[name]) != pytree.tree_structure(made[name]) for name in names):
+            return None
+        return [(name, leaf) for name in names for leaf in pytree.tree_leaves(given[name])]
+
+
+def _dtype_and_shape(dtype: torch.dtype, shape: Iterable[object]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} [{', '.join(map(str, shape))}]"
+
+
+def _describe(value: Any) -> str:
+    """An input in a few words, such as `float32 [2, 3]`."""
+    match value:
+        case Tensor():
+            layout = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
+            where = "" if value.is_cpu else f" on {value.device}"
+            return f"{layout}{_dtype_and_shape(value.dtype, value.shape)}{where}"
+        case bool() | int() | float() | str() | None:
+            return repr(value)
+        case list() | tuple() | dict():
+            return f"a {type(value).__name__} of {len(value)}"
+        case _:
+            return f"a {type(value).__name__}, which is no tensor"

@@ -1,0 +1,97 @@
+"""PyTorch's settings of the whole process, isolated while the library works.
+
+A caller may have switched on inference mode or autocast, or allowed float32 products at a lower precision. Results do
+not depend on any of these, and afterwards every setting is as the caller left it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+_ONE_THREAD_AT_A_TIME = threading.RLock()
+"""`torch.export` cannot run in two threads at once, and the settings below belong to the whole process."""
+
+_Switch = tuple[Callable[[], Any], Callable[[Any], Any]]
+"""How a setting is read and written."""
+
+
+@contextlib.contextmanager
+def isolated_torch_state(device: torch.device) -> Iterator[None]:
+    """Compute in the network's own precision and allow gradients, whatever the caller has set.
+
+    Only one thread at a time is inside; others wait.
+
+    By default PyTorch lets CUDA convolutions round their inputs to 10 bits (TF32). An exact rewrite would then seem to
+    change the network's outputs by half a percent, and codes would be chosen to reproduce the rounded outputs.
+
+    Args:
+        device: of the network; autocast is switched off for devices of this type.
+    """
+    with _ONE_THREAD_AT_A_TIME, contextlib.ExitStack() as stack:
+        stack.enter_context(_full_float32_precision())
+        stack.enter_context(torch.inference_mode(False))
+        if device.type != "meta" and torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
+
+
+@contextlib.contextmanager
+def _full_float32_precision() -> Iterator[None]:
+    """Compute float32 products in float32 on all processors, and restore the caller's settings afterwards.
+
+    PyTorch has two sets of settings for this, an older and a newer one. Writing an older setting also writes newer
+    ones, and reading an older setting is an error where a newer one contradicts it. `torch.export` reads the older
+    ones, and the caller may have written either. So every setting that allows less than float32 is changed, and each
+    is restored if it can be read.
+    """
+    units: Any = torch.backends
+    older: tuple[tuple[Callable[[], Any], Callable[[Any], Any], Any], ...] = (
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+        (*_attribute(units.cuda.matmul, "allow_tf32"), False),
+        (*_attribute(units.cudnn, "allow_tf32"), False),
+    )
+    newer: tuple[_Switch, ...] = (  # general settings first: they hold wherever a special one says "none"
+        _attribute(units, "fp32_precision"),
+        _attribute(units.cudnn, "fp32_precision"),
+        # Assigning to the attribute of mkldnn would change the setting of all units (PyTorch 2.13).
+        (lambda: units.mkldnn.fp32_precision, lambda value: units.mkldnn.set_flags(_fp32_precision=value)),
+        *(_attribute(unit, "fp32_precision") for unit in (units.cuda.matmul, units.cudnn.conv, units.cudnn.rnn)),
+        *(_attribute(unit, "fp32_precision") for unit in (units.mkldnn.matmul, units.mkldnn.conv, units.mkldnn.rnn)),
+    )
+    older_before = [_read_or_none(read) for read, _, _ in older]
+    newer_before = [read() for read, _ in newer]
+    try:
+        for read, write, off in older:
+            if _read_or_none(read) != off:
+                write(off)
+        for read, write in newer:
+            if read() not in ("none", "ieee"):
+                write("ieee")
+        yield
+    finally:
+        for (read, write, _), value in zip(older, older_before, strict=True):
+            if value is not None and _read_or_none(read) != value:
+                write(value)
+        for (read, write), value in zip(newer, newer_before, strict=True):
+            for attempt in ("none", value):
+                if read() != value:
+                    write(attempt)
+
+
+def _attribute(owner: Any, name: str) -> _Switch:
+    """How an attribute is read and written."""
+    return functools.partial(getattr, owner, name), functools.partial(setattr, owner, name)
+
+
+def _read_or_none(read: Callable[[], Any]) -> Any:
+    """A setting's value; None where PyTorch refuses to read it, because a newer setting contradicts it."""
+    try:
+        return read()
+    except RuntimeError:
+        return None

@@ -1,0 +1,205 @@
+"""A quantized model as an ONNX file, checked in ONNX Runtime before it appears.
+
+    program ──▶ graph (`translate`) ──▶ temporary file ──▶ runs like the model (`check`)? ──▶ in place
+
+The weights are integer constants behind DequantizeLinear, the "QDQ" form that ONNX Runtime, TensorRT, OpenVINO and
+others read: up to 4 bits as INT4 or UINT4, half a byte each.
+
+ONNX Runtime keeps the weights of convolutions small in memory: it dequantizes them anew in every run, and leaves out
+the optimisations that need constant weights. With the session's entry `session.disable_quant_qdq` at "1" it dequantizes
+them once, when it loads the file. This takes the memory of float weights and has the speed of a float network
+(MobileNetV2 on a CPU: a third of the time).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from roundwise.artifacts.dialect import with_operators
+from roundwise.artifacts.model import Model
+from roundwise.artifacts.program import export_program
+from roundwise.artifacts.signature import Arguments
+from roundwise.errors import ExportError
+from roundwise.exporters.interface import Check, ExportedFile, Exporter
+from roundwise.exporters.verify import OutputDifference, Reference, make_reference, quantizes_activations
+from roundwise.recipe.recipe import Recipe
+from roundwise.targets import Target
+from roundwise.targets.ort_cpu import ORT_CPU
+from roundwise.wording import human_bytes
+
+if TYPE_CHECKING:  # It needs the optional packages.
+    import onnx_ir
+
+LARGEST_SINGLE_FILE = 2**31 - 2**24
+"""Bytes of constants above which they go to a file of their own: an ONNX file proper must stay below 2 GiB."""
+
+
+@final
+@dataclass(frozen=True)
+class OnnxExport(ExportedFile):
+    """An ONNX file that was written, run and found to agree with the model.
+
+    Attributes:
+        path: the file.
+        bytes: its size, with that of `<path>.data` where the weights did not fit into one file.
+        max_difference: largest absolute difference from the model's outputs, ONNX Runtime computing in float.
+        relative_difference: largest difference relative to the output's largest magnitude, likewise.
+        outputs: these figures for each output, with predicted classes.
+        outputs_of_weights: the same for a file without the quantizers of activations, made only to judge the weights
+            alone; empty where activations are not quantized.
+        default_outputs: the same as ONNX Runtime runs the file by default. Where weights feed a MatMul it rounds that
+            layer's inputs to 8 bits, unless the session sets `session.qdq_matmulnbits_accuracy_level` to "0"; where
+            activations are quantized it uses integer kernels that round their results once more.
+        verified_on: on which inputs the figures were found.
+        opset: of the file.
+        weight_types: how many quantized weight tensors are stored in each ONNX type.
+    """
+
+    path: Path
+    bytes: int
+    max_difference: float
+    relative_difference: float
+    outputs: tuple[OutputDifference, ...]
+    outputs_of_weights: tuple[OutputDifference, ...]
+    default_outputs: tuple[OutputDifference, ...]
+    verified_on: str
+    opset: int
+    weight_types: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data: dicts, lists, strings and numbers."""
+        return {**dataclasses.asdict(self), "path": str(self.path)}
+
+    def __str__(self) -> str:
+        types = ", ".join(f"{count} × {name}" for name, count in self.weight_types.items()) or "none"
+        lines = [
+            f"{self.path}: {human_bytes(self.bytes)}, opset {self.opset}, quantized weights {types}",
+            f"checked in ONNX Runtime on {self.verified_on}:",
+            *(f"  {output}" for output in self.outputs),
+        ]
+        if self.outputs_of_weights:
+            lines += ["with activations left in float:", *(f"  {output}" for output in self.outputs_of_weights)]
+        if self.default_outputs != self.outputs:
+            lines += [
+                "note: with its default settings ONNX Runtime rounds elsewhere too (the inputs of MatMul layers to 8",
+                "bits, the results of integer kernels), and then",
+                *(f"  {output}" for output in self.default_outputs),
+                "  Graph optimisations switched off (where activations are quantized), or the session entry",
+                '  "session.qdq_matmulnbits_accuracy_level" at "0" (where weights feed a MatMul), give those above.',
+            ]
+        return "\n".join(lines)
+
+
+@final
+class OnnxExporter(Exporter):
+    """Writes ONNX files of opset 21, and runs each in ONNX Runtime before it is kept."""
+
+    title: ClassVar[str] = "ONNX"
+    suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
+    extra: ClassVar[str | None] = "onnx"
+    target: ClassVar[Target] = ORT_CPU
+    checks: ClassVar[bool] = True
+
+    def write(self, model: Model, path: Path, check: Check) -> OnnxExport:
+        from roundwise.exporters.onnx import check as onnx_check
+        from roundwise.exporters.onnx import translate
+
+        model = model.on_cpu()
+        program = _program(model)
+        _refuse_float_types(program)
+        built, weight_types = translate.build_graph(program)
+        _describe(built, model.recipe)
+        of_weights: tuple[OutputDifference, ...] = ()
+        quantized = quantizes_activations(program)
+        try:
+            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+                if quantized:
+                    plain = model.with_float_activations()
+                    of_weights = _check_weights(plain, Path(folder) / f"weights-{path.name}", check)
+                written = _write(built, Path(folder) / path.name)
+                reference = _reference(model, program, check)
+                checked = onnx_check.verify(written[0], reference, literally=quantized)
+                size = sum(file.stat().st_size for file in written)
+                for file in reversed(written):  # The file proper last: while it is not there, nobody reads its data.
+                    file.replace(path.with_name(file.name))
+        except OSError as error:
+            raise ExportError(f"Writing '{path}' failed: {error}. Nothing was kept.") from error
+        return OnnxExport(
+            path=path,
+            bytes=size,
+            max_difference=max((output.max_difference for output in checked.outputs), default=0.0),
+            relative_difference=max((output.relative_difference for output in checked.outputs), default=0.0),
+            outputs=checked.outputs,
+            outputs_of_weights=of_weights,
+            default_outputs=checked.default_outputs,
+            verified_on=reference.verified_on,
+            opset=translate.OPSET,
+            weight_types=weight_types,
+        )
+
+
+def _program(model: Model) -> ExportedProgram:
+    """The model as a program in which each quantizer is one operator, so that it can be translated."""
+    return export_program(with_operators(model.graph), model.device)
+
+
+def _check_weights(model: Model, path: Path, check: Check) -> tuple[OutputDifference, ...]:
+    """Write the model without quantizers of activations, only to judge its weights; returns its differences."""
+    from roundwise.exporters.onnx import check as onnx_check
+    from roundwise.exporters.onnx import translate
+
+    program = _program(model)
+    built, _ = translate.build_graph(program)
+    file, *_ = _write(built, path)
+    return onnx_check.verify(file, _reference(model, program, check), literally=False).outputs
+
+
+def _reference(model: Model, program: ExportedProgram, check: Check) -> Reference:
+    """What the model gives for the samples of the check, else for those that it carries."""
+    source = "calibration samples" if check.samples is None else "given samples"
+    samples = model.samples if check.samples is None else check.samples
+    on_cpu: Arguments | None = pytree.tree_map_only(Tensor, Tensor.cpu, samples)
+    return make_reference(model, program, on_cpu, source, check.tolerance)
+
+
+def _write(model: onnx_ir.Model, path: Path) -> list[Path]:
+    """Write and check the file, and the one for its data if it is large; returns both, the file proper first."""
+    import onnx
+    import onnx_ir
+
+    constants = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    data = path.with_name(f"{path.name}.data") if constants > LARGEST_SINGLE_FILE else None
+    onnx_ir.save(model, path, external_data=data and data.name)
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"The exported graph is not valid ONNX: {error} Please report it with the model.") from error
+    return [path] if data is None else [path, data]
+
+
+def _describe(model: onnx_ir.Model, recipe: Recipe) -> None:
+    model.producer_name, model.producer_version = "roundwise", version("roundwise")
+    model.metadata_props["roundwise.version"] = version("roundwise")
+    model.metadata_props["roundwise.recipe.settings"] = json.dumps(recipe.as_dict())
+
+
+def _refuse_float_types(program: ExportedProgram) -> None:
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype not in ORT_CPU.float_types:
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise ExportError(
+                f"'{node.name}' is {dtype}, in which ONNX Runtime on a CPU has no convolutions or matrix products. "
+                "Quantize `model.float()` or `model.half()` and export that."
+            )

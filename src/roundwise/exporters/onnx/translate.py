@@ -1,0 +1,115 @@
+"""From a quantized program to an ONNX graph.
+
+The program has the dialect's operations as operators, so that each is one node.
+
+program ──▶ `torch.onnx`, with the dialect's translations ──▶ weights stored as integers ──▶ optimised ──▶ named
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import onnxscript.optimizer
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument
+
+from roundwise.errors import ExportError
+from roundwise.exporters.names import input_names, output_names
+from roundwise.exporters.onnx.operators import translation_table
+from roundwise.exporters.onnx.weights import store_weights
+
+OPSET = 21
+"""The first opset with 4-bit integers and with scales per block."""
+
+
+def build_graph(program: ExportedProgram) -> tuple[ir.Model, dict[str, int]]:
+    """Translate a quantized program in which the dialect's operations are operators.
+
+    Returns:
+        The model, and how many quantized weights it stores in each type, as `{"INT4": 20, "INT8": 1}`.
+
+    Raises:
+        ExportError: an operation has no translation, or codes do not fit any type of ONNX.
+    """
+    _refuse_constant_outputs(program)
+    with _quiet():
+        try:
+            translated = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                optimize=False,  # comes last, below, when the weights are in their final form
+                custom_translation_table=translation_table(),
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise ExportError(
+                f"The model has an operation that ONNX or its exporter does not know: {_first_cause(error)}. Export a "
+                "part of the model without it, or save the model with `quantized.save` and run it in PyTorch."
+            ) from error
+        assert translated is not None
+        assert translated.exported_program is not None
+        model = translated.model
+        batch = next((value.shape[0] for value in model.graph.inputs if value.shape), None)
+        if isinstance(batch, ir.SymbolicDim):
+            translated.rename_axes({batch: "batch"})
+        stored = store_weights(model, translated.exported_program)
+        onnxscript.optimizer.optimize(model)
+        ir.passes.Sequential(
+            passes.DeduplicateInitializersPass(size_limit=2**62),
+            passes.CommonSubexpressionEliminationPass(),
+            passes.RemoveUnusedNodesPass(),
+            passes.OutputFixPass(),
+            # The exporter notes the source line of each operation: paths of the user's machine, and half the file.
+            passes.ClearMetadataAndDocStringPass(),
+        )(model)
+        names = [name for name in input_names(program) if name is not None]
+        for value, name in zip(model.graph.inputs, names, strict=True):
+            value.name = name
+        for value, name in zip(model.graph.outputs, output_names(program), strict=True):
+            value.name = name
+        passes.NameFixPass()(model)
+    types: dict[str, int] = {}
+    for value in stored & set(model.graph.initializers.values()):
+        assert value.dtype is not None
+        types[value.dtype.name] = types.get(value.dtype.name, 0) + 1
+    return model, dict(sorted(types.items()))
+
+
+def _refuse_constant_outputs(program: ExportedProgram) -> None:
+    for spec in program.graph_signature.output_specs:
+        if isinstance(spec.arg, ConstantArgument) and spec.arg.value is not None:
+            raise ExportError(
+                f"The model returns the constant {spec.arg.value!r} among its outputs. ONNX outputs are tensors: wrap "
+                "the model so that it returns only those."
+            )
+
+
+def _first_cause(error: BaseException) -> str:
+    """The innermost message of a chain of exceptions, which is the one that says something; its first line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).split("\n")[0].rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own notes to itself: what matters is checked afterwards, by running the file."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        # PyTorch copies its own tree specifications in a way that it deprecates itself.
+        warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

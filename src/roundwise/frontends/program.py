@@ -1,0 +1,129 @@
+"""From a program of `torch.export` to a `Graph`: everything goes that is not a computation on the inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from roundwise.errors import CaptureError
+from roundwise.frontends.explain import place_of, way_out
+from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec, is_random
+
+aten = torch.ops.aten
+
+
+def graph_of_program(program: ExportedProgram, model: nn.Module) -> Graph:
+    """The graph that a program runs.
+
+    Args:
+        program: without in-place operations, but for writes to inputs and buffers at its end.
+        model: what it was exported from, to name a way out where there is no such graph.
+
+    Raises:
+        CaptureError: the program writes to the model's state, draws random numbers, or has inputs that no graph has.
+    """
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    info = module.graph._codegen.pytree_info  # type: ignore[attr-defined]  # nothing else has the arguments' names
+    graph = Graph.of_module(module, structure=CallStructure(tuple(info.orig_args), info.in_spec, info.out_spec))
+    _drop_writes(graph, model)
+    _drop_checks(graph)
+    _merge_constants(graph)
+    graph.prune()
+    _check_deterministic(graph)
+    graph.inputs, graph.batch = read_inputs(graph.operations)
+    return graph
+
+
+def read_inputs(operations: fx.Graph) -> tuple[tuple[InputSpec | ConstantInput, ...], int | None]:
+    """What each placeholder takes, and the batch size if it is fixed.
+
+    Raises:
+        CaptureError: an input is neither a tensor nor a fixed value, or has dynamic sizes besides the batch.
+    """
+    specs: list[InputSpec | ConstantInput] = []
+    batch: int | None = None
+    for node in operations.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        if value is None or isinstance(value, bool | int | float | str):
+            specs.append(ConstantInput(value))
+            continue
+        if not isinstance(value, Tensor):
+            raise CaptureError(
+                f"input '{node.name}' of the program is neither a tensor nor a fixed value, but {type(value).__name__} "
+                f"{value}. Export the program with that value fixed, or as a tensor."
+            )
+        shape = tuple(size if type(size) is int else None for size in value.shape)
+        if None in shape[1:]:
+            raise CaptureError(
+                f"input '{node.name}' of the program has further dynamic dimensions besides the batch: "
+                f"{list(value.shape)}. Export it with the first dimension dynamic and the others fixed."
+            )
+        if shape and shape[0] is not None:
+            batch = shape[0]
+        specs.append(InputSpec(node.name, shape, value.dtype))
+    return tuple(specs), batch
+
+
+def _drop_writes(graph: Graph, model: nn.Module) -> None:
+    """Leave out writes to the model's input; refuse writes to its state."""
+    for node in list(graph.operations.nodes):
+        if node.op == "call_function" and node.target is aten.copy_.default:
+            destination, source = node.args[:2]
+            assert isinstance(destination, fx.Node)
+            assert isinstance(source, fx.Node)
+            if destination.op == "get_attr":
+                name = str(destination.target)
+                raise CaptureError(
+                    f"the model changes its own state while it runs: it writes to '{name}'{_at(source)}. A quantized "
+                    "network is a pure function of its inputs. Make that buffer an input and an output of forward, or "
+                    "leave it alone in evaluation mode (`if self.training: …`).\n"
+                    f"{way_out(model, name.rpartition('.')[0])}"
+                )
+            node.replace_all_uses_with(source)
+            graph.operations.erase_node(node)
+
+
+def _drop_checks(graph: Graph) -> None:
+    """Drop the calls that only check inputs at run time."""
+    for node in reversed(list(graph.operations.nodes)):
+        if node.op == "call_module" and not node.users:
+            graph.operations.erase_node(node)
+
+
+def _merge_constants(graph: Graph) -> None:
+    """Give each tensor one name and one node, also where the model has several names for it (tied weights)."""
+    keepers: dict[Any, fx.Node] = {}
+    for node in graph.operations.find_nodes(op="get_attr"):
+        value: Any = graph.constants[str(node.target)]  # a tensor, or a branch of control flow
+        is_tensor = isinstance(value, Tensor) and value.numel() > 0
+        key: Any = tensor_key(value) if is_tensor else str(node.target)
+        if key in keepers:
+            node.replace_all_uses_with(keepers[key])
+            graph.operations.erase_node(node)
+        else:
+            keepers[key] = node
+
+
+def tensor_key(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for two names of one tensor; not to be used for tensors without elements, which have no address."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _check_deterministic(graph: Graph) -> None:
+    """Refuse random numbers: each run would compute another network, and none could be compared with another."""
+    for node in graph.operations.nodes:
+        if is_random(node):
+            raise CaptureError(
+                f"the model draws random numbers in evaluation mode: {node.target}{_at(node)}. No two runs agree, so "
+                "there is no output to reproduce. Dropout must know the mode (`nn.Dropout`, or `F.dropout(x, p, "
+                "training=self.training)`); noise that belongs to the model can become an input of forward."
+            )
+
+
+def _at(node: fx.Node) -> str:
+    place = place_of(node)
+    return f" at {place}" if place else ""
