@@ -128,7 +128,7 @@ def test_rewrites_left_open_stay_so_in_files_and_are_not_the_same_as_none(rewrit
     recipe = quantizing(PER_TENSOR, rewrites=rewrites)
     recipe.to_toml(tmp_path / "recipe.toml")
     assert rw.Recipe.from_toml(tmp_path / "recipe.toml").stage(rw.Rewrite).methods == rewrites
-    assert build_recipe(RecipeOptions(file=tmp_path / "recipe.toml")).stage(rw.Rewrite).methods == rewrites
+    assert build_recipe(RecipeOptions(recipe=tmp_path / "recipe.toml")).stage(rw.Rewrite).methods == rewrites
 
 
 def test_left_open_they_equalize_per_tensor_and_do_nothing_per_channel():
@@ -201,11 +201,11 @@ def test_options_ask_for_rewrites_and_corrections_and_change_their_settings(tmp_
     )
     file = tmp_path / "recipe.toml"
     recipe.to_toml(file)
-    assert build_recipe(RecipeOptions(file=file, rewrites=[name], correction="empirical-bias")) == recipe
+    assert build_recipe(RecipeOptions(recipe=file, rewrites=[name], correction="empirical-bias")) == recipe
     assert (
-        build_recipe(RecipeOptions(file=file, settings=[f"rewrites.{name}.bits=4"])).stage(rw.Rewrite).methods[0].bits
+        build_recipe(RecipeOptions(recipe=file, settings=[f"rewrites.{name}.bits=4"])).stage(rw.Rewrite).methods[0].bits
         == 4
     )
-    assert build_recipe(RecipeOptions(file=file, rewrites=["none"], correction="none")) == quantizing(rewrites=())
+    assert build_recipe(RecipeOptions(recipe=file, rewrites=["none"], correction="none")) == quantizing(rewrites=())
     with raises(rw.RecipeError, f"--set rewrites.{name}.ratio=0.1", "--rewrite"):
         build_recipe(RecipeOptions(settings=[f"rewrites.{name}.ratio=0.1"]))

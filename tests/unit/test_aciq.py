@@ -9,8 +9,7 @@ from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
-from roundwise.cli.recipes import Setting, with_settings
-from roundwise.methods.ranges import RANGE_ESTIMATORS
+from roundwise.cli.recipes import RecipeOptions, build_recipe
 from roundwise.methods.ranges.aciq import gauss_clip, laplace_clip
 from roundwise.numerics.grid import Codebook, affine_grid
 from roundwise.statistics import Nothing
@@ -69,11 +68,8 @@ def test_the_interval_is_around_the_mean_and_no_wider_than_the_weights():
 
 
 def test_its_setting_can_be_given_as_text_and_comes_back_from_a_recipe():
-    estimator = with_settings(
-        rw.ranges.ACIQ(), [Setting("distribution", "laplace", "distribution=laplace")], RANGE_ESTIMATORS
-    )
-    recipe = quantizing(rw.Weights(ranges=estimator))
-    assert estimator == rw.ranges.ACIQ("laplace")
+    recipe = build_recipe(RecipeOptions(ranges="aciq", settings=["ranges.distribution=laplace"]))
+    assert recipe == quantizing(rw.Weights(ranges=rw.ranges.ACIQ("laplace")))
     assert rw.Recipe.from_dict(recipe.as_dict()) == recipe
     with raises(rw.RecipeError, "ACIQ", "distribution='cauchy'", "gauss", "laplace"):
         rw.ranges.ACIQ("cauchy")

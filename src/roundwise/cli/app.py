@@ -1,4 +1,4 @@
-"""The commands by name. Each is imported when it is asked for: `roundwise --help` does not wait for what they need."""
+"""The commands by name. Each is imported when it is used, so `roundwise --help` does not wait for PyTorch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import importlib
 
 import click
 
-# Name, and what `roundwise --help` says of it; the command itself is `roundwise.cli.commands.<name>.command`.
 COMMANDS = {
     "quantize": "Give a trained network 4-bit weights.",
     "evaluate": "Measure a network, or compare two.",
     "inspect": "Show what is in a .rw file.",
+    "methods": "List all methods and their settings.",
     "reproduce": "Run a table of a paper again, on your network.",
     "demo": "See it work: train, quantize, compare, export. About a minute.",
 }
-
+"""Each name, and what `roundwise --help` says about it; the command is `roundwise.cli.commands.<name>.command`."""
 
 HELP = """
 Quantize trained PyTorch networks to 4-bit weights, by choosing for every weight whether to round up or down.
@@ -51,7 +51,7 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""
     \b
-    Exit codes: 0 done · 1 it cannot be done, and the message says why · 2 wrong usage · 130 stopped by Ctrl-C.
+    Exit codes: 0 done; 1 it cannot be done, and the message says why; 2 wrong usage; 130 stopped by Ctrl-C.
     Results go to stdout, progress and messages to stderr.
     """,
 )

@@ -1,76 +1,85 @@
-"""`--data-free`: what an input looks like, where there is none, and between which numbers it lies."""
+"""`--data-free`: the size of an input, and the interval of its values, without any data."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import final
 
 import click
 from torch.export import ExportedProgram
 
-from roundwise.cli.models import LoadedModel, stated_preprocessing
-from roundwise.cli.options import DataRequest
+from roundwise.cli.models import LoadedModel
+from roundwise.cli.options import ADVANCED, DATA, flag, option
+from roundwise.cli.parameters import shape
+from roundwise.cli.samples import SampleOptions
 from roundwise.engine.calibration import DataFree
 from roundwise.errors import ModelError
 from roundwise.methods.activations import ActivationBatchNorm
 from roundwise.recipe.recipe import Recipe
 from roundwise.recipe.stages import Quantize
 
-_OF_DATA = ("split", "limit", "input_key", "label_key")
 
+@final
+@dataclass(frozen=True)
+class DataFreeOptions:
+    """Whether there is no data, and what an input looks like then."""
 
-def check_data_or_none(options: dict[str, object], *, data_free: bool, labels: object) -> None:
-    """Make sure that there is data or `--data-free`, and not something of both.
+    data_free: bool = flag(DATA, "Use no data: 8 bits, rounded to nearest after equalization, biases corrected.")
+    input_size: tuple[int, ...] | None = option(
+        ADVANCED, "With --data-free: the size of one input.  [default: as MODEL]", type=shape, metavar="CxHxW"
+    )
 
-    Raises:
-        click.UsageError: neither, both, or options that say something of data there is none of.
-    """
-    if not data_free:
-        if options["data"] is None:
-            raise click.UsageError("Missing option '--data'. (--data-free quantizes without any data.)")
-        if options["input_size"] is not None:
-            raise click.UsageError("--input-size goes with --data-free; elsewhere the data has a size.")
-        return
-    named = [name for name in ("data", *_OF_DATA) if options[name] is not None]
-    named += ["labels"] if labels is not None else []
-    if named:
-        words = ", ".join(f"--{name.replace('_', '-')}" for name in named)
-        raise click.UsageError(f"--data-free uses no data; leave out {words}, or --data-free.")
+    def check(self, samples: SampleOptions, labels: object) -> None:
+        """Make sure that the user gave either data or `--data-free`.
 
+        Raises:
+            click.UsageError: neither or both, or options about data that is not there.
+        """
+        if not self.data_free:
+            samples.require(", or --data-free to quantize without any")
+            if self.input_size is not None:
+                raise click.UsageError("--input-size goes with --data-free; data has its own size. Leave it out.")
+            return
+        about_data = ("data", "split", "limit", "input_key", "label_key")
+        named = [name for name in about_data if getattr(samples, name) is not None]
+        named += ["labels"] if labels is not None else []
+        if named:
+            words = ", ".join(f"--{name.replace('_', '-')}" for name in named)
+            raise click.UsageError(f"--data-free uses no data; leave out {words}, or --data-free.")
 
-def no_data(
-    loaded: LoadedModel, request: DataRequest, size: tuple[int, ...] | None, recipe: Recipe
-) -> tuple[DataFree, Recipe, str]:
-    """What stands for the data, the recipe with the limits of the inputs in it, and where both are from.
+    def inputs(self, loaded: LoadedModel, samples: SampleOptions, recipe: Recipe) -> tuple[DataFree, Recipe, str]:
+        """An input in place of the data, the recipe with the limits of its values, and where the size comes from.
 
-    Raises:
-        ModelError: nothing says what an input looks like.
-    """
-    stated = loaded.preprocessing if request.preprocess_as is None else stated_preprocessing(request.preprocess_as)
-    asked = request.mean is not None or request.std is not None
-    preprocessing = None
-    if stated is not None or asked or request.size is not None:
-        given, _ = request.options(stated, recipe.seed)
-        preprocessing = given.preprocessing
-    if preprocessing is not None and (stated is not None or asked):
-        ends = [[(end - m) / s for m, s in zip(preprocessing.mean, preprocessing.std, strict=True)] for end in (0, 1)]
-        recipe = _with_limits(recipe, min(ends[0]), max(ends[1]))
-    if size is not None:
-        return DataFree(size), recipe, f"none; inputs of {_times(size)} (--input-size)"
-    program = loaded.network
-    if isinstance(program, ExportedProgram) and program.example_inputs is not None:
-        args, kwargs = program.example_inputs
-        return DataFree(kwargs or args), recipe, "none; inputs as the program was exported with"
-    if preprocessing is None or preprocessing.crop is None:
-        raise ModelError(
-            f"--data-free: nothing says what an input of {loaded.name} looks like. Give the size of one, such as "
-            "--input-size 3x224x224."
-        )
-    size = (len(preprocessing.mean), *preprocessing.crop)
-    return DataFree(size), recipe, f"none; inputs of {_times(size)}"
+        Raises:
+            ModelError: nothing says what an input looks like.
+        """
+        stated = samples.stated(loaded.preprocessing)
+        asked = samples.mean is not None or samples.std is not None
+        preprocessing = None
+        if stated is not None or asked or samples.size is not None:
+            preprocessing = samples.reading(stated, recipe.seed)[0].preprocessing
+        if preprocessing is not None and (stated is not None or asked):
+            pairs = list(zip(preprocessing.mean, preprocessing.std, strict=True))
+            low, high = min(-mean / std for mean, std in pairs), max((1 - mean) / std for mean, std in pairs)
+            recipe = _with_limits(recipe, low, high)
+        program = loaded.network
+        if self.input_size is not None:
+            size, source = self.input_size, " (--input-size)"
+        elif isinstance(program, ExportedProgram) and program.example_inputs is not None:
+            args, kwargs = program.example_inputs
+            return DataFree(kwargs or args), recipe, "none; inputs as the program was exported with"
+        elif preprocessing is not None and preprocessing.crop is not None:
+            size, source = (len(preprocessing.mean), *preprocessing.crop), ""
+        else:
+            raise ModelError(
+                f"--data-free: nothing says what an input of {loaded.name} looks like. Give the size of one, such as "
+                "--input-size 3x224x224."
+            )
+        return DataFree(size), recipe, f"none; inputs of {'×'.join(map(str, size))}{source}"
 
 
 def _with_limits(recipe: Recipe, low: float, high: float) -> Recipe:
-    """With the limits of the network's inputs, where activations are quantized by batch-norm and none were given."""
+    """The recipe with the limits of inputs, if ranges of activations come from batch-norm and have no limits yet."""
     activations = recipe.stage(Quantize).activations
     if activations is None or not isinstance(activations.ranges, ActivationBatchNorm):
         return recipe
@@ -78,7 +87,3 @@ def _with_limits(recipe: Recipe, low: float, high: float) -> Recipe:
         return recipe
     ranges = replace(activations.ranges, input_low=low, input_high=high)
     return recipe.with_settings(Quantize, activations=replace(activations, ranges=ranges))
-
-
-def _times(size: tuple[int, ...]) -> str:
-    return "×".join(map(str, size))

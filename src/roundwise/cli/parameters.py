@@ -1,4 +1,4 @@
-"""Kinds of values that options take. What is not one of the kind is wrong usage, said before anything runs."""
+"""How the text of an option becomes a value. A wrong text is wrong usage, and is reported before anything runs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ from typing import Any, final
 import click
 import torch
 
-from roundwise.cli.recipes import parse_bytes
-
-EMPTY = "the name is empty. Is a variable of the shell not set?"
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 @final
 class Existing(click.Path[Path]):
-    """A file or folder that is there. Where it is not, the error says what of a like name is."""
+    """A file or folder that exists. If it does not, the error names a file with a similar name."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if not str(value):
-            self.fail(EMPTY, param, ctx)
         try:
-            os.stat(value)  # noqa: PTH116  a Path of "net.rw/" is "net.rw"
+            os.stat(writable(value))  # noqa: PTH116  a Path of "net.rw/" is "net.rw"
         except (FileNotFoundError, NotADirectoryError):
             self.fail(f"'{value}' does not exist{self._hint(Path(value))}", param, ctx)
         except OSError as error:
@@ -33,11 +29,11 @@ class Existing(click.Path[Path]):
 
     def _hint(self, path: Path) -> str:
         if path.is_symlink():
-            return f": it is a link to '{path.readlink()}', which does not."
+            return f": it is a link to '{path.readlink()}', which does not exist."
         if path.parent.is_file():
             return f": '{path.parent}' is a file, not a folder."
         if not path.parent.is_dir():
-            return f", and neither does the folder '{path.parent}'."
+            return f", and the folder '{path.parent}' does not exist either."
         try:
             names = sorted(it.name for it in path.parent.iterdir() if it.is_file() or (self.dir_okay and it.is_dir()))
         except OSError:
@@ -47,106 +43,79 @@ class Existing(click.Path[Path]):
         return "." if path.is_absolute() else f". Names without a leading / begin in {Path.cwd()}."
 
 
-@final
-class Writable(click.Path[Path]):
-    """A file that will be written; an empty name is none, not the folder that the command runs in."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if not str(value):
-            self.fail(EMPTY, param, ctx)
-        return super().convert(value, param, ctx)
-
-
 EXISTING_FILE = Existing(exists=True, dir_okay=False, path_type=Path)
 EXISTING_PATH = Existing(exists=True, path_type=Path)
-WRITABLE_FILE = Writable(path_type=Path)
 
 
-def default(text: object) -> str:
-    """The end of an option's help, for options that must be told apart from not being given."""
-    return f"  [default: {text}]"
+def writable(text: str) -> Path:
+    """The path of a file that will be written."""
+    if not str(text):
+        raise click.BadParameter("the name is empty. Is a variable of the shell not set?")
+    return Path(text)
 
 
-@final
-class Size(click.ParamType[tuple[int, int]]):
-    """`224`, or `480x640` for height × width: a pair of whole numbers."""
-
-    name = "H[xW]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        match = re.fullmatch(r"0*([1-9]\d*)(?:[x×]0*([1-9]\d*))?", str(value))
-        if match is None:
-            self.fail(f"'{value}' is not a size; write 224, or 480x640 for height × width.", param, ctx)
-        return int(match.group(1)), int(match.group(2) or match.group(1))
+def size(text: str) -> tuple[int, int]:
+    """Read `224`, or `480x640` for height × width."""
+    numbers = _whole_numbers(text)
+    if len(numbers) not in (1, 2):
+        raise click.BadParameter(f"'{text}' is not a size; write 224, or 480x640 for height × width.")
+    return numbers[0], numbers[-1]
 
 
-@final
-class Shape(click.ParamType[tuple[int, ...]]):
-    """`3x224x224`: whole numbers, as many as an input has dimensions."""
-
-    name = "C[xHxW]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        if re.fullmatch(r"0*[1-9]\d*(?:[x×]0*[1-9]\d*)*", str(value)) is None:
-            self.fail(f"'{value}' is no size of an input; write 3x224x224, or 16 for a vector.", param, ctx)
-        return tuple(map(int, re.split("[x×]", str(value))))
+def shape(text: str) -> tuple[int, ...]:
+    """Read `3x224x224`: as many whole numbers as an input has dimensions."""
+    numbers = _whole_numbers(text)
+    if not numbers:
+        raise click.BadParameter(f"'{text}' is not the size of an input; write 3x224x224, or 16 for a vector.")
+    return numbers
 
 
-@final
-class Seed(click.ParamType[int]):
-    """`0`: what PyTorch takes for a seed, a whole number of 64 bits."""
-
-    name = "INTEGER"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if re.fullmatch(r"[+-]?\d{1,20}", str(value)) is None or not -(2**63) <= int(value) < 2**64:
-            self.fail(f"'{value}' is no seed; give a whole number of at most 64 bits, such as 0.", param, ctx)
-        return int(value)
+def seed(text: str) -> int:
+    """Read a whole number that PyTorch accepts as a seed."""
+    if re.fullmatch(r"[+-]?\d{1,20}", text) is None or not -(2**63) <= int(text) < 2**64:
+        raise click.BadParameter(f"'{text}' is not a seed; give a whole number of at most 64 bits, such as 0.")
+    return int(text)
 
 
-@final
-class ChannelValues(click.ParamType[tuple[float, ...]]):
-    """`0.485,0.456,0.406`: a number for each of three colours, or one for grey."""
-
-    name = "R,G,B"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        try:
-            numbers = tuple(float(part) for part in str(value).replace(",", " ").split())
-        except ValueError:
-            numbers = ()
-        if len(numbers) not in (1, 3):
-            self.fail(f"'{value}' is not three numbers with commas between (colour), nor one (grey).", param, ctx)
-        return numbers
+def channel_values(text: str) -> tuple[float, ...]:
+    """Read `0.485,0.456,0.406`: a number for each of three colours, or one for grey."""
+    try:
+        numbers = tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3):
+        raise click.BadParameter(f"'{text}' is neither three numbers with commas between (colour) nor one (grey).")
+    return numbers
 
 
-@final
-class Memory(click.ParamType[int]):
-    """`2GiB`: an amount of memory, as bytes."""
+def memory(text: str) -> int:
+    """Read an amount of memory, such as `2GiB`, as bytes.
 
-    name = "SIZE"
+    Example:
+        >>> memory("1.5GiB"), memory("200 MB"), memory("0")
+        (1610612736, 200000000, 0)
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match.group(2) not in _UNITS:
+        raise click.BadParameter(f"'{text}' is not an amount of memory; write 2GiB, 500MB, or a number of bytes.")
+    return int(float(match.group(1)) * _UNITS[match.group(2)])
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return parse_bytes(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+
+def device(text: str) -> torch.device:
+    """Read `cpu`, `cuda` or `cuda:1`, and try whether the device works."""
+    try:
+        found = torch.device(text)
+        torch.empty(1, device=found).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        # RuntimeError: no device of this name (`warp`), or it holds no values (`meta`). AssertionError: PyTorch was
+        # built without it (`cuda`, `xpu`). ImportError: it needs another package (`hpu`).
+        reason = str(error).splitlines()[0]
+        raise click.BadParameter(f"'{text}' is not a device that works here: {reason}") from error
+    return found
 
 
-@final
-class Device(click.ParamType[torch.device]):
-    """`cpu`, `cuda`, `cuda:1`: a device that is there and works."""
-
-    name = "DEVICE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> torch.device:
-        try:
-            device = torch.device(value)
-            torch.empty(1, device=device).cpu()
-        except (RuntimeError, AssertionError, ImportError) as error:
-            # PyTorch's ways to say no. RuntimeError: no such name (`warp`), no such device, or one that holds no values
-            # (`meta`). AssertionError: built without it (`cuda`, `xpu`). ImportError: wants a package (`hpu`).
-            self.fail(f"'{value}' is not a device that works here: {str(error).splitlines()[0]}", param, ctx)
-        return device
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    """`3x224x224` as numbers from 1; an empty tuple if the text is anything else."""
+    if re.fullmatch(r"0*[1-9]\d*(?:[x×]0*[1-9]\d*)*", text) is None:
+        return ()
+    return tuple(map(int, re.split("[x×]", text)))

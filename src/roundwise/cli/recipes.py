@@ -1,35 +1,49 @@
-"""From options to a recipe. What the options do not say comes from the recipe file, and else from the defaults.
+"""From options to a recipe: the recipe file, or else the default recipe, changed as the options say.
 
-Methods and their settings are read from the tables of methods: a new method needs no line here.
+A recipe is changed as plain data (`Recipe.as_dict`) and read back after every change. So options go through the same
+checks as recipe files, a new method needs no line here, and an error names the option that caused it. If a recipe has
+several stages of a kind, an option changes all of them.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import re
-import types
-import typing
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, final
+from typing import Any, Literal, NamedTuple, final
 
+import click
+
+from roundwise.cli.options import ADVANCED, METHOD, choice, file, flag, number, option
+from roundwise.cli.parameters import memory, seed
 from roundwise.errors import RecipeError
 from roundwise.methods.activations import ACTIVATION_RANGES, ActivationBatchNorm
 from roundwise.methods.corrections import CORRECTIONS
-from roundwise.methods.interfaces import GraphRewrite
 from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rewrites import REWRITES
 from roundwise.methods.rounding import ROUNDING_SOLVERS
-from roundwise.numerics.grid import Granularity, PerGroup
+from roundwise.numerics.grid import BITS
+from roundwise.recipe.files import name_of, to_plain
 from roundwise.recipe.recipe import Recipe
-from roundwise.recipe.settings import FLOAT, GRANULARITIES, Activations, Override, Overrides, Weights
+from roundwise.recipe.settings import FLOAT, GRANULARITIES, Activations, Weights, granularity_name
 from roundwise.recipe.stages import Quantize, Rewrite
 
-M = TypeVar("M")
+Plain = dict[str, Any]
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+WEIGHTS = Weights()
+NONE: Literal["none"] = "none"
+
+_SHORT = {"": "rounding", "ranges": "weights.ranges"}
+"""Targets of `--set` that have a shorter name than their place in a stage."""
+
+
+def default(text: object) -> str:
+    """The end of an option's help, for options that leave the recipe file alone when the user does not give them."""
+    return f"  [default: {text}]"
 
 
 @final
@@ -37,342 +51,311 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "m
 class RecipeOptions:
     """The options that shape a recipe; None, or empty, where the user gave none.
 
-    Attributes:
-        file: a recipe in TOML.
-        data_free: whether the recipe, where no file gives one, is the one that needs no data; and ranges likewise.
-        bits, granularity, seed, batch_size, memory_budget: as in the recipe.
-        asymmetric: as in the recipe, the other way round.
-        ranges, rounding: names in the tables.
-        activations: bits of activations; 0 leaves them in float, whatever the recipe file says.
-        activation_ranges: name in the table.
-        correction: name in the table, or "none".
-        rewrites: names in the table, in order; "none" leaves out those of the recipe file.
-        settings: `NAME=VALUE` for the rounding method, `ranges.NAME=VALUE` for range estimation,
-            `activations.NAME=VALUE` for activations and `activations.ranges.NAME=VALUE` for their ranges,
-            `rewrites.REWRITE.NAME=VALUE` for a rewrite.
-        overrides: `LAYER=BITS`, `LAYER=BITS,GRANULARITY` or `LAYER=float`.
-    """
-
-    file: Path | None = None
-    data_free: bool = False
-    bits: int | None = None
-    granularity: Granularity | None = None
-    asymmetric: bool = False
-    ranges: str | None = None
-    rounding: str | None = None
-    activations: int | None = None
-    activation_ranges: str | None = None
-    correction: str | None = None
-    rewrites: Sequence[str] = ()
-    settings: Sequence[str] = ()
-    overrides: Sequence[str] = ()
-    seed: int | None = None
-    batch_size: int | None = None
-    memory_budget: int | None = None
-
-
-def build_recipe(options: RecipeOptions) -> Recipe:
-    """Put the options over the recipe file, or over the default recipe.
-
     Raises:
-        RecipeError: an option or a line of the file makes no sense; what is known is listed.
+        click.UsageError: more than one granularity.
     """
-    if options.file is not None:
-        base = Recipe.from_toml(options.file)
-    else:
-        base = Recipe.data_free() if options.data_free else Recipe()
-    stage, rewrite = base.stage(Quantize), base.stage(Rewrite)
-    rounding = _method(stage.rounding, options.rounding, ROUNDING_SOLVERS)
-    ranges = _method(stage.weights.ranges, options.ranges, RANGE_ESTIMATORS)
-    activations = _activations(stage.activations, options)
-    rewrites = _rewrites(rewrite.methods, options.rewrites)
-    for prefix, settings in _by_target(options.settings).items():
-        setting = settings[0].written
-        if prefix == "ranges":
-            ranges = with_settings(ranges, settings, RANGE_ESTIMATORS)
-        elif prefix == "rounding":
-            rounding = with_settings(rounding, settings, ROUNDING_SOLVERS)
-        elif prefix in ("activations", "activations.ranges"):
-            if activations is None:
-                raise RecipeError(f"--set {setting}: activations stay in float; give --activations 8 to quantize them.")
-            if prefix == "activations":
-                if options.activations is not None and (bits := [it for it in settings if it.name == "bits"]):
-                    raise RecipeError(
-                        f"--set {bits[0].written}: --activations {options.activations} says the bits already."
-                    )
-                activations = with_settings(activations, settings, {"activations": Activations})
-            else:
-                chosen = with_settings(activations.ranges, settings, ACTIVATION_RANGES)
-                activations = dataclasses.replace(activations, ranges=chosen)
-        elif prefix.startswith("rewrites."):
-            if rewrites is None:  # those that the weights ask for
-                granular = dataclasses.replace(stage.weights, **_given(granularity=options.granularity))
-                rewrites = list(rewrite.methods_before(dataclasses.replace(stage, weights=granular)))
-            rewrites = _with_rewrite_settings(rewrites, prefix.removeprefix("rewrites."), settings)
-        else:
-            known = "'rounding', 'ranges', 'activations', 'activations.ranges' or 'rewrites.REWRITE'"
-            raise RecipeError(f"--set {setting}: '{prefix}' is none of {known}.")
-    weights = dataclasses.replace(
-        stage.weights, ranges=ranges, **_given(bits=options.bits, granularity=options.granularity)
+
+    bits: int | None = choice(
+        METHOD, f"Bits of a weight: {BITS[0]} to {BITS[-2]}, or {BITS[-1]}." + default(WEIGHTS.bits), BITS, metavar="N"
     )
-    if options.asymmetric:
-        weights = dataclasses.replace(weights, symmetric=False)
-    recipe = base.with_settings(Rewrite, methods=rewrites).with_settings(
-        Quantize,
-        weights=weights,
-        rounding=rounding,
-        activations=activations,
-        correction=_optional(stage.correction, options.correction, CORRECTIONS),
-        overrides=_overrides(stage.exceptions, options.overrides, weights),
+    activations: int | Literal["float"] | None = choice(
+        METHOD, "Bits of the tensors between operations." + default(FLOAT), [*BITS, FLOAT], metavar="N"
     )
-    return dataclasses.replace(
-        recipe,
-        **_given(seed=options.seed, batch_size=options.batch_size, memory_budget=options.memory_budget),
+    rounding: str | None = choice(
+        METHOD, "How codes are chosen." + default(name_of(Quantize().rounding, ROUNDING_SOLVERS)), ROUNDING_SOLVERS
+    )
+    one_per_channel: bool = flag(
+        METHOD, "One scale per output channel." + default(granularity_name(WEIGHTS.granularity)), "--per-channel"
+    )
+    one_per_tensor: bool = flag(METHOD, "One scale per weight tensor.", "--per-tensor")
+    one_per_group: int | None = number(METHOD, "One scale per N neighbouring columns.", "--per-group", least=2)
+    overrides: tuple[str, ...] = option(
+        METHOD,
+        "Exceptions, repeatable; the last match counts. LAYER is a name, a glob, or op:KIND such as op:add. VALUE is "
+        "8, float, per-tensor, per-channel, per-group:32, activations:8 or activations:float, or several with commas.",
+        "--override",
+        default=(),
+        metavar="LAYER=VALUE",
+    )
+    settings: tuple[str, ...] = option(
+        METHOD,
+        "A setting of the rounding method, or of another: ranges.NAME, activations.NAME, activations.ranges.NAME, "
+        "rewrites.REWRITE.NAME. Repeatable. `roundwise methods` lists them all.",
+        "--set",
+        default=(),
+        metavar="NAME=VALUE",
+    )
+    recipe: Path | None = file(METHOD, "A recipe in TOML, which the other options change.")
+    ranges: str | None = choice(
+        ADVANCED, "How scales are chosen." + default(name_of(WEIGHTS.ranges, RANGE_ESTIMATORS)), RANGE_ESTIMATORS
+    )
+    asymmetric: bool = flag(ADVANCED, "Unsigned codes with a zero point.")
+    activation_ranges: str | None = choice(
+        ADVANCED,
+        "How ranges of activations are chosen." + default(name_of(Activations().ranges, ACTIVATION_RANGES)),
+        ACTIVATION_RANGES,
+    )
+    rewrites: tuple[str, ...] = choice(
+        ADVANCED,
+        "Change the float network first, but not its outputs. Repeatable; none for none."
+        + default("cross-layer-equalization with --per-tensor, then high-bias-absorption with --activations"),
+        [*REWRITES, NONE],
+        "--rewrite",
+        default=(),
+    )
+    correction: str | None = choice(ADVANCED, "How biases are corrected." + default(NONE), [*CORRECTIONS, NONE])
+    seed: int | None = option(ADVANCED, "Of all random choices." + default(Recipe().seed), type=seed, metavar="N")
+    batch_size: int | None = number(ADVANCED, "Samples at a time." + default("32; on a CPU fewer if they are large"))
+    memory_budget: int | None = option(
+        ADVANCED,
+        "For activations; the rest goes to disk." + default("half of free memory"),
+        type=memory,
+        metavar="SIZE",
     )
 
+    def __post_init__(self) -> None:
+        if sum((self.one_per_tensor, self.one_per_channel, self.one_per_group is not None)) > 1:
+            raise click.UsageError("--per-tensor, --per-channel and --per-group exclude each other. Give one of them.")
 
-class Setting(NamedTuple):
-    """One of a method's settings, its new value as text, and both as the user wrote them, for messages."""
-
-    name: str
-    text: str
-    written: str
-
-
-def _by_target(settings: Sequence[str]) -> dict[str, list[Setting]]:
-    """What is to be set, by whose it is: some settings make sense only together."""
-    targets: dict[str, list[Setting]] = {}
-    for written in settings:
-        name, text = _pair(written, "--set", "iterations=2000")
-        prefix, _, rest = name.rpartition(".")
-        targets.setdefault(prefix or "rounding", []).append(Setting(rest, text, written))
-    return targets
+    @property
+    def granularity(self) -> Plain | None:
+        """The granularity as plain data."""
+        if self.one_per_group is not None:
+            return {"kind": "per-group", "size": self.one_per_group}
+        if self.one_per_tensor:
+            return {"kind": "per-tensor"}
+        return {"kind": "per-channel"} if self.one_per_channel else None
 
 
-def with_settings(method: M, settings: Sequence[Setting], table: Mapping[str, type]) -> M:
-    """A method with some of its settings replaced, together, by texts that are read as the type of each.
+def build_recipe(options: RecipeOptions, *, data_free: bool = False) -> Recipe:
+    """Change the recipe file, or the default recipe, as the options say.
 
     Args:
-        method: as it is so far.
-        settings: of one name the last counts.
-        table: where the method's own name is.
+        options: of the command line.
+        data_free: whether the default is the recipe that needs no data, and so for ranges of activations.
 
     Raises:
-        RecipeError: the method has no such setting, the text is no value for it, or they do not go together.
+        RecipeError: an option or a line of the file makes no sense; the known values are listed.
     """
-    kind = type(method)
-    called = next((key for key, value in table.items() if value is kind), kind.__name__)
-    known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
-    values = {}
-    for name, text, written in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            what = f"its settings are {', '.join(known)}" if known else "it has no settings"
-            raise RecipeError(f"--set {written}: '{called}' has no setting '{name}'; {what}.{hint}")
-        try:
-            values[name] = parse_value(text, typing.get_type_hints(kind)[name])
-        except ValueError as error:
-            raise RecipeError(f"--set {written}: {error}") from error
-    replaced: M = dataclasses.replace(method, **values)  # type: ignore[type-var]
-    return replaced
+    if options.recipe is not None:
+        recipe = Recipe.from_toml(options.recipe)
+    else:
+        recipe = Recipe.data_free() if data_free else Recipe()
+    recipe.stage(Quantize)  # raises if there is none
+    recipe = _with_stages(recipe, partial(_with_options, options=options, data_free=data_free))
+    run = _given(seed=options.seed, batch_size=options.batch_size, memory_budget=options.memory_budget)
+    recipe = Recipe.from_dict(recipe.as_dict() | run)
+    for target, settings in _by_target(options.settings).items():
+        with _naming(" ".join(f"--set {setting.written}" for setting in settings)):
+            values = {setting.name: setting.value for setting in settings}
+            if target == "activations" and "bits" in values and options.activations is not None:
+                raise RecipeError(f"--activations {options.activations} gives the bits already; leave out one of them.")
+            recipe = _with_settings(recipe, target, values)
+    for text in options.overrides:
+        with _naming(f"--override {text}"):
+            recipe = _with_stages(recipe, partial(_with_override, text=text))
+    return recipe
 
 
-def parse_value(text: str, wanted: Any) -> Any:
-    """Read a value of a type: int, float, bool, str, one of several literals, or None where the type allows it.
-
-    Raises:
-        ValueError: the text is no such value; the message says what is expected.
-
-    Example:
-        >>> parse_value("2e3", float), parse_value("no", bool), parse_value("none", int | None)
-        (2000.0, False, None)
-    """
-    if typing.get_origin(wanted) in (types.UnionType, typing.Union):
-        kinds = typing.get_args(wanted)
-        if type(None) in kinds and text.lower() == "none":
-            return None
-        for kind in kinds:
-            if kind is not type(None):
-                try:
-                    return parse_value(text, kind)
-                except ValueError:
-                    continue
-        raise ValueError(f"'{text}' is not one of {wanted}.")
-    if typing.get_origin(wanted) is typing.Literal:
-        for literal in typing.get_args(wanted):
-            if text == str(literal):
-                return literal
-        raise ValueError(f"'{text}' is not one of {', '.join(map(str, typing.get_args(wanted)))}.")
-    if wanted is bool:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if text.lower() not in words:
-            raise ValueError(f"'{text}' is neither true nor false.")
-        return words[text.lower()]
-    if wanted is int:
-        if not re.fullmatch(r"[+-]?[0-9][0-9_]*", text):
-            raise ValueError(f"'{text}' is not a whole number.")
-        return int(text)
-    if wanted is float:
-        try:
-            return float(text)
-        except ValueError:
-            raise ValueError(f"'{text}' is not a number.") from None
-    if wanted is str:
-        return text
-    raise ValueError(f"a setting of type {wanted} cannot be given here; write it into a recipe file (--recipe).")
+def _with_stages(recipe: Recipe, change: Callable[[Plain], Plain]) -> Recipe:
+    """The recipe with every stage changed, as plain data."""
+    plain = recipe.as_dict()
+    return Recipe.from_dict(plain | {"stages": [change(stage) for stage in plain["stages"]]})
 
 
-def parse_bytes(text: str) -> int:
-    """Read an amount of memory.
-
-    Raises:
-        ValueError: it is not a number with a known unit.
-
-    Example:
-        >>> parse_bytes("1.5GiB"), parse_bytes("200 MB"), parse_bytes("0")
-        (1610612736, 200000000, 0)
-    """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", text.strip().lower())
-    if match is None or match.group(2) not in _UNITS:
-        raise ValueError(f"'{text}' is not an amount of memory; write 2GiB, 500MB, or a number of bytes.")
-    return int(float(match.group(1)) * _UNITS[match.group(2)])
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Begin the message of an error with the option that caused it."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"{option}: {error}") from error
 
 
-def describe_methods(table: Mapping[str, type]) -> list[tuple[str, str]]:
-    """Each method's name with the first line of its documentation, and its settings with their defaults."""
-    rows = []
-    for name, kind in table.items():
-        summary = (kind.__doc__ or "").strip().partition("\n")[0]
-        fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
-        settings = ", ".join(f"{f.name}={f.default}" for f in fields if f.default is not dataclasses.MISSING)
-        rows.append((name, f"{summary} Settings: {settings}." if settings else summary))
-    return rows
-
-
-def describe(method: object, table: Mapping[str, type]) -> str:
-    """A method's name in its table, and those of its settings that are not the method's own defaults."""
-    name = next(name for name, kind in table.items() if kind is type(method))
-    fields = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
-    changed = [f"{f.name}={getattr(method, f.name)}" for f in fields if getattr(method, f.name) != f.default]
-    return ", ".join([name, *changed])
-
-
-def _method(base: M, name: str | None, table: Mapping[str, type]) -> M:
-    # Naming the method that is in place already keeps its settings.
-    if name is None or table[name] is type(base):
-        return base
-    chosen: M = table[name]()
-    return chosen
-
-
-def _optional(base: M | None, name: str | None, table: Mapping[str, type]) -> M | None:
-    """As `_method`, for what may be left out: the word for that is "none"."""
-    if name == "none":
-        return None
-    if base is None and name is not None:
-        chosen: M = table[name]()
-        return chosen
-    return base if base is None else _method(base, name, table)
-
-
-def _rewrites(base: Sequence[GraphRewrite] | None, names: Sequence[str]) -> Sequence[GraphRewrite] | None:
-    """Those that are named, with their settings where they are in the recipe already; without names, the recipe's."""
-    if "none" in names:
-        if len(names) > 1:
-            raise RecipeError(f"--rewrite none stands alone; found {', '.join(names)}.")
-        return []
-    if not names:
-        return base
-    known = {type(rewrite): rewrite for rewrite in base or ()}
-    return [known.get(REWRITES[name]) or REWRITES[name]() for name in names]
-
-
-def _with_rewrite_settings(
-    rewrites: Sequence[GraphRewrite], called: str, settings: Sequence[Setting]
-) -> list[GraphRewrite]:
-    wanted = REWRITES.get(called)
-    if not any(type(rewrite) is wanted for rewrite in rewrites):
-        raise RecipeError(
-            f"--set {settings[0].written}: '{called}' is none of the rewrites that the recipe asks for. Give --rewrite "
-            f"with one of {', '.join(REWRITES)}."
-        )
-    return [with_settings(one, settings, REWRITES) if type(one) is wanted else one for one in rewrites]
-
-
-def _activations(base: Activations | None, options: RecipeOptions) -> Activations | None:
-    """The recipe's activations with what the options say."""
-    if options.activations == 0:
-        if options.activation_ranges is not None:
-            raise RecipeError("--activation-ranges needs activations to quantize, but --activations is float.")
-        return None
-    if options.activations is None and base is None:
-        if options.activation_ranges is not None:
-            raise RecipeError("--activation-ranges: activations stay in float; give --activations 8 to quantize them.")
-        return None
-    chosen = base or (Activations(ranges=ActivationBatchNorm()) if options.data_free else Activations())
-    ranges = _method(chosen.ranges, options.activation_ranges, ACTIVATION_RANGES)
-    return dataclasses.replace(chosen, ranges=ranges, **_given(bits=options.activations))
-
-
-def _given(**options: Any) -> dict[str, Any]:
+def _given(**options: Any) -> Plain:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _pair(text: str, option: str, example: str) -> tuple[str, str]:
-    name, equals, value = text.rpartition("=") if option == "--override" else text.partition("=")
-    if not equals or not name.strip() or not value.strip():
-        raise RecipeError(f"{option} {text}: expected NAME=VALUE, for instance {option} {example}.")
-    return name.strip(), value.strip()
+# ---------------------------------------------------------------------------------------------- options with names
 
 
-def _overrides(base: Overrides, texts: Sequence[str], weights: Weights) -> dict[str, Override]:
-    """The recipe's and the command line's, in the order in which the last match counts."""
-    overrides = dict(base)
+def _with_options(stage: Plain, options: RecipeOptions, *, data_free: bool) -> Plain:
+    """A stage, changed by all options except `--set` and `--override`."""
+    if stage["stage"] == "rewrite":
+        return stage | _given(methods=_rewrites(stage.get("methods"), options.rewrites))
+    weights = stage["weights"]
+    symmetric = False if options.asymmetric else None
+    ranges = _method(weights["ranges"], options.ranges)
+    weights = weights | _given(bits=options.bits, granularity=options.granularity, symmetric=symmetric, ranges=ranges)
+    changed = {
+        "weights": weights,
+        "rounding": _method(stage["rounding"], options.rounding),
+        "activations": _activations(stage.get("activations"), options, data_free=data_free),
+        "correction": None if options.correction == NONE else _method(stage.get("correction"), options.correction),
+    }
+    return {name: value for name, value in (stage | changed).items() if value is not None}
+
+
+def _method(base: Plain | None, name: str | None) -> Plain | None:
+    """The method of this name, with the settings that the recipe gives it if it is the recipe's own."""
+    return base if name is None or (base is not None and base.get("method") == name) else {"method": name}
+
+
+def _rewrites(base: Sequence[Plain] | None, names: Sequence[str]) -> Sequence[Plain] | None:
+    """The named rewrites, with the settings that the recipe gives them; without names, the recipe's rewrites."""
+    if NONE in names:
+        if len(names) > 1:
+            raise RecipeError(
+                f"--rewrite {NONE} stands alone; found {', '.join(names)}. Leave out {NONE}, or the others."
+            )
+        return []
+    known = {one.get("method"): one for one in base or ()}
+    return [known.get(name, {"method": name}) for name in names] if names else base
+
+
+def _activations(base: Plain | None, options: RecipeOptions, *, data_free: bool) -> Plain | None:
+    """The recipe's activations, changed as the options say; None leaves them in float."""
+    if options.activations == FLOAT or (options.activations is None and base is None):
+        if options.activation_ranges is not None:
+            raise RecipeError(
+                f"--activation-ranges {options.activation_ranges}: activations stay in float and have no ranges. Give "
+                "--activations 8 to quantize them."
+            )
+        return None
+    if base is None:
+        base = to_plain(Activations(ranges=ActivationBatchNorm()) if data_free else Activations())
+    return base | _given(bits=options.activations, ranges=_method(base["ranges"], options.activation_ranges))
+
+
+# ------------------------------------------------------------------------------------------------------------ --set
+
+
+class Setting(NamedTuple):
+    """One of a method's settings, its value as plain data, and what the user wrote."""
+
+    name: str
+    value: Any
+    written: str
+
+
+def _by_target(texts: Sequence[str]) -> dict[str, list[Setting]]:
+    """Settings by the method that they belong to: some of them make sense only together."""
+    targets: dict[str, list[Setting]] = {}
     for text in texts:
-        layer, value = _pair(text, "--override", "classifier=8")
-        if re.search("=[^=]*per-[a-z]+$", layer.lower()):  # per-group=32, by mistake: a layer's name may have a "="
-            layer, value = _pair(f"{layer}:{value}", "--override", "classifier=8")
-            raise RecipeError(f"--override {text}: write a colon before a size, --override {layer}={value}.")
-        before = overrides.pop(layer, None)  # to come last again
-        try:
-            activations = None if before is None else before.activations
-            own = before.weights if before is not None and isinstance(before.weights, Weights) else weights
-            overrides[layer] = Override(FLOAT if value.lower() == FLOAT else _changed(own, value.lower()), activations)
-        except RecipeError as error:
-            raise RecipeError(f"--override {text}: {error}") from error
-    return overrides
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not key or not equals or not value:
+            raise RecipeError(f"--set {text}: this is not NAME=VALUE. Write for instance --set iterations=2000.")
+        target, _, name = key.rpartition(".")
+        targets.setdefault(target, []).append(Setting(name, parse_value(value), text))
+    return targets
 
 
-def _changed(weights: Weights, value: str) -> Weights:
-    """Weights with the bits, the granularity or both that the value says.
+def parse_value(text: str) -> Any:
+    """Read a value as TOML has it. None is written none, and text needs no quotes.
 
-    Raises:
-        RecipeError: it says something else, or one of them twice.
+    Example:
+        >>> parse_value("2e3"), parse_value("no"), parse_value("none"), parse_value("keep")
+        (2000.0, False, None, 'keep')
     """
-    changes: dict[str, Any] = {}
-    for part in map(str.strip, value.split(",")):
-        name = "bits" if re.fullmatch("[0-9]{1,9}", part) else "granularity"
-        if name in changes:
-            raise RecipeError(f"'{value}' gives {name} twice; give it once.")
-        changes[name] = int(part) if name == "bits" else _granularity(part)
-    return dataclasses.replace(weights, **changes)
+    words = {"none": None, "true": True, "yes": True, "false": False, "no": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
-def _granularity(text: str) -> Granularity:
-    """What `granularity_name` writes, with a colon before the size.
+def _with_settings(recipe: Recipe, target: str, values: Plain) -> Recipe:
+    """The recipe with other settings for one method, in every stage that has the method."""
+    if target.startswith("rewrites."):  # which the recipe may leave open
+        methods = recipe.stage(Rewrite).methods_before(recipe.stage(Quantize))
+        recipe = recipe.with_settings(Rewrite, methods=methods)
+    plain = recipe.as_dict()
+    tables = [table for stage in plain["stages"] for table in _tables(stage, target)]
+    if not tables:
+        raise RecipeError(_no_table(target))
+    for table in tables:
+        table.update(values)
+    return Recipe.from_dict(plain)
 
-    Raises:
-        RecipeError: it is none.
-    """
-    name, colon, size = text.partition(":")
-    kind = GRANULARITIES.get(name)
-    if kind is PerGroup and re.fullmatch("[0-9]{1,9}", size):
-        return PerGroup(int(size))
-    if kind is None or kind is PerGroup or colon:
-        raise RecipeError(
-            f"'{text}' is neither a number of bits nor one of per-tensor, per-channel and per-group:N. Write for "
-            "instance 8, or 8,per-tensor, or per-group:32; or float alone, to leave the layer in float. Other settings "
-            "for a layer go into a recipe file (--recipe)."
+
+def _tables(stage: Plain, target: str) -> list[Plain]:
+    """The tables of a stage that a target means."""
+    if stage["stage"] == "rewrite":
+        return [one for one in stage.get("methods", ()) if target == f"rewrites.{one.get('method')}"]
+    table: Any = stage
+    for name in _SHORT.get(target, target).split("."):
+        table = table.get(name) if isinstance(table, dict) else None
+    return [table] if isinstance(table, dict) else []
+
+
+def _no_table(target: str) -> str:
+    if target.startswith("rewrites."):
+        return (
+            f"'{target.removeprefix('rewrites.')}' is not one of the recipe's rewrites. Give it with --rewrite; there "
+            f"are {', '.join(REWRITES)}."
         )
-    return kind()
+    if target in ("activations", "activations.ranges"):
+        return "activations stay in float and have no settings. Give --activations 8 to quantize them."
+    known = "'rounding', 'ranges', 'activations', 'activations.ranges' or 'rewrites.REWRITE'"
+    return f"nothing in the recipe is called '{target}'. Write {known} before the dot."
+
+
+# ------------------------------------------------------------------------------------------------------- --override
+
+
+def _with_override(stage: Plain, text: str) -> Plain:
+    """A stage with one more exception, which comes last and so counts most."""
+    layer, equals, value = (part.strip() for part in text.rpartition("="))  # a layer's name may have a "="
+    if not equals or not layer or not value:
+        raise RecipeError("this is not NAME=VALUE. Write for instance --override classifier=8.")
+    if re.search("=[^=]*per-[a-z]+$", layer.lower()):
+        raise RecipeError(f"the size of a group follows a colon. Write --override {layer}:{value}.")
+    if stage["stage"] == "rewrite":
+        return stage
+    overrides = dict(stage["overrides"])
+    override = overrides.pop(layer, {})
+    for part, changes in _override(value.lower()).items():
+        before = override.get(part)
+        override[part] = changes if changes == FLOAT or not isinstance(before, dict) else before | changes
+    return stage | {"overrides": overrides | {layer: override}}
+
+
+def _override(value: str) -> Plain:
+    """What `8,per-tensor,activations:16` changes: `{"weights": …, "activations": …}`.
+
+    Raises:
+        RecipeError: a part of it is unknown, or says the same as another.
+    """
+    found: Plain = {}
+    for part in map(str.strip, value.split(",")):
+        what, change = _part(part)
+        if what in found:
+            raise RecipeError(f"'{value}' gives {what} twice. Give it once.")
+        found[what] = change
+    if FLOAT in found and len(found.keys() - {"activations"}) > 1:
+        raise RecipeError(
+            f"'{value}' leaves the weights in float, which have no bits and scales. Leave out one of them."
+        )
+    activations = _given(activations=found.pop("activations", None))
+    return activations if not found else {"weights": FLOAT if FLOAT in found else found} | activations
+
+
+def _part(text: str) -> tuple[str, Any]:
+    name, colon, rest = text.partition(":")
+    if re.fullmatch("[0-9]{1,9}", text):
+        return "bits", int(text)
+    if text == FLOAT:
+        return FLOAT, FLOAT
+    if name == "activations" and re.fullmatch(f"[0-9]{{1,9}}|{FLOAT}", rest):
+        return name, FLOAT if rest == FLOAT else {"bits": int(rest)}
+    if name == "per-group" and re.fullmatch("[0-9]{1,9}", rest):
+        return "granularity", {"kind": name, "size": int(rest)}
+    if name in GRANULARITIES and name != "per-group" and not colon:
+        return "granularity", {"kind": name}
+    raise RecipeError(
+        f"'{text}' is neither a number of bits, nor float, per-tensor, per-channel, per-group:N, activations:N or "
+        "activations:float. Write for instance 8, or 8,per-tensor. Other settings for a layer go into a recipe file "
+        "(--recipe)."
+    )

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from roundwise.cli.models import load_model
-from roundwise.cli.options import move
+from roundwise.cli.models import load_model, move
 from roundwise.cli.training import refuse_training_onnx, refuse_training_program
 from roundwise.cli.weights import WeightSource
 from roundwise.errors import FileFormatError, InferenceError, ModelError, RoundwiseError
@@ -74,7 +73,7 @@ def open_runnable(
     runtime = runtime_for(path)
     if runtime is not None or path.suffix.lower() == ".rw":
         if not path.is_file():
-            raise FileFormatError(f"{path}: there is no such file.")
+            raise FileFormatError(f"{path}: there is no such file. Check the path.")
         if runtime is not None:
             return Runnable(spec, RuntimeNetwork(path, runtime()))
         from roundwise import load

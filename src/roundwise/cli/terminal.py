@@ -1,13 +1,12 @@
 """What a run shows while it runs, and how it ends.
 
-Progress goes to stderr: a bar where that is a terminal, plain lines where it is a file or a pipe. Results go to stdout.
+Progress goes to stderr: a bar if that is a terminal, plain lines if it is a file or a pipe. Results go to stdout.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec
@@ -27,9 +26,9 @@ FAILED, INTERRUPTED = 1, 130
 
 
 def exits(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn what can go wrong into a message and an exit code: 1 for errors with a known cause, 130 for Ctrl-C.
+    """Turn errors into a message and an exit code: 1 for errors with a known cause, 130 for Ctrl-C.
 
-    What is neither is a bug, and keeps its traceback.
+    Any other error is a bug, and keeps its traceback.
     """
 
     @functools.wraps(command)
@@ -39,38 +38,26 @@ def exits(command: Callable[P, None]) -> Callable[P, None]:
             started()
             command(*args, **kwargs)
         except BrokenPipeError:
-            raise  # the reader of our output has seen enough; click ends quietly
+            raise  # the program that reads our output has ended; click ends quietly
         except (RoundwiseError, OSError) as error:
             say(f"error: {error}")
             context.exit(FAILED)
         except KeyboardInterrupt:
-            say("interrupted; files that were not finished are not there, or as they were before")
+            say("interrupted; unfinished files were not written, and files of the same names are as they were")
             context.exit(INTERRUPTED)
 
     return run
 
 
 def say(message: str) -> None:
-    """One line for people, on stderr."""
+    """Print one line for people, on stderr."""
     click.echo(f"roundwise: {message}", err=True)
 
 
 def show_json(data: Any) -> None:
-    """One JSON object on stdout; numbers that JSON lacks (NaN, infinity) become null."""
-    click.echo(json.dumps(_jsonable(data), indent=2, allow_nan=False))
-
-
-def _jsonable(value: Any) -> Any:
-    match value:
-        case dict():
-            return {str(key): _jsonable(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_jsonable(item) for item in value]
-        case float() if not math.isfinite(value):
-            return None
-        case None | bool() | int() | float() | str():
-            return value
-    return str(value)
+    """Print one JSON object on stdout; numbers that JSON lacks (NaN, infinity) become null."""
+    finite = json.loads(json.dumps(data, default=str), parse_constant=lambda _: None)
+    click.echo(json.dumps(finite, indent=2))
 
 
 @contextmanager
@@ -80,15 +67,9 @@ def layer_progress() -> Iterator[Callable[[Event], None]]:
     if not console.is_terminal:
         yield _print_event
         return
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[left]}", markup=False),
-        console=console,
-        transient=True,
-    )
-    with bar:
+    left = TextColumn("{task.fields[left]}", markup=False)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), left
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("capturing the model", total=None, left="")
 
         def show(event: Event) -> None:
@@ -113,11 +94,9 @@ def _print_event(event: Event) -> None:
 
 @contextmanager
 def sample_progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A function that shows how many of `total` samples are done; on a terminal only."""
+    """A function that shows how many of `total` samples are done, if stderr is a terminal."""
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    with Progress(TextColumn("samples"), BarColumn(), MofNCompleteColumn(), console=console, transient=True) as bar:
+    columns = TextColumn("samples"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("samples", total=total)
         yield lambda done: bar.update(task, completed=done)

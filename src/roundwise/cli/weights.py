@@ -1,7 +1,7 @@
 """Trained weights from a file into a network, without running anything that the file contains.
 
 A `.pt`, `.pth`, `.bin` or `.ckpt` file is a pickle: a program. It is read with PyTorch's `weights_only=True`, which
-knows tensors and plain containers and refuses the rest; there is no option to do it otherwise.
+accepts tensors and plain containers and refuses everything else; there is no option to read it in another way.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import click
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from roundwise.cli.options import ADVANCED, MODEL, file, flag, number
 from roundwise.errors import FileFormatError, ModelError
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
-# Where training scripts put the weights in what they save, the more telling names first.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "params", "net")
+"""Keys under which training scripts store the weights in a checkpoint, the more telling names first."""
 
-# What wrappers around a network put before every name: DataParallel, torch.compile, and Lightning modules.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+"""Prefixes of names that DataParallel, torch.compile and Lightning add."""
 
-# Where torchvision's segmentation networks keep their second head. Files have its weights, since training had it; a
-# network that was built without it has None there.
 AUXILIARY = "aux_classifier"
+"""The second head of torchvision's segmentation networks. Files hold its weights because training needs it; a network
+that was built without it has None there."""
 
 
 @final
@@ -50,7 +52,7 @@ class Pretrained:
 @final
 @dataclass(frozen=True)
 class Random:
-    """Weights as the library initialises them: for trying things out, and for timing."""
+    """Weights as the library initialises them, to try things out or to measure time."""
 
     seed: int = 0
 
@@ -58,58 +60,80 @@ class Random:
 WeightSource = FromFile | Pretrained | Random
 
 
+@final
+@dataclass(frozen=True)
+class WeightOptions:
+    """Where the weights of a network come from.
+
+    Raises:
+        click.UsageError: from more than one place.
+    """
+
+    weights: Path | None = file(MODEL, f"A state dict, tensors only: .safetensors {' '.join(PICKLES)}.")
+    pretrained: bool = flag(MODEL, "Download the weights that torchvision or timm offer.")
+    random_weights: bool = flag(MODEL, "Leave the network untrained, to try things out.")
+    num_classes: int | None = number(ADVANCED, "Classes that --weights were trained for.")
+
+    def __post_init__(self) -> None:
+        if sum((self.weights is not None, self.pretrained, self.random_weights)) > 1:
+            raise click.UsageError("--weights, --pretrained and --random-weights exclude each other. Give one of them.")
+
+    def source(self, seed: int = 0) -> WeightSource | None:
+        """The source that the user chose; the seed is for random weights."""
+        if self.weights is not None:
+            return FromFile(self.weights)
+        if self.pretrained:
+            return Pretrained()
+        return Random(seed) if self.random_weights else None
+
+
 def load_weights(model: nn.Module, path: Path) -> tuple[str, ...]:
     """Load a file's weights into a model, in place; return notes on everything that was not taken literally.
 
     Raises:
-        FileFormatError: the file is broken, is refused, or holds something else than weights.
-        ModelError: the weights are not this model's; names and shapes that differ are listed.
+        FileFormatError: the file is broken, is refused, or holds something other than weights.
+        ModelError: the weights belong to another model; names and shapes that differ are listed.
     """
     found, notes = _unwrap(read_state_dict(path), path)
     expected = model.state_dict(keep_vars=True)
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in found) and not any(name.startswith(prefix) for name in expected):
             found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-            notes.append(f"'{prefix}' taken off the names of the weights")
-
+            notes.append(f"'{prefix}' removed from the names of the weights")
     if getattr(model, AUXILIARY, model) is None:
-        kept = {name: tensor for name, tensor in found.items() if not name.startswith(f"{AUXILIARY}.")}
-        if len(kept) < len(found):
-            notes.append(f"not used: {len(found) - len(kept)} weights of '{AUXILIARY}', which only training needs")
-        found = kept
-    missing = _missing(found, expected, notes)
+        unused = [name for name in found if name.startswith(f"{AUXILIARY}.")]
+        found = {name: tensor for name, tensor in found.items() if name not in unused}
+        notes += [f"not used: {len(unused)} weights of '{AUXILIARY}', which only training needs"] if unused else []
+
+    present = {id(tensor) for name, tensor in expected.items() if name in found}
+    absent = [name for name in expected if name not in found]
+    tied = [name for name in absent if id(expected[name]) in present]
+    if tied:
+        notes.append(f"stored once, shared by name: {_first(tied)}")
+    # Batch-norm's count of training steps is missing in older files, and nothing reads it here.
+    missing = [name for name in absent if name not in tied and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in found if name not in expected]
     differing = [
         f"{name}: {_described(found[name])} in the file, {_described(expected[name])} in the model"
         for name in found
         if name in expected and not _fits(found[name], expected[name])
     ]
-    if missing or unexpected or differing:
-        parts = [
-            f"{len(names)} {what} ({_first(names)})"
-            for names, what in (
-                (missing, "missing from the file"),
-                (unexpected, "in the file only"),
-                (differing, "of another shape or kind"),
-            )
-            if names
-        ]
+    differences = {"missing from the file": missing, "in the file only": unexpected, "of another shape": differing}
+    if any(differences.values()):
+        listed = "; ".join(f"{len(names)} {what} ({_first(names)})" for what, names in differences.items() if names)
         raise ModelError(
-            f"{path} does not hold this model's weights: of {len(expected)} tensors {'; '.join(parts)}. Name the "
-            "architecture that they were trained in (for another number of classes: --num-classes), or build the model "
-            "in a file.py and give file.py:function."
+            f"{path} does not hold this model's weights: of {len(expected)} tensors {listed}. Name the architecture "
+            "that they were trained in (for another number of classes: --num-classes), or build the model in a file.py "
+            "and give file.py:function."
         )
-    kinds = {(found[name].dtype, expected[name].dtype) for name in found}
-    for stored, wanted in sorted(kinds, key=str):
-        if stored != wanted and stored.is_floating_point:
-            notes.append(f"weights converted from {_name(stored)} to {_name(wanted)}")
-    # Not strict: what is missing was just found to be harmless.
-    model.load_state_dict(found, strict=False)
+    kinds = {(_name(found[name].dtype), _name(expected[name].dtype)) for name in found}
+    notes += [f"weights converted from {stored} to {wanted}" for stored, wanted in sorted(kinds) if stored != wanted]
+    model.load_state_dict(found, strict=False)  # whatever is still missing was found to be harmless above
     return tuple(notes)
 
 
 def read_state_dict(path: Path) -> Mapping[Any, Any]:
-    """What a weights file contains, as it is.
+    """Read the content of a weights file, unchanged.
 
     Raises:
         FileFormatError: the file is broken, refused, or not a mapping.
@@ -119,18 +143,24 @@ def read_state_dict(path: Path) -> Mapping[Any, Any]:
         try:
             return dict(load_file(path))
         except SafetensorError as error:
-            raise FileFormatError(f"{path} is not a safetensors file: {error}.") from error
+            raise FileFormatError(
+                f"{path} is not a safetensors file, or is incomplete: {error}. Save it again with save_file."
+            ) from error
     if suffix not in PICKLES:
-        raise FileFormatError(f"{path}: weights come in .safetensors, {', '.join(PICKLES)} files, not '{suffix}'.")
+        raise FileFormatError(
+            f"{path}: '{suffix}' files are not read. Save the weights as .safetensors, or as {', '.join(PICKLES)}."
+        )
     try:
         with warnings.catch_warnings():
-            # On an unusual pickle protocol, which either works or ends in the error below.
+            # About an unusual pickle protocol, which either works or ends in the error below.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises nearly anything on broken files
         raise FileFormatError(_refusal(path, error)) from error
     if not isinstance(content, Mapping):
-        raise FileFormatError(f"{path} holds a {type(content).__name__}, not a dict of weights (a state dict).")
+        raise FileFormatError(
+            f"{path} holds a {type(content).__name__}, not a dict of weights. Save the model's state_dict()."
+        )
     return content
 
 
@@ -139,18 +169,18 @@ def _refusal(path: Path, error: Exception) -> str:
     asked = re.search(r"GLOBAL ([\w.]+)", message)
     if asked is None:
         reason = message.splitlines()[0] if message else type(error).__name__
-        return f"{path} cannot be read as weights: it is truncated or something else ({reason})."
-    name = asked.group(1)
+        return f"{path} cannot be read as weights ({reason}): it is incomplete or another kind of file. Save it again."
     return (
-        f"{path} is refused: besides tensors it holds '{name}', and building it would run code that the file names. "
-        "(A whole model saved with torch.save(model) looks like this too.) Where you trust the file, convert it once: "
-        "`from safetensors.torch import save_file; m = torch.load(path, weights_only=False); "
+        f"{path} is refused: besides tensors it holds '{asked.group(1)}', and building that would run code that the "
+        "file names. (A whole model saved with torch.save(model) looks like this too.) If you trust the file, convert "
+        "it once: `from safetensors.torch import save_file; m = torch.load(path, weights_only=False); "
         "save_file(m.state_dict(), 'weights.safetensors')` (or m['state_dict'], if m is a dict), then give the "
         ".safetensors file."
     )
 
 
 def _unwrap(content: Mapping[Any, Any], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights in a checkpoint, and notes on what else it holds."""
     notes = []
     for key in WRAPPERS:
         inner = content.get(key)
@@ -165,28 +195,10 @@ def _unwrap(content: Mapping[Any, Any], path: Path) -> tuple[dict[str, Tensor], 
     if strangers or not content:
         what = f"values that are not tensors: {_first(strangers)}" if strangers else "nothing"
         raise FileFormatError(
-            f"{path} holds {what}. A state dict is needed: names and tensors, directly or under one of "
+            f"{path} holds {what}. Save a state dict: names and tensors, directly or under one of "
             f"{', '.join(map(repr, WRAPPERS))}."
         )
     return {str(name): value for name, value in content.items()}, notes
-
-
-def _missing(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], notes: list[str]) -> list[str]:
-    """Names that the file lacks and the model needs."""
-    present = {id(tensor) for name, tensor in expected.items() if name in found}
-    missing = []
-    for name, tensor in expected.items():
-        if name in found or id(tensor) in present:  # a tied weight is stored once
-            continue
-        if name.endswith(
-            "num_batches_tracked"
-        ):  # counts training steps; older files lack it, and nothing reads it here
-            continue
-        missing.append(name)
-    tied = [name for name, tensor in expected.items() if name not in found and id(tensor) in present]
-    if tied:
-        notes.append(f"stored once, shared by name: {_first(tied)}")
-    return missing
 
 
 def _fits(stored: Tensor, wanted: Tensor) -> bool:

@@ -1,16 +1,19 @@
-"""`roundwise inspect`: what is in a .rw file."""
+"""`roundwise inspect`: the content of a .rw file."""
 
 from __future__ import annotations
 
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 import click
 import tomli_w
 
 from roundwise import load
+from roundwise.cli.options import OUTPUT, as_command, flag
 from roundwise.cli.parameters import EXISTING_FILE
-from roundwise.cli.terminal import exits, show_json
+from roundwise.cli.terminal import show_json
 from roundwise.errors import FileFormatError
 from roundwise.wording import human_bytes
 
@@ -18,30 +21,30 @@ HELP = """
 Show what is in a .rw file: layers, bits, errors, the recipe, versions. Its checksum is verified on the way.
 
 \b
-Examples:
   roundwise inspect model.rw
-  roundwise inspect model.rw --json | jq '.report.layers[] | {name, bits, error}'
+  roundwise inspect model.rw --json | jq '.report.stages'
 """
 
 
-@click.command(
-    "inspect",
-    help=HELP,
-    epilog="Exit codes: 0 the file is sound; 1 it is not, and the message says why; 2 wrong usage.",
-)
-@click.argument("file", type=EXISTING_FILE)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-@exits
-def command(file: Path, as_json: bool) -> None:
+@final
+@dataclass(frozen=True)
+class InspectOptions:
+    """How the content is shown."""
+
+    as_json: bool = flag(OUTPUT, "Print everything as one JSON object.", "--json")
+
+
+@as_command(HELP, click.Argument(["file"], type=EXISTING_FILE))
+def command(file: Path, options: InspectOptions) -> None:
     """Run `roundwise inspect`."""
-    if file.suffix != ".rw":
+    if file.suffix.lower() != ".rw":
         raise FileFormatError(
-            f"{file} is not a .rw file. (In an .onnx file that Roundwise wrote, the recipe is in the metadata, under "
-            "'roundwise.recipe.settings'.)"
+            f"{file} is not a .rw file. Give one. (In an .onnx file that Roundwise wrote, the recipe is in the "
+            "metadata, under 'roundwise.recipe.settings'.)"
         )
     quantized = load(file)
     size = file.stat().st_size
-    if as_json:
+    if options.as_json:
         show_json(
             {
                 "file": str(file),

@@ -45,8 +45,8 @@ def test_it_quantizes_and_limits_of_inputs_come_from_mean_and_std(net, tmp_path)
     assert shown["recipe"]["stages"][1]["activations"]["ranges"] == {
         "method": "batch-norm", "deviations": 6.0, "channels": 0.995, "input_low": -2.0, "input_high": 2.0,
     }  # fmt: skip
-    assert shown["recipe"]["correction"] == {"method": "analytic-bias"}
-    assert [rewrite["method"] for rewrite in shown["recipe"]["rewrites"]] == [
+    assert shown["recipe"]["stages"][1]["correction"] == {"method": "analytic-bias"}
+    assert [rewrite["method"] for rewrite in shown["recipe"]["stages"][0]["methods"]] == [
         "cross-layer-equalization",
         "high-bias-absorption",
     ]
@@ -94,7 +94,7 @@ def test_settings_that_make_sense_only_together_can_be_given_one_after_the_other
     limits = [f"activations.ranges.{name}" for name in ("input_low=-1", "input_high=1")]
     options = ("--data-free", "--input-size", "3x8x8", "--activations", "8")
     run(net, *options, "--set", limits[0], "--set", limits[1])
-    ranges = asked[0][1].activations.ranges
+    ranges = asked[0][1].stage(rw.Quantize).activations.ranges
     assert (ranges.input_low, ranges.input_high) == (-1.0, 1.0)
 
 
