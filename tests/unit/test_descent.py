@@ -53,8 +53,8 @@ def test_coordinate_descent_over_several_blocks_keeps_count_of_its_slopes(block,
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(2, 200, 90, generator=generator) + torch.randn(2, 200, 1, generator=generator)
     weight = torch.randn(2, 6, 90, generator=generator)
-    pull = 0.1 * torch.randn(2, 6, 90, generator=generator)
-    quadratic = Quadratic(weight, root.mT @ root / 200, pull, torch.zeros(2, 6))
+    inherited = 0.1 * torch.randn(2, 6, 90, generator=generator)
+    quadratic = Quadratic(weight, root.mT @ root / 200, inherited, torch.zeros(2, 6))
     grid = Grid.symmetric(torch.full((1, 1, 1), 0.4), bits=3)
     codes = Descent().search(quadratic, grid, grid.quantize(weight), Choices.all(grid, weight))
     loss = quadratic.loss(grid.dequantize(codes))
@@ -67,9 +67,9 @@ def test_coordinate_descent_over_several_blocks_keeps_count_of_its_slopes(block,
 
 def test_every_row_descends_to_its_end_however_soon_others_have_reached_theirs():
     generator = torch.Generator().manual_seed(1)
-    weight, pull = torch.randn(2, 1, 60, 12, generator=generator).unbind()
+    weight, inherited = torch.randn(2, 1, 60, 12, generator=generator).unbind()
     hessian = whole_problem(linear_case()).statistics.fit.second / 256
-    quadratic = Quadratic(weight, hessian, pull, torch.zeros(1, 60))
+    quadratic = Quadratic(weight, hessian, inherited, torch.zeros(1, 60))
     grid = MinMax().estimate(weight, Codebook(3), PerTensor(), Nothing(), "")
     choices, start = Choices.all(grid, weight), grid.quantize(weight)
     ends = [Descent(sweeps).search(quadratic, grid, start, choices) for sweeps in range(1, 50)]
@@ -77,7 +77,7 @@ def test_every_row_descends_to_its_end_however_soon_others_have_reached_theirs()
         next(n for n, codes in enumerate(ends) if torch.equal(codes[:, row], ends[-1][:, row])) for row in range(60)
     ]
     assert len(set(last)) > 3  # they do not all end at once
-    slope = (grid.dequantize(ends[-1]) - weight) @ hessian - pull
+    slope = (grid.dequantize(ends[-1]) - weight) @ hessian - inherited
     gain = grid.scale.square() * hessian.diagonal(dim1=1, dim2=2).unsqueeze(1) - 2 * grid.scale * slope.abs()
     inside = torch.where(slope > 0, ends[-1] > choices.low, ends[-1] < choices.high)
     assert (gain[inside] > -1e-4).all()

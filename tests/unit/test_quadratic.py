@@ -45,7 +45,7 @@ def test_the_pull_is_minus_half_the_gradient_at_the_weights(case, free_bias):
     quadratic = Quadratic.of(moments(case), case.weight, case.layer.bias_rows, free_bias=free_bias)
     weight = case.weight.clone().requires_grad_()
     quadratic.loss(weight).sum().backward()
-    torch.testing.assert_close(weight.grad, -2 * quadratic.pull)
+    torch.testing.assert_close(weight.grad, -2 * quadratic.inherited)
 
 
 @SOME

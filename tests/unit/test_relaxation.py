@@ -95,7 +95,7 @@ def test_the_same_regularization_serves_layers_of_any_size():
     quadratic = wide()
     grid = rw.Grid.symmetric(torch.full((1, 1, 1), 0.7), bits=3)
     codes = Relaxation(500).search(quadratic, grid, quadratic.weight).codes
-    scaled = Quadratic(quadratic.weight / 1024, quadratic.hessian * 1024.0**2, quadratic.pull, quadratic.constant)
+    scaled = Quadratic(quadratic.weight / 1024, quadratic.hessian * 1024.0**2, quadratic.inherited, quadratic.constant)
     small = rw.Grid.symmetric(grid.scale / 1024, bits=3)
     assert torch.equal(Relaxation(500).search(scaled, small, scaled.weight).codes, codes)
 

@@ -3,9 +3,10 @@
 Given a weight matrix W, a grid, and statistics of the layer's inputs x̂ (in the network whose earlier layers are already
 quantized) and targets y (the float network's outputs), choose integer codes q such that
 
-    E ‖ f_a(y) − f_a(ŵ(q) x̂ + b) ‖²                                                         (Eq. 25)
+    E ‖ f_a(y) − f_a(ŵ(q) x̂ + b) ‖²                                         (Eq. 25 without λ f_reg)
 
-is small, where ŵ(q) = s (q − z), and f_a is the nonlinearity that follows the layer, if one does.
+is small, where ŵ(q) = s (q − z), and f_a is the nonlinearity that follows the layer, if one does. The regularizer f_reg
+belongs to one way of choosing codes (`numerics/search/relaxation.py`).
 """
 
 from __future__ import annotations

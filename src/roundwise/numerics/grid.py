@@ -7,7 +7,7 @@ zero point z, so that 0.0 is always exactly on the grid.
 
 Weights come as matrices `[groups, rows, cols]` (see `graph/matrix.py`): one row per output channel. What shares a scale
 is the *granularity*. Internally a granularity is one shape, `[groups, rows, blocks]`, where a block is a run of
-neighbouring columns and a size of 1 means "all of them":
+neighbouring columns. Where a dimension is 1, one scale serves all groups, all rows or all columns:
 
     PerTensor()      [1, 1, 1]              one scale for the layer
     PerChannel()     [groups, rows, 1]      one scale per output channel

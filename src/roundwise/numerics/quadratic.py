@@ -2,7 +2,7 @@
 
 Take one output channel (a row) with quantized weights ŵ = w + d. Let x̂ be the layer's inputs in the network so far, y
 the float network's outputs, and e = y − (w x̂ + b) the error that the layer inherits from the layers before it. Then the
-asymmetric objective (Eq. 25 of the AdaRound paper without f_a) is
+asymmetric objective (Eq. 25 of the AdaRound paper, without f_a and without its regularizer) is
 
     E (y − ŵ x̂ − b)²  =  d H dᵀ − 2 d cᵀ + E e²,        H = E[x̂ x̂ᵀ],    c = E[e x̂ᵀ]
 
@@ -40,7 +40,8 @@ class Quadratic:
     Attributes:
         weight: w, the float matrix, where d = 0.
         hessian: H, half the second derivative.
-        pull: C, minus half the gradient at the float weights; zero where the layer inherits no error.
+        inherited: C, which says how the inherited error depends on the inputs: minus half the gradient at the float
+            weights. It is zero where the layer inherits no error.
         constant: E e² of every row; with it a loss is a mean squared error, and not only good for comparisons.
         input_mean, mean_error: μ and E e, which give the best bias; None where the bias is not free.
         count: number of positions that the moments are means over.
@@ -48,7 +49,7 @@ class Quadratic:
 
     weight: Float[Tensor, "groups rows cols"]
     hessian: Float[Tensor, "groups cols cols"]
-    pull: Float[Tensor, "groups rows cols"]
+    inherited: Float[Tensor, "groups rows cols"]
     constant: Float[Tensor, "groups rows"]
     input_mean: Float[Tensor, "groups cols"] | None = None
     mean_error: Float[Tensor, "groups rows"] | None = None
@@ -85,13 +86,13 @@ class Quadratic:
         constant = (energy - 2 * (weight * cross).sum(-1) + (weight * outputs).sum(-1)).clamp(min=0)
         if not free_bias:
             return cls(weight, hessian, cross - outputs, constant, count=n)
-        inherited = target - (weight @ mean.unsqueeze(-1)).squeeze(-1) - bias
-        return cls(weight, hessian, cross - outputs, constant, mean, inherited, n)
+        mean_error = target - (weight @ mean.unsqueeze(-1)).squeeze(-1) - bias
+        return cls(weight, hessian, cross - outputs, constant, mean, mean_error, n)
 
     def loss(self, matrix: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows"]:
         """The objective of every row at the given weights: the mean squared error of its output."""
         difference = matrix - self.weight
-        return ((difference @ self.hessian - 2 * self.pull) * difference).sum(-1) + self.constant
+        return ((difference @ self.hessian - 2 * self.inherited) * difference).sum(-1) + self.constant
 
     def shift(self, matrix: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows"]:
         """What to add to the bias b to get the best one for the given weights; zero where the bias is not free."""
@@ -102,9 +103,9 @@ class Quadratic:
     def with_targets(self, cross: Float[Tensor, "groups rows cols"], mean: Float[Tensor, "groups rows"]) -> Quadratic:
         """The objective for other targets t, except its constant: `cross` is E (t − y) x̂ᵀ and `mean` is E (t − y)."""
         if self.input_mean is None or self.mean_error is None:
-            return dataclasses.replace(self, pull=self.pull + cross)
+            return dataclasses.replace(self, inherited=self.inherited + cross)
         centred = cross - mean.unsqueeze(-1) * self.input_mean.unsqueeze(-2)
-        return dataclasses.replace(self, pull=self.pull + centred, mean_error=self.mean_error + mean)
+        return dataclasses.replace(self, inherited=self.inherited + centred, mean_error=self.mean_error + mean)
 
     def shrinkage_strength(self, shrinkage: float) -> Float[Tensor, "groups"]:
         """What shrinkage adds to the diagonal of H, `shrinkage` · ρ · E x̂²: the cost of leaving the float weights.
@@ -145,16 +146,16 @@ class Quadratic:
         added = (ridge * mean).clamp(min=torch.finfo(mean.dtype).tiny)[:, None, None]
         eye = torch.eye(self.hessian.shape[-1], dtype=mean.dtype, device=mean.device)
         factor, failed = torch.linalg.cholesky_ex(self.hessian + added * eye)
-        step = torch.cholesky_solve(self.pull.mT, factor).mT
-        sound = (failed == 0)[:, None, None] & step.isfinite()
-        return self.weight + torch.where(sound, step, 0)
+        difference = torch.cholesky_solve(self.inherited.mT, factor).mT  # d with d H = c
+        sound = (failed == 0)[:, None, None] & difference.isfinite()
+        return self.weight + torch.where(sound, difference, 0)
 
     def best_scale(self, grid: Grid, codes: Int[Tensor, "groups rows cols"]) -> Grid:
         """The grid with the scales that are best for the codes; a scale that would not be positive stays as it is."""
         if grid.scale.shape[-1] > 1:
             return grid  # several scales of one row depend on each other, and have no closed form
         values = (codes - expand_blocks(grid.zero_point, codes.shape[-1])).float()
-        along = (values * (self.weight @ self.hessian + self.pull)).sum(-1, keepdim=True)
+        along = (values * (self.weight @ self.hessian + self.inherited)).sum(-1, keepdim=True)
         curve = (values * (values @ self.hessian)).sum(-1, keepdim=True)
         for dim in (0, 1):
             if grid.scale.shape[dim] == 1:

@@ -74,7 +74,7 @@ class CrossEntropy:
         low = grid.dequantize(choices.low) - objective.weight
         span = grid.dequantize(choices.high) - objective.weight - low
         for row in itertools.product(range(groups), range(rows)):
-            of_row = _Row(objective.hessian[row[0]], objective.pull[row], low[row], span[row])
+            of_row = _Row(objective.hessian[row[0]], objective.inherited[row], low[row], span[row])
             up[row] = self._decide(of_row, up[row], chance[row], generator)
         return torch.where(up, choices.high, choices.low).to(torch.int32)
 
@@ -112,7 +112,7 @@ class _Row:
     """The objective of one row, less its constant, with ŵ − w = low + v · span."""
 
     hessian: Float[Tensor, "cols cols"]
-    pull: Float[Tensor, "cols"]
+    inherited: Float[Tensor, "cols"]
     low: Float[Tensor, "cols"]
     span: Float[Tensor, "cols"]
     constant: Tensor | float = 0.0
@@ -120,7 +120,7 @@ class _Row:
     def losses(self, up: Bool[Tensor, "samples cols"]) -> Float[Tensor, "samples"]:
         """The objective of many roundings at once."""
         difference = torch.addcmul(self.low, up, self.span)
-        return ((difference @ self.hessian).sub_(2 * self.pull).mul_(difference)).sum(-1) + self.constant
+        return ((difference @ self.hessian).sub_(2 * self.inherited).mul_(difference)).sum(-1) + self.constant
 
     def without(self, gone: Bool[Tensor, "cols"], up: Bool[Tensor, "cols"]) -> _Row:
         """The objective as a function of the other columns alone, while those that are `gone` stay rounded as `up`."""
@@ -129,8 +129,8 @@ class _Row:
         across = self.hessian[gone]
         return _Row(
             self.hessian[stay][:, stay],
-            self.pull[stay] - fixed @ across[:, stay],
+            self.inherited[stay] - fixed @ across[:, stay],
             self.low[stay],
             self.span[stay],
-            self.constant + ((fixed @ across[:, gone] - 2 * self.pull[gone]) * fixed).sum(),
+            self.constant + ((fixed @ across[:, gone] - 2 * self.inherited[gone]) * fixed).sum(),
         )

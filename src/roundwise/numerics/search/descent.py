@@ -57,27 +57,28 @@ class Descent:
         # From here on every matrix is [groups, cols, rows], so that the codes of one column are neighbours in memory.
         scale, zero_point = by_column(grid.steps(cols)), by_column(expand_blocks(grid.zero_point, cols))
         low, high, code = by_column(choices.low), by_column(choices.high), by_column(start.float())
-        slope = hessian @ ((code - zero_point) * scale - by_column(objective.weight)) - by_column(objective.pull)  # g
+        difference = (code - zero_point) * scale - by_column(objective.weight)  # d
+        slope = hessian @ difference - by_column(objective.inherited)  # g
         curvature = hessian.diagonal(dim1=1, dim2=2).unsqueeze(-1)  # H_jj: [groups, cols, 1]
         # Newton's step for a slope of 1, in codes. Where an input is always zero its weight has no effect: no step.
-        step = torch.where(curvature > 0, -1 / (curvature * scale), 0.0).nan_to_num_(0.0, 0.0, 0.0)
-        blocks = [slice(start, min(start + BLOCK, cols)) for start in range(0, cols, BLOCK)]
+        newton = torch.where(curvature > 0, -1 / (curvature * scale), 0.0).nan_to_num_(0.0, 0.0, 0.0)
+        blocks = [slice(first, min(first + BLOCK, cols)) for first in range(0, cols, BLOCK)]
         result, rows = code.clone(), torch.arange(shape[1], device=code.device)
-        columns = _columns(code, slope, step, scale, low, high)
+        columns = _columns(code, slope, newton, scale, low, high)
         for _ in range(self.sweeps):
             changed = torch.zeros_like(code[:, 0], dtype=torch.bool)  # [groups, rows]
             for block in blocks:
                 before = code[:, block].clone()
                 near, own = slope[:, block], hessian[:, block, block]
                 # Most sweeps change few columns: find those with a code that would change, and visit only them.
-                wanted = torch.addcmul(before, near, step[:, block]).round_().clamp_(low[:, block], high[:, block])
+                wanted = torch.addcmul(before, near, newton[:, block]).round_().clamp_(low[:, block], high[:, block])
                 influences = own.unsqueeze(-1).unbind(2)  # H_j within the block: [groups, columns of the block, 1]
                 for j in (wanted != before).any(2).any(0).nonzero().flatten().tolist():
-                    old, gradient, newton, unit, lowest, highest = columns[block.start + j]  # each [groups, rows]
-                    move = torch.addcmul(old, gradient, newton).round_()
-                    torch.clamp(move, lowest, highest, out=move).sub_(old)
-                    old.add_(move)
-                    near.addcmul_(influences[j], move.mul_(unit).unsqueeze(1))
+                    code_j, slope_j, newton_j, scale_j, low_j, high_j = columns[block.start + j]  # [groups, rows]
+                    move = torch.addcmul(code_j, slope_j, newton_j).round_()
+                    torch.clamp(move, low_j, high_j, out=move).sub_(code_j)
+                    code_j.add_(move)
+                    near.addcmul_(influences[j], move.mul_(scale_j).unsqueeze(1))
                 moved = code[:, block] - before
                 of_rows = moved.any(1)
                 if of_rows.any():
@@ -91,8 +92,9 @@ class Descent:
             if 2 * len(going) <= len(rows):
                 result[..., rows] = code
                 rows = rows[going]
-                code, slope, step, scale, low, high = (m[..., going] for m in (code, slope, step, scale, low, high))
-                columns = _columns(code, slope, step, scale, low, high)
+                matrices = code, slope, newton, scale, low, high
+                code, slope, newton, scale, low, high = (matrix[..., going] for matrix in matrices)
+                columns = _columns(code, slope, newton, scale, low, high)
             if not len(going):
                 break
         result[..., rows] = code

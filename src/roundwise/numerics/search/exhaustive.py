@@ -46,7 +46,7 @@ class Exhaustive:
         base = (low - expand_blocks(grid.zero_point, cols)) * scale - objective.weight
         one, other = torch.triu_indices(cols, cols, device=centre.device)  # the pairs j ≤ k
         pairs = hessian[:, None, one, other] * step[..., one] * step[..., other] * (1 + (one != other))
-        pairs[..., one == other] += 2 * step * (base @ hessian - objective.pull)  # a: [groups, rows, pairs]
+        pairs[..., one == other] += 2 * step * (base @ hessian - objective.inherited)  # a: [groups, rows, pairs]
 
         up = (nearest > low).float()  # v: [groups, rows, cols]
         least = (pairs * up[..., one] * up[..., other]).sum(-1, keepdim=True)

@@ -8,6 +8,9 @@ The mathematics of AdaRound, numbered as in the paper. Every weight gets a varia
 
     minimise   loss(W̃) + λ f_reg(V)   over V                                                  (Eq. 25)
 
+(On other pages Eq. 25 stands for the loss alone, ‖f_a(W x) − f_a(W̃ x̂)‖². The regularizer is needed only here, where
+weights move continuously.)
+
 β is annealed. At first there is no regularizer; then β is high, so that f_reg is flat except near 0 and 1 and the
 variables move freely; at last it is low, so that every variable is pulled to 0 or 1. V starts where W̃ = W and ends as a
 decision: up where h(V) ≥ ½.
@@ -158,7 +161,8 @@ class Relaxation:
         # With share = clip(σ(V), *ends), which is between 0 and 1, Eq. 22 and 23 are W̃ = base + reach · share.
         base = (low - expand_blocks(grid.zero_point, cols)) * grid.steps(cols) + h.gamma * step
         reach = h.span * step
-        base_slope = (base - objective.weight) @ hessian - objective.pull  # half the quadratic's gradient at `base`
+        # Half the quadratic's gradient where W̃ is `base`.
+        base_slope = (base - objective.weight) @ hessian - objective.inherited
 
         curvature = (step.square() * hessian.diagonal(dim1=1, dim2=2).unsqueeze(1)).mean(-1, keepdim=True)
         gradient_unit = 2 * reach / torch.where(curvature > 0, curvature, 1.0)

@@ -59,8 +59,8 @@ class TabuWalk:
         """
         hessian, codes, cols = objective.hessian, start.float(), start.shape[-1]
         scale = grid.steps(cols).expand(codes.shape)
-        matrix = (codes - expand_blocks(grid.zero_point, cols)) * scale
-        first = 2 * scale * ((matrix - objective.weight) @ hessian - objective.pull)  # 2 s g: [groups, rows, cols]
+        difference = (codes - expand_blocks(grid.zero_point, cols)) * scale - objective.weight  # d
+        first = 2 * scale * (difference @ hessian - objective.inherited)  # 2 s g: [groups, rows, cols]
         second = scale.square() * hessian.diagonal(dim1=1, dim2=2).unsqueeze(1)  # s² H_jj
         influence = 2 * scale
         # `change` is each row's objective minus that of its start, and `least` the smallest it has been.

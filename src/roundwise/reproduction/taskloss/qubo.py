@@ -113,8 +113,8 @@ def _solve(
             f"{list(weight.shape)}. `TaskHessian.grid` gives one that does."
         ) from error
     row = weight.reshape(1, 1, -1)
-    pull = -task.gradient.float().reshape(row.shape) if first_order else torch.zeros_like(row)
-    quadratic = Quadratic(row, task.hessian.float().unsqueeze(0), pull, row.new_zeros(1, 1))
+    inherited = -task.gradient.float().reshape(row.shape) if first_order else torch.zeros_like(row)
+    quadratic = Quadratic(row, task.hessian.float().unsqueeze(0), inherited, row.new_zeros(1, 1))
     one = Grid(scale, zero_point, grid.codebook)
     with torch.no_grad():
         choices, generator = Choices.floor_or_ceil(one, row), torch.Generator().manual_seed(seed)
