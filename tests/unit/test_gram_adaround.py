@@ -130,6 +130,16 @@ def test_unless_told_otherwise_scales_are_as_free_as_codes(bits):
     assert not rw.rounding.GramAdaRound(any_code=False, fit_scale=True).traits.floor_or_ceil
 
 
+def test_without_alternations_no_scale_is_fitted_and_the_note_does_not_say_so():
+    problem = dataclasses.replace(cases()[0], codebook=Codebook(2)).problem(Gram)
+    by_default, none = (solve(rw.rounding.GramAdaRound(alternations=n, fit_scale=True), problem) for n in (3, 0))
+    assert by_default.grid is not None
+    assert "scale" in by_default.note
+    assert none.grid is None
+    assert "any code" in none.note
+    assert "scale" not in none.note
+
+
 def test_what_is_not_free_stays():
     rounding = solve(PAPER, LINEAR.problem(Gram))
     assert rounding.grid is None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -54,9 +55,9 @@ def test_the_alternation_lowers_the_loss_behind_the_clamp(case):
     seen = dataclasses.replace(case, inputs=case.inputs[fit], targets=case.targets[fit])
     objectives = Objectives.of(problem, free_bias=True, clamped=True)
     losses = []
-    for turns in (0, 1, 3):
+    for alternations in (0, 1, 3):
         choices, generator = Choices.all(grid, case.weight), torch.Generator().manual_seed(0)
-        alternation = Alternation(choices, turns, fit_scale=False, generator=generator)
+        alternation = Alternation(choices, alternations, fit_scale=False, generator=generator)
         codes = alternation.improve(objectives.shrunk, grid, objectives.nearest.codes)
         found = alternation.run(objectives, objectives.no_worse_than_nearest(codes)).candidate
         losses.append(seen.objective(grid, as_rounding(problem, found, "")))
@@ -119,6 +120,21 @@ def test_the_candidate_that_is_kept_has_the_smallest_held_out_error(case):
         assert verdict.candidate is not up
         kept, worse, nearest = held_out_errors(objectives, verdict.candidate, up, objectives.nearest)
         assert kept <= nearest < worse
+
+
+def test_the_note_on_nearest_rounding_gives_a_difference_where_the_errors_have_the_same_digits():
+    problem = cases()[0].problem(Gram)
+    objectives = Objectives.of(problem, free_bias=False)
+    notes = {}
+    for distance in (0.0, *(sign * 10.0**-power for power in range(1, 7) for sign in (1, -1))):
+        other = objectives.nearest._replace(bias=problem.bias + distance)
+        kept, note = judge(objectives, other)
+        error, error_nearest = held_out_errors(objectives, other, objectives.nearest)
+        if kept is objectives.nearest:
+            notes[f"{error_nearest / error:.4g}"] = note
+    assert re.search(r"\de-0[56]", notes.pop("1"))
+    assert notes
+    assert all(f" {ratio} times" in note for ratio, note in notes.items())
 
 
 def test_means_that_drown_the_rest_do_no_more_harm_than_nearest_rounding_with_a_bias():

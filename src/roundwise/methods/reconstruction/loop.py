@@ -7,7 +7,8 @@ Each of them has a best value in closed form, or by a search, while the others s
     scale     ← the best for the codes, by M; then the codes again, by coordinate descent
     bias      ← the best for codes and scale, by M
 
-M bounds L from above, but need not touch it, so L is measured at every turn, and every row keeps the best it has had.
+M bounds L from above, but need not touch it. So L is measured after every alternation, and every row keeps the best
+candidate that it has had.
 `objectives.py` explains Q, S, L and M.
 """
 
@@ -28,17 +29,17 @@ from roundwise.numerics.search.descent import Descent
 from roundwise.numerics.search.tabu import TabuWalk
 
 PROGRESS = 0.005
-"""A turn that lowers L by less than this share is the last. With a larger share, layers take fewer turns."""
+"""An alternation that lowers L by less than this share is the last. With a larger share there are fewer of them."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Alternation:
-    """What takes turns in one layer, and how often.
+    """What alternates in one layer, and how often.
 
     Attributes:
         choices: the codes that weights may get.
-        turns: at most so many.
+        alternations: how often codes, scale, bias and targets follow each other, at most.
         fit_scale: whether the scales follow the codes.
         generator: for the tabu walk.
         tabu: follows coordinate descent where columns are few; None where they are not.
@@ -46,7 +47,7 @@ class Alternation:
     """
 
     choices: Choices
-    turns: int
+    alternations: int
     fit_scale: bool
     generator: torch.Generator
     tabu: TabuWalk | None = None
@@ -57,7 +58,7 @@ class Alternation:
         current = start
         majorised, (scored, nearest) = objectives.majorise(current, objectives.nearest)
         best = best_rows(scored, nearest)
-        for _ in range(self.turns):
+        for _ in range(self.alternations):
             before = best.losses.sum()
             codes = self.improve(majorised, current.grid, current.codes)
             current = self.with_best_scale_and_bias(objectives, majorised, current.grid, codes, times=1)
@@ -95,7 +96,7 @@ class Alternation:
         codes: Int[Tensor, "groups rows cols"],
         times: int,
     ) -> Candidate:
-        """Fit the scale to the codes and the codes to the scale, so many times, by the quadratic; then the bias."""
+        """Fit scale and codes to each other in turn, up to `times` times, by the quadratic; then the bias."""
         for _ in range(times if self.fit_scale else 0):
             grid = quadratic.best_scale(grid, codes)
             before, codes = codes, self.descent.search(quadratic, grid, codes, self.choices)

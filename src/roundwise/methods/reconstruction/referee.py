@@ -51,8 +51,9 @@ def judge(objectives: Objectives, found: Candidate) -> Verdict:
     if not least < limit:  # also where an error is NaN
         return Verdict(found, "")
     biased = "" if rival is nearest else ", with a bias that takes up its mean error"
-    times = f"{least / error:.4g} times that of the codes that were found"
-    return Verdict(rival, f"keeps nearest rounding{biased}: its error on held-out samples is {times}")
+    ratio, found_codes = f"{least / error:.4g}", "that of the codes that were found"
+    how = f"smaller by {1 - least / error:.1e} of {found_codes}" if ratio == "1" else f"{ratio} times {found_codes}"
+    return Verdict(rival, f"keeps nearest rounding{biased}: its error on held-out samples is {how}")
 
 
 def held_out_errors(objectives: Objectives, *candidates: Candidate) -> list[float]:

@@ -56,7 +56,7 @@ class CoordinateDescent(RoundingSolver[Gram]):
         return Traits(floor_or_ceil=not self.any_code)
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
-        fit = Objectives.of(problem, free_bias=self.free_bias)
+        objectives = Objectives.of(problem, free_bias=self.free_bias)
         choices = (Choices.all if self.any_code else Choices.floor_or_ceil)(problem.grid, problem.weight)
-        codes = Descent(self.sweeps).search(fit.plain, problem.grid, fit.nearest.codes, choices)
-        return as_rounding(problem, *judge(fit, fit.no_worse_than_nearest(codes)))
+        codes = Descent(self.sweeps).search(objectives.plain, problem.grid, objectives.nearest.codes, choices)
+        return as_rounding(problem, *judge(objectives, objectives.no_worse_than_nearest(codes)))

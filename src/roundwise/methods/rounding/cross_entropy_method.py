@@ -66,8 +66,8 @@ class CrossEntropyMethod(RoundingSolver[Gram]):
         )
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
-        fit = Objectives.of(problem, free_bias=self.free_bias)
+        objectives = Objectives.of(problem, free_bias=self.free_bias)
         choices = Choices.floor_or_ceil(problem.grid, problem.weight)
         draw = CrossEntropy(self.iterations, self.samples, self.elite, self.smoothing)
-        codes = draw.search(fit.plain, problem.grid, choices, generator)
-        return as_rounding(problem, *judge(fit, fit.no_worse_than_nearest(codes)))
+        codes = draw.search(objectives.plain, problem.grid, choices, generator)
+        return as_rounding(problem, *judge(objectives, objectives.no_worse_than_nearest(codes)))

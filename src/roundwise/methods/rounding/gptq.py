@@ -66,15 +66,15 @@ class GPTQ(RoundingSolver[Gram]):
         check_rules(self, {"ridge must be positive, for H has no inverse where inputs are dependent": self.ridge > 0})
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
-        fit = Objectives.of(problem, free_bias=self.free_bias)
-        codes = self.search(fit.plain, problem.grid)
+        objectives = Objectives.of(problem, free_bias=self.free_bias)
+        codes = self.search(objectives.plain, problem.grid)
         if codes is None:
             raise RecipeError(
-                f"GPTQ: the second moments of layer '{problem.name}', from {fit.plain.count} positions of its inputs, "
-                f"have no inverse even with ridge={self.ridge}, because inputs depend on each other. Give a larger "
-                "ridge (0.1, say) or more samples, or round this layer by another method."
+                f"GPTQ: the second moments of layer '{problem.name}', from {objectives.plain.count} positions of its "
+                f"inputs, have no inverse even with ridge={self.ridge}, because inputs depend on each other. Give a "
+                "larger ridge (0.1, say) or more samples, or round this layer by another method."
             )
-        return as_rounding(problem, *judge(fit, fit.no_worse_than_nearest(codes)))
+        return as_rounding(problem, *judge(objectives, objectives.no_worse_than_nearest(codes)))
 
     def search(self, quadratic: Quadratic, grid: Grid) -> Int[Tensor, "groups rows cols"] | None:
         """Lines 1 to 4: codes, or None where H has no inverse."""

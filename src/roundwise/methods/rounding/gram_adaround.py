@@ -4,30 +4,43 @@ AdaRound chooses for every weight whether to round it down or up, so that the la
 relaxes the choice (`numerics/search/relaxation.py`, Eq. 22 to 25) and takes 10,000 steps of Adam on minibatches of
 samples. But where no clamp follows the layer, the error of its output is a quadratic function of the weights, which two
 matrices of second moments determine (`numerics/quadratic.py`). Its gradient over all samples costs one small product,
-and some hundred steps are enough. Where a clamp follows (ReLU, ReLU6), minibatches of unfolded positions, as in the
-paper but smaller and of more samples, give the gradient. Other nonlinearities play no part.
+and 400 steps are enough. Where a clamp follows (ReLU, ReLU6), minibatches of unfolded positions, as in the paper but
+smaller and of more samples, give the gradient. Other nonlinearities play no part.
 
 The algorithm, for one layer with float weights w. `methods/reconstruction/objectives.py` defines the objectives: Q is
 the quadratic, S is Q plus a pull to w, L is the loss behind the clamp, M is a quadratic that majorises L.
 
      1. Q ← from the second moments of 7 of 8 samples; the others are held out.
      2. S ← Q + strength · ‖ŵ − w‖², stronger where positions are fewer.
-     3. codes ← the best of all 2^cols roundings by S, for at most 10 columns; elsewhere by relaxation, on L where a
-        clamp follows and positions are enough, or on S and then coordinate descent. For 11 to 32 columns, both.
-     4. After a start on S: every row keeps nearest rounding where Q is smaller; scale and bias in closed form.
-     5. Where a clamp follows, repeat `alternations` times, while L falls:
-     6.     M ← majorises L at the current outputs.
+     3. codes ← one start or two, by the table below.
+     4. After a start on S: every row takes nearest rounding if its Q is smaller; scale and bias in closed form. If no
+        clamp follows and the layer's Q is now larger than that of nearest rounding, it takes that, with its best bias.
+     5. Where a clamp follows, repeat from each start, `alternations` times at most, while L falls:
+     6.     M ← a quadratic that majorises L at the current outputs.
      7.     codes ← coordinate descent on M, for 11 to 32 columns with a tabu walk; scale and bias in closed form.
-     8.     Every row keeps the best that it has had, nearest rounding and the other start among it, by L.
-     9. Keep nearest rounding instead where its error on the held-out samples is smaller.
-    10. Where positions are few: 5 to 8, or without a clamp 7 on S, once more with all samples.
+     8.     Every row keeps the best by L of all that it has had, from every start, and of nearest rounding.
+     9. The layer takes nearest rounding, with its own bias or its best bias, if the error on held-out samples is
+        smaller. It is the result then.
+    10. Where positions are fewer than 100 for each column, once more with all samples: lines 5 to 8 if a clamp follows;
+        if not, line 7 on S, and every row keeps the better by Q.
+
+The start in line 3. After each search on S comes coordinate descent on S, and another one after the tabu walk:
+
+    columns     no clamp, or fewer than 16 positions per column    clamp, and 16 positions per column or more
+    1 to 10     exhaustive search on S                             exhaustive search on S
+    11 to 32    relaxation on S, tabu walk on S                    two starts: the one on the left; relaxation on L
+    from 33     relaxation on S                                    relaxation on L
+
+Exhaustive search tries all 2^cols ways to round a real-valued *centre* down or up; relaxation ends at one of them. The
+centre is w, or with `any_code` the minimum of S over real numbers, near which good codes are. From there coordinate
+descent and the tabu walk reach all codes that are allowed.
 
 Four settings go beyond the paper. `free_bias`: the bias takes up the mean error, so that weights only need to reproduce
-how outputs vary. `any_code`: a weight may get any code, and not only the two next to it; the relaxation then starts
-at the minimum of S over real numbers, near which good codes are. `fit_scale`: the scale follows the codes.
-`addition_aware`: where the output y is added to another branch r, as in residual networks, the target is y + r − r̂, so
-that the layer makes up for that branch's error. That lowers the error of the network's output by 2 to 10 %, but labels
-show no gain (benchmarks/RESULTS.md, "What an addition lacks").
+how outputs vary. `any_code`: a weight may get any code, and not only the two next to it. `fit_scale`: scale and codes
+are fitted to each other in turn, in line 4 up to `alternations` times, in line 7 once. `addition_aware`: where the
+output y is added to another branch r, as in residual networks, the target is y + r − r̂, so that the layer makes up for
+that branch's error. That lowers the error of the network's output by 2 to 10 %, but labels show no gain
+(benchmarks/RESULTS.md, "What an addition lacks").
 
 Any codes and fitted scales fit the samples more closely. With 2 bits, and with many positions for each column, they are
 better on other inputs too; elsewhere they overfit (benchmarks/RESULTS.md, "How much freedom"). So are the defaults.
@@ -92,15 +105,17 @@ class GramAdaRound(RoundingSolver[Gram]):
         iterations: steps of the relaxation, at most; twice as many where a ReLU or another clamp follows.
         learning_rate: of Adam, in units of V.
         regularization: λ of Eq. 25, for an objective in units of a row's mean curvature.
-        any_code: True lets each weight have any code; False only the two next to it, as in the paper (Eq. 9); None is
-            True with 2 bits, and with more in layers with 50 positions for each column among the samples that are not
-            held out (a sample mostly has 64; `statistics/gram.py`).
+        any_code: True lets each weight have any code; False only the two next to it, as in the paper (Eq. 9). None
+            decides for each layer: True with 2 bits; with more bits, True where the samples that are not held out have
+            at least 50 positions for each column (most samples have 64 positions; `statistics/gram.py`).
         free_bias: let the layer's bias take up the mean error, where it has one of its own.
-        fit_scale: fit the scales to the codes (scales per group stay as they are); None is what `any_code` is.
+        fit_scale: fit the scales to the codes; None is what `any_code` is in the layer. Scales per group stay as they
+            are, and so do all scales with `alternations=0`.
         addition_aware: where the layer's output, and nothing made from it, is added to another branch that can be
             computed before, make up for that branch's error too. Worth a try with 2 bits; False, as in the paper.
-        alternations: how often lines 6 to 8 are repeated, at most. With 0, a clamp that follows plays no part, and the
-            held-out samples only check the result.
+        alternations: how often lines 6 to 8 are repeated, at most. With 0 the search lowers S alone and leaves out a
+            clamp that follows, scales are not fitted, and line 10 is left out: no code is chosen by the held-out
+            samples, which only decide in line 9.
         tabu_moves_per_column: moves of the tabu walk for each of 11 to 32 columns; 0 for no walk, and for one start.
         shrinkage: pull of the solution towards the float weights, against overfitting few samples. 0 is none; 1 is what
             the number of positions suggests if all were independent. Those of one image are alike, and 10 was best on
@@ -149,50 +164,55 @@ class GramAdaRound(RoundingSolver[Gram]):
         any_code = self._is_worth_any_code(problem) if self.any_code is None else self.any_code
         alternation = self._alternation(problem, any_code, generator)
 
-        fit = self._objectives(problem, "fit")  # lines 1 and 2
-        found = self._search(fit, alternation, any_code)  # lines 3 to 8
-        chosen, note = judge(fit, found)  # line 9
+        objectives = self._objectives(problem, "fit")  # lines 1 and 2
+        found = self._search(objectives, alternation, any_code)  # lines 3 to 8
+        chosen, note = judge(objectives, found)  # line 9
         if chosen is not found:
             return as_rounding(problem, chosen, note)
         if gram.held_out.count and self.alternations and gram.fit.count < PLENTY * cols:  # line 10
-            del fit  # its matrices are as large as those of all samples
+            del objectives  # its matrices are as large as those of all samples
             chosen = alternation.run_on_all_samples(self._objectives(problem, "all"), chosen)
         if any_code and self.any_code is None:
-            follow = alternation.fit_scale and problem.grid.scale.shape[-1] == 1
+            # Scales per group have no closed form, and without alternations no scale is fitted.
+            follow = alternation.fit_scale and self.alternations > 0 and problem.grid.scale.shape[-1] == 1
             freedom = "weights could take any code" + (", and scales followed" if follow else "")
             note = "; ".join(filter(None, (freedom, note)))
         return as_rounding(problem, chosen, note)
 
-    def _search(self, fit: Objectives, alternation: Alternation, any_code: bool) -> Candidate:
+    def _search(self, objectives: Objectives, alternation: Alternation, any_code: bool) -> Candidate:
         """Lines 3 to 8: the best candidate by Q, or by L where a clamp follows."""
-        cols, steps = fit.problem.weight.shape[2], self._steps(fit)
-        if fit.limits is None:
-            start = self._start_on_quadratic(fit, alternation, any_code)
-            loss, loss_nearest = fit.plain_losses(start).sum(), fit.plain_losses(fit.nearest).sum()
-            return fit.nearest_with_best_bias() if loss > loss_nearest else start  # a new scale can make it worse
-        if cols <= EXHAUSTIBLE or not steps or fit.plain.count < ENOUGH_FOR_MINIBATCHES * cols:
-            return alternation.run(fit, self._start_on_quadratic(fit, alternation, any_code)).candidate
-        best = alternation.run(fit, self._start_on_minibatches(fit, fit.limits, any_code))
+        cols, steps = objectives.problem.weight.shape[2], self._steps(objectives)
+        if objectives.limits is None:
+            start, nearest = self._start_on_quadratic(objectives, alternation, any_code), objectives.nearest
+            # Rows that share a scale can be worse with a new one.
+            worse = objectives.plain_losses(start).sum() > objectives.plain_losses(nearest).sum()
+            return objectives.nearest_with_best_bias() if worse else start
+        if cols <= EXHAUSTIBLE or not steps or objectives.plain.count < ENOUGH_FOR_MINIBATCHES * cols:
+            return alternation.run(objectives, self._start_on_quadratic(objectives, alternation, any_code)).candidate
+        best = alternation.run(objectives, self._start_on_minibatches(objectives, objectives.limits, any_code))
         if alternation.tabu is not None:
-            best = best_rows(best, alternation.run(fit, self._start_on_quadratic(fit, alternation, any_code)))
+            other = alternation.run(objectives, self._start_on_quadratic(objectives, alternation, any_code))
+            best = best_rows(best, other)
         return best.candidate
 
-    def _start_on_quadratic(self, fit: Objectives, alternation: Alternation, any_code: bool) -> Candidate:
+    def _start_on_quadratic(self, objectives: Objectives, alternation: Alternation, any_code: bool) -> Candidate:
         """Lines 3 and 4, lowering S."""
-        shrunk, grid, centre = fit.shrunk, fit.problem.grid, self._centre(fit, any_code)  # [groups, rows, cols]
+        shrunk, grid = objectives.shrunk, objectives.problem.grid
+        centre = self._centre(objectives, any_code)  # [groups, rows, cols]
         if centre.shape[2] <= EXHAUSTIBLE:
             codes = Exhaustive().search(shrunk, grid, centre)
         else:
-            codes = self._relaxation(self._steps(fit)).search(shrunk, grid, centre).codes
-        codes = fit.no_row_worse_than_nearest(alternation.improve(shrunk, grid, codes))
-        return alternation.with_best_scale_and_bias(fit, shrunk, grid, codes, times=self.alternations)
+            codes = self._relaxation(self._steps(objectives)).search(shrunk, grid, centre).codes
+        codes = objectives.no_row_worse_than_nearest(alternation.improve(shrunk, grid, codes))
+        return alternation.with_best_scale_and_bias(objectives, shrunk, grid, codes, times=self.alternations)
 
-    def _start_on_minibatches(self, fit: Objectives, limits: Limits, any_code: bool) -> Candidate:
+    def _start_on_minibatches(self, objectives: Objectives, limits: Limits, any_code: bool) -> Candidate:
         """Line 3, lowering L; a free bias moves along."""
-        problem, centre = fit.problem, self._centre(fit, any_code)
+        problem, centre = objectives.problem, self._centre(objectives, any_code)
         minibatches = problem.statistics.minibatches(max(MINIBATCH, centre.shape[2]))
-        clamped = ClampedLoss(fit.plain, fit.strength, problem.bias, limits, minibatches)
-        codes, bias = self._relaxation(2 * self._steps(fit)).search(fit.shrunk, problem.grid, centre, clamped)
+        clamped = ClampedLoss(objectives.plain, objectives.strength, problem.bias, limits, minibatches)
+        relaxation = self._relaxation(2 * self._steps(objectives))
+        codes, bias = relaxation.search(objectives.shrunk, problem.grid, centre, clamped)
         assert bias is not None
         return Candidate(codes, problem.grid, bias)
 
@@ -213,14 +233,14 @@ class GramAdaRound(RoundingSolver[Gram]):
         plenty = problem.statistics.fit.count >= FREE_PER_COLUMN * problem.weight.shape[2]
         return plenty or problem.grid.codebook.bits <= FREE_BITS
 
-    def _steps(self, fit: Objectives) -> int:
+    def _steps(self, objectives: Objectives) -> int:
         """Of the relaxation: as many as the positions are worth."""
-        share = fit.plain.count / (FULL_STEPS_AT * fit.problem.weight.shape[2])
+        share = objectives.plain.count / (FULL_STEPS_AT * objectives.problem.weight.shape[2])
         return round(min(1.0, share) * self.iterations) if share >= SKIP_BELOW else 0
 
     def _relaxation(self, steps: int) -> Relaxation:
         return Relaxation(steps, self.learning_rate, self.regularization)
 
-    def _centre(self, fit: Objectives, any_code: bool) -> Float[Tensor, "groups rows cols"]:
+    def _centre(self, objectives: Objectives, any_code: bool) -> Float[Tensor, "groups rows cols"]:
         """Where the start is: it ends at one of the two codes next to each of these weights."""
-        return fit.shrunk.minimum(CENTRE_RIDGE) if any_code else fit.problem.weight
+        return objectives.shrunk.minimum(CENTRE_RIDGE) if any_code else objectives.problem.weight

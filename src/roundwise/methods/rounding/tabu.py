@@ -60,8 +60,8 @@ class TabuSearch(RoundingSolver[Gram]):
         return Traits(floor_or_ceil=not self.any_code)
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
-        fit, grid = Objectives.of(problem, free_bias=self.free_bias), problem.grid
+        objectives, grid = Objectives.of(problem, free_bias=self.free_bias), problem.grid
         choices = (Choices.all if self.any_code else Choices.floor_or_ceil)(grid, problem.weight)
-        start = Descent().search(fit.plain, grid, fit.nearest.codes, choices)
-        codes = TabuWalk(self.iterations, self.tenure).search(fit.plain, grid, start, choices, generator)
-        return as_rounding(problem, *judge(fit, fit.no_worse_than_nearest(codes)))
+        start = Descent().search(objectives.plain, grid, objectives.nearest.codes, choices)
+        codes = TabuWalk(self.iterations, self.tenure).search(objectives.plain, grid, start, choices, generator)
+        return as_rounding(problem, *judge(objectives, objectives.no_worse_than_nearest(codes)))
