@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +10,11 @@ from torch.export import ExportedProgram
 
 from roundwise.artifacts.emit import emit
 from roundwise.artifacts.model import Model, versions
-from roundwise.engine.calibration import DataFree, copy_samples, read_calibration
-from roundwise.engine.network import Network, facts_of, graph_of, made_up_inputs
-from roundwise.engine.run import Run
+from roundwise.engine.calibration import DataFree
+from roundwise.engine.network import Network
+from roundwise.engine.run import Run, prepared_run
 from roundwise.engine.stages import run_stage
-from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.engine.tasks import stored_bytes
-from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.events import Progress
 from roundwise.recipe.recipe import Recipe
 from roundwise.recipe.stages import Stage
@@ -63,37 +60,25 @@ def quantize(
         >>> quantized(torch.randn(5, 3, 8, 8)).shape
         torch.Size([5, 8, 6, 6])
     """
-    data_free = isinstance(data, DataFree)
     if recipe is None:
-        recipe = Recipe.data_free() if data_free else Recipe()
+        recipe = Recipe.data_free() if isinstance(data, DataFree) else Recipe()
     recipe = Recipe.of(recipe)
-    facts = facts_of(model)
-    device = facts.device
-    budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
-    start = time.perf_counter()
-    with isolated_torch_state(device), ActivationStore(budget, device) as store:
-        inputs = data.samples(facts.dtype, facts.signature.batch or 2) if isinstance(data, DataFree) else data
-        calibration = read_calibration(inputs, facts.signature, recipe.batch_size, store)
-        read = time.perf_counter()
-        with made_up_inputs(data_free):
-            graph = graph_of(model, *calibration.example(2, device))
-        captured = time.perf_counter()
-        kept, notes = None if data_free else copy_samples(calibration, graph.batch or 8), calibration.notes
-        count = 0 if data_free else calibration.samples
-        run = Run(calibration, not data_free, count, store, recipe.seed, progress or (lambda _: None))
-        del calibration, inputs  # so that the last stage alone decides how long samples stay
-        network = Network(graph, facts, {})
-        for index, stage in enumerate(recipe.stages):
-            run.last = index == len(recipe.stages) - 1
-            network = run_stage(stage, network, run, recipe.stages[index + 1 :])
-    small = emit(network.graph, list(network.weights), network.quantizers)
+    with prepared_run(model, data, recipe, progress) as (run, network):
+        for index, stage in enumerate(recipe.stages, 1):
+            network = run_stage(stage, network, run, following=recipe.stages[index:])
+    return _model_of(network, run, recipe)
+
+
+def _model_of(network: Network, run: Run, recipe: Recipe) -> Model:
+    """The result: the network with integer codes and quantizers in its graph, and the report on all stages."""
+    graph = emit(network.graph, list(network.weights), network.quantizers)
     report = Report(
         stages=network.reports,
-        samples=count,
-        float_bytes=facts.size,
-        quantized_bytes=stored_bytes(small),
-        setup_seconds={"read": read - start, "capture": captured - read},
-        peak_activation_bytes=store.peak,
-        setup_notes=notes,
+        samples=run.samples,
+        float_bytes=network.facts.size,
+        quantized_bytes=stored_bytes(graph),
+        setup_seconds=run.seconds,
+        peak_activation_bytes=run.store.peak,
+        setup_notes=run.notes,
     )
-    return Model(small, report, recipe, versions(), kept)
+    return Model(graph, report, recipe, versions(), run.inputs)

@@ -1,15 +1,47 @@
-"""Run the stage `Quantize`: choose ranges and codes of weights, and ranges of activations; measure the errors."""
+"""Run the stage `Quantize`: choose ranges and codes of weights, and ranges of activations; measure the errors.
+
+The stage takes one pass over the samples for weights, two for weights and activations:
+
+    weights only                        1. round the weights
+    activations, adapt_rounding=False   1. round the weights; estimate ranges in the network with rounded weights
+                                        2. quantize the activations, keep the codes of the weights, measure all errors
+    activations, adapt_rounding=True    1. run the float network; estimate the ranges of its activations
+                                        2. round the weights while the activations are quantized
+    no data                             no pass: layers are rounded one by one, and no error is measured
+
+`adapt_rounding=False` is what the paper does. If the ranges of activations come from batch-norm's statistics instead of
+samples, they are chosen before the first pass, and `adapt_rounding=True` needs one pass only.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
 
+from torch import fx
+
+from roundwise.engine.activations import (
+    check_without_data,
+    choose_quantizers,
+    empty_statistics,
+    expected_values,
+    plan_activations,
+)
 from roundwise.engine.network import Network
-from roundwise.engine.passes import run_passes, run_without_data
 from roundwise.engine.run import Run
+from roundwise.engine.stream import Stream, StreamResult
 from roundwise.engine.tasks import kept_float, plan_layers
+from roundwise.engine.unit import LayerTask, layer_report
+from roundwise.events import PassStarted, Progress
+from roundwise.graph.graph import Graph
+from roundwise.methods.rounding import Given
+from roundwise.numerics.quantizer import Quantizer
 from roundwise.recipe.stages import Quantize
-from roundwise.report import StageReport
+from roundwise.report import ActivationReport, StageReport
+from roundwise.wording import number_of
 
 
 def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
@@ -26,7 +58,10 @@ def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
     """
     graph = network.graph
     tasks = plan_layers(graph, stage)
-    outcome = run_passes(graph, tasks, stage, run) if run.has_data else run_without_data(graph, tasks, stage, run.seed)
+    if run.has_data:
+        outcome = _run_passes(graph, tasks, stage, run)
+    else:
+        outcome = _run_without_data(graph, tasks, stage, run.seed)
     result = outcome.result
     report = StageReport(
         stage="quantize",
@@ -42,3 +77,103 @@ def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
         quantizers={**network.quantizers, **outcome.quantizers},
         reports=(*network.reports, report),
     )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PassResult:
+    """The result of all passes.
+
+    Attributes:
+        result: codes, reports and errors; the errors are measured with the quantized activations.
+        quantizers: the quantizer of each activation, by the operation or input that gives the activation.
+        activations: the report of each quantized activation.
+    """
+
+    result: StreamResult
+    quantizers: Mapping[fx.Node, Quantizer]
+    activations: tuple[ActivationReport, ...]
+
+
+def _run_passes(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, run: Run) -> PassResult:
+    """Run the samples through the network as often as the stage needs.
+
+    Raises:
+        CalibrationError: an activation is zero, or empty, for all samples.
+        ModelError, MemoryBudgetError: as `Stream.run`.
+    """
+    batches, progress = run.take_batches(), run.progress
+    planned = plan_activations(graph, tasks, stage)
+
+    def stream(tasks: Sequence[LayerTask], *, last: bool, **more: Any) -> Stream:
+        made = Stream(graph, batches, run.samples, tasks, keeps_inputs=not last, seed=run.seed, store=run.store, **more)
+        if last:
+            batches.clear()  # the stream now has the only references, and can free each batch after use
+        return made
+
+    if not planned:
+        return PassResult(stream(tasks, last=True, progress=progress).run(), {}, ())
+    expected, observers = expected_values(graph, planned), empty_statistics(planned)
+    if not planned[0].settings.adapt_rounding:
+        first = stream(tasks, last=False, observers=observers, progress=progress).run()
+        quantizers, reports = choose_quantizers(planned, {**expected, **observers})
+        return _with_rounded(first, stream, tasks, quantizers, reports, progress)
+    before = None
+    if observers:
+        progress(PassStarted(f"estimating the ranges of {number_of(len(observers), 'activation')}"))
+        before = stream((), last=False, observers=observers).run()
+    quantizers, reports = choose_quantizers(planned, {**expected, **observers})
+    result = stream(tasks, last=True, quantizers=quantizers, progress=progress).run()
+    return PassResult(result if before is None else _with_seconds(result, before), quantizers, reports)
+
+
+def _run_without_data(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, seed: int) -> PassResult:
+    """Round the layers one by one without samples; no error is measured.
+
+    Raises:
+        RecipeError: a method needs samples, or the range of an activation cannot be estimated without samples.
+    """
+    for task in tasks:
+        task.check_without_data()
+    planned = plan_activations(graph, tasks, stage)
+    check_without_data(planned)
+    quantizers, activations = choose_quantizers(planned, expected_values(graph, planned))
+    weights, reports, seconds = [], [], {"ranges": 0.0, "rounding": 0.0}
+    for task in tasks:
+        (solved,) = task.solve(task.statistics(0, seed), seed)
+        weights.append(solved.chosen)
+        reports.append(layer_report(solved, math.nan, math.nan))
+        seconds["ranges"] += solved.seconds_ranges
+        seconds["rounding"] += solved.seconds_rounding
+    return PassResult(StreamResult(weights, reports, math.nan, seconds), quantizers, activations)
+
+
+def _with_rounded(
+    first: StreamResult,
+    stream: Callable[..., Stream],
+    tasks: Sequence[LayerTask],
+    quantizers: Mapping[fx.Node, Quantizer],
+    reports: tuple[ActivationReport, ...],
+    progress: Progress,
+) -> PassResult:
+    """Run a second pass with quantized activations and the weights that the first pass has rounded."""
+    progress(PassStarted(f"quantizing {number_of(len(quantizers), 'activation')}"))
+    decided = [
+        dataclasses.replace(
+            task,
+            rounding=Given(weight.codes, weight.grid, weight.bias_shift),
+            correction=None,  # the first pass has corrected the bias: its shift is in `bias_shift`
+        )
+        for task, weight in zip(tasks, first.weights, strict=True)
+    ]
+    second = stream(decided, last=True, quantizers=quantizers).run()
+    layers = [
+        dataclasses.replace(new, seconds=old.seconds, note=old.note)
+        for new, old in zip(second.reports, first.reports, strict=True)
+    ]
+    return PassResult(dataclasses.replace(_with_seconds(second, first), reports=layers), quantizers, reports)
+
+
+def _with_seconds(result: StreamResult, other: StreamResult) -> StreamResult:
+    """The result, with the time of another pass added to its own."""
+    return dataclasses.replace(result, seconds={name: s + other.seconds[name] for name, s in result.seconds.items()})

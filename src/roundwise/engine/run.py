@@ -1,15 +1,23 @@
-"""The state that all stages of one run share: samples, memory, seed and the callback for progress."""
+"""Prepare a run: read the samples, capture the model, and make the state that all stages of the run share."""
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+from torch import nn
+from torch.export import ExportedProgram
 
-from roundwise.engine.calibration import Calibration
-from roundwise.engine.store import ActivationStore
+from roundwise.engine.calibration import Calibration, DataFree, copy_samples, read_calibration
+from roundwise.engine.network import Network, facts_of, graph_of, made_up_inputs
+from roundwise.engine.store import ActivationStore, default_budget
+from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.events import Progress
+from roundwise.recipe.recipe import Recipe
 
 
 @final
@@ -24,7 +32,11 @@ class Run:
         store: holds activations between layers.
         seed: seed of all random choices.
         progress: called with an event for each step of the run.
-        last: whether the current stage is the last one, so that the samples need not be kept after it.
+        inputs: copies of the first samples, which the finished model keeps as its example; None without data.
+        notes: for the report: which values of the data were not used.
+        seconds: what the preparation took: reading the samples, and capturing the model.
+        last: whether the current stage is the last one, so that the samples need not be kept after it; `run_stage`
+            sets it.
     """
 
     calibration: Calibration | None
@@ -33,6 +45,9 @@ class Run:
     store: ActivationStore
     seed: int
     progress: Progress
+    inputs: tuple[tuple[Any, ...], dict[str, Any]] | None
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
     last: bool = False
 
     @property
@@ -52,3 +67,42 @@ class Run:
         if self.last:
             self.calibration = None
         return batches
+
+
+@contextlib.contextmanager
+def prepared_run(
+    model: nn.Module | ExportedProgram | Network, data: Any, recipe: Recipe, progress: Progress | None
+) -> Iterator[tuple[Run, Network]]:
+    """Read the samples and capture the model; gives the state of the run, and the network for the first stage.
+
+    Inside the context PyTorch's global settings are as a run needs them, and activations may be held. At its end the
+    settings are as they were, and files with activations are deleted.
+
+    Raises:
+        CalibrationError, CaptureError, ModelError, MemoryBudgetError: as `quantize`.
+    """
+    facts = facts_of(model)
+    device = facts.device
+    budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
+    start = time.perf_counter()
+    with isolated_torch_state(device), ActivationStore(budget, device) as store:
+        has_data = not isinstance(data, DataFree)
+        inputs = data.samples(facts.dtype, facts.signature.batch or 2) if isinstance(data, DataFree) else data
+        calibration = read_calibration(inputs, facts.signature, recipe.batch_size, store)
+        read = time.perf_counter()
+        with made_up_inputs(not has_data):
+            graph = graph_of(model, *calibration.example(2, device))
+        captured = time.perf_counter()
+        run = Run(
+            calibration=calibration,
+            has_data=has_data,
+            samples=calibration.samples if has_data else 0,
+            store=store,
+            seed=recipe.seed,
+            progress=progress or (lambda _: None),
+            inputs=copy_samples(calibration, graph.batch or 8) if has_data else None,
+            notes=calibration.notes,
+            seconds={"read": read - start, "capture": captured - read},
+        )
+        del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)
+        yield run, Network(graph, facts, {})

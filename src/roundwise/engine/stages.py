@@ -20,6 +20,7 @@ def run_stage(stage: Stage, network: Network, run: Run, following: Sequence[Stag
         run: samples, memory and seed.
         following: the stages after this one; `Rewrite` may prepare the network for them.
     """
+    run.last = not following
     match stage:
         case Rewrite():
             return run_rewrite(stage, network, run, following)

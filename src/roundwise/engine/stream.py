@@ -138,7 +138,7 @@ class Stream:
                 values[node] = each(self._observe_and_quantize(node, values[node]), self._store.hold)
         for index, segment in enumerate(self._schedule.segments):
             self._progress(LayerStarted(segment.task.unit.name, index, total))
-            for weight, report in self._quantize(segment):
+            for weight, report in self._quantize_unit(segment):
                 weights.append(weight)
                 reports.append(report)
             elapsed, done = time.perf_counter() - begin, sum(self._costs[: index + 1])
@@ -148,7 +148,7 @@ class Stream:
         self._seconds["forward"] = time.perf_counter() - begin - sum(self._seconds.values())
         return StreamResult(weights, reports, output_error, self._seconds)
 
-    def _quantize(self, segment: Segment) -> list[tuple[QuantizedWeight, LayerReport]]:
+    def _quantize_unit(self, segment: Segment) -> list[tuple[QuantizedWeight, LayerReport]]:
         """Collect the unit's statistics, choose its codes, and run it with them in the current stream."""
         task, unit = segment.task, segment.task.unit
         statistics: Any = task.statistics(self._samples, self._seed)
@@ -214,13 +214,13 @@ class Stream:
         constants = self._constants(one.chosen for one in solved)
         nearest = self._constants(one.nearest for one in solved)
         same = all(torch.equal(constants[node], nearest[node]) for node in constants)
-        step = max(1, self._samples // NEAREST_SAMPLES)
+        every = max(1, self._samples // NEAREST_SAMPLES)
         for number, values in enumerate(self._batches):
             target = fetch(values[unit.output].reference, self._store)
             output = self._output(unit, values, constants)
             error = distance(output, target)
             difference += error
-            if not same and number % step == 0:
+            if not same and number % every == 0:
                 compared += error
                 compared_nearest += self._distance(unit, values, nearest, target)
             current = self._observe_and_quantize(unit.output, StreamPair(target, output)).current
