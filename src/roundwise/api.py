@@ -11,12 +11,12 @@ from torch.export import ExportedProgram
 
 from roundwise.artifacts.emit import emit
 from roundwise.artifacts.model import Model, versions
-from roundwise.engine.calibration import DataFree, read_calibration, take
+from roundwise.engine.calibration import DataFree, copy_samples, read_calibration
 from roundwise.engine.network import Network, facts_of, graph_of, made_up_inputs
-from roundwise.engine.planning import stored_bytes
 from roundwise.engine.run import Run
 from roundwise.engine.stages import run_stage
 from roundwise.engine.store import ActivationStore, default_budget
+from roundwise.engine.tasks import stored_bytes
 from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.events import Progress
 from roundwise.recipe.recipe import Recipe
@@ -78,7 +78,7 @@ def quantize(
         with made_up_inputs(data_free):
             graph = graph_of(model, *calibration.example(2, device))
         captured = time.perf_counter()
-        kept, notes = None if data_free else take(calibration, graph.batch or 8), calibration.notes
+        kept, notes = None if data_free else copy_samples(calibration, graph.batch or 8), calibration.notes
         count = 0 if data_free else calibration.samples
         run = Run(calibration, not data_free, count, store, recipe.seed, progress or (lambda _: None))
         del calibration, inputs  # so that the last stage alone decides how long samples stay

@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import roundwise as rw
 from roundwise.artifacts.emit import emit
-from roundwise.engine.planning import plan_layers
 from roundwise.engine.rewriting import folded as rewrite
 from roundwise.engine.store import ActivationStore
 from roundwise.engine.stream import COMPENSATES, Stream
+from roundwise.engine.tasks import plan_layers
 from roundwise.engine.unit import generator_for
 from roundwise.events import LayerFinished, LayerStarted, Planned
 from roundwise.frontends.torch_export import TorchExport

@@ -11,10 +11,10 @@ from torch import nn
 import roundwise as rw
 from roundwise.artifacts.emit import emit
 from roundwise.engine.measure import distance, energy
-from roundwise.engine.planning import plan_layers
 from roundwise.engine.rewriting import folded
 from roundwise.engine.store import ActivationStore
 from roundwise.engine.stream import Stream
+from roundwise.engine.tasks import plan_layers
 from roundwise.engine.unit import BlockTask
 from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.layers import find_layers

@@ -11,8 +11,8 @@ from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
-from roundwise.engine.planning import plan_layers
 from roundwise.engine.rewriting import folded as rewrite
+from roundwise.engine.tasks import plan_layers
 from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.activations import find_activations
 from roundwise.methods.activations import ACTIVATION_RANGES

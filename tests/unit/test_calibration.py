@@ -10,7 +10,7 @@ from facts import has, raises
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from roundwise.engine.calibration import read_calibration, take
+from roundwise.engine.calibration import copy_samples, read_calibration
 from roundwise.engine.store import ActivationStore
 from roundwise.errors import CalibrationError
 from roundwise.frontends import Signature, TorchExport
@@ -66,7 +66,7 @@ def test_an_example_may_be_larger_than_a_batch(read):
     for count in (3, 4, 9, 10, 25):
         ((example,), _) = calibration.example(count)
         assert torch.equal(example, IMAGES.repeat(3, 1, 1, 1)[:count])
-        ((taken,), _) = take(calibration, count)
+        ((taken,), _) = copy_samples(calibration, count)
         assert torch.equal(taken, IMAGES[:count])
 
 
@@ -208,7 +208,7 @@ def test_an_example_repeats_samples_where_there_are_too_few(read):
 
 
 def test_kept_samples_are_copies(read):
-    (kept,), _ = take(read(IMAGES), 3)
+    (kept,), _ = copy_samples(read(IMAGES), 3)
     assert torch.equal(kept, IMAGES[:3])
     assert kept.data_ptr() != IMAGES.data_ptr()
 

@@ -1,4 +1,4 @@
-"""Which tensors between operations are quantized, how each, and their ranges."""
+"""Choose which activations are quantized, and estimate their ranges. Activations are tensors between operations."""
 
 from __future__ import annotations
 
@@ -25,23 +25,28 @@ from roundwise.statistics import ExpectedValues, ValueStatistic
 @final
 @dataclass(frozen=True, eq=False)
 class ActivationTask:
-    """Tensors that share a range, by the operations or inputs that give them, and how to quantize them."""
+    """Activations that share one range, and how to quantize them.
+
+    Attributes:
+        nodes: the operations or inputs that give the activations.
+        settings: bits, range estimation and so on.
+    """
 
     nodes: list[fx.Node]
     settings: Activations
 
 
 ValueStatistics = dict[fx.Node, ValueStatistic]
-"""What is known of the values of each tensor."""
+"""The statistic of each activation, by the operation or input that gives the activation."""
 
 
 def plan_activations(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize) -> list[ActivationTask]:
-    """The tensors that the stage quantizes, in order.
+    """The activations that the stage quantizes, in the order in which they are computed.
 
-    An exception for a layer or for a kind of operation holds for the tensors that it reads.
+    An override for a layer or for a kind of operation applies to the activations that the layer or operation reads.
 
     Raises:
-        RecipeError: some settings adapt rounding to activations and others do not.
+        RecipeError: `adapt_rounding` is not the same for all activations.
     """
     if stage.activations is None and not stage.exceptions.quantizes_activations:
         return []
@@ -56,19 +61,19 @@ def plan_activations(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize) 
     if len({task.settings.adapt_rounding for task in planned}) > 1:
         raise RecipeError(
             f"adapt_rounding is True for some of the {len(planned)} activations and False for others, but weights are "
-            "rounded once, on quantized inputs or on float ones. Give all Activations of the stage the same."
+            "rounded once, either for quantized or for float inputs. Give all Activations of the stage the same value."
         )
     return planned
 
 
-def names_of(graph: Graph) -> tuple[list[str], list[str]]:
-    """The names of all tensors between operations, and the kinds of all operations: what exceptions may name."""
+def overridable_names(graph: Graph) -> tuple[list[str], list[str]]:
+    """The names of all activations, and the kinds of all operations: an override may use each of them."""
     nodes = [node for node in graph.operations.nodes if node.op in ("placeholder", "call_function")]
     return [node.name for node in nodes], [kind_of(node) for node in nodes if node.op == "call_function"]
 
 
-def to_watch(tasks: Sequence[ActivationTask]) -> ValueStatistics:
-    """Empty statistics for the tensors whose ranges are read off samples."""
+def empty_statistics(tasks: Sequence[ActivationTask]) -> ValueStatistics:
+    """An empty statistic for each activation whose range is estimated from samples."""
     return {
         node: task.settings.ranges.needs()
         for task in tasks
@@ -78,10 +83,10 @@ def to_watch(tasks: Sequence[ActivationTask]) -> ValueStatistics:
 
 
 def expected_values(graph: Graph, tasks: Sequence[ActivationTask]) -> ValueStatistics:
-    """What batch-norm's statistics tell of the tensors whose ranges are not read off samples.
+    """The values expected from batch-norm's statistics, for each activation whose range needs no samples.
 
     Raises:
-        RecipeError: they tell nothing of one of them; names it.
+        RecipeError: batch-norm's statistics say nothing about an activation; names it.
     """
     without = [task for task in tasks if not task.settings.ranges.needs.from_samples]
     known: Mapping[fx.Node, Known] = propagate(graph) if without else {}
@@ -89,7 +94,7 @@ def expected_values(graph: Graph, tasks: Sequence[ActivationTask]) -> ValueStati
 
 
 def check_without_data(tasks: Sequence[ActivationTask]) -> None:
-    """Raise if a range is read off samples.
+    """Raise if a range is estimated from samples.
 
     Raises:
         RecipeError: names the method.
@@ -98,18 +103,18 @@ def check_without_data(tasks: Sequence[ActivationTask]) -> None:
         kind = task.settings.ranges.needs
         if kind.from_samples:
             raise RecipeError(
-                f"activations: {type(task.settings.ranges).__name__} learns ranges from samples ({kind.__name__}), and "
-                "there is no data. Give calibration samples, take ranges=ActivationBatchNorm(), or leave them in float."
+                f"activations: {type(task.settings.ranges).__name__} needs samples ({kind.__name__}), but there is no "
+                "data. Give calibration samples, choose ranges=ActivationBatchNorm(), or leave activations in float."
             )
 
 
 def choose_quantizers(
     tasks: Sequence[ActivationTask], statistics: Mapping[fx.Node, ValueStatistic]
 ) -> tuple[dict[fx.Node, Quantizer], tuple[ActivationReport, ...]]:
-    """A quantizer for each tensor, the same for all that share a range: it covers the ranges of all of them.
+    """A quantizer for each activation. Activations of one task share one quantizer, which covers all their ranges.
 
     Raises:
-        CalibrationError, ModelError: a range cannot be read off the values of a tensor.
+        CalibrationError, ModelError: no range can be estimated from the values of an activation.
     """
     quantizers: dict[fx.Node, Quantizer] = {}
     reports = []
@@ -143,35 +148,36 @@ def _expected(node: fx.Node, settings: Activations, known: Mapping[fx.Node, Know
     ranges = settings.ranges
     if node.op == "placeholder" and isinstance(ranges, ActivationBatchNorm) and ranges.input_low is None:
         raise RecipeError(
-            f"activations: nothing tells the range of the network's input '{node.name}'. Give its smallest and "
-            "largest number: ActivationBatchNorm(input_low=…, input_high=…), on the command line --mean and --std, "
-            "or --set activations.ranges.input_low=… and input_high. For images they are (0 − mean)/std and "
-            "(1 − mean)/std."
+            f"activations: the range of the network's input '{node.name}' is not known, since no batch-norm comes "
+            "before it. Give its smallest and largest number: ActivationBatchNorm(input_low=…, input_high=…), on the "
+            "command line --mean and --std, or --set activations.ranges.input_low=… and input_high. For images they "
+            "are (0 − mean)/std and (1 − mean)/std."
         )
     if node.op != "placeholder" and node not in known:
         raise RecipeError(
-            f"activations: nothing tells the range of '{node.name}' ({node.target}): batch-norm's statistics do "
-            "not reach it. Leave activations in float, keep the layers that read it in float (overrides), or give "
-            "calibration samples and take ranges that are read off them, such as ActivationMSE()."
+            f"activations: the range of '{node.name}' ({node.target}) is not known, since it does not follow from the "
+            "statistics of a batch-norm. Leave activations in float, keep the layers that read it in float "
+            "(overrides), or give calibration samples and choose ranges that use them, such as ActivationMSE()."
         )
     return ExpectedValues(known[node].spread if node in known else None)
 
 
 def _check_values(node: fx.Node, values: ValueStatistic) -> None:
-    """Raise unless a range can be read off the values."""
+    """Raise unless a range can be estimated from the values."""
     if not values.lows:
         raise CalibrationError(
-            f"'{node.name}' holds no numbers for any calibration sample: {list(node.meta['val'].shape)}. A range "
-            "cannot be read off them; give inputs of a size at which it holds some."
+            f"'{node.name}' is empty for all calibration samples: its shape is {list(node.meta['val'].shape)}. So its "
+            "range cannot be estimated; give inputs of a size for which it is not empty."
         )
     if not (math.isfinite(values.low) and math.isfinite(values.high)):
         raise ModelError(
-            f"'{node.name}' has values from {values.low:g} to {values.high:g} for the calibration samples, which no "
-            "range covers. Check the samples' preprocessing; where it must be so, leave activations in float."
+            f"'{node.name}' has values from {values.low:g} to {values.high:g} for the calibration samples, and no grid "
+            "covers this range. Check the samples' preprocessing; if these values are right, leave activations in "
+            "float."
         )
     if values.low == values.high == 0:
         raise CalibrationError(
-            f"'{node.name}' is 0 everywhere, for all calibration samples: a range cannot be read off it. Give samples "
-            "like those that the network will see. If it is 0 for all of them, that part of the network is dead: take "
-            "it out, or leave activations in float."
+            f"'{node.name}' is 0 everywhere, for all calibration samples, so its range cannot be estimated. Give "
+            "samples like those that the network will see in use. If it is always 0, this part of the network has no "
+            "effect: remove it, or leave activations in float."
         )

@@ -1,14 +1,14 @@
-"""Calibration samples, however they come, as equal batches of the inputs that the model takes.
+"""Read calibration samples in any common form, and cut them into batches of equal size.
 
-Accepted: one tensor or array (a model with one input); a tuple (positional inputs) or a dict (inputs by name) of them;
-or any iterable of such batches, a `DataLoader` for instance. Whatever the incoming batches are, the samples are cut
-anew into contiguous batches of the recipe's size, so that the same samples give the same codes however they were handed
-over: kernels may give other last digits for other batch sizes and memory layouts.
+These forms are accepted: one tensor or array, for a model with one input; a tuple (positional inputs) or a dict (inputs
+by name) of tensors; or an iterable of such batches, such as a `DataLoader`. The samples are always cut into new
+contiguous batches of the recipe's size. Kernels may round differently for another batch size or memory layout; with
+batches of our own, the same samples give the same codes in whatever form they come.
 
-Labels are recognised and dropped by one rule: *a batch that is a tuple or list gives its first values to the inputs
-that `forward` requires; what is left over is not used*, and the report says so. A dict gives the values whose keys are
-parameters of `forward`; where the model has one required input and no key is named like it, a value under one of the
-usual names (`image`, `pixel_values`, …) is taken, and else the dict itself is the input.
+One rule finds labels and drops them. In a tuple or list, the first values are the inputs that `forward` requires; the
+other values are not used, and the report says so. In a dict, the values whose keys are parameters of `forward` are the
+inputs. If no key is such a parameter and the model requires one input, the value with a usual name (`image`,
+`pixel_values`, …) is the input; without such a name, the whole dict is the input.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from roundwise.errors import CalibrationError
 from roundwise.frontends import Signature
 
 BATCH, INPUT_BYTES = 32, 4 << 20
-"""Samples at a time where nothing is said, and on a CPU so few that they have no more bytes.
+"""The default batch: at most 32 samples, and on a CPU at most 4 MiB of inputs.
 
-Values between operations are some times larger than inputs (in MobileNetV2, 8 times), and a CPU gains no time from many
-at once."""
+Activations are larger than inputs (8 times in MobileNetV2), and larger batches do not make a CPU faster."""
 
 USUAL_NAMES = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "data", "input_values", "input_ids")
+"""Keys under which data sets usually keep the input of a model."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class DataFree:
-    """In the place of calibration samples: there are none, and this is what an input looks like.
+    """Give this instead of calibration samples if there are none: it says what an input looks like.
 
-    The network is captured, and rewrites are checked to be exact, on random numbers of this shape; nothing is learnt,
-    and no error is measured, on them. Methods that learn from samples are refused.
+    The network is captured on random numbers of this shape, and they show whether rewrites keep its outputs. No method
+    learns from them, and no error is measured on them. Methods that need samples raise an error.
 
     Args:
-        example: the size of one sample, such as `(3, 224, 224)`, for a network with one input of its own dtype; else
-            inputs of any content in one of the forms that calibration samples have.
+        example: the size of one sample, such as `(3, 224, 224)`, for a network with one input that has the dtype of its
+            weights; otherwise inputs with any content, in one of the forms that calibration samples may have.
 
     Raises:
-        CalibrationError: the example is a size with anything but positive whole numbers.
+        CalibrationError: the example is a size in which a number is not a positive whole number.
     """
 
     example: Any
@@ -74,11 +74,11 @@ class DataFree:
         object.__setattr__(self, "example", whole)
 
     def samples(self, dtype: torch.dtype = torch.float32, count: int = 2) -> Any:
-        """Random numbers like the example: normal where it has real numbers, and what it has itself elsewhere.
+        """Inputs like the example: normally distributed numbers for floating-point tensors, and all else unchanged.
 
         Args:
-            dtype: where the example is a size.
-            count: of samples, where the example is a size.
+            dtype: of the inputs, if the example is a size.
+            count: number of samples, if the example is a size.
         """
         generator, example = torch.Generator().manual_seed(0), self.example
         if isinstance(example, tuple | list) and all(type(number) is int for number in example):
@@ -100,13 +100,13 @@ Batch = list[Any]
 @final
 @dataclass(frozen=True)
 class Calibration:
-    """All samples, in batches of equal size (but the last).
+    """All samples, in batches of equal size; the last batch may be smaller.
 
     Attributes:
-        batches: the inputs' leaves, batch by batch.
-        spec: how `(args, kwargs)` are put together from the leaves.
-        samples: how many samples there are.
-        notes: what was left unused, for the report.
+        batches: the leaves of the inputs, for each batch.
+        spec: the pytree that makes `(args, kwargs)` from the leaves.
+        samples: number of samples.
+        notes: for the report: which values of the data were not used.
     """
 
     batches: list[Batch]
@@ -115,7 +115,7 @@ class Calibration:
     notes: tuple[str, ...] = ()
 
     def example(self, count: int, device: torch.device | str = "cpu") -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """`(args, kwargs)` of the first `count` samples (repeated if there are fewer), on a device."""
+        """`(args, kwargs)` with the first `count` samples (repeated if there are fewer), on a device."""
         leaves = []
         for leaf in self.first(count):
             if _is_batched(leaf):
@@ -126,7 +126,7 @@ class Calibration:
         return args, kwargs
 
     def first(self, count: int) -> Batch:
-        """The leaves of as many batches, from the first on, as hold so many samples; of all if none do."""
+        """The leaves of the first batches, joined: as few batches as hold `count` samples, or all batches."""
         return _join(self.batches[: -(-count // _count(self.batches[0]))])
 
 
@@ -134,14 +134,15 @@ def read_calibration(data: Any, signature: Signature, batch_size: int | None, st
     """Read all samples.
 
     Args:
-        data: see the module's text.
-        signature: what the model takes.
-        batch_size: samples per batch that come out, unless the model takes only one number of them; None is 32, or
-            fewer where samples are large and the network runs on a CPU.
-        store: takes the samples into custody (those that are not slices of one tensor of the caller's).
+        data: the samples, in one of the forms that the module's docstring lists.
+        signature: the inputs of the model.
+        batch_size: samples per batch; ignored if the model takes one fixed number of samples. None means 32, or fewer
+            if samples are large and the network runs on a CPU.
+        store: holds the samples, except slices of a tensor that the caller keeps anyway.
 
     Raises:
-        CalibrationError: none, not finite, not alike, or not the model's inputs.
+        CalibrationError: there are no samples; or they are not finite, differ in shape or dtype, or do not fit the
+            model's inputs.
     """
     batch_size = signature.batch or batch_size
     notes: dict[str, None] = {}
@@ -159,8 +160,8 @@ def read_calibration(data: Any, signature: Signature, batch_size: int | None, st
             batch_size = batch_size or _default_batch_size(first, store.device)
         elif this != spec:
             raise CalibrationError(
-                f"batch {index} of the calibration samples has another structure than the first: {this} against "
-                f"{spec}. Let every batch give the same inputs."
+                f"batch {index} of the calibration samples has another structure than the first: {this} instead of "
+                f"{spec}. Give the same inputs in every batch."
             )
         count = _check(leaves, index, seen, first)
         seen += count
@@ -175,9 +176,9 @@ def read_calibration(data: Any, signature: Signature, batch_size: int | None, st
         batches.append([_keep(leaf, store, single) for leaf in _join(pending)])
     if not seen or spec is None:
         raise CalibrationError(
-            "there are no calibration samples: the data is empty. (An iterator that was read before gives nothing the "
-            "second time; hand over the list or the DataLoader itself.) A few hundred samples are usual; the paper "
-            "takes 1024."
+            "there are no calibration samples: the data is empty. (An iterator that was read before is empty the "
+            "second time; give the list or the DataLoader itself.) A few hundred samples are usual; the paper uses "
+            "1024."
         )
     if signature.batch and seen % signature.batch:
         raise CalibrationError(
@@ -207,8 +208,8 @@ def _iterate(data: Any) -> Iterator[Any]:
         )
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise CalibrationError(
-            f"calibration samples of type {type(data).__name__} are not understood. Give a tensor, an array, or an "
-            "iterable of batches such as a DataLoader. (The command line reads files and folders.)"
+            f"calibration samples cannot be read from a {type(data).__name__}. Give a tensor, an array, or an iterable "
+            "of batches such as a DataLoader. (The command line reads files and folders.)"
         )
     return iter(data)
 
@@ -222,7 +223,7 @@ def _inputs(raw: Any, signature: Signature, notes: dict[str, None]) -> tuple[tup
         if len(raw) > takes:
             notes[
                 f"each batch held {len(raw)} values and the model requires {takes}: the first "
-                f"{'was' if takes == 1 else f'{takes} were'} used, the rest taken for labels"
+                f"{'was' if takes == 1 else f'{takes} were'} used, the others were treated as labels"
             ] = None
         return tuple(raw[:takes]), {}
     if isinstance(raw, Mapping):
@@ -239,7 +240,7 @@ def _inputs_by_name(
     usual = [name for name in USUAL_NAMES if name in raw]
     if named and set(signature.required) <= set(named):
         chosen: tuple[tuple[Any, ...], dict[str, Any]] = ((), named)
-        # One required input by name is the same as by position; so all ways to hand over samples agree.
+        # A single input is passed by position, so that a dict and a tensor of the same samples give the same call.
         if len(named) == 1 and next(iter(named)) == signature.names[0]:
             chosen = (tuple(named.values()), {})
         used = set(named)
@@ -256,15 +257,15 @@ def _inputs_by_name(
         )
     left = [str(key) for key in raw if key not in used]
     if left:
-        notes[f"not used of each batch: {', '.join(left)}"] = None
+        notes[f"not used in any batch: {', '.join(left)}"] = None
     return chosen
 
 
 def _tensor(leaf: Any) -> Any:
-    """A plain tensor without gradient for an array or a tensor of any kind; all else as it is."""
+    """An array, or a tensor of any class, as a plain tensor without gradient; other values are returned unchanged."""
     if isinstance(leaf, np.ndarray):
         try:
-            with warnings.catch_warnings():  # it is only ever read
+            with warnings.catch_warnings():  # a read-only array will do: nothing writes to the tensor
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
                 return torch.from_numpy(leaf if min(leaf.strides, default=0) >= 0 else leaf.copy())
         except TypeError as error:
@@ -279,7 +280,7 @@ def _is_batched(leaf: Any) -> bool:
 
 
 def _check(leaves: Batch, index: int, seen: int, first: Batch) -> int:
-    """The number of samples in a batch, after all its tensors were found to be sound."""
+    """Check all tensors of a batch; return the number of its samples."""
     tensors = [leaf for leaf in leaves if _is_batched(leaf)]
     if not tensors:
         raise CalibrationError(
@@ -300,24 +301,24 @@ def _check(leaves: Batch, index: int, seen: int, first: Batch) -> int:
             kind = "NaN" if tensor[where].isnan().any() else "infinity"
             raise CalibrationError(
                 f"calibration sample {seen + where} contains {kind}: {int(bad.sum())} values in "
-                f"{int(bad.any(1).sum())} of {count} samples (batch {index}) are not finite. Every statistic would be "
-                "spoilt: remove or repair such samples."
+                f"{int(bad.any(1).sum())} of {count} samples (batch {index}) are not finite. They would make every "
+                "statistic NaN or infinite: remove or repair such samples."
             )
     return count
 
 
 def _check_alike(leaf: Any, reference: Any, index: int) -> None:
-    """A batch must differ from the first one in its samples only."""
+    """Raise unless a batch has the constants, shapes and dtypes of the first one."""
     if not _is_batched(leaf) or not _is_batched(reference):
         if leaf is not reference and (type(leaf) is not type(reference) or leaf != reference):
             raise CalibrationError(
-                f"an input that counts no samples is {leaf!r} in batch {index} and {reference!r} in the first. It "
-                "becomes a constant of the quantized network, so it must be the same in all."
+                f"an input without a batch dimension is {leaf!r} in batch {index} and {reference!r} in the first. It "
+                "becomes a constant of the quantized network, so it must be the same in all batches."
             )
     elif leaf.shape[1:] != reference.shape[1:] or leaf.dtype != reference.dtype:
         raise CalibrationError(
-            f"the samples in batch {index} have shape {list(leaf.shape[1:])} and dtype {leaf.dtype}, those before "
-            f"{list(reference.shape[1:])} and {reference.dtype}. Bring all samples to one shape and dtype."
+            f"the samples in batch {index} have shape {list(leaf.shape[1:])} and dtype {leaf.dtype}, the samples "
+            f"before them {list(reference.shape[1:])} and {reference.dtype}. Bring all samples to one shape and dtype."
         )
 
 
@@ -332,24 +333,24 @@ def _join(pending: list[Batch]) -> Batch:
 
 
 def _cut(batch: Batch, size: int) -> list[Batch]:
-    """Slices of `size` samples; the last one may be shorter."""
+    """Slices of `size` samples; the last one may be smaller."""
     starts = range(0, _count(batch), size)
     return [[leaf[start : start + size] if _is_batched(leaf) else leaf for leaf in batch] for start in starts]
 
 
 def _keep(leaf: Any, store: ActivationStore, single: bool) -> Any:
-    """Into the store's custody, in plain memory order; a slice of the caller's own tensor without a copy."""
+    """Let the store hold a contiguous tensor. A slice of the caller's own tensor is not copied."""
     if not isinstance(leaf, Tensor):
         return leaf
     if not _is_batched(leaf):
         return leaf.to(store.device)
-    # By way of one dimension, since strides of dimensions of size 1 can make a contiguous tensor look channels-last.
+    # Through one dimension, since strides of dimensions of size 1 can make a contiguous tensor look channels-last.
     plain = leaf.contiguous().view(-1).view(leaf.shape)
     return store.adopt(plain) if single and leaf.is_contiguous() else store.hold(plain)
 
 
-def take(calibration: Calibration, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """`(args, kwargs)` of at most `count` samples, copied."""
+def copy_samples(calibration: Calibration, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A copy of the first samples, at most `count`, as `(args, kwargs)`."""
     leaves = [leaf[:count].clone() if _is_batched(leaf) else leaf for leaf in calibration.first(count)]
     args, kwargs = pytree.tree_unflatten(leaves, calibration.spec)
     return args, kwargs

@@ -1,4 +1,7 @@
-"""`Network`: what stages hand on, and what `capture` makes of a model, once for many recipes."""
+"""The network that stages hand on: a model's graph with the codes and quantizers that it has so far.
+
+`capture` makes it once, so that several recipes can start from the same graph.
+"""
 
 from __future__ import annotations
 
@@ -54,35 +57,37 @@ class Network:
     counterparts: Mapping[str, str] | None = None
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Network cannot be pickled or copied: its tensors are the model's. Capture it anew.")
+        raise TypeError(
+            "a Network cannot be pickled or copied: it shares its tensors with the model. Capture it again."
+        )
 
     def __repr__(self) -> str:
-        operations, inputs = len(self.graph.operations.nodes), _words(_wanted(self.graph))
+        operations, inputs = len(self.graph.operations.nodes), _inputs_in_words(_captured_inputs(self.graph))
         return f"Network({operations} operations, for samples of {inputs})"
 
 
 def facts_of(model: object) -> Facts:
-    """What is known of a model without running it.
+    """Device, dtype, size and inputs of a model, found without running it.
 
     Raises:
-        ModelError: it is quantized already, or of no kind that can be captured.
+        ModelError: the model is quantized already, or no front end can capture it.
     """
     if isinstance(model, Network):
         return model.facts
     if isinstance(model, Model):
         raise ModelError(
-            "the model is quantized already. Quantize the float model it was made from; a second time would add "
-            "the errors of both, and measure only those of the second."
+            "the model is quantized already. Quantize the float model that it was made from: a second quantization "
+            "would add its own errors, and the report would show only these."
         )
     return frontend_for(model).facts(model)
 
 
 def capture(model: nn.Module | ExportedProgram, samples: Any) -> Network:
-    """Capture a model by itself, for a comparison of recipes: each then costs what it does, and no capture.
+    """Capture a model once, in order to compare several recipes without capturing it for each.
 
     Args:
         model: as for `quantize`.
-        samples: two or more inputs, in any form that `quantize` takes, `DataFree(…)` too; only the first are looked at.
+        samples: two or more inputs, in any form that `quantize` takes, or `DataFree(…)`; only the first two are used.
 
     Raises:
         CalibrationError, CaptureError, ModelError: as for `quantize`.
@@ -110,11 +115,11 @@ def graph_of(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Graph:
-    """The graph of a model, captured on an example of its inputs unless it has been captured before.
+    """The graph of a model: captured on an example of its inputs, unless it was captured before.
 
     Raises:
-        CalibrationError: it was captured for other inputs than the example's.
-        ModelError: its weights have changed since.
+        CalibrationError: the model was captured for other inputs than these.
+        ModelError: the model's weights have changed since it was captured.
     """
     if not isinstance(model, Network):
         return frontend_for(model).graph(model, args, kwargs)
@@ -122,21 +127,21 @@ def graph_of(
     if changed:
         raise ModelError(
             f"{changed[0]!r} has changed since the model was captured{_and_others(changed)}: weights were loaded or "
-            "trained further, and what the capture knows of the old ones no longer fits. Call `capture` again."
+            "trained further, but the captured network describes the old weights. Call `capture` again."
         )
     _check_structure(model, args, kwargs)
-    found = [_told(leaf) for leaf in pytree.tree_leaves((args, kwargs))]
-    wanted = _wanted(model.graph)
+    found = [_kind_of_input(leaf) for leaf in pytree.tree_leaves((args, kwargs))]
+    wanted = _captured_inputs(model.graph)
     if found != wanted:
         raise CalibrationError(
-            f"the model was captured for samples of {_words(wanted)}, and these are {_words(found)}. Capture it with "
-            "two of these samples, or give `quantize` the model itself."
+            f"the model was captured for samples of {_inputs_in_words(wanted)}, but these samples are "
+            f"{_inputs_in_words(found)}. Capture it with two of these samples, or give `quantize` the model itself."
         )
     return model.graph
 
 
 def _versions(graph: Graph) -> dict[str, int]:
-    """Counts of changes in place, of the tensors that have one."""
+    """PyTorch's counts of in-place changes, by tensor; tensors made in inference mode have no count."""
     tensors = {name: value for name, value in graph.constants.items() if hasattr(value, "is_inference")}
     return {name: value._version for name, value in tensors.items() if not value.is_inference()}
 
@@ -146,7 +151,7 @@ def _and_others(names: list[str]) -> str:
 
 
 def _check_structure(model: Network, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise where inputs are put together otherwise than those it was captured for: leaves go by their order."""
+    """Raise if the inputs are nested differently from those at capture: the graph takes their leaves in order."""
     spec, names = model.graph.structure.in_spec, model.facts.signature.names
     captured_args, captured_kwargs = pytree.tree_unflatten([0] * spec.num_leaves, spec)
     wanted, found = (
@@ -155,23 +160,23 @@ def _check_structure(model: Network, args: tuple[Any, ...], kwargs: dict[str, An
     )
     if found != wanted:
         raise CalibrationError(
-            "these samples are not put together as those that the model was captured for: their dicts have other keys, "
-            "or in another order, or their tuples are nested otherwise. Capture it with two of these samples, or give "
-            "`quantize` the model itself."
+            "these samples have another structure than the samples that the model was captured for: their dicts have "
+            "other keys, or the keys in another order, or their tuples are nested differently. Capture it with two of "
+            "these samples, or give `quantize` the model itself."
         )
 
 
-def _wanted(graph: Graph) -> list[Any]:
-    """The inputs that a graph was captured for, as `_told` tells them."""
+def _captured_inputs(graph: Graph) -> list[Any]:
+    """What `_kind_of_input` gave for the inputs that a graph was captured for."""
     return [spec.value if isinstance(spec, ConstantInput) else (spec.dtype, *spec.shape[1:]) for spec in graph.inputs]
 
 
-def _told(leaf: Any) -> Any:
-    """An input as far as a capture holds for it: its number of samples may be another."""
+def _kind_of_input(leaf: Any) -> Any:
+    """Dtype and size of one sample of a tensor; other inputs are constants of the graph, and returned unchanged."""
     return (leaf.dtype, *leaf.shape[1:]) if isinstance(leaf, Tensor) else leaf
 
 
-def _words(inputs: list[Any]) -> str:
+def _inputs_in_words(inputs: list[Any]) -> str:
     shapes = [
         f"{it[0]} {['samples', *it[1:]]}".replace("'", "") if isinstance(it, tuple) else repr(it) for it in inputs
     ]
@@ -180,15 +185,15 @@ def _words(inputs: list[Any]) -> str:
 
 @contextlib.contextmanager
 def made_up_inputs(data_free: bool) -> Iterator[None]:
-    """Errors of inputs that were made up say so: whoever has no samples cannot give better ones."""
+    """If the inputs were made up, add to an error about them where they came from: the user never gave them."""
     try:
         yield
     except CalibrationError as error:
         if not data_free:
             raise
         raise CalibrationError(
-            f"{error}\nThere is no data: these samples are random numbers like the example of `DataFree`, or "
-            "`--input-size`. Give the size of one sample that the model takes. For several inputs, or whole "
-            "numbers such as tokens, the example is a tuple or dict of tensors, which only Python takes (or a program "
-            "that was exported with them)."
+            f"{error}\nThere is no data: these samples are random numbers with the shape that `DataFree` or "
+            "`--input-size` gives. Give the size of one sample that the model takes. For several inputs, or for whole "
+            "numbers such as tokens, use Python and give `DataFree` a tuple or dict of tensors (or use a program that "
+            "was exported with such inputs)."
         ) from error

@@ -1,12 +1,14 @@
-"""The passes over the samples that a recipe asks for: one for weights alone, two where activations are quantized too.
+"""Run the passes over the samples that a `Quantize` stage needs: one for weights, two for weights and activations.
 
-Without data there is none: layers are rounded one by one, and nothing is measured. Where ranges of activations are not
-read off samples either, they are chosen before the first pass.
+    weights only                        1. round the weights
+    activations, adapt_rounding=False   1. round the weights; estimate ranges in the network with rounded weights
+                                        2. quantize the activations, keep the codes of the weights, measure all errors
+    activations, adapt_rounding=True    1. run the float network; estimate the ranges of its activations
+                                        2. round the weights while the activations are quantized
+    no data                             no pass: layers are rounded one by one, and no error is measured
 
-With `adapt_rounding` the first pass runs the float network alone and reads the ranges of its activations; in the second
-they are quantized, and the rounding of weights adapts to that. Without, as in the paper, weights are rounded in the
-first pass, where activations stay in float while their ranges are read off the network with rounded weights; the second
-quantizes them and measures what the network computes in the end.
+`adapt_rounding=False` is what the paper does. If the ranges of activations come from batch-norm's statistics instead of
+samples, they are chosen before the first pass, and `adapt_rounding=True` needs one pass only.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from torch import fx
 from roundwise.engine.activations import (
     check_without_data,
     choose_quantizers,
+    empty_statistics,
     expected_values,
     plan_activations,
-    to_watch,
 )
 from roundwise.engine.run import Run
 from roundwise.engine.stream import Stream, StreamResult
@@ -40,13 +42,13 @@ from roundwise.wording import number_of
 
 @final
 @dataclass(frozen=True, eq=False)
-class Passed:
-    """What came out of all passes.
+class PassResult:
+    """The result of all passes.
 
     Attributes:
-        result: codes, reports and errors, with activations quantized where they are.
-        quantizers: of activations, by the operations and inputs that give them.
-        activations: the report on these.
+        result: codes, reports and errors; the errors are measured with the quantized activations.
+        quantizers: the quantizer of each activation, by the operation or input that gives the activation.
+        activations: the report of each quantized activation.
     """
 
     result: StreamResult
@@ -54,11 +56,11 @@ class Passed:
     activations: tuple[ActivationReport, ...]
 
 
-def run_passes(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, run: Run) -> Passed:
-    """Stream the samples through the network as often as the stage needs.
+def run_passes(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, run: Run) -> PassResult:
+    """Run the samples through the network as often as the stage needs.
 
     Raises:
-        CalibrationError: an activation is zero, or there is none, for all samples.
+        CalibrationError: an activation is zero, or empty, for all samples.
         ModelError, MemoryBudgetError: as `Stream.run`.
     """
     batches, progress = run.take_batches(), run.progress
@@ -67,30 +69,30 @@ def run_passes(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, run: R
     def stream(tasks: Sequence[LayerTask], *, last: bool, **more: Any) -> Stream:
         made = Stream(graph, batches, run.samples, tasks, keeps_inputs=not last, seed=run.seed, store=run.store, **more)
         if last:
-            batches.clear()  # so that the stream alone decides how long they stay
+            batches.clear()  # the stream now has the only references, and can free each batch after use
         return made
 
     if not planned:
-        return Passed(stream(tasks, last=True, progress=progress).run(), {}, ())
-    expected, watched = expected_values(graph, planned), to_watch(planned)
+        return PassResult(stream(tasks, last=True, progress=progress).run(), {}, ())
+    expected, observers = expected_values(graph, planned), empty_statistics(planned)
     if not planned[0].settings.adapt_rounding:
-        first = stream(tasks, last=False, watched=watched, progress=progress).run()
-        quantizers, reports = choose_quantizers(planned, {**expected, **watched})
+        first = stream(tasks, last=False, observers=observers, progress=progress).run()
+        quantizers, reports = choose_quantizers(planned, {**expected, **observers})
         return _with_rounded(first, stream, tasks, quantizers, reports, progress)
     before = None
-    if watched:
-        progress(PassStarted(f"reading the ranges of {number_of(len(watched), 'activation')}"))
-        before = stream((), last=False, watched=watched).run()
-    quantizers, reports = choose_quantizers(planned, {**expected, **watched})
+    if observers:
+        progress(PassStarted(f"estimating the ranges of {number_of(len(observers), 'activation')}"))
+        before = stream((), last=False, observers=observers).run()
+    quantizers, reports = choose_quantizers(planned, {**expected, **observers})
     result = stream(tasks, last=True, quantizers=quantizers, progress=progress).run()
-    return Passed(result if before is None else _with_seconds(result, before), quantizers, reports)
+    return PassResult(result if before is None else _with_seconds(result, before), quantizers, reports)
 
 
-def run_without_data(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, seed: int) -> Passed:
-    """Round the layers one by one, from what is known of them without any sample; no error is measured.
+def run_without_data(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, seed: int) -> PassResult:
+    """Round the layers one by one without samples; no error is measured.
 
     Raises:
-        RecipeError: a method learns from samples, or a range cannot be had without.
+        RecipeError: a method needs samples, or the range of an activation cannot be estimated without samples.
     """
     for task in tasks:
         task.check_without_data()
@@ -104,7 +106,7 @@ def run_without_data(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, 
         reports.append(layer_report(solved, math.nan, math.nan))
         seconds["ranges"] += solved.seconds_ranges
         seconds["rounding"] += solved.seconds_rounding
-    return Passed(StreamResult(weights, reports, math.nan, seconds), quantizers, activations)
+    return PassResult(StreamResult(weights, reports, math.nan, seconds), quantizers, activations)
 
 
 def _with_rounded(
@@ -114,14 +116,14 @@ def _with_rounded(
     quantizers: Mapping[fx.Node, Quantizer],
     reports: tuple[ActivationReport, ...],
     progress: Progress,
-) -> Passed:
-    """A second pass, with activations quantized and weights as the first rounded them."""
+) -> PassResult:
+    """Run a second pass with quantized activations and the weights that the first pass has rounded."""
     progress(PassStarted(f"quantizing {number_of(len(quantizers), 'activation')}"))
     decided = [
         dataclasses.replace(
             task,
             rounding=Given(weight.codes, weight.grid, weight.bias_shift),
-            correction=None,  # its shift is among what was decided
+            correction=None,  # the first pass has corrected the bias: its shift is in `bias_shift`
         )
         for task, weight in zip(tasks, first.weights, strict=True)
     ]
@@ -130,9 +132,9 @@ def _with_rounded(
         dataclasses.replace(new, seconds=old.seconds, note=old.note)
         for new, old in zip(second.reports, first.reports, strict=True)
     ]
-    return Passed(dataclasses.replace(_with_seconds(second, first), reports=layers), quantizers, reports)
+    return PassResult(dataclasses.replace(_with_seconds(second, first), reports=layers), quantizers, reports)
 
 
 def _with_seconds(result: StreamResult, other: StreamResult) -> StreamResult:
-    """With the time that another pass took added."""
+    """The result, with the time of another pass added to its own."""
     return dataclasses.replace(result, seconds={name: s + other.seconds[name] for name, s in result.seconds.items()})

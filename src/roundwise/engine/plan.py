@@ -1,4 +1,4 @@
-"""What a pass will take, known before it starts: one batch runs through the float network and is measured."""
+"""Forecast the memory and time of a pass: run one batch through the float network, and measure."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ from torch import Tensor, fx
 
 from roundwise.engine.schedule import Schedule
 from roundwise.engine.store import ActivationStore, held_bytes
-from roundwise.engine.unit import Pair
+from roundwise.engine.unit import StreamPair
 from roundwise.engine.values import Executor, Values, count
 from roundwise.events import Plan
 
 
 class Forecast(NamedTuple):
-    """The plan, and the estimated seconds of each segment and, at the end, of the steps after the last unit."""
+    """The forecast of a pass.
+
+    Attributes:
+        plan: for the user.
+        costs: estimated seconds of each segment, and of the steps after the last unit at the end.
+    """
 
     plan: Plan
     costs: list[float]
 
 
 @torch.no_grad()
-def rehearse(
+def forecast(
     schedule: Schedule,
     executor: Executor,
     store: ActivationStore,
@@ -34,27 +39,30 @@ def rehearse(
     samples: int,
     quantized: Container[fx.Node],
 ) -> Forecast:
-    """Run one batch without quantizing anything.
+    """Run one batch in float, and estimate from it the memory and time of the pass over all batches.
 
     Args:
-        schedule: the pass.
-        executor: runs its steps.
-        store: says how much may be held.
+        schedule: the order of the pass.
+        executor: runs the steps.
+        store: gives the memory budget.
         batch: the inputs of the first batch; not changed.
-        samples: of all batches.
-        quantized: tensors that will be quantized, so that both streams hold them.
+        samples: number of samples in all batches.
+        quantized: tensors that will be quantized, so that each stream holds its own value.
+
+    Raises:
+        MemoryBudgetError: the temporary folder has too little space for the activations that exceed the budget.
     """
     values = dict(batch)
     share = count(values) / samples
-    twice = _Twice(schedule.tainted, quantized)
-    widest, widest_layer, working = 0, "the input", _live_bytes(values, twice)
+    separate = _SeparateValues(schedule.differing, quantized)
+    widest, widest_layer, working = 0, "the input", _live_bytes(values, separate)
     costs: list[float] = []
     for segment in [*schedule.segments, None]:
         start = time.perf_counter()
         for step in schedule.tail if segment is None else segment.steps:
-            value = executor.run(step, values, tainted=not step.shared)
+            value = executor.run(step, values, differing=not step.shared)
             values[step.key] = value
-            working = max(working, _live_bytes(values, twice))
+            working = max(working, _live_bytes(values, separate))
             executor.release(step.key, values)
         middle = time.perf_counter()
         costs.append(2 * (middle - start) / share)
@@ -63,14 +71,14 @@ def rehearse(
         task, unit = segment.task, segment.task.unit
         output = executor.unit_output(unit, values)
         seconds = time.perf_counter() - middle
-        values[unit.output] = Pair(output, output)
-        live = _live_bytes(values, twice)
+        values[unit.output] = StreamPair(output, output)
+        live = _live_bytes(values, separate)
         if live > widest:
             widest, widest_layer = live, unit.name
         layer = unit.layers[-1].map
         rows = layer.as_rows(output).shape[0] if len(unit.nodes) == 1 else output.shape[0]
         positions = math.ceil(rows * layer.positions(output) / count(values)) if len(unit.nodes) == 1 else 1
-        working = max(working, _live_bytes(values, twice) + task.bytes_needed(samples, positions))
+        working = max(working, _live_bytes(values, separate) + task.bytes_needed(samples, positions))
         work = task.work(math.ceil(rows / count(values)), samples)
         costs[-1] += 3 * seconds / share + work * seconds / rows
         for node in unit.nodes:
@@ -88,21 +96,21 @@ def rehearse(
     return Forecast(plan, costs)
 
 
-class _Twice(NamedTuple):
-    """The tensors of which the two streams hold different values."""
+class _SeparateValues(NamedTuple):
+    """The tensors for which each stream will hold a value of its own."""
 
-    tainted: Container[fx.Node]
+    differing: Container[fx.Node]
     quantized: Container[fx.Node]
 
 
-def _live_bytes(values: Values, twice: _Twice) -> int:
-    """What one batch holds in both streams."""
-    once: list[Tensor] = []
-    again: list[Tensor] = []
+def _live_bytes(values: Values, separate: _SeparateValues) -> int:
+    """The bytes that one batch will hold in both streams together."""
+    first: list[Tensor] = []
+    second: list[Tensor] = []
     for node, pair in values.items():
-        one = pair.quantized if pair.float is None else pair.float
-        tensors = [leaf for leaf in pytree.tree_leaves(one) if isinstance(leaf, Tensor)]
-        once += tensors
-        if pair.float is not None and (node in twice.tainted or node in twice.quantized):
-            again += tensors
-    return held_bytes(once) + held_bytes(again)
+        value = pair.current if pair.reference is None else pair.reference
+        tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        first += tensors
+        if pair.reference is not None and (node in separate.differing or node in separate.quantized):
+            second += tensors
+    return held_bytes(first) + held_bytes(second)

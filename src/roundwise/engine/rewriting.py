@@ -1,9 +1,9 @@
-"""The stage `Rewrite`: how the float network computes changes, what it computes does not.
+"""Run the stage `Rewrite`: it changes how the float network computes its outputs, and keeps the outputs the same.
 
-    batch-norms are folded
-    each method in turn  ──▶  the network runs on a few samples before and after, and must give the same outputs
+    1. Fold batch-norms.
+    2. Apply each method in turn. Run the network on a few samples before and after it: the outputs must be the same.
 
-A method that is not exact may change the outputs, but not their shapes; the report says by how much, and the
+A method that is not exact may change the outputs, but not their shapes. The report says how much they changed, and the
 methods after it are compared with the new outputs.
 """
 
@@ -33,32 +33,32 @@ from roundwise.recipe.stages import Quantize, Rewrite, Stage
 from roundwise.report import StageReport
 
 MEASURED = 32
-"""Samples on which rewrites measure the outputs of layers; each sample has many positions."""
+"""Rewrites measure the outputs of layers on 32 samples; each sample has many positions. More samples take longer."""
 
 
 def run_rewrite(stage: Rewrite, network: Network, run: Run, following: Sequence[Stage]) -> Network:
     """Fold batch-norms and apply the methods of the stage, or those that the next `Quantize` needs.
 
     Raises:
-        ModelError: outputs changed by more than rounding errors do, or are not finite; names the method.
-        RecipeError: a method measures samples and there are none.
+        ModelError: outputs changed by more than rounding errors explain, or are not finite; names the method.
+        RecipeError: a method needs samples and there are none.
     """
     start = time.perf_counter()
     graph = folded(network.graph)
-    if not run.measures:
+    if not run.has_data:
         _check_sound(_floats(graph, *run.example(graph.batch or 2)))
     quantize = next((one for one in following if isinstance(one, Quantize)), None)
     methods = stage.methods_before(quantize)
     notes: tuple[str, ...] = ()
     if methods:
         few = MEASURED if any(one.measures_moments for one in methods) else 2
-        graph, notes = apply_rewrites(graph, methods, *run.example(graph.batch or few), real=run.measures)
+        graph, notes = apply_rewrites(graph, methods, *run.example(graph.batch or few), real=run.has_data)
     report = StageReport("rewrite", {"rewrite": time.perf_counter() - start}, notes)
     return dataclasses.replace(network, graph=graph, original=graph, reports=(*network.reports, report))
 
 
 def folded(graph: Graph) -> Graph:
-    """A captured graph in its form for inference: no dropout, one normal form, batch-norms folded; same outputs."""
+    """The graph for inference: without dropout, in normal form, with batch-norms folded; its outputs are the same."""
     graph = normalize(drop_dropout(graph))
     for apply in ALWAYS:
         graph = apply(graph)
@@ -73,25 +73,29 @@ def apply_rewrites(
     *,
     real: bool = True,
 ) -> tuple[Graph, tuple[str, ...]]:
-    """Apply rewrites one after the other, and check that the network computes what it did.
+    """Apply rewrites one after the other, and check that the network's outputs stay the same.
 
     Args:
         graph: in normal form.
         rewrites: in order.
         args, kwargs: a few samples, as the model is called.
-        real: whether they are samples, so that how far outputs move is worth telling.
+        real: whether these are samples; False for random numbers, for which the change of outputs means nothing.
 
     Returns:
         The new graph, and notes for the report.
 
     Raises:
-        ModelError: outputs changed by more than rounding errors do; names the rewrite.
+        ModelError: outputs changed by more than rounding errors explain; names the rewrite.
+        RecipeError: a rewrite needs samples and there are none.
     """
     before, notes = _floats(graph, args, kwargs), []
     for one in rewrites:
         if one.measures_moments:
             if not real:
-                raise RecipeError(f"{one!r} measures the outputs of layers on samples, and there are none.")
+                raise RecipeError(
+                    f"{one!r} measures the outputs of layers on samples, but there are none. Give calibration samples, "
+                    "or leave it out of the recipe's rewrites."
+                )
             graph = with_measured_moments(graph, args, kwargs)
         word, said = name_of(one, REWRITES), [one.note(graph)]
         graph = one.apply(graph)
@@ -106,36 +110,36 @@ def apply_rewrites(
                     if real
                     else "the float network's outputs moved; how far was not measured, without data"
                 )
-            before = after  # even if they hardly moved: that is not the next one's doing
+            before = after  # so that the next rewrite is not held responsible for this change
         notes += [f"{word}: {'; '.join(filter(None, said))}"] if any(said) else []
     return graph, tuple(notes)
 
 
 def _floats(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The network's outputs, but for whole numbers: a class may change for the last digit of a logit."""
+    """The floating-point outputs. Outputs of whole numbers may change: a class follows the last digit of a logit."""
     with torch.no_grad():
         leaves = pytree.tree_leaves(graph.module()(*args, **kwargs))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _check_sound(outputs: list[Tensor]) -> None:
-    """Raise where the float network gives no numbers for random inputs; the −∞ of a mask is one."""
+    """Raise if the float network gives NaN or +∞ for random inputs; −∞ is allowed, since masks use it."""
     broken = sum(int((output.isnan() | (output == math.inf)).sum()) for output in outputs)
     if broken:
         raise ModelError(
             f"the float network gives {broken} NaN or infinite outputs for random inputs. Check its weights, biases "
-            "and batch-norm statistics; where float16 is too narrow, quantize the model in float32 or bfloat16."
+            "and batch-norm statistics. If values overflow float16, quantize the model in float32 or bfloat16."
         )
 
 
 def _changes(before: list[Tensor], after: list[Tensor], word: str) -> list[float]:
-    """Relative differences of the outputs; NaN where one has become infinite or NaN."""
+    """The relative difference of each output; NaN if a finite value has become infinite or NaN."""
     shapes = [[(list(t.shape), t.dtype) for t in tensors] for tensors in (before, after)]
     if shapes[0] != shapes[1]:
         raise ModelError(f"the rewrite '{word}' changed what the network returns, from {shapes[0]} to {shapes[1]}.")
     changes = []
     for was, now in zip(before, after, strict=True):
-        finite = was.isfinite()  # the −∞ of a mask has no error
+        finite = was.isfinite()  # leave out the −∞ of a mask
         energy = torch.linalg.vector_norm(was[finite].double())
         error = float(torch.linalg.vector_norm(now[finite].double() - was[finite].double()) / energy.clamp(min=1e-30))
         changes.append(error if torch.equal(finite, now.isfinite()) else math.nan)
@@ -154,5 +158,5 @@ def _check_same(before: list[Tensor], changes: list[float], word: str) -> None:
 
 
 def _allowed(output: Tensor) -> float:
-    """The relative difference that rounding errors explain."""
+    """The largest relative difference that rounding errors can explain."""
     return math.sqrt(torch.finfo(output.dtype).eps)

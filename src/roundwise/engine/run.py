@@ -1,4 +1,4 @@
-"""One run of a recipe: its samples, its memory, its seed, and who wants to know how it goes."""
+"""The state that all stages of one run share: samples, memory, seed and the callback for progress."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from roundwise.events import Progress
 @final
 @dataclass(eq=False)
 class Run:
-    """What the stages of a recipe share.
+    """The state that all stages of one run share.
 
     Attributes:
-        calibration: the samples; made-up inputs where there is no data; None once the last stage has taken them.
-        measures: whether the samples are data, so that methods may learn from them and errors be measured on them.
-        samples: how many there are; 0 without data.
-        store: where activations wait.
-        seed: of every random choice.
-        progress: told how the run goes.
-        last: whether the stage that runs now is the last one, which need not keep the samples for others.
+        calibration: the samples, or random inputs if there is no data; None after the last stage has taken them.
+        has_data: whether the samples are data: methods may learn from them, and errors are measured on them.
+        samples: number of calibration samples; 0 without data.
+        store: holds activations between layers.
+        seed: seed of all random choices.
+        progress: called with an event for each step of the run.
+        last: whether the current stage is the last one, so that the samples need not be kept after it.
     """
 
     calibration: Calibration | None
-    measures: bool
+    has_data: bool
     samples: int
     store: ActivationStore
     seed: int
@@ -37,16 +37,16 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where the network computes."""
+        """The device of the network."""
         return self.store.device
 
     def example(self, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """`(args, kwargs)` of the first samples, on the network's device."""
+        """`(args, kwargs)` with the first `count` samples, on the network's device."""
         assert self.calibration is not None
         return self.calibration.example(count, self.device)
 
     def take_batches(self) -> list[list[Any]]:
-        """The batches, for passes over all samples; after the last stage has them, nobody else holds them."""
+        """All batches. The last stage gets the only references to them, so that it can free each batch after use."""
         assert self.calibration is not None
         batches = list(self.calibration.batches)
         if self.last:

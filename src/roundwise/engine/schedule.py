@@ -1,15 +1,15 @@
-"""In which order the operations of two graphs run side by side, which of them agree, and when a value is last needed.
+"""Schedule a pass: in which order the operations of two graphs run, which of them differ, and when values can be freed.
 
-The *reference* is the float network that errors are measured against; the *current* graph is the network as it is so
-far. They may be the same graph, or the current one may have been edited: a layer split in two, channels removed.
-`counterparts` says which tensors of the current graph can be compared with which of the reference.
+The *reference* graph is the float network that errors are measured against. The *current* graph is the network so far.
+They may be the same graph, or the current graph may have been edited: a layer split in two, channels removed.
+`counterparts` says which tensor of the current graph is compared with which tensor of the reference.
 
-    a step      one tensor: the operation that gives it in the reference, the one in the current graph, or both
-    shared      both, and the same operation on inputs that agree: it runs once, and the two values are one object
-    a segment   the steps before a unit whose weights are chosen, and that unit: a decision
+    a step      computes one tensor: by an operation of the reference, of the current graph, or of both
+    shared      both graphs have the same operation on equal inputs: it runs once, and both streams hold one object
+    a segment   a unit whose weights are chosen, and the steps before it
 
-Steps follow the current graph. An operation of the reference that has no counterpart comes just before the step that
-needs it.
+Steps have the order of the current graph. An operation of the reference that has no counterpart comes just before the
+step that needs it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from roundwise.graph.unit import Unit
 
 
 class Step(NamedTuple):
-    """One tensor.
+    """Computes one tensor.
 
     Attributes:
-        reference: the operation that gives it in the reference graph; None where the reference has no such tensor.
-        current: the operation that gives it in the current graph; None likewise.
-        shared: whether both give the same value, as long as nothing before was quantized.
+        reference: the operation of the reference graph that gives it; None if the reference has no such tensor.
+        current: the operation of the current graph that gives it; None if the current graph has no such tensor.
+        shared: whether both operations give the same value as long as nothing before them is quantized.
     """
 
     reference: fx.Node | None
@@ -40,7 +40,7 @@ class Step(NamedTuple):
 
     @property
     def key(self) -> fx.Node:
-        """By which the tensor is found among the values: the current graph's operation where there is one."""
+        """The key of the tensor in `Values`: its operation in the current graph, or else in the reference."""
         node = self.current if self.current is not None else self.reference
         assert node is not None
         return node
@@ -65,10 +65,10 @@ class Schedule:
         segments: the units whose weights are chosen, in order, each with the steps before it.
         tail: the steps after the last unit.
         inputs: the network's inputs.
-        tainted: the operations of the current graph that give something else than the reference does, once weights
+        differing: the operations of the current graph whose result differs from the reference's, once the weights
             before them are quantized.
-        last_use: for each step, the tensors that nobody needs after it.
-        keys: for each operation of the reference that has a counterpart, the key of their tensor.
+        last_use: for each step, the tensors that no later step needs.
+        keys: for each operation of the reference that has a counterpart, the key of their common tensor.
     """
 
     graph: Graph
@@ -76,7 +76,7 @@ class Schedule:
     segments: list[Segment]
     tail: list[Step]
     inputs: list[fx.Node]
-    tainted: set[fx.Node]
+    differing: set[fx.Node]
     last_use: dict[fx.Node, list[fx.Node]]
     keys: dict[fx.Node, fx.Node]
     _counterparts: dict[fx.Node, fx.Node]
@@ -98,9 +98,9 @@ class Schedule:
             graph: the network so far.
             tasks: the units whose weights are chosen.
             quantized: tensors between operations that are quantized.
-            reference: the float network; the graph itself if left out.
-            counterparts: for each operation of the graph that the reference has too, its name there; without it,
-                operations of the same name correspond.
+            reference: the float network; by default the graph itself.
+            counterparts: for each operation of the graph that has a counterpart in the reference, the counterpart's
+                name; by default, operations with the same name correspond.
             keeps_inputs: whether the network's inputs are needed after the pass.
         """
         reference = graph if reference is None else reference
@@ -116,7 +116,7 @@ class Schedule:
             segments,
             tail,
             inputs=[node for node in graph.operations.nodes if node.op == "placeholder"],
-            tainted=_tainted(graph, calls, shared, quantized),
+            differing=_differing(graph, calls, shared, quantized),
             last_use=_last_uses(steps, keys, but_for="placeholder" if keeps_inputs else None),
             keys=keys,
             _counterparts=pairs,
@@ -127,11 +127,11 @@ class Schedule:
         return self.keys.get(node, node)
 
     def counterpart(self, node: fx.Node) -> fx.Node | None:
-        """The operation of the reference that gives the tensor to compare with; None where there is none."""
+        """The operation of the reference whose result is compared with this one's; None if there is none."""
         return self._counterparts.get(node)
 
     def reference_nodes(self, unit: Unit) -> list[fx.Node]:
-        """The operations of the reference that give a unit's output, from tensors that the streams hold."""
+        """The operations of the reference that compute a unit's output from tensors that are at hand."""
         if len(unit.nodes) == 1 or self.reference is self.graph:
             return [node for node in map(self.counterpart, unit.nodes) if node is not None]
         target = self.counterpart(unit.output)
@@ -141,7 +141,7 @@ class Schedule:
 
     @property
     def outputs(self) -> list[tuple[fx.Node, fx.Node]]:
-        """What the network returns: for each tensor the operation in the reference and that in the current graph."""
+        """For each tensor that the network returns, its operation in the reference and in the current graph."""
         ends = (_output(self.reference).all_input_nodes, _output(self.graph).all_input_nodes)
         return list(zip(*ends, strict=True))
 
@@ -152,7 +152,7 @@ def _output(graph: Graph) -> fx.Node:
 
 
 def _pairs(graph: Graph, reference: Graph, counterparts: Mapping[str, str] | None) -> dict[fx.Node, fx.Node]:
-    """For each operation and input of the current graph that has one, its counterpart in the reference."""
+    """The counterpart in the reference of each operation and input of the current graph that has one."""
     if reference is graph:
         return {node: node for node in graph.operations.nodes}
     there = {node.name: node for node in reference.operations.nodes}
@@ -167,13 +167,13 @@ def _pairs(graph: Graph, reference: Graph, counterparts: Mapping[str, str] | Non
 
 
 def _steps(graph: Graph, reference: Graph, tasks: Iterable[UnitTask], pairs: Mapping[fx.Node, fx.Node]) -> list[Step]:
-    """All tensors and the output, in an order in which each comes after what it is computed from."""
+    """A step for each tensor and for the output; each comes after the steps that its operation reads."""
     order = _order(graph, tasks)
     if reference is graph:
         return [Step(node, node) for node in order]
     steps: list[Step] = []
-    shared: set[fx.Node] = set()  # operations of the current graph whose tensor is the reference's
-    done: set[fx.Node] = set()  # operations of the reference
+    shared: set[fx.Node] = set()  # operations of the current graph that run once for both graphs
+    done: set[fx.Node] = set()  # operations of the reference that have a step
     for node in order:
         other = pairs.get(node)
         if other is not None:
@@ -197,7 +197,7 @@ def _same(
     pairs: Mapping[fx.Node, fx.Node],
     shared: Container[fx.Node],
 ) -> bool:
-    """Whether two operations do the same to tensors that agree."""
+    """Whether two operations are the same and read equal tensors."""
     if node.op == "placeholder":
         return other.op == "placeholder"
     if node.target is not other.target or len(node.all_input_nodes) != len(other.all_input_nodes):
@@ -214,16 +214,16 @@ def _same(
 
 
 def _arguments(node: fx.Node) -> str:
-    """The arguments, with the operations that are read by their places."""
+    """The arguments as text, in which each input is its position among the inputs."""
     places = {source: f"<{place}>" for place, source in enumerate(node.all_input_nodes)}
     return str(fx.map_arg((node.args, dict(node.kwargs)), lambda source: places[source]))
 
 
 def _order(graph: Graph, tasks: Iterable[UnitTask]) -> list[fx.Node]:
-    """All operations of the current graph.
+    """All operations of the current graph, in the order in which they run.
 
-    What a layer's output is added to comes before the layer, unless it waits for layers still to be quantized. It is
-    held the longer for that, as the plan says.
+    If a solver is `addition_aware`, the other branch of the addition is computed before the layer, unless that branch
+    has layers that are not quantized yet. The branch is then held longer; the plan counts that.
     """
     tasks = list(tasks)
     place = {node: number for number, node in enumerate(graph.operations.nodes)}
@@ -239,7 +239,7 @@ def _order(graph: Graph, tasks: Iterable[UnitTask]) -> list[fx.Node]:
 
 
 def _missing(wanted: fx.Node | None, known: Container[fx.Node]) -> set[fx.Node]:
-    """A node and all that it is computed from, as far as that is not known."""
+    """An operation and all operations that it depends on, without those that are known."""
     missing: set[fx.Node] = set()
     waiting = [] if wanted is None else [wanted]
     while waiting:
@@ -251,7 +251,7 @@ def _missing(wanted: fx.Node | None, known: Container[fx.Node]) -> set[fx.Node]:
 
 
 def _segments(steps: Iterable[Step], tasks: Iterable[UnitTask]) -> tuple[list[Segment], list[Step]]:
-    """The units in order, each with the steps before it; and the steps after the last."""
+    """The units in order, each with the steps before it; and the steps after the last unit."""
     by_output = {task.unit.output: task for task in tasks}
     inside = {node for task in by_output.values() for node in task.unit.nodes}
     segments: list[Segment] = []
@@ -268,7 +268,7 @@ def _segments(steps: Iterable[Step], tasks: Iterable[UnitTask]) -> tuple[list[Se
 def _last_uses(
     steps: Sequence[Step], keys: Mapping[fx.Node, fx.Node], but_for: str | None
 ) -> dict[fx.Node, list[fx.Node]]:
-    """For each step, the values that are not needed after it; one kind of node may be needed for ever."""
+    """For each step, the values that no later step needs; values of nodes of the kind `but_for` are never freed."""
     last: dict[fx.Node, fx.Node] = {}
     for step in steps:
         for node in (step.reference, step.current):
@@ -282,15 +282,15 @@ def _last_uses(
     return uses
 
 
-def _tainted(
+def _differing(
     graph: Graph, calls: Iterable[fx.Node], shared: Container[fx.Node], quantized: Container[fx.Node]
 ) -> set[fx.Node]:
-    """The operations that compute something else in the current network than in the reference."""
-    tainted = set(calls)
+    """The operations whose result differs from the reference's: quantized layers, and all that depends on them."""
+    differing = set(calls)
     for node in graph.operations.nodes:
         sources = node.all_input_nodes
         if node.op != "call_function":
             continue
-        if node not in shared or any(source in tainted or source in quantized for source in sources):
-            tainted.add(node)
-    return tainted
+        if node not in shared or any(source in differing or source in quantized for source in sources):
+            differing.add(node)
+    return differing

@@ -1,4 +1,4 @@
-"""Which function runs which stage: a network in, a network out, with an entry for the report."""
+"""Run one stage of a recipe: it takes a network and returns a network that has one more entry in its report."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def run_stage(stage: Stage, network: Network, run: Run, following: Sequence[Stag
     """Run one stage.
 
     Args:
-        stage: what to do.
-        network: as the stages before left it.
+        stage: the stage.
+        network: the result of the stage before.
         run: samples, memory and seed.
-        following: the stages after it; a rewrite may prepare for them.
+        following: the stages after this one; `Rewrite` may prepare the network for them.
     """
     match stage:
         case Rewrite():

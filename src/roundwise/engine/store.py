@@ -1,10 +1,10 @@
-"""Where activations wait between two layers: in memory up to a budget, beyond it in memory-mapped files.
+"""Keep activations between two layers: in memory up to a budget, and in memory-mapped files beyond it.
 
-What is counted is storage: views of one storage count once, and a view of something larger is copied first, since it
-would keep all of it alive. A storage stops counting when the last tensor that uses it is gone.
+The store counts the bytes of storages. Several views of one storage count once. A view of a part of a storage is copied
+first, because it would keep the whole storage alive. A storage stops counting when its last tensor is freed.
 
-A file is unlinked as soon as it is mapped, so the operating system gives its space back when the tensor is dropped, or
-the process ends, however it ends. (Where open files cannot be unlinked the temporary folder is removed at the end.)
+A file is deleted from its folder as soon as it is mapped. So the operating system frees the disk space when the tensor
+is freed or the process ends, even by a crash. (Where open files cannot be deleted, the folder is removed at the end.)
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from roundwise.errors import MemoryBudgetError
 from roundwise.wording import human_bytes
 
 _ALIGNMENT = 64
-"""Bytes to which PyTorch aligns what it allocates; matrix kernels may give other last digits where data is not."""
+"""PyTorch allocates tensors at multiples of 64 bytes. At other addresses, matrix kernels may round differently."""
 
 
 def default_budget(device: torch.device) -> int:
-    """Half of the memory that is free now, on the device where the network runs."""
+    """Half of the memory that is free now on the device of the network."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free // 2
@@ -39,7 +39,7 @@ def default_budget(device: torch.device) -> int:
 
 
 def _available() -> int:
-    """Free memory in bytes: the machine's, or what a container's limit leaves of it."""
+    """Free bytes of memory: of the machine, or of the container if its limit leaves less."""
     available = int(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError):  # no control groups here, or no limit ("max")
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
@@ -49,7 +49,7 @@ def _available() -> int:
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
-    """What an `ActivationStore` would count for these tensors together."""
+    """The bytes that an `ActivationStore` would count for these tensors together."""
     whole: dict[UntypedStorage, int] = {}
     parts = 0
     for tensor in tensors:
@@ -63,11 +63,11 @@ def held_bytes(tensors: Iterable[Tensor]) -> int:
 
 @final
 class ActivationStore:
-    """Holds tensors, counts their bytes, and puts on disk what exceeds the budget.
+    """Holds tensors, counts their bytes, and moves a tensor to disk if it would exceed the memory budget.
 
     Attributes:
-        budget: bytes of activations that stay in memory.
-        device: where the network computes.
+        budget: bytes of activations that may stay in memory; with a larger budget fewer tensors go to disk.
+        device: the device of the network.
         in_memory, on_disk: bytes held now.
         peak: the largest sum of the two so far.
     """
@@ -89,10 +89,10 @@ class ActivationStore:
             self._folder = None
 
     def check_disk(self, bytes_needed: int) -> None:
-        """Raise if so much could not be put on disk.
+        """Raise if the temporary folder has fewer free bytes than needed.
 
         Raises:
-            MemoryBudgetError: says what is needed, what there is, and what to change.
+            MemoryBudgetError: says how many bytes are needed and free, and what to change.
         """
         free = shutil.disk_usage(tempfile.gettempdir()).free
         if bytes_needed > free:
@@ -104,10 +104,10 @@ class ActivationStore:
             )
 
     def hold(self, tensor: Tensor) -> Tensor:
-        """Take a tensor into custody and return what to keep instead: itself, or its copy on disk.
+        """Count a tensor, and return the tensor to keep instead: itself, or a copy of it on disk.
 
         Raises:
-            MemoryBudgetError: it cannot be put on disk.
+            MemoryBudgetError: the tensor cannot be written to disk.
         """
         if id(tensor) in self._held:
             return tensor
@@ -124,20 +124,20 @@ class ActivationStore:
             else:
                 self.in_memory += count
             self._counted.add(id(storage))
-            _when_gone(storage, self._uncount, id(storage), count, spill)
+            _call_when_freed(storage, self._uncount, id(storage), count, spill)
         self._held.add(id(tensor))
-        _when_gone(tensor, self._held.discard, id(tensor))
+        _call_when_freed(tensor, self._held.discard, id(tensor))
         self.peak = max(self.peak, self.in_memory + self.on_disk)
         return tensor
 
     def adopt(self, tensor: Tensor) -> Tensor:
-        """Take in a slice of the caller's own tensor: it is neither copied nor counted, only fetched when needed."""
+        """Hold a slice of a tensor that the caller keeps anyway: it is not copied and does not count."""
         self._held.add(id(tensor))
-        _when_gone(tensor, self._held.discard, id(tensor))
+        _call_when_freed(tensor, self._held.discard, id(tensor))
         return tensor
 
     def fetch(self, tensor: Tensor) -> Tensor:
-        """A held tensor as the network computes with it: on its device, and aligned as a tensor of its own would be."""
+        """A held tensor on the network's device, at an aligned address; it is copied if it is not there already."""
         if id(tensor) not in self._held:
             return tensor
         tensor = tensor.to(self.device)
@@ -151,7 +151,7 @@ class ActivationStore:
             self.in_memory -= count
 
     def _to_disk(self, tensor: Tensor) -> Tensor:
-        """A copy with the same strides, so that a layer computes on it exactly as it would have."""
+        """A copy on disk with the same strides, so that layers compute exactly the same with it."""
         tensor = tensor.resolve_conj().resolve_neg()
         storage = tensor.untyped_storage()
         try:
@@ -160,12 +160,12 @@ class ActivationStore:
             path = self._folder / str(self._files)
             self._files += 1
             with path.open("wb") as file:
-                if hasattr(os, "posix_fallocate"):  # a full disk shows here, and not as a crash on writing
+                if hasattr(os, "posix_fallocate"):  # a full disk raises an error here, instead of a crash on writing
                     os.posix_fallocate(file.fileno(), 0, storage.nbytes())
             mapped = torch.from_file(str(path), shared=True, size=storage.nbytes(), dtype=torch.uint8)
         except (OSError, RuntimeError) as error:
             raise MemoryBudgetError(
-                f"cannot put {human_bytes(storage.nbytes())} of activations into the temporary folder "
+                f"cannot write {human_bytes(storage.nbytes())} of activations to the temporary folder "
                 f"{self._folder or tempfile.gettempdir()}: {error}. Free some disk space, or set TMPDIR to a folder "
                 "on a larger disk."
             ) from error
@@ -176,5 +176,5 @@ class ActivationStore:
         return empty.set_(mapped.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def _when_gone(thing: Tensor | UntypedStorage, call: object, *arguments: object) -> None:
-    weakref.finalize(thing, call, *arguments).atexit = False  # type: ignore[arg-type]
+def _call_when_freed(owner: Tensor | UntypedStorage, function: object, *arguments: object) -> None:
+    weakref.finalize(owner, function, *arguments).atexit = False  # type: ignore[arg-type]

@@ -1,22 +1,27 @@
-"""One pass over the network, two streams.
+"""One pass over the network with two streams of activations: the reference stream and the current stream.
 
-Every operation runs once for the reference network (float) and once for the network that is already quantized up to
-here, batch by batch, from one unit to the next; a tensor is dropped after its last use. So the cost is linear in depth,
-and memory is what is alive between two units (the *frontier*), which is known before the run starts.
+The *reference stream* holds the activations of the float network. The *current stream* holds the activations of the
+network so far, whose earlier units are already quantized. Both go through the network together, from one unit to the
+next; at each unit:
 
-At each unit, in order:
+    1. Run the operations before the unit in both streams, for every batch.
+    2. Collect the statistics that the unit's methods need, from its inputs x̂ (current stream) and its targets y
+       (reference stream).
+    3. Choose grids, codes and biases from the statistics (`engine/unit.py`).
+    4. Run the unit with these weights in the current stream, and measure its error.
 
-    inputs x̂ (current stream) and targets y (reference stream)  ──▶  the statistics that the methods need
-    (a solver may ask for the reference's inputs x instead; and where y is added to a shortcut r, for y + r − r̂)
-    statistics  ──▶  grids, codes, biases (`engine/unit.py`)
-    codes, biases  ──▶  the current stream goes on with the unit's output on these
+A solver may ask for the reference's inputs x instead of x̂; and if the unit's output is added to another branch r, for
+the targets y + r − r̂.
 
-Before anything is quantized the two streams are one and the same tensors; they are computed and kept once. The two
-graphs need not be the same (`engine/schedule.py`): where the reference has no tensor to compare a unit's output with,
-the target is what the unit's float weights give on its inputs x̂.
+Each operation runs once per stream and batch, and a tensor is freed after its last use. So the cost is linear in depth,
+and memory is what is alive between two units (the *frontier*), which is known before the run starts. As long as nothing
+is quantized, the two streams are equal: their tensors are computed and held once.
 
-Tensors between operations can be watched (a statistic sees the current stream's values), and quantized: then all that
-reads the tensor in the current stream reads what the quantizer leaves of it.
+The two graphs may differ (`engine/schedule.py`). If the reference has no tensor to compare a unit's output with, the
+target is the output of the unit's float weights on its inputs x̂.
+
+An *observer* is a statistic that collects the values of one activation in the current stream. If an activation has a
+quantizer, the operations that read it in the current stream get its fake-quantized value.
 """
 
 from __future__ import annotations
@@ -31,11 +36,11 @@ import torch
 from torch import Tensor, fx
 
 from roundwise.artifacts.emit import QuantizedWeight
-from roundwise.engine.measure import distance, distance_by_rows, energy, ratio
-from roundwise.engine.plan import rehearse
+from roundwise.engine.measure import distance, distance_by_rows, energy, relative_error
+from roundwise.engine.plan import forecast
 from roundwise.engine.schedule import Schedule, Segment, Step
 from roundwise.engine.store import ActivationStore
-from roundwise.engine.unit import Pair, Solved, UnitTask, layer_report
+from roundwise.engine.unit import Solved, StreamPair, UnitTask, layer_report
 from roundwise.engine.values import Executor, Values, count, each, fetch
 from roundwise.errors import ModelError
 from roundwise.events import LayerFinished, LayerStarted, Planned, Progress
@@ -47,23 +52,24 @@ from roundwise.report import LayerReport
 from roundwise.statistics import Addend, ValueStatistic
 
 NEAREST_SAMPLES = 128
-"""About how many samples nearest rounding's error is measured on, where there are twice as many or more."""
+"""If there are 256 samples or more, measure the error of nearest rounding on at least 128 of them, not on all. A larger
+number makes the report's `error_nearest` more exact and the run slower; codes do not depend on it."""
 
 MAX_BRANCH_ERROR = 100
-"""Ignore an addition when the other branch differs by more than this many times the energy of the layer's output: then
-it is an attention mask (−∞), not a residual."""
+"""Ignore an addition if the squared error of the other branch is more than 100 times the energy of the layer's output:
+then the branch is an attention mask (−∞), not a residual."""
 
 COMPENSATES = (
-    "this layer also compensates the error of the branch that its output is added to (addition_aware), so its own "
-    "error can exceed that of nearest rounding"
+    "this layer also compensates for the error of the branch that its output is added to (addition_aware), so its own "
+    "error can be larger than that of nearest rounding"
 )
-"""The note on a layer whose solver was `addition_aware`."""
+"""The note on a layer whose targets were y + r − r̂."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class StreamResult:
-    """What the pass found: codes and a report per layer, the error of the outputs, and where the time went."""
+    """The result of a pass: codes and a report for each layer, the error of the outputs, and the time by activity."""
 
     weights: list[QuantizedWeight]
     reports: list[LayerReport]
@@ -73,7 +79,7 @@ class StreamResult:
 
 @final
 class Stream:
-    """The pass over one graph. Make one, look at its `plan`, `run` it once."""
+    """One pass over a graph. `plan` is its forecast; `run` it once."""
 
     def __init__(
         self,
@@ -83,7 +89,7 @@ class Stream:
         tasks: Sequence[UnitTask],
         *,
         quantizers: Mapping[fx.Node, Quantizer] | None = None,
-        watched: Mapping[fx.Node, ValueStatistic] | None = None,
+        observers: Mapping[fx.Node, ValueStatistic] | None = None,
         reference: Graph | None = None,
         counterparts: Mapping[str, str] | None = None,
         keeps_inputs: bool = False,
@@ -93,7 +99,7 @@ class Stream:
     ) -> None:
         self._graph, self._store, self._seed, self._samples = graph, store, seed, samples
         self._progress: Progress = progress or (lambda _: None)
-        self._quantizers, self._watched = quantizers or {}, watched or {}
+        self._quantizers, self._observers = quantizers or {}, observers or {}
         self._schedule = Schedule.of(
             graph,
             tasks,
@@ -105,11 +111,11 @@ class Stream:
         self._executor = Executor(self._schedule, store)
         self._seconds = {"forward": 0.0, "ranges": 0.0, "rounding": 0.0}
         self._batches: list[Values] = [
-            {node: Pair(leaf, leaf) for node, leaf in zip(self._schedule.inputs, batch, strict=True)}
+            {node: StreamPair(leaf, leaf) for node, leaf in zip(self._schedule.inputs, batch, strict=True)}
             for batch in batches
         ]
         self._counts = [count(values) for values in self._batches]
-        self.plan, self._costs = rehearse(
+        self.plan, self._costs = forecast(
             self._schedule, self._executor, store, self._batches[0], samples, self._quantizers
         )
 
@@ -120,7 +126,7 @@ class Stream:
         """Quantize every unit.
 
         Raises:
-            ModelError: an activation is not finite.
+            ModelError: an activation is NaN or infinite.
             MemoryBudgetError: the disk is full.
         """
         self._progress(Planned(self.plan))
@@ -128,8 +134,8 @@ class Stream:
         reports: list[LayerReport] = []
         begin, total = time.perf_counter(), len(self._schedule.segments)
         for values in self._batches:
-            for node in values.keys() & (self._quantizers.keys() | self._watched.keys()):
-                values[node] = each(self._observed(node, values[node]), self._store.hold)
+            for node in values.keys() & (self._quantizers.keys() | self._observers.keys()):
+                values[node] = each(self._observe_and_quantize(node, values[node]), self._store.hold)
         for index, segment in enumerate(self._schedule.segments):
             self._progress(LayerStarted(segment.task.unit.name, index, total))
             for weight, report in self._quantize(segment):
@@ -143,7 +149,7 @@ class Stream:
         return StreamResult(weights, reports, output_error, self._seconds)
 
     def _quantize(self, segment: Segment) -> list[tuple[QuantizedWeight, LayerReport]]:
-        """Collect the unit's statistics, choose its codes, and let the current stream pass it."""
+        """Collect the unit's statistics, choose its codes, and run it with them in the current stream."""
         task, unit = segment.task, segment.task.unit
         statistics: Any = task.statistics(self._samples, self._seed)
         total, compensates = 0.0, False
@@ -154,7 +160,7 @@ class Stream:
             self._executor.hold((*(step.key for step in segment.steps), unit.output), values)
             addend = self._addend(task, values, target)
             inputs = [values[node] for node in unit.inputs]
-            task.show(statistics, inputs, values[unit.output].float, self._counts[number], addend)
+            task.collect(statistics, inputs, values[unit.output].reference, self._counts[number], addend)
             compensates |= addend is not None
         for step in segment.steps:
             self._executor.weights.pop(step.key, None)
@@ -167,41 +173,42 @@ class Stream:
             dtype = self._graph.constants[one.chosen.layer.weight].dtype
             self._executor.weights.update(dict.fromkeys(one.chosen.layer.calls[1:], one.chosen.weight(dtype)))
         difference, difference_nearest = self._advance(unit, solved)
-        errors, note = (ratio(difference_nearest, total), ratio(difference, total)), COMPENSATES if compensates else ""
+        errors = relative_error(difference_nearest, total), relative_error(difference, total)
+        note = COMPENSATES if compensates else ""
         return [(one.chosen, layer_report(one, *errors, note)) for one in solved]
 
     def _addend(self, task: UnitTask, values: Values, target: float) -> Addend | None:
-        """What the layer's output is added to, if its solver makes up for that and there is something to."""
+        """The other branch of the addition after the unit, if the solver is `addition_aware` and the branch differs."""
         pair = None if task.addend is None else values.get(task.addend)
-        if pair is None or pair.float is pair.quantized:
+        if pair is None or pair.reference is pair.current:
             return None
         error = distance(*each(pair, self._store.fetch))
-        return Addend(*pair) if error <= MAX_BRANCH_ERROR * target else None  # not where it is NaN
+        return Addend(*pair) if error <= MAX_BRANCH_ERROR * target else None  # None also if the error is NaN
 
     def _target(self, unit: Unit, number: int, values: Values) -> float:
-        """The unit's output in the reference becomes a value; returns its energy Σ‖y‖²."""
+        """Compute the unit's target y, its output in the reference; return its energy Σ‖y‖²."""
         reference = self._schedule.counterpart(unit.output)
-        if reference is None:  # nothing to compare with: what the float weights give on the inputs so far
+        if reference is None:  # the reference has no such tensor: take the output of the float weights
             target = self._executor.unit_output(unit, values)
         else:
             inner = dict(values)
             for node in self._schedule.reference_nodes(unit):
-                inner[self._schedule.key(node)] = Pair(self._executor.reference(node, inner), None)
-            target = inner[unit.output].float
+                inner[self._schedule.key(node)] = StreamPair(self._executor.reference(node, inner), None)
+            target = inner[unit.output].reference
         size = energy(target)
         if not math.isfinite(size):
             raise ModelError(
                 f"the float network gives NaN or infinite values at layer '{unit.name}' for samples in batch {number} "
-                f"(of {len(self._batches)}), in {target.dtype}. Check these samples' preprocessing and the biases and "
-                "batch-norms before the layer; where float16 is too narrow, quantize the model in float32 or bfloat16."
+                f"(of {len(self._batches)}), in {target.dtype}. Check these samples' preprocessing, and the biases and "
+                "batch-norms before the layer. If values overflow float16, quantize the model in float32 or bfloat16."
             )
-        values[unit.output] = Pair(target, None)
+        values[unit.output] = StreamPair(target, None)
         return size
 
     def _advance(self, unit: Unit, solved: Sequence[Solved]) -> tuple[float, float]:
-        """Let the current stream pass the unit; returns Σ‖y − ŷ‖² with these weights, and with nearest ones.
+        """Run the unit in the current stream; return Σ‖y − ŷ‖² with its chosen weights, and with nearest rounding.
 
-        The latter is estimated on every n-th batch where there are many samples.
+        If there are many samples, the second error is estimated from every n-th batch.
         """
         difference = compared = compared_nearest = 0.0
         constants = self._constants(one.chosen for one in solved)
@@ -209,41 +216,43 @@ class Stream:
         same = all(torch.equal(constants[node], nearest[node]) for node in constants)
         step = max(1, self._samples // NEAREST_SAMPLES)
         for number, values in enumerate(self._batches):
-            target = fetch(values[unit.output].float, self._store)
+            target = fetch(values[unit.output].reference, self._store)
             output = self._output(unit, values, constants)
             error = distance(output, target)
             difference += error
             if not same and number % step == 0:
                 compared += error
                 compared_nearest += self._distance(unit, values, nearest, target)
-            passed = self._observed(unit.output, Pair(target, output)).quantized
-            values[unit.output] = Pair(values[unit.output].float, self._store.hold(passed))
+            current = self._observe_and_quantize(unit.output, StreamPair(target, output)).current
+            values[unit.output] = StreamPair(values[unit.output].reference, self._store.hold(current))
             for node in unit.nodes:
                 self._executor.release(node, values)
         if not math.isfinite(difference):
             raise ModelError(
-                f"layer '{unit.name}' gives finite values in the float network, but NaN or infinite ones with its "
-                f"quantized weights: activations come too near to the end of {next(iter(constants.values())).dtype}. "
-                "Use more bits, or quantize the model in float32 or bfloat16."
+                f"layer '{unit.name}' gives finite values in the float network, but NaN or infinite values with its "
+                f"quantized weights: activations overflow {next(iter(constants.values())).dtype}. Use more bits, or "
+                "quantize the model in float32 or bfloat16."
             )
-        # By the ratio on the same samples, so that which of the two is better does not depend on which these are.
+        # Scale by the ratio on the same samples: whether nearest is better then does not depend on the samples drawn.
         return difference, difference * (compared_nearest / compared) if compared else difference + compared_nearest
 
-    def _output(self, unit: Unit, values: Values, constants: Mapping[fx.Node, Tensor], *, watch: bool = True) -> Tensor:
-        """The unit's output in the current stream with these weights and biases, before its own quantizer."""
+    def _output(
+        self, unit: Unit, values: Values, constants: Mapping[fx.Node, Tensor], *, observe: bool = True
+    ) -> Tensor:
+        """The unit's output in the current stream with these weights and biases, before the output's quantizer."""
         inner, output = dict(values), torch.empty(0)
         for node in unit.nodes:
             inputs = self._executor.current_inputs(node, inner)
             output = execute(node, {**inputs, **{it: constants[it] for it in inputs if it in constants}})
             if node is not unit.output:
-                pair = Pair(None, output)
-                inner[node] = self._observed(node, pair) if watch else self._quantized(node, pair)
+                pair = StreamPair(None, output)
+                inner[node] = self._observe_and_quantize(node, pair) if observe else self._fake_quantized(node, pair)
         return output
 
     def _distance(self, unit: Unit, values: Values, constants: Mapping[fx.Node, Tensor], target: Tensor) -> float:
-        """Σ‖y − ŷ‖² with other weights and biases; of a single layer a few rows at a time."""
+        """Σ‖y − ŷ‖² with these weights and biases; for a single layer, a few rows at a time."""
         if len(unit.nodes) > 1:
-            return distance(self._output(unit, values, constants, watch=False), target)
+            return distance(self._output(unit, values, constants, observe=False), target)
         layer, node = unit.layer, unit.output
         inputs = {**self._executor.current_inputs(node, values), **constants}
         return distance_by_rows(
@@ -251,7 +260,7 @@ class Stream:
         )
 
     def _constants(self, weights: Iterable[QuantizedWeight]) -> dict[fx.Node, Tensor]:
-        """Weights and biases as they are quantized, by the nodes that give them."""
+        """The quantized weights and biases, by the nodes that hold the float ones."""
         constants: dict[fx.Node, Tensor] = {}
         for quantized in weights:
             layer = quantized.layer
@@ -263,14 +272,14 @@ class Stream:
         return constants
 
     def _finish(self) -> float:
-        """The operations after the last unit; returns the relative error of everything that the network returns."""
+        """Run the operations after the last unit; return the relative error of all outputs of the network."""
         difference = total = 0.0
         for number, values in enumerate(self._batches):
             self._forward(self._schedule.tail, values)
             for reference, current in self._schedule.outputs:
                 if current.op == "get_attr":
                     continue
-                target = fetch(values[self._schedule.key(reference)].float, self._store)
+                target = fetch(values[self._schedule.key(reference)].reference, self._store)
                 if not isinstance(target, Tensor) or not target.is_floating_point():
                     continue
                 if target.isnan().any():
@@ -278,10 +287,10 @@ class Stream:
                         f"the float network's outputs contain NaN for samples in batch {number} (of "
                         f"{len(self._batches)}). Check these samples' preprocessing, or the network itself."
                     )
-                finite = torch.isfinite(target)  # the −∞ of a mask has no error
+                finite = torch.isfinite(target)  # leave out the −∞ of a mask
                 total += energy(target[finite])
-                if current in self._schedule.tainted or current in self._quantizers:
-                    output = fetch(values[current].quantized, self._store)
+                if current in self._schedule.differing or current in self._quantizers:
+                    output = fetch(values[current].current, self._store)
                     difference += distance(output[finite], target[finite])
             values.clear()
         if not math.isfinite(difference):
@@ -289,21 +298,24 @@ class Stream:
                 "the quantized network's outputs are NaN or infinite where the float network's are not. Use more bits, "
                 "or quantize the model in float32 or bfloat16."
             )
-        return ratio(difference, total)
+        return relative_error(difference, total)
 
     def _forward(self, steps: Iterable[Step], values: Values) -> None:
-        """Run steps in both streams, or once where they agree."""
+        """Run steps in both streams, or once if the streams do not differ."""
         for step in steps:
-            tainted = step.current in self._schedule.tainted
-            values[step.key] = self._observed(step.key, self._executor.run(step, values, tainted=tainted))
+            differing = step.current in self._schedule.differing
+            pair = self._executor.run(step, values, differing=differing)
+            values[step.key] = self._observe_and_quantize(step.key, pair)
             self._executor.release(step.key, values)
 
-    def _observed(self, node: fx.Node, pair: Pair) -> Pair:
-        """What an operation gave in both streams, once the current one has been watched and quantized."""
-        if node in self._watched:
-            self._watched[node].add(self._store.fetch(pair.quantized))
-        return self._quantized(node, pair)
+    def _observe_and_quantize(self, node: fx.Node, pair: StreamPair) -> StreamPair:
+        """The values of one operation, after its observer has seen and its quantizer has changed the current one."""
+        if node in self._observers:
+            self._observers[node].add(self._store.fetch(pair.current))
+        return self._fake_quantized(node, pair)
 
-    def _quantized(self, node: fx.Node, pair: Pair) -> Pair:
-        quantizer, value = self._quantizers.get(node), pair.quantized
-        return Pair(pair.float, value if quantizer is None else quantizer.fake_quantize(self._store.fetch(value)))
+    def _fake_quantized(self, node: fx.Node, pair: StreamPair) -> StreamPair:
+        quantizer = self._quantizers.get(node)
+        if quantizer is None:
+            return pair
+        return StreamPair(pair.reference, quantizer.fake_quantize(self._store.fetch(pair.current)))

@@ -1,7 +1,7 @@
-"""PyTorch's settings of the whole process, isolated while the library works.
+"""Isolate the run from PyTorch's process-wide settings.
 
-A caller may have switched on inference mode or autocast, or allowed float32 products at a lower precision. Results do
-not depend on any of these, and afterwards every setting is as the caller left it.
+A caller may have switched on inference mode or autocast, or allowed a lower precision for float32 products. Results do
+not depend on these settings, and after the run every setting is what it was before.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _ONE_THREAD_AT_A_TIME = threading.RLock()
 """`torch.export` cannot run in two threads at once, and the settings below belong to the whole process."""
 
 _Switch = tuple[Callable[[], Any], Callable[[Any], Any]]
-"""How a setting is read and written."""
+"""The functions that read and write one setting."""
 
 
 @contextlib.contextmanager
 def isolated_torch_state(device: torch.device) -> Iterator[None]:
-    """Compute in the network's own precision and allow gradients, whatever the caller has set.
+    """Compute in the network's own precision and allow gradients, independent of the caller's settings.
 
-    Only one thread at a time is inside; others wait.
+    Only one thread at a time can be inside; other threads wait.
 
-    By default PyTorch lets CUDA convolutions round their inputs to 10 bits (TF32). An exact rewrite would then seem to
-    change the network's outputs by half a percent, and codes would be chosen to reproduce the rounded outputs.
+    By default PyTorch lets CUDA convolutions round their inputs to 10 bits (TF32). With TF32 an exact rewrite would
+    seem to change the network's outputs by half a percent, and codes would be chosen for the rounded outputs.
 
     Args:
         device: of the network; autocast is switched off for devices of this type.
@@ -85,12 +85,12 @@ def _full_float32_precision() -> Iterator[None]:
 
 
 def _attribute(owner: Any, name: str) -> _Switch:
-    """How an attribute is read and written."""
+    """The functions that read and write an attribute."""
     return functools.partial(getattr, owner, name), functools.partial(setattr, owner, name)
 
 
 def _read_or_none(read: Callable[[], Any]) -> Any:
-    """A setting's value; None where PyTorch refuses to read it, because a newer setting contradicts it."""
+    """The value of a setting; None if PyTorch refuses to read it, because a newer setting contradicts it."""
     try:
         return read()
     except RuntimeError:

@@ -1,6 +1,6 @@
-"""What is done to one unit: the grids, the codes and the biases of its layers, and the record of them.
+"""Quantize one unit: choose the grids, codes and biases of its layers, and report on each layer.
 
-a layer     statistics  ──▶  grid  ──▶  codes  ──▶  correction of the bias, where the recipe asks for it
+a layer     statistics  ──▶  grid  ──▶  codes  ──▶  correction of the bias, if the recipe has one
 a block     grids  ──▶  statistics  ──▶  codes of all its layers together
 """
 
@@ -38,15 +38,15 @@ from roundwise.report import LayerReport
 from roundwise.statistics import Addend, BlockStatistic, Nothing, Statistic
 
 
-class Pair(NamedTuple):
-    """One thing in both streams; the same object where they agree."""
+class StreamPair(NamedTuple):
+    """The value of one tensor in the reference network and in the network so far; one object if the two are equal."""
 
-    float: Any
-    quantized: Any
+    reference: Any
+    current: Any
 
 
 class Need(NamedTuple):
-    """A kind of statistic, which stream's inputs it is shown, and for which targets (see `Traits`)."""
+    """A kind of statistic, and which inputs and targets it collects (`Traits` explains the two choices)."""
 
     kind: type[Statistic]
     float_inputs: bool = False
@@ -54,20 +54,28 @@ class Need(NamedTuple):
 
 
 Statistics = dict[Need, Statistic]
-"""What is known of one layer; what both methods need is collected once."""
+"""The statistics of one layer; one that several methods need is collected once."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class LayerTask:
-    """A unit of one layer, how to quantize it, the words for it in the report, and what is known before any sample."""
+    """A unit of one layer, and how to quantize it.
+
+    Attributes:
+        unit: the unit.
+        codebook, granularity: the integers that codes may take, and which weights share a scale.
+        ranges, rounding, correction: the methods.
+        method_names: the names of granularity, range estimator and solver, for the report.
+        known: statistics that need no samples, such as means expected from batch-norm.
+    """
 
     unit: Unit
     codebook: Codebook
     granularity: Granularity
     ranges: RangeEstimator[Any]
     rounding: RoundingSolver[Any]
-    words: tuple[str, str, str]  # granularity, ranges, rounding
+    method_names: tuple[str, str, str]
     correction: Correction[Any] | None = None
     known: Mapping[type[Statistic], Statistic] = field(default_factory=dict)
 
@@ -78,38 +86,38 @@ class LayerTask:
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What its methods need to know: range estimation, the solver, and the correction if there is one."""
+        """The statistics that the methods need: range estimator, solver, and the correction if there is one."""
         sums = self.addend is not None
         needs = Need(self.ranges.needs), Need(self.rounding.needs, self.rounding.traits.float_inputs, sums)
         return needs if self.correction is None else (*needs, Need(self.correction.needs, addition_aware=sums))
 
     @property
     def addend(self) -> fx.Node | None:
-        """What the layer's output is added to, if it is and the solver makes up for it."""
+        """The other branch of the addition after the layer, if the solver is `addition_aware` and there is one."""
         return self.layer.addend if self.rounding.traits.addition_aware else None
 
     def statistics(self, samples: int, seed: int) -> Statistics:
-        """What its methods need: what is known already, and empty ones to collect the rest in."""
+        """The statistics that the methods need: those that are known, and empty ones for those to be collected."""
         return {
             need: self.known.get(need.kind)
             or need.kind.empty(self.layer.map, samples, generator_for(seed, f"{self.layer.name}: samples"))
             for need in self.needs
         }
 
-    def show(
-        self, statistics: Statistics, inputs: Sequence[Pair], targets: Tensor, samples: int, addend: Addend | None
+    def collect(
+        self, statistics: Statistics, inputs: Sequence[StreamPair], targets: Tensor, samples: int, addend: Addend | None
     ) -> None:
-        """Let the statistics see one batch: the layer's input in both streams, its targets, and what is added to it."""
+        """Add one batch to the statistics: the layer's input in both streams, its targets, and the other branch."""
         (pair,) = inputs
         for need, statistic in statistics.items():
-            seen = pair.float if need.float_inputs else pair.quantized
+            seen = pair.reference if need.float_inputs else pair.current
             if addend is not None and need.addition_aware:
                 statistic.add_sum(seen, targets, samples, addend)
             else:
                 statistic.add(seen, targets, samples)
 
     def solve(self, statistics: Statistics, seed: int) -> list[Solved]:
-        """Choose the layer's grid, its codes and its bias."""
+        """Choose the layer's grid, codes and bias."""
         graph, layer, start = self.unit.graph, self.layer, time.perf_counter()
         matrix = layer.map.to_matrix(graph.constants[layer.weight]).float()
         of_ranges, of_rounding, *_ = self.needs
@@ -142,15 +150,15 @@ class LayerTask:
         ]
 
     def bytes_needed(self, samples: int, positions: int) -> int:
-        """What the statistics and the methods' work on them occupy at most; `positions` are those of one sample."""
+        """Bytes for the statistics and for solving with them, at most; `positions` is their number per sample."""
         return max(need.kind.bytes_needed(self.layer.map, samples, positions) for need in self.needs)
 
     def work(self, rows_per_sample: int, samples: int) -> float:
-        """What the solver will cost, in forward passes of the layer over one row."""
+        """The estimated cost of solving, in forward passes of the layer over one row."""
         return estimated_work(self.rounding, rows_per_sample, samples)
 
     def check_without_data(self) -> None:
-        """Raise if one of its methods learns from samples.
+        """Raise if one of the methods needs samples.
 
         Raises:
             RecipeError: names the method.
@@ -160,8 +168,8 @@ class LayerTask:
             kind: type[Statistic] = method.needs
             if kind.from_samples:
                 raise RecipeError(
-                    f"layer '{self.layer.name}': {type(method).__name__} learns from samples of the layer's inputs "
-                    f"({kind.__name__}), and there is no data. Give calibration samples, or take methods that need "
+                    f"layer '{self.layer.name}': {type(method).__name__} needs samples of the layer's inputs "
+                    f"({kind.__name__}), but there is no data. Give calibration samples, or choose methods that need "
                     "none: rounding=Nearest(), ranges=WeightMSE() or MinMax(), correction=AnalyticBias() or None."
                 )
 
@@ -169,9 +177,9 @@ class LayerTask:
 @final
 @dataclass(frozen=True, eq=False)
 class BlockTask:
-    """A unit of several layers, how each is quantized, and the solver that chooses all codes together.
+    """A unit of several layers, and the solver that chooses the codes of all of them together.
 
-    The methods of `layers` that would choose codes or correct biases one by one are not used.
+    Of the tasks in `layers`, only codebook, granularity and range estimator are used.
     """
 
     unit: Unit
@@ -180,24 +188,29 @@ class BlockTask:
 
     @property
     def addend(self) -> fx.Node | None:
-        """None: the targets of a block are the reference's outputs as they are."""
+        """None: the targets of a block are the outputs of the reference network, without another branch."""
         return None
 
     def statistics(self, samples: int, seed: int) -> BlockStatistic:
         """An empty statistic of the kind that the solver needs."""
         return self.solver.needs.empty(self.unit, samples, generator_for(seed, f"{self.unit.name}: samples"))
 
-    def show(
-        self, statistics: BlockStatistic, inputs: Sequence[Pair], targets: Tensor, samples: int, addend: Addend | None
+    def collect(
+        self,
+        statistics: BlockStatistic,
+        inputs: Sequence[StreamPair],
+        targets: Tensor,
+        samples: int,
+        addend: Addend | None,
     ) -> None:
-        """Let the statistic see one batch: the block's inputs in the network so far, and its targets."""
-        statistics.add([pair.quantized for pair in inputs], targets, samples)
+        """Add one batch to the statistic: the block's inputs in the network so far, and its targets."""
+        statistics.add([pair.current for pair in inputs], targets, samples)
 
     def solve(self, statistics: BlockStatistic, seed: int) -> list[Solved]:
         """Choose the grids of all layers, then their codes together.
 
         Raises:
-            RecipeError: ranges are chosen by looking at samples of one layer, which a block does not keep.
+            RecipeError: a range estimator needs samples of a single layer, which a block does not keep.
         """
         start = time.perf_counter()
         weights, grids = {}, {}
@@ -205,8 +218,8 @@ class BlockTask:
             layer = task.layer
             if task.ranges.needs is not Nothing:
                 raise RecipeError(
-                    f"layer '{layer.name}' is in the block '{self.unit.name}', and {type(task.ranges).__name__} looks "
-                    "at the layer's own samples, which a block does not keep. Take ranges=WeightMSE() or MinMax()."
+                    f"layer '{layer.name}' is in the block '{self.unit.name}', but {type(task.ranges).__name__} needs "
+                    "samples of this layer, which a block does not keep. Choose ranges=WeightMSE() or MinMax()."
                 )
             matrix = layer.map.to_matrix(self.unit.graph.constants[layer.weight]).float()
             weights[layer.name] = matrix
@@ -239,11 +252,11 @@ class BlockTask:
         return solved
 
     def bytes_needed(self, samples: int, positions: int) -> int:
-        """What the statistic and the solver's work on it occupy at most."""
+        """Bytes for the statistic and for solving with it, at most."""
         return self.solver.needs.bytes_needed(self.unit, samples)
 
     def work(self, rows_per_sample: int, samples: int) -> float:
-        """0: block solvers do not say yet what they cost, so the plan's time leaves them out."""
+        """0: block solvers do not state their cost, so the plan's estimate of time does not include them."""
         return 0.0
 
 
@@ -253,7 +266,16 @@ UnitTask = LayerTask | BlockTask
 @final
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """A layer rounded to nearest and as the solver chooses (with the bias corrected), the notes, and seconds spent."""
+    """One quantized layer.
+
+    Attributes:
+        task: how it was quantized.
+        matrix: the float weights.
+        nearest: the weights rounded to nearest, for comparison.
+        chosen: the weights as the solver has rounded them, with the corrected bias.
+        note: for the report.
+        seconds_ranges, seconds_rounding: time spent on each.
+    """
 
     task: LayerTask
     matrix: Tensor
@@ -273,9 +295,9 @@ def _rounded(layer: Layer, codebook: Codebook, grid: Grid, answer: Rounding) -> 
 
 
 def layer_report(solved: Solved, error_nearest: float, error: float, note: str = "") -> LayerReport:
-    """The record of a layer, with its errors as they were measured, NaN where they were not, and one more note."""
+    """The report of a layer; errors that were not measured are NaN, and `note` is added to the layer's own notes."""
     task, chosen, matrix = solved.task, solved.chosen, solved.matrix
-    granularity, ranges, rounding = task.words
+    granularity, ranges, rounding = task.method_names
     return LayerReport(
         name=task.layer.name,
         operation=task.layer.map.operation,
@@ -295,20 +317,20 @@ def layer_report(solved: Solved, error_nearest: float, error: float, note: str =
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
-    """A layer's own source of randomness: the same for the same seed and name, whatever else happens in the run."""
+    """A random generator for one layer; it depends on the seed and the name only, not on other layers."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def _corrected(graph: Graph, task: LayerTask, weight: QuantizedWeight, statistics: Statistics) -> QuantizedWeight:
-    """With the bias that the correction gives it, if there is one and the layer has a bias of its own."""
+    """The weight with its bias corrected; unchanged if there is no correction, or no bias that only this layer uses."""
     layer, correction = task.layer, task.correction
     if correction is None or layer.own_bias is None or layer.map.bias is None:
         return weight
     shape = weight.codes.shape[:2]
     before = torch.zeros(shape, device=layer.map.device) if weight.bias_shift is None else weight.bias_shift
     dtype = graph.constants[layer.weight].dtype
-    matrix = layer.map.to_matrix(weight.weight(dtype)).float()  # as the program computes with it
+    matrix = layer.map.to_matrix(weight.weight(dtype)).float()  # rounded to the network's dtype, as in the program
     bias = layer.map.bias_rows + before
     shift = correction.shift(matrix, bias, statistics[task.needs[-1]])
     if shift.shape != shape:
@@ -317,17 +339,17 @@ def _corrected(graph: Graph, task: LayerTask, weight: QuantizedWeight, statistic
 
 
 def _notes(task: LayerTask, matrix: Tensor, statistics: Statistics) -> list[str]:
-    """What a reader of the layer's report must know."""
+    """Notes for the layer's entry in the report."""
     layer, correction = task.layer, task.correction
-    notes = [f"used by {len(layer.calls)} calls; rounded for the first"] if len(layer.calls) > 1 else []
+    notes = [f"used by {len(layer.calls)} calls; rounded for the inputs of the first"] if len(layer.calls) > 1 else []
     weight = layer.node.args[1]
     if isinstance(weight, fx.Node) and len(weight.users) > len(layer.calls):
-        notes.append("its weight is also read by other operations, which keep the float one")
+        notes.append("other operations read its weight too, and keep the float weight")
     if not matrix.any():
         notes.append("all weights are zero")
     if correction is not None and layer.own_bias is None:
-        why = "no bias" if layer.map.bias is None else "a bias that is not its own alone"
-        notes.append(f"not corrected: it has {why}")
+        why = "it has no bias" if layer.map.bias is None else "other operations read its bias too"
+        notes.append(f"not corrected: {why}")
     elif correction is not None:
         notes.append(correction.note(statistics[task.needs[-1]]))
     return notes

@@ -1,4 +1,4 @@
-"""What operations gave for one batch, in both streams, and is still needed."""
+"""The values of one batch in both streams, and the executor that computes them."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ from torch import Tensor, fx
 
 from roundwise.engine.schedule import Schedule, Step
 from roundwise.engine.store import ActivationStore
-from roundwise.engine.unit import Pair
+from roundwise.engine.unit import StreamPair
 from roundwise.graph.graph import Graph
 from roundwise.graph.operators import WEIGHTED
 from roundwise.graph.run import execute, fast_layout
 from roundwise.graph.unit import Unit
 
-Values = dict[fx.Node, Pair]
-"""One batch, by the keys of the steps (`Step.key`)."""
+Values = dict[fx.Node, StreamPair]
+"""The values of one batch that are still needed, by the keys of the steps (`Step.key`)."""
 
 
 @final
 class Executor:
-    """Runs steps of a schedule on the values of a batch, and gives them into custody."""
+    """Runs the steps of a schedule on the values of a batch, and lets the store hold the results."""
 
     def __init__(self, schedule: Schedule, store: ActivationStore) -> None:
         self._schedule, self._store = schedule, store
         self.weights: dict[fx.Node, Tensor] = {}
-        """What later calls of a quantized layer compute with in the current stream, by the call."""
+        """The quantized weight of each later call of a layer that is called several times."""
 
     def reference(self, node: fx.Node, values: Values) -> Any:
-        """The result of an operation of the reference graph."""
+        """Run an operation of the reference graph."""
         return execute(node, self.reference_inputs(node, values))
 
     def current(self, node: fx.Node, values: Values) -> Any:
-        """The result of an operation of the current graph."""
+        """Run an operation of the current graph."""
         return execute(node, self.current_inputs(node, values))
 
-    def run(self, step: Step, values: Values, *, tainted: bool) -> Pair:
-        """A step in both streams, or once where they agree."""
+    def run(self, step: Step, values: Values, *, differing: bool) -> StreamPair:
+        """Run a step in both streams, or once if the streams do not differ."""
         target = None if step.reference is None else self.reference(step.reference, values)
         if step.current is None:
-            return Pair(target, None)
-        return Pair(target, self.current(step.current, values) if tainted else target)
+            return StreamPair(target, None)
+        return StreamPair(target, self.current(step.current, values) if differing else target)
 
     def reference_inputs(self, node: fx.Node, values: Values) -> dict[fx.Node, Any]:
-        """What an operation of the reference graph reads, on the network's device."""
+        """The inputs of an operation of the reference graph, on the network's device."""
         graph, key = self._schedule.reference, self._schedule.key
         return {
             source: _constant(graph, node, source)
             if source.op == "get_attr"
-            else fetch(values[key(source)].float, self._store)
+            else fetch(values[key(source)].reference, self._store)
             for source in node.all_input_nodes
         }
 
     def current_inputs(self, node: fx.Node, values: Values) -> dict[fx.Node, Any]:
-        """What an operation of the current graph reads, on the network's device, with weights as they are now."""
+        """The inputs of an operation of the current graph, on the network's device, with weights quantized so far."""
         graph = self._schedule.graph
         inputs = {
             source: _constant(graph, node, source)
             if source.op == "get_attr"
-            else fetch(values[source].quantized, self._store)
+            else fetch(values[source].current, self._store)
             for source in node.all_input_nodes
         }
         if node in self.weights:
@@ -68,41 +68,42 @@ class Executor:
         return inputs
 
     def unit_output(self, unit: Unit, values: Values) -> Tensor:
-        """What a unit gives in the current stream with its float weights."""
+        """The output of a unit in the current stream with its float weights."""
         inner = dict(values)
         for node in unit.nodes:
-            inner[node] = Pair(None, self.current(node, inner))
-        output: Tensor = inner[unit.output].quantized
+            inner[node] = StreamPair(None, self.current(node, inner))
+        output: Tensor = inner[unit.output].current
         return output
 
     def release(self, node: fx.Node, values: Values) -> None:
-        """Drop what nobody needs after this operation."""
+        """Drop the values that no operation after this one needs."""
         for done in self._schedule.last_use.get(node, ()):
             values.pop(done, None)
 
     def hold(self, nodes: Iterable[fx.Node], values: Values) -> None:
-        """Give what these operations gave, and is still needed, into the store's custody."""
+        """Let the store hold the results of these operations that are still needed."""
         for node in nodes:
             if node in values:
                 values[node] = each(values[node], self._store.hold)
 
 
 def fetch(value: Any, store: ActivationStore) -> Any:
-    """A value on the network's device, wherever it waited."""
+    """A value on the network's device."""
     return pytree.tree_map_only(Tensor, store.fetch, value)
 
 
-def each(pair: Pair, function: Callable[[Tensor], Tensor]) -> Pair:
-    """A function of tensors on all tensors of a pair; what was one object stays one."""
-    value = pytree.tree_map_only(Tensor, function, pair.float)
-    return Pair(
-        value, value if pair.quantized is pair.float else pytree.tree_map_only(Tensor, function, pair.quantized)
+def each(pair: StreamPair, function: Callable[[Tensor], Tensor]) -> StreamPair:
+    """Apply a function to all tensors of a pair; if the pair is one object, so is the result."""
+    value = pytree.tree_map_only(Tensor, function, pair.reference)
+    return StreamPair(
+        value, value if pair.current is pair.reference else pytree.tree_map_only(Tensor, function, pair.current)
     )
 
 
 def count(values: Values) -> int:
-    """How many samples a batch of inputs holds."""
-    return next(int(p.float.shape[0]) for p in values.values() if isinstance(p.float, Tensor) and p.float.dim())
+    """The number of samples in a batch of inputs."""
+    leaves = (pair.reference for pair in values.values())
+    return next(int(leaf.shape[0]) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim())
 
 
 def _constant(graph: Graph, node: fx.Node, source: fx.Node) -> Any:

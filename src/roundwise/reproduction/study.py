@@ -21,8 +21,8 @@ from torch import nn
 from roundwise.api import quantize
 from roundwise.artifacts.model import Model
 from roundwise.engine.network import Network, capture
-from roundwise.engine.planning import plan_layers
 from roundwise.engine.rewriting import folded
+from roundwise.engine.tasks import plan_layers
 from roundwise.errors import RecipeError
 from roundwise.methods.rounding import Given
 from roundwise.numerics.grid import Granularity, PerTensor

@@ -1,4 +1,4 @@
-"""What to do with each layer, from the settings of a `Quantize` stage and the graph."""
+"""Make a task for each layer from the settings of a `Quantize` stage; list what stays in float; count stored bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from roundwise.artifacts.emit import QuantizedWeight, packed_bits
-from roundwise.engine.activations import names_of
+from roundwise.engine.activations import overridable_names
 from roundwise.engine.unit import LayerTask
 from roundwise.errors import ModelError
 from roundwise.graph.analysis.layers import Layer, find_layers
@@ -26,20 +26,20 @@ from roundwise.statistics import ExpectedMeans
 
 
 def plan_layers(graph: Graph, stage: Quantize) -> list[LayerTask]:
-    """What to do with each layer that will be quantized, in order.
+    """A task for each layer that will be quantized, in the order in which layers run.
 
     Raises:
-        ModelError: there is none, or its weights are not finite.
-        RecipeError: an override matches no layer, or columns do not divide into the groups that are asked for.
+        ModelError: there is no layer to quantize, or a layer has weights or biases that are not finite.
+        RecipeError: an override matches no layer, or a layer's columns do not divide into groups of the chosen size.
     """
     layers = find_layers(graph)
     if not layers:
         raise ModelError(
-            f"the model has no layer to quantize: among its {len(graph.operations.nodes)} operations is no linear "
-            "layer and no convolution with a constant weight."
+            f"the model has no layer to quantize: none of its {len(graph.operations.nodes)} operations is a linear "
+            "layer or a convolution with a constant weight."
         )
     names, operations = [layer.name for layer in layers], [layer.map.operation for layer in layers]
-    tensors, kinds = names_of(graph)
+    tensors, kinds = overridable_names(graph)
     stage.exceptions.check(names, tensors, [*operations, *kinds])
     settings = stage.exceptions.weights(names, operations, stage.weights)
     known = propagate(graph)
@@ -60,15 +60,15 @@ def _task(graph: Graph, layer: Layer, weights: Weights, stage: Quantize, known: 
     if not torch.isfinite(tensor).all():
         raise ModelError(
             f"layer '{layer.name}' has {int((~torch.isfinite(tensor)).sum())} weights that are NaN or infinite, of "
-            f"{tensor.numel()}. Such a network computes nothing to compare with: load sound weights."
+            f"{tensor.numel()}. The outputs of such a network are NaN or infinite: load weights that are finite."
         )
     if layer.map.bias is not None and not torch.isfinite(layer.map.bias).all():
         raise ModelError(
             f"layer '{layer.name}' has {int((~torch.isfinite(layer.map.bias)).sum())} biases that are NaN or infinite, "
-            f"of {layer.map.bias.numel()}. Such channels compute nothing: load sound weights."
+            f"of {layer.map.bias.numel()}. These channels give NaN or infinity: load weights that are finite."
         )
     rounding = weights.rounding or stage.rounding
-    words = (
+    method_names = (
         granularity_name(weights.granularity),
         name_of(weights.ranges, RANGE_ESTIMATORS),
         name_of(rounding, ROUNDING_SOLVERS),
@@ -81,7 +81,7 @@ def _task(graph: Graph, layer: Layer, weights: Weights, stage: Quantize, known: 
         granularity=weights.granularity,
         ranges=weights.ranges,
         rounding=rounding,
-        words=words,
+        method_names=method_names,
         correction=stage.correction,
         known={ExpectedMeans: _expected_means(layer, tensor, known)} if expects else {},
     )
@@ -96,7 +96,7 @@ def _expected_means(layer: Layer, weight: Tensor, known: Mapping[fx.Node, Known]
 
 
 def kept_float(graph: Graph, weights: list[QuantizedWeight]) -> list[KeptFloat]:
-    """Every weight (a parameter that is no vector) that the quantized network reads as float, and why."""
+    """Each parameter with two or more dimensions that the quantized network reads as float, with the reason."""
     quantized = {weight.layer.weight: set(weight.layer.calls) for weight in weights}
     by_recipe = {layer.weight: layer.name for layer in find_layers(graph)}
     kept = []
@@ -108,15 +108,15 @@ def kept_float(graph: Graph, weights: list[QuantizedWeight]) -> list[KeptFloat]:
         readers = sorted({str(user.target) for user in node.users if user not in quantized.get(name, ())})
         if name in by_recipe and name not in quantized:
             kept.append(KeptFloat(by_recipe[name], value.numel(), "the recipe keeps it in float"))
-        elif readers and value.numel() > max(value.shape):  # not a number for each channel, such as a limit
+        elif readers and value.numel() > max(value.shape):  # more than one number per channel, so not a scale or limit
             kept.append(KeptFloat(name, value.numel(), f"read by {', '.join(readers)}, which is not a layer"))
     return kept
 
 
 def stored_bytes(graph: Graph) -> int:
-    """Bytes of all constants, codes counted at the bits they take in a file."""
+    """Bytes of all constants in a file; codes and zero points are packed to their bits."""
     bits, size = packed_bits(graph), 0
     for name, tensor in graph.constants.items():
-        if isinstance(tensor, Tensor):  # and not a piece of control flow
+        if isinstance(tensor, Tensor):  # a constant may also be the sub-graph of a branch or loop
             size += -(-tensor.numel() * bits[name] // 8) if name in bits else tensor.nbytes
     return size
