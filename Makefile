@@ -22,7 +22,7 @@ CREATED := $(VENV)/.created
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo test slow lint format types imports check accuracy bench clean
+.PHONY: help demo test slow coverage wheel lint format types imports docs check accuracy bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -35,6 +35,14 @@ test: $(DEV)  ## the tests, without those that take minutes
 
 slow: $(DEV)  ## the tests that take minutes
 	@$(PYTEST) -m slow
+
+coverage: $(DEV)  ## all tests, and which branches of src they run: the total, and the files below 90 %
+	@$(BIN)/coverage erase
+	@$(PYTEST) --cov --cov-report=
+	@$(BIN)/coverage report --sort=cover | awk 'NR <= 2 || /^TOTAL/ || $$NF + 0 < 90'
+
+wheel: $(CREATED)  ## build the wheel, and test it in empty environments, the core alone and with each extra
+	@$(BIN)/python tests/wheel/environments.py $(ARGS)
 
 lint: $(DEV)  ## style, and the layers of ARCHITECTURE.md
 	@$(BIN)/ruff check
@@ -51,7 +59,10 @@ format: $(DEV)  ## put the code into its format, and mend what can be mended by 
 types: $(DEV)  ## mypy, strict
 	@$(BIN)/mypy
 
-check: lint types test slow  ## all of the above that can fail
+docs: $(DEV)  ## the pages of docs/ as HTML in docs/_build/html, warnings being errors
+	@$(BIN)/sphinx-build -W --keep-going --quiet --builder html docs docs/_build/html
+
+check: lint types docs test slow wheel  ## all of the above that can fail
 
 accuracy: $(DEV)  ## accuracies of real networks, as in the README; options as in ARGS="--help"
 	@$(BIN)/python benchmarks/accuracy.py $(ARGS)
@@ -60,8 +71,8 @@ bench: $(DEV)  ## Roundwise and its peers side by side; hours without ARGS="--qu
 	@$(BIN)/python benchmarks/side_by_side.py $(ARGS)
 
 clean:  ## remove the environment and everything that tools and runs have written
-	rm -rf $(VENV) build dist roundwise-demo .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist docs/_build roundwise-demo .benchmarks .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find src tests benchmarks docs examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CREATED):
 	@command -v $(PYTHON) >/dev/null || { echo "make: '$(PYTHON)' was not found; Roundwise needs Python 3.11 or newer." >&2; exit 1; }

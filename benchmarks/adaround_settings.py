@@ -25,7 +25,7 @@ import accuracy
 import torch
 
 import roundwise as rw
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.statistics import Samples
 
 
@@ -37,6 +37,10 @@ class WithNorm(RoundingSolver[Samples]):
     base: rw.rounding.AdaRound
     norm: str
     needs: ClassVar[type] = Samples
+
+    @property
+    def traits(self) -> Traits:
+        return self.base.traits
 
     def solve(self, problem: Problem[Samples], generator: torch.Generator) -> Rounding:
         """Solve with λ rescaled so that it weighs as it would under this norm."""

@@ -44,6 +44,7 @@ from digest_cases import Case, cases, is_quick
 from torch import Tensor, fx
 
 import roundwise as rw
+from roundwise.artifacts import dialect
 from roundwise.graph.graph import bind
 
 Digests = dict[str, str]
@@ -64,10 +65,10 @@ def evidence(model: rw.Model, inputs: Any) -> dict[str, list[Tensor]]:
     weights: dict[str, tuple[Tensor, Tensor, Tensor, list[Tensor]]] = {}
     activations = []
     for node in graph.operations.nodes:
-        operation = str(node.target)
-        if operation.startswith("quantized_decomposed.quantize_per_tensor"):
+        operation = dialect.operation_of(node)
+        if operation is dialect.QUANTIZE:
             activations.append(torch.tensor(node.args[1:5], dtype=torch.float64))
-        elif operation.startswith("quantized_decomposed.dequantize") and node.args[0].op == "get_attr":
+        elif operation in dialect.DEQUANTIZERS and node.args[0].op == "get_attr":
             codes, (scale, zero_point) = number(node.args[0]), map(number, node.args[1:3])
             last = node
             while (user := next(iter(last.users))).args[0] is last:  # what brings the weight to its own shape and dtype

@@ -18,6 +18,7 @@ Seconds of the Gram-space rows contain the collecting of the moments.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fnmatch
 import hashlib
 import itertools
@@ -35,7 +36,7 @@ from torch import Tensor
 
 import roundwise as rw
 from roundwise.graph.matrix import LinearMap
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.statistics import Gram, Samples, Statistic
 
 PAPER = {"any_code": False, "free_bias": False, "fit_scale": False}
@@ -80,8 +81,8 @@ class Both(Statistic):
             if rounding.bias_shift is not None:
                 shift = rounding.bias_shift.flatten()
                 outputs += shift.reshape(-1, *[1] * layer.dims)
-            if problem.activation is not None:
-                outputs, targets = problem.activation(outputs), problem.activation(targets)
+            if problem.nonlinearity is not None:
+                outputs, targets = problem.nonlinearity(outputs), problem.nonlinearity(targets)
             total += float((outputs - targets).square().sum(dtype=torch.float64))
             positions += targets.numel() // targets.shape[1 if layer.dims else -1]
         return total / positions
@@ -97,6 +98,7 @@ class Compare(RoundingSolver[Both]):
     setting: dict[str, Any]
     journal: Journal
     needs: ClassVar[type] = Both
+    traits: ClassVar[Traits] = Traits()
 
     def solve(self, problem: Problem[Both], generator: torch.Generator) -> Rounding:
         both = problem.statistics
@@ -123,7 +125,7 @@ def _finish() -> None:
 
 def with_statistics(problem: Problem[Any], own: Statistic) -> Problem[Any]:
     """The same problem, with what one solver needs to know of the samples."""
-    return Problem(problem.name, problem.weight, problem.grid, own, problem.activation, problem.bias_is_free)
+    return dataclasses.replace(problem, statistics=own)
 
 
 @final

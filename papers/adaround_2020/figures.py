@@ -18,8 +18,9 @@ from torch import Tensor
 
 from roundwise import Recipe, quantize
 from roundwise.engine.unit import generator_for
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.methods.rounding import AdaRound, Nearest, Stochastic
+from roundwise.numerics.search.relaxation import regularizer
 from roundwise.recipe.stages import Quantize, Rewrite
 from roundwise.reproduction import Result, Row, quantize_row
 from roundwise.reproduction.taskloss import GaussNewton, PredictedClasses, TaskHessian, task_hessian
@@ -51,6 +52,7 @@ class Draws(RoundingSolver[Nothing]):
     count: int
     weights: list[Tensor] = field(default_factory=list)
     needs: ClassVar[type] = Nothing
+    traits: ClassVar[Traits] = Traits()
 
     def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
         for seed in range(self.count):
@@ -100,7 +102,7 @@ def figure2(_: Results, path: Path) -> str:
     up = torch.linspace(0, 1, 401)
     axes = one_plot("At β = 20 only decided weights are pulled to an end, at β = 2 all")
     for beta, style in ((20, "-"), (8, "--"), (4, "-."), (2, ":")):
-        axes.plot(up, 1 - (2 * up - 1).abs() ** beta, style, label=f"β = {beta}", color="black", linewidth=1.5)
+        axes.plot(up, regularizer(up, float(beta)), style, label=f"β = {beta}", color="black", linewidth=1.5)
     axes.set_xlabel("h(V), from down (0) to up (1)")
     axes.set_ylabel("regularizer of one weight (Eq. 24)")
     axes.legend(frameon=False, fontsize=9, loc="lower center")
@@ -121,8 +123,8 @@ class Watched(RoundingSolver[Samples]):
     needs: ClassVar[type] = Samples
 
     @property
-    def float_inputs(self) -> bool:
-        return self.solver.float_inputs
+    def traits(self) -> Traits:
+        return self.solver.traits
 
     def solve(self, problem: Problem[Samples], generator: torch.Generator) -> Rounding:
         grid = problem.grid

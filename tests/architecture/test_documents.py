@@ -14,7 +14,8 @@ import pytest
 import roundwise
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted(ROOT.glob("*.md"))
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("papers/*/README.md")])
+COMMANDS = ("README.md", "docs/tutorial.md", "docs/recipes.md")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -23,17 +24,20 @@ def blocks(document: str, language: str) -> list[str]:
     return [text for kind, text in BLOCK.findall((ROOT / document).read_text(encoding="utf-8")) if kind == language]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_between_documents_lead_somewhere(document):
-    missing = [link for link in LINK.findall(document.read_text(encoding="utf-8")) if not (ROOT / link).exists()]
+    missing = [
+        link for link in LINK.findall(document.read_text(encoding="utf-8")) if not (document.parent / link).exists()
+    ]
     assert missing == []
 
 
-def test_commands_in_the_readme_are_commands_with_those_options():
+@pytest.mark.parametrize("document", COMMANDS)
+def test_commands_in_a_document_are_commands_with_those_options(document):
     click = pytest.importorskip("click")
     from roundwise.cli.app import app
 
-    lines = [line for block in blocks("README.md", "") for line in block.splitlines() if line.startswith("roundwise ")]
+    lines = [line for block in blocks(document, "") for line in block.splitlines() if line.startswith("roundwise ")]
     assert lines
     for line in lines:
         _, name, *arguments = shlex.split(line)
@@ -41,6 +45,29 @@ def test_commands_in_the_readme_are_commands_with_those_options():
         assert command is not None, line
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in arguments if word.startswith("--")} <= known, line
+
+
+def test_the_tree_in_architecture_has_every_folder_and_module_of_the_package():
+    (tree,) = (block for block in blocks("ARCHITECTURE.md", "") if block.startswith("src/roundwise/"))
+    shown, parents = set(), {0: ""}
+    for indent, name in re.findall(r"^( +)([\w.]+/?)(?: |$)", tree, re.MULTILINE):
+        level = len(indent) // 2
+        parents[level] = parents[level - 1] + name
+        shown.add(parents[level])
+    package = Path(roundwise.__file__).parent
+    modules = {path.name for path in package.glob("*.py") if path.name != "__init__.py"}
+    folders = {path.parent.relative_to(package).as_posix() + "/" for path in package.glob("*/**/__init__.py")}
+    left_out = {
+        "cli/commands/",
+        "reproduction/taskloss/",
+    }  # the tree is a picture: these say no more than their parents
+    assert shown == modules | folders - left_out | {"__init__.pyi"}
+
+
+def test_the_layers_in_architecture_are_those_that_the_linter_keeps():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    (layers,) = (contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
+    assert "\n".join(layers) + "\n" in blocks("ARCHITECTURE.md", "")
 
 
 def test_names_in_the_readme_are_public():

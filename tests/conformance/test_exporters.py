@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
@@ -18,7 +19,7 @@ SUFFIXES = pytest.mark.parametrize("suffix", EXPORTERS)
 def model():
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).eval()
-    recipe = rw.Recipe(rounding=rw.rounding.Nearest(), activations=rw.Activations())
+    recipe = quantizing(rounding=rw.rounding.Nearest(), activations=rw.Activations())
     return rw.quantize(layers, SAMPLES, recipe)
 
 

@@ -1,6 +1,7 @@
 """Rewrites that a recipe asks for: what they are held to, what they do for a network, and how they are asked for."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -29,6 +30,11 @@ class Wrong(rw.rewrites.GraphRewrite):
     """Scales a weight, or drops an output's last digits."""
 
     factor: float
+    exact: ClassVar[bool] = True
+    measures_moments: ClassVar[bool] = False
+
+    def note(self, graph):
+        return ""
 
     def apply(self, graph):
         graph = graph.copy()
@@ -40,9 +46,7 @@ class Wrong(rw.rewrites.GraphRewrite):
 class Inexact(Wrong):
     """The same, and says so."""
 
-    @property
-    def exact(self):
-        return False
+    exact: ClassVar[bool] = False
 
 
 def test_a_small_drift_of_an_inexact_rewrite_is_not_charged_to_the_exact_one_after_it():
@@ -72,6 +76,11 @@ def test_rounding_errors_are_no_change():
 
 def test_a_rewrite_that_changes_what_is_returned_is_named():
     class Shorter(rw.rewrites.GraphRewrite):
+        exact, measures_moments = True, False
+
+        def note(self, graph):
+            return ""
+
         def apply(self, graph):
             graph = graph.copy()
             output = next(node for node in graph.operations.nodes if node.op == "output")
@@ -179,7 +188,7 @@ def test_what_no_recipe_can_mean_is_refused(make, facts):
 
 def test_a_rewrite_of_ones_own_comes_back_from_plain_data_as_its_words_and_does_not_run():
     back = rw.Recipe.from_dict(quantizing(rewrites=(Wrong(1.0),)).as_dict())
-    with raises(rw.RecipeError, "Wrong(factor=1.0)"):
+    with raises(rw.RecipeError, "Rewrite", "methods=(…,)", "Wrong(factor=1.0)"):
         rw.quantize(network(), SAMPLES, back)
 
 

@@ -122,6 +122,7 @@ class Wrong(rw.rounding.RoundingSolver[Nothing]):
 
     act: Callable[[rw.rounding.Problem], dict]
     needs: ClassVar[type] = Nothing
+    traits: ClassVar[rw.rounding.Traits] = rw.rounding.Traits()
 
     def solve(self, problem, generator):
         return rw.rounding.Rounding(problem.grid.quantize(problem.weight), **self.act(problem))

@@ -141,6 +141,9 @@ class Wrong(rw.corrections.Correction):
     def shift(self, weight, bias, statistics):
         return torch.zeros(3)
 
+    def note(self, statistics):
+        return ""
+
 
 def test_a_correction_that_does_not_fit_the_layer_is_named():
     with raises(rw.RecipeError, "Wrong", "'0'", "[3]", "[1, 8]"):

@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from recipes import quantizing
 from torch import fx, nn
 
 import roundwise as rw
-from roundwise.api import rewrite
+from roundwise.engine.rewriting import folded as rewrite
 from roundwise.frontends import TorchExport
 from roundwise.graph.graph import bind
 from roundwise.graph.training import RunningStatistics, TensorOrigin
@@ -404,6 +405,6 @@ def test_a_network_that_was_captured_for_training_is_quantized_as_ever():
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Dropout2d(), nn.ReLU(), nn.Conv2d(8, 2, 3)).eval()
     without = nn.Sequential(*(part for part in model if not isinstance(part, nn.Dropout2d))).eval()
     samples = images(7, 7)
-    recipe = rw.Recipe(activations=rw.Activations())
+    recipe = quantizing(activations=rw.Activations())
     one, other = (rw.quantize(net, samples, recipe) for net in (model, without))
     assert torch.equal(one(samples), other(samples))

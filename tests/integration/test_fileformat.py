@@ -126,6 +126,7 @@ class Mine(RoundingSolver[Nothing]):
 
     strength: float = 0.5
     needs: ClassVar[type] = Nothing
+    traits: ClassVar[rw.rounding.Traits] = rw.rounding.Traits()
 
     def solve(self, problem, generator):
         return Rounding(problem.grid.quantize(problem.weight))

@@ -26,8 +26,8 @@ from roundwise.engine.stream import COMPENSATES, Stream
 from roundwise.engine.unit import generator_for
 from roundwise.events import LayerFinished, LayerStarted, Planned
 from roundwise.frontends.torch_export import TorchExport
-from roundwise.graph.transforms.normalize import WEIGHTED
-from roundwise.methods.interfaces import RangeEstimator, Rounding, RoundingSolver
+from roundwise.graph.operators import WEIGHTED
+from roundwise.methods.interfaces import RangeEstimator, Rounding, RoundingSolver, Traits
 from roundwise.statistics import Nothing, Statistic
 
 aten = torch.ops.aten
@@ -132,8 +132,7 @@ class Recorder(RoundingSolver[Batches]):
     """Rounds up, which is far from nearest, and keeps copies of what it was given."""
 
     seen: dict = field(default_factory=dict, compare=False)
-    float_inputs: bool = False
-    addition_aware: bool = False
+    traits: Traits = Traits()
     needs: ClassVar[type] = Batches
 
     def solve(self, problem, generator):
@@ -148,6 +147,7 @@ class Failing(RoundingSolver[Nothing]):
     layer: str
     act: object
     needs: ClassVar[type] = Nothing
+    traits: ClassVar[Traits] = Traits()
 
     def solve(self, problem, generator):
         codes = problem.grid.quantize(problem.weight)
@@ -204,7 +204,7 @@ def test_each_layer_sees_the_inputs_of_the_finished_model_and_the_float_networks
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_solver_that_asks_for_them_sees_the_float_networks_inputs(name):
-    graph, recorder = captured(name), Recorder(float_inputs=True)
+    graph, recorder = captured(name), Recorder(traits=Traits(float_inputs=True))
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
         result = stream(graph, quantizing(COARSE, recorder), store).run()
     for number, part in enumerate(SAMPLES.split(4)):
@@ -217,7 +217,7 @@ def test_a_solver_that_asks_for_them_sees_the_float_networks_inputs(name):
 
 def test_methods_of_one_layer_may_see_inputs_of_different_streams():
     # Both ask for one kind of statistic, but range estimation is shown the quantized network's inputs, always.
-    graph, recorder = captured("chain"), Recorder(float_inputs=True)
+    graph, recorder = captured("chain"), Recorder(traits=Traits(float_inputs=True))
     shown = {}
 
     @dataclass(frozen=True)
@@ -257,7 +257,8 @@ class Sums(nn.Module):
 
 @pytest.mark.parametrize("batch", [4, 11])
 def test_a_solver_that_is_addition_aware_sees_targets_that_make_up_for_what_is_added(batch):
-    graph, recorder = rewrite(TorchExport().graph(Sums().eval(), (SAMPLES[:2],), {})), Recorder(addition_aware=True)
+    graph = rewrite(TorchExport().graph(Sums().eval(), (SAMPLES[:2],), {}))
+    recorder = Recorder(traits=Traits(addition_aware=True))
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
         result = stream(graph, quantizing(COARSE, recorder), store, batch=batch).run()
     quantized = emit(graph, result.weights)

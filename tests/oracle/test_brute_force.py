@@ -17,8 +17,8 @@ def objective(case, grid, codes):
     weight = case.layer.to_weight(grid.dequantize(codes)).double()
     outputs = case.layer.as_rows(case.layer.apply(weight, case.inputs.double()))
     targets = case.layer.as_rows(case.targets.double())
-    if case.activation is not None:
-        outputs, targets = case.activation(outputs), case.activation(targets)
+    if case.nonlinearity is not None:
+        outputs, targets = case.nonlinearity(outputs), case.nonlinearity(targets)
     return float((outputs - targets).square().sum(1).mean())
 
 

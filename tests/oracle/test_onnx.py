@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from roundwise.artifacts import dialect
 from roundwise.artifacts.model import Model, versions
 from roundwise.exporters import export, verify
 from roundwise.exporters.onnx import exporter as onnx_export
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends.torch_export import TorchExport
 from roundwise.numerics.grid import Codebook
 from roundwise.report import Report
 
@@ -86,11 +87,8 @@ def quantized_by_hand(module, *args, dynamic=True, **kwargs):
     source = module.eval()
     if not dynamic:
         source = torch.export.export(source, args, kwargs)
-    graph = dialect.with_functions(capture_graph(source, args, kwargs))
-    report = Report(
-        layers=(), kept_float=(), samples=0, output_error=0.0, float_bytes=0, quantized_bytes=0, seconds={},
-        peak_activation_bytes=0, notes=(), activations=(),
-    )  # fmt: skip
+    graph = dialect.with_functions(TorchExport().graph(source, args, kwargs))
+    report = Report((), samples=0, float_bytes=0, quantized_bytes=0, setup_seconds={}, peak_activation_bytes=0)
     return Model(graph, report, rw.Recipe(), versions(), (args, kwargs))
 
 

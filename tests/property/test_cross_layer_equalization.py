@@ -1,6 +1,5 @@
 """Equalization leaves every network's outputs as they were, and makes ranges alike wherever it may."""
 
-import dataclasses
 import math
 import re
 
@@ -293,7 +292,7 @@ def test_a_clamp_with_limits_for_each_channel_is_fused_with_its_layer():
     assert len(notes) == 1
     assert has(notes[0], "cross-layer-equalization", 3)
     layers = find_layers(after)
-    assert [layer.activation and layer.activation.limits for layer in layers] == [(0.0, math.inf)] * 3 + [None]
+    assert [layer.nonlinearity and layer.nonlinearity.limits for layer in layers] == [(0.0, math.inf)] * 3 + [None]
     quantized = [node for group in find_activations(after, {layer.node for layer in layers}) for node in group.nodes]
     names = [str(node.target).removeprefix("aten.") for node in quantized if node.op == "call_function"]
     assert names[:3] == ["minimum.default"] * 3
@@ -303,7 +302,7 @@ def test_what_is_not_exact_says_in_the_report_how_far_outputs_moved():
     recipe = quantizing(rw.Weights(bits=8), rw.rounding.Nearest(), rewrites=(CrossLayerEqualization("relu"),))
     (note,) = rw.quantize(mobile(), SAMPLES, recipe).report.notes
     (exact,) = rw.quantize(
-        mobile(), SAMPLES, dataclasses.replace(recipe, rewrites=(CrossLayerEqualization(),))
+        mobile(), SAMPLES, recipe.with_settings(rw.Rewrite, methods=(CrossLayerEqualization(),))
     ).report.notes
     assert has(note, "cross-layer-equalization", 3)
     assert len(re.findall(r"\d+", note)) > len(re.findall(r"\d+", exact))

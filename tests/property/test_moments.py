@@ -10,6 +10,7 @@ from test_fold_batchnorm import Layer, Norm, sequential
 from test_fold_batchnorm import graph_of as traced
 from torch import nn
 
+from roundwise.engine.rewriting import folded as normal_form
 from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.analysis.moments import Spread, clipped_normal, expected_columns, propagate
@@ -230,3 +231,17 @@ def test_rewrites_keep_expected_outputs(rewrite):
     torch.testing.assert_close(output(after), output(graph))
     equalized = isinstance(rewrite, CrossLayerEqualization)
     assert equalized != torch.equal(after.moments["3.weight"].mean, graph.moments["3.weight"].mean)
+
+
+def test_nothing_is_known_of_the_parts_of_a_split():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.last = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x):
+            left, right = self.norm(self.first(x)).chunk(2, 1)
+            return self.last(left * right)
+
+    graph = normal_form(capture_graph(Net().eval(), (torch.randn(2, 3, 5, 5),), {}))
+    assert list(propagate(graph)) == [find_layers(graph)[0].node]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipes import quantizing
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -17,7 +18,7 @@ from roundwise.artifacts.model import Model, versions
 from roundwise.errors import FileFormatError
 from roundwise.exporters import pt2e
 from roundwise.exporters.pt2e import to_quantized_decomposed
-from roundwise.frontends.torch_export import capture_graph
+from roundwise.frontends.torch_export import TorchExport
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 RANGES = [
@@ -144,14 +145,14 @@ class Net(nn.Module):
 
 SAMPLES = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 RECIPES = {
-    "per channel": rw.Recipe(rounding=rw.rounding.Nearest()),
-    "per tensor, unsigned": rw.Recipe(
+    "per channel": quantizing(rounding=rw.rounding.Nearest()),
+    "per tensor, unsigned": quantizing(
         rw.Weights(granularity=rw.PerTensor(), symmetric=False), rw.rounding.Nearest(), rewrites=()
     ),
-    "per group": rw.Recipe(
+    "per group": quantizing(
         rw.Weights(granularity=rw.PerGroup(9)), rw.rounding.Nearest(), {"head": rw.Weights(granularity=rw.PerGroup(4))}
     ),
-    "8-bit activations": rw.Recipe(rounding=rw.rounding.Nearest(), activations=rw.Activations()),
+    "8-bit activations": quantizing(rounding=rw.rounding.Nearest(), activations=rw.Activations()),
 }
 
 
@@ -280,7 +281,7 @@ def test_a_module_that_calls_the_operators_is_captured_with_them():
             operator = dialect.operator_for(dialect.QUANTIZE)
             return operator(x, 0.5, 0, -8, 7, torch.int8)
 
-    graph = dialect.with_functions(capture_graph(Coded().eval(), (torch.randn(4, 3),), {}))
+    graph = dialect.with_functions(TorchExport().graph(Coded().eval(), (torch.randn(4, 3),), {}))
     (node,) = (node for node in graph.operations.nodes if dialect.operation_of(node) is not None)
     assert dialect.operation_of(node) is dialect.QUANTIZE
     assert dialect.QUANTIZE.arguments(node)["qmax"] == 7

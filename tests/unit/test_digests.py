@@ -44,7 +44,7 @@ def test_each_differing_case_is_named_with_its_differing_parts(digests):
 def test_one_changed_number_changes_the_digest_of_its_part_and_of_outputs(digests, ending, change, parts):
     torch.manual_seed(0)
     inputs = torch.rand(16, 6)
-    model = rw.quantize(nn.Linear(6, 4).eval(), inputs, rw.Recipe(rounding=rw.rounding.Floor()))
+    model = rw.quantize(nn.Linear(6, 4).eval(), inputs, rw.Quantize(rounding=rw.rounding.Floor()))
     before = {part: digests.digest(tensors) for part, tensors in digests.evidence(model, inputs).items()}
     (tensor,) = (value for name, value in model.state_dict().items() if name.endswith(ending))
     change(tensor)

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from recipes import quantizing
 from torch import fx, nn
 
 import roundwise as rw
@@ -59,7 +60,7 @@ def test_a_front_end_needs_nothing_of_torch_export(monkeypatch, tmp_path):
     monkeypatch.setitem(FRONTENDS, "weights", FromWeights())
     layer = nn.Linear(3, 2).eval()
     weights = Weights(weight=layer.weight.detach(), bias=layer.bias.detach())
-    recipe = rw.Recipe(rounding=rw.rounding.Nearest())
+    recipe = quantizing(rounding=rw.rounding.Nearest())
     ours, theirs = (rw.quantize(model, SAMPLES, recipe) for model in (weights, layer))
     assert ours.report.layers[0].name == "layer"
     assert torch.equal(ours(SAMPLES), theirs(SAMPLES))

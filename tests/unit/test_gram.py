@@ -33,7 +33,7 @@ def gram_of(layer, inputs, targets, batches=(1,), seed=0):
 
 def chunks_of(layer, inputs, targets):
     gram = gram_of(layer, inputs, targets, batches=range(8))
-    return [chunk for share in (gram._fit, gram._held_out) for chunk in gram._take_in(share).chunks]
+    return [chunk for part in (gram._fit, gram._held_out) for chunk in gram._flush(part).chunks]
 
 
 @CASES
@@ -78,9 +78,9 @@ def test_of_few_samples_one_is_held_out_and_of_one_none(samples, held_out):
 @CASES
 def test_the_same_positions_can_be_seen_again(case):
     gram = case.statistic(Gram)
-    for held_out, moments in ((False, gram.fit), (True, gram.held_out)):
+    for split, moments in (("fit", gram.fit), ("held-out", gram.held_out)):
         again = Moments.zeros(case.layer.matrix_shape, case.layer.device)
-        for pairs in gram.again(held_out=held_out):
+        for pairs in gram.positions(split):
             again.add(pairs)
         assert again.count == moments.count
         assert torch.equal(again.second, moments.second)
@@ -96,7 +96,9 @@ def test_of_a_sum_the_target_makes_up_for_what_is_added(case, keep, monkeypatch)
         gram = Gram.empty(case.layer, case.samples, torch.Generator().manual_seed(0))
         method(gram, case.inputs, case.targets, case.samples, Addend(added, lacking))
         changed = dataclasses.replace(case, targets=case.targets + added - lacking)
-        for one, other in zip(gram.all_again(), changed.statistic(Gram, [case.samples]).all_again(), strict=True):
+        for one, other in zip(
+            gram.positions("all"), changed.statistic(Gram, [case.samples]).positions("all"), strict=True
+        ):
             assert torch.equal(one.columns, other.columns)
             torch.testing.assert_close(one.targets, other.targets)
         torch.testing.assert_close(whole(gram).cross, whole(changed.statistic(Gram)).cross, rtol=1e-4, atol=1e-3)
@@ -104,9 +106,9 @@ def test_of_a_sum_the_target_makes_up_for_what_is_added(case, keep, monkeypatch)
 
 @CASES
 def test_what_is_not_kept_is_unfolded_again(case, monkeypatch):
-    kept = list(case.statistic(Gram).again())
+    kept = list(case.statistic(Gram).positions("fit"))
     monkeypatch.setattr(gram_module, "KEEP", 0)
-    unfolded = list(case.statistic(Gram).again())
+    unfolded = list(case.statistic(Gram).positions("fit"))
     for one, other in zip(kept, unfolded, strict=True):
         assert torch.equal(one.columns, other.columns)
         assert torch.equal(one.targets, other.targets)
@@ -133,7 +135,7 @@ def test_chunks_are_as_large_as_they_may_be_however_small_the_batches(keep, monk
     monkeypatch.setattr(gram_module, "CHUNK", 27 * 1000)  # 1,000 positions of 27 columns
     layer, inputs, targets = large()
     gram = gram_of(layer, inputs, targets, batches=range(64))  # 64 positions each, 3,584 of them in `fit`
-    assert [pairs.columns.shape[1] for pairs in gram.again()] == [1000, 1000, 1000, 584]
+    assert [pairs.columns.shape[1] for pairs in gram.positions("fit")] == [1000, 1000, 1000, 584]
     assert gram.fit.count == 3584
 
 
@@ -238,7 +240,7 @@ def test_outputs_at_chosen_places_lie_in_memory_as_the_targets_do_however_the_ba
     depthwise = layer.dims > 0 and case.inputs.shape[1] == layer.groups
     gram = gram_of(layer, case.inputs.float(), layer.apply_matrix(case.weight, case.inputs.float()), batches=range(8))
     minibatches = itertools.islice(gram.minibatches(64), 20)
-    for pairs in itertools.chain(gram.all_again(), minibatches):
+    for pairs in itertools.chain(gram.positions("all"), minibatches):
         outputs = pairs.outputs(case.weight, bias)
         torch.testing.assert_close(outputs, pairs.targets, rtol=1e-4, atol=1e-4)
         assert outputs.mT.is_contiguous() or not depthwise

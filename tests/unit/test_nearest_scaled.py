@@ -18,15 +18,15 @@ def test_no_other_scale_reproduces_outputs_better_with_these_codes(case):
     rounding = rw.rounding.NearestScaled().solve(problem, generator)
     nearest = rw.rounding.Nearest().solve(case.problem(Nothing), generator)
     assert torch.equal(rounding.codes, nearest.codes)
-    error = case.objective(rounding.grid, rounding, activation=False)
+    error = case.objective(rounding.grid, rounding, nonlinearity=False)
     if isinstance(case.granularity, rw.PerGroup):
         assert torch.equal(rounding.grid.scale, problem.grid.scale)
         assert "groups" in rounding.note
         return
-    assert error < case.objective(problem.grid, nearest, activation=False)
+    assert error < case.objective(problem.grid, nearest, nonlinearity=False)
     for factor in (0.99, 1.01):
         other = dataclasses.replace(rounding.grid, scale=rounding.grid.scale * factor)
-        assert error < case.objective(other, dataclasses.replace(rounding, grid=other), activation=False)
+        assert error < case.objective(other, dataclasses.replace(rounding, grid=other), nonlinearity=False)
 
 
 def test_omse_with_opt_is_no_worse_than_without_and_both_better_than_min_max():

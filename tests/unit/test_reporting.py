@@ -279,6 +279,7 @@ def test_a_recipe_with_a_method_of_ones_own_is_shown_and_said_to_be_no_file():
     @dataclasses.dataclass(frozen=True)
     class Mine(rw.rounding.RoundingSolver):
         needs = Nearest.needs
+        traits = Nearest.traits
 
         def solve(self, problem, generator):
             raise NotImplementedError  # nobody solves anything here: the page only has to name the method

@@ -8,7 +8,7 @@ from facts import raises
 
 import roundwise as rw
 from roundwise.graph.matrix import LinearMap
-from roundwise.graph.nonlinearity import Activation
+from roundwise.graph.nonlinearity import Nonlinearity
 from roundwise.methods.rounding.straight_through import straight_through
 from roundwise.numerics.grid import Codebook, Grid
 from roundwise.statistics import Samples
@@ -82,12 +82,14 @@ def test_a_code_may_go_further_than_the_next():
     targets = case.layer.apply_matrix(grid.dequantize(wanted), case.inputs)
     codes = solve(dataclasses.replace(case, targets=targets).problem(Samples), iterations=1000, reach=4.0)
     assert ((codes - position).abs() > 1).any()
-    assert not rw.rounding.StraightThrough().floor_or_ceil
+    assert not rw.rounding.StraightThrough().traits.floor_or_ceil
 
 
-def test_the_loss_sees_the_outputs_through_the_activation_function_unless_told_otherwise():
-    # Where the activation function hides the outputs there is nothing to learn, and no weight moves.
-    problem = dataclasses.replace(tiny_cases()[0].problem(Samples), activation=Activation(lambda values: 0 * values))
+def test_the_loss_sees_the_outputs_through_the_nonlinearity_unless_told_otherwise():
+    # Where the nonlinearity hides the outputs there is nothing to learn, and no weight moves.
+    problem = dataclasses.replace(
+        tiny_cases()[0].problem(Samples), nonlinearity=Nonlinearity(lambda values: 0 * values)
+    )
     nearest = problem.grid.quantize(problem.weight)
     assert torch.equal(solve(problem, iterations=300), nearest)
     assert not torch.equal(solve(problem, iterations=300, activation_aware=False), nearest)

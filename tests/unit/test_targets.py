@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from recipes import quantizing
 
 import roundwise as rw
 from roundwise.exporters import EXPORTERS
@@ -26,7 +27,7 @@ def test_every_target_stands_under_its_name_and_lists_types_from_narrow_to_wide(
 def test_onnx_runtime_on_a_cpu_holds_every_recipe(bits, symmetric):
     target, book = TARGETS["ort-cpu"], Codebook(bits, symmetric)
     weights, activations = rw.Weights(bits, symmetric=symmetric), rw.Activations(bits, symmetric=symmetric)
-    target.check(rw.Recipe(weights, activations=activations))
+    target.check(quantizing(weights, activations=activations))
     stored = target.weight_type(book.qmin, book.qmax)
     assert stored.holds(book.qmin, book.qmax)
     assert stored.bits == next(width for width in (4, 8, 16) if width >= bits)
@@ -55,11 +56,11 @@ SIGNED = replace(
 @pytest.mark.parametrize(
     ("recipe", "facts"),
     [
-        (rw.Recipe(rw.Weights(16)), ("weights", "-32768", "32767", "INT8", "'signed'")),
-        (rw.Recipe(overrides={"a.*": None, "b": rw.Weights(16)}), ("overrides['b']", "INT8")),
-        (rw.Recipe(rw.Weights(4, symmetric=False)), ("weights", "symmetric=True")),
-        (rw.Recipe(activations=rw.Activations(8)), ("activations", "symmetric=True")),
-        (rw.Recipe(activations=rw.Activations(16, symmetric=True)), ("activations", "-32768", "INT8")),
+        (quantizing(rw.Weights(16)), ("weights", "-32768", "32767", "INT8", "'signed'")),
+        (quantizing(overrides={"a.*": None, "b": rw.Weights(16)}), ("overrides['b']", "INT8")),
+        (quantizing(rw.Weights(4, symmetric=False)), ("weights", "symmetric=True")),
+        (quantizing(activations=rw.Activations(8)), ("activations", "symmetric=True")),
+        (quantizing(activations=rw.Activations(16, symmetric=True)), ("activations", "-32768", "INT8")),
     ],
 )
 def test_what_a_target_cannot_hold_is_refused_by_the_name_of_the_setting(recipe, facts):
@@ -71,4 +72,4 @@ def test_what_a_target_cannot_hold_is_refused_by_the_name_of_the_setting(recipe,
 def test_codes_of_activations_are_moved_only_where_the_target_allows_it():
     assert SIGNED.activation_type(0, 255) == INT8
     assert replace(SIGNED, moves_activation_codes=False).activation_type(0, 255) is None
-    SIGNED.check(rw.Recipe(activations=rw.Activations(8, symmetric=True)))
+    SIGNED.check(quantizing(activations=rw.Activations(8, symmetric=True)))

@@ -1,4 +1,4 @@
-"""A model as the pipeline takes it: what must be known of it, and its graph, captured once for many recipes."""
+"""`Network`: what stages hand on, and what `capture` makes of a model, once for many recipes."""
 
 from __future__ import annotations
 
@@ -26,18 +26,32 @@ from roundwise.report import StageReport
 @final
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A model's graph, captured once: `quantize` takes it in the model's place, as often as one likes.
+    """What stages hand on: the graph as it is now, its quantizers, and the float graph to compare with.
 
-    Its tensors are the model's own: a model whose weights change afterwards must be captured again, and is refused.
+    `rw.capture` returns one, before any stage. `quantize` takes it in the model's place, as often as one likes. Its
+    tensors are the model's own: if the model's weights change afterwards, `quantize` refuses the network, and the model
+    must be captured again.
+
+    Attributes:
+        graph: operations and float weights, as the stages so far left them.
+        facts: what was known of the model without running it.
+        versions: how often each tensor had been changed in place when the model was captured.
+        weights: the quantized layers: codes, grids and shifts of biases.
+        quantizers: of tensors between operations, by the operation or input that gives the tensor.
+        reports: an entry for each stage so far.
+        original: the float graph as the last stage that keeps the function left it; None is `graph` itself.
+        counterparts: for each operation of `graph` whose output can be compared with one of the original, the name of
+            that one; None where operations of the same name correspond.
     """
 
     graph: Graph
     facts: Facts
     versions: dict[str, int]
-    """How often each tensor had been changed in place when the model was captured."""
     weights: tuple[QuantizedWeight, ...] = ()
     quantizers: Mapping[fx.Node, Quantizer] = field(default_factory=dict)
     reports: tuple[StageReport, ...] = ()
+    original: Graph | None = None
+    counterparts: Mapping[str, str] | None = None
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Network cannot be pickled or copied: its tensors are the model's. Capture it anew.")

@@ -54,7 +54,7 @@ def run_rewrite(stage: Rewrite, network: Network, run: Run, following: Sequence[
         few = MEASURED if any(one.measures_moments for one in methods) else 2
         graph, notes = apply_rewrites(graph, methods, *run.example(graph.batch or few), real=run.measures)
     report = StageReport("rewrite", {"rewrite": time.perf_counter() - start}, notes)
-    return dataclasses.replace(network, graph=graph, reports=(*network.reports, report))
+    return dataclasses.replace(network, graph=graph, original=graph, reports=(*network.reports, report))
 
 
 def folded(graph: Graph) -> Graph:

@@ -30,6 +30,7 @@ from roundwise.methods.interfaces import (
     Rounding,
     RoundingSolver,
     check_answer,
+    estimated_work,
 )
 from roundwise.numerics.grid import Codebook, Granularity, Grid
 from roundwise.numerics.summary import summarize
@@ -45,7 +46,7 @@ class Pair(NamedTuple):
 
 
 class Need(NamedTuple):
-    """A kind of statistic, which stream's inputs it is shown, and for which targets (see `RoundingSolver`)."""
+    """A kind of statistic, which stream's inputs it is shown, and for which targets (see `Traits`)."""
 
     kind: type[Statistic]
     float_inputs: bool = False
@@ -79,13 +80,13 @@ class LayerTask:
     def needs(self) -> tuple[Need, ...]:
         """What its methods need to know: range estimation, the solver, and the correction if there is one."""
         sums = self.addend is not None
-        needs = Need(self.ranges.needs), Need(self.rounding.needs, self.rounding.float_inputs, sums)
+        needs = Need(self.ranges.needs), Need(self.rounding.needs, self.rounding.traits.float_inputs, sums)
         return needs if self.correction is None else (*needs, Need(self.correction.needs, addition_aware=sums))
 
     @property
     def addend(self) -> fx.Node | None:
         """What the layer's output is added to, if it is and the solver makes up for it."""
-        return self.layer.addend if self.rounding.addition_aware else None
+        return self.layer.addend if self.rounding.traits.addition_aware else None
 
     def statistics(self, samples: int, seed: int) -> Statistics:
         """What its methods need: what is known already, and empty ones to collect the rest in."""
@@ -115,7 +116,13 @@ class LayerTask:
         grid = self.ranges.estimate(matrix, self.codebook, self.granularity, statistics[of_ranges], layer.name)
         middle = time.perf_counter()
         problem = Problem(
-            layer.name, matrix, grid, statistics[of_rounding], layer.activation, bias_is_free=layer.own_bias is not None
+            layer.name,
+            matrix,
+            layer.map.bias_rows,
+            grid,
+            statistics[of_rounding],
+            layer.nonlinearity,
+            bias_is_free=layer.own_bias is not None,
         )
         answer = self.rounding.solve(problem, generator_for(seed, layer.name))
         check_answer(answer, problem, self.rounding)
@@ -140,7 +147,7 @@ class LayerTask:
 
     def work(self, rows_per_sample: int, samples: int) -> float:
         """What the solver will cost, in forward passes of the layer over one row."""
-        return self.rounding.work(rows_per_sample, samples)
+        return estimated_work(self.rounding, rows_per_sample, samples)
 
     def check_without_data(self) -> None:
         """Raise if one of its methods learns from samples.
@@ -213,7 +220,11 @@ class BlockTask:
             layer, matrix, grid = task.layer, weights[task.layer.name], grids[task.layer.name]
             answer = answers[layer.name]
             free = layer.own_bias is not None
-            check_answer(answer, Problem(layer.name, matrix, grid, statistics, bias_is_free=free), self.solver)
+            check_answer(
+                answer,
+                Problem(layer.name, matrix, layer.map.bias_rows, grid, Nothing(), bias_is_free=free),
+                self.solver,
+            )
             solved.append(
                 Solved(
                     task=task,
@@ -298,7 +309,7 @@ def _corrected(graph: Graph, task: LayerTask, weight: QuantizedWeight, statistic
     before = torch.zeros(shape, device=layer.map.device) if weight.bias_shift is None else weight.bias_shift
     dtype = graph.constants[layer.weight].dtype
     matrix = layer.map.to_matrix(weight.weight(dtype)).float()  # as the program computes with it
-    bias = layer.map.bias.float().reshape(shape) + before
+    bias = layer.map.bias_rows + before
     shift = correction.shift(matrix, bias, statistics[task.needs[-1]])
     if shift.shape != shape:
         raise RecipeError(f"{correction!r} gave layer '{layer.name}' a shift {list(shift.shape)}, not {list(shape)}.")

@@ -12,8 +12,8 @@ from roundwise.engine.schedule import Schedule, Step
 from roundwise.engine.store import ActivationStore
 from roundwise.engine.unit import Pair
 from roundwise.graph.graph import Graph
+from roundwise.graph.operators import WEIGHTED
 from roundwise.graph.run import execute, fast_layout
-from roundwise.graph.transforms.normalize import WEIGHTED
 from roundwise.graph.unit import Unit
 
 Values = dict[fx.Node, Pair]

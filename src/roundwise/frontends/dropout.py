@@ -29,7 +29,7 @@ from torch import fx
 from torch.overrides import TorchFunctionMode
 
 from roundwise.graph.graph import bind
-from roundwise.graph.transforms.drop_dropout import DROPOUTS
+from roundwise.graph.operators import DROPOUTS
 
 aten = torch.ops.aten
 

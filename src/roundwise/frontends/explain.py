@@ -1,4 +1,4 @@
-"""Why a model could not be captured: what PyTorch met, where in the user's code, and what to do instead."""
+"""Errors of capture in words: what PyTorch cannot do, where in the user's code, and what to do instead."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Place:
 
 
 def explain(model: nn.Module, error: Exception, again: Callable[[], object]) -> str:
-    """What to tell the user about an error of `torch.export`.
+    """The message for an error of `torch.export`: the reason, the place in the user's code, and a way out.
 
     Args:
-        model: what was to be captured.
-        error: what PyTorch raised.
-        again: repeats the attempt; needed where the error itself does not know the place.
+        model: the model whose capture failed.
+        error: the error that PyTorch raised.
+        again: repeats the capture, to find the place where the error itself does not name it.
     """
     place = locate(model, traceback.walk_tb(error.__traceback__))
     says = f"\nPyTorch says: {type(error).__name__}: {first_lines(error)}"
@@ -71,10 +71,10 @@ def explain(model: nn.Module, error: Exception, again: Callable[[], object]) -> 
 
 
 def way_out(model: nn.Module, stuck: str) -> str:
-    """What can be quantized instead of the whole model: its largest submodule that does not contain `stuck`.
+    """How to quantize a part of the model instead: its largest submodule that does not contain `stuck`.
 
     Args:
-        model: what was to be captured.
+        model: the model whose capture failed.
         stuck: path of the submodule whose own code cannot be captured; empty for the model itself.
     """
     sizes = {
@@ -100,7 +100,12 @@ def way_out(model: nn.Module, stuck: str) -> str:
 
 
 def locate(model: nn.Module, frames: Iterable[tuple[FrameType, int]]) -> Place | None:
-    """The innermost of the frames (given outermost first) that is code of the model's, and the submodule around it."""
+    """The innermost place in the model's own code, and the submodule that was running there.
+
+    Args:
+        model: its submodules are recognised by the first argument of their methods.
+        frames: of a call stack or a traceback, with line numbers; outermost first.
+    """
     names = {id(module): name for name, module in model.named_modules()}
     place, module = None, None
     for frame, line in frames:
@@ -139,7 +144,7 @@ def _inside(model: nn.Module, module: str) -> str:
 
 
 def _place_of_specialization(model: nn.Module, again: Callable[[], object]) -> Place | None:
-    """Where the batch size became a constant, which PyTorch only tells its log, while it happens."""
+    """Where the batch size became a constant. PyTorch says so only in its log, at the moment when it happens."""
     places: list[Place] = []
 
     class Listener(logging.Handler):

@@ -37,7 +37,7 @@ from roundwise.frontends.preserve import model_left_as_it_was, quiet_and_unfused
 from roundwise.frontends.program import graph_of_program, read_inputs
 from roundwise.frontends.training import training_information
 from roundwise.graph.graph import Graph, bind
-from roundwise.graph.transforms.normalize import WEIGHTED
+from roundwise.graph.operators import WEIGHTED
 from roundwise.wording import number_of
 
 aten = torch.ops.aten

@@ -1,10 +1,10 @@
-"""A network as one flat list of operations, and its layers as matrices.
+"""A network as one flat list of operations, and its layers as matrices. It knows no integers and no samples.
 
-graph      what everything else reads and rewrites: operations and constants
-capture    nn.Module → Graph, through `torch.export`
-explain    why that was not possible, where, and what to do instead
-normalize  the same computation in fewer kinds of operations
+graph      what everything else reads and changes: operations, constants, and moments of layers' outputs
+operators  the table of operator families: what is a layer, a function, a move of data, a reduction
 matrix     the only place that knows what a convolution is
-patterns   where in a graph the layers are, and what follows them
-emit       codes and grids → dequantize operations in the graph
+shapes     the shape of every value after an edit, and sizes written into operations
+edit       the few ways in which a graph is changed
+analysis   what is read off a graph: layers, channels that go together, moments, where activations are quantized
+transforms graph to graph, the same function: normal form, folded batch-norms
 """

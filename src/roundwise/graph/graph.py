@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
@@ -83,12 +84,24 @@ class ChannelMoments:
     std: Tensor
 
     def scaled(self, factor: Tensor) -> ChannelMoments:
-        """Of the output times a factor for each channel, above 0."""
-        return ChannelMoments(self.mean * factor, self.std * factor)
+        """Of the output times a factor for each channel."""
+        return ChannelMoments(self.mean * factor, self.std * factor.abs())
 
-    def lowered(self, by: Tensor) -> ChannelMoments:
-        """Of the output less a number for each channel."""
-        return ChannelMoments(self.mean - by, self.std)
+    def shifted(self, by: Tensor) -> ChannelMoments:
+        """Of the output plus a number for each channel."""
+        return ChannelMoments(self.mean + by, self.std)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Recorded:
+    """Moments, and the constants that the layer read when they were recorded.
+
+    The references are weak: moments that no longer hold must not keep old weights in memory.
+    """
+
+    moments: ChannelMoments
+    read: tuple[weakref.ref[Tensor], ...]
 
 
 @final
@@ -103,8 +116,6 @@ class Graph:
         inputs: what each placeholder takes, in order.
         structure: how the network is called.
         batch: None where any batch size will do; else the only one that works.
-        moments: what training knew of the outputs of layers, by the names of their weights; of those layers of which it
-            knew nothing, or which have changed since, nothing. `graph/analysis/moments.py` says where it comes from.
         training: what training must know besides. Constants that were dropped from the graph may still have entries.
     """
 
@@ -113,8 +124,8 @@ class Graph:
     inputs: tuple[InputSpec | ConstantInput, ...]
     structure: CallStructure
     batch: int | None = None
-    moments: dict[str, ChannelMoments] = field(default_factory=dict)
     training: TrainingInformation = field(default_factory=TrainingInformation)
+    _moments: dict[str, _Recorded] = field(default_factory=dict)
 
     @classmethod
     def of_module(
@@ -146,7 +157,7 @@ class Graph:
     def copy(self) -> Graph:
         """A graph that can be changed without changing this one; tensors are shared."""
         return replace(
-            self, operations=_copy_fx(self.operations), constants=dict(self.constants), moments=dict(self.moments)
+            self, operations=_copy_fx(self.operations), constants=dict(self.constants), _moments=dict(self._moments)
         )
 
     def module(self) -> fx.GraphModule:
@@ -185,7 +196,31 @@ class Graph:
         read = {str(node.target) for node in self.operations.nodes if node.op == "get_attr"}
         for name in [name for name in self.constants if name not in read]:
             del self.constants[name]
-            self.moments.pop(name, None)
+
+    @property
+    def moments(self) -> dict[str, ChannelMoments]:
+        """The mean and deviation of the outputs of layers, by the names of their weights, as far as they are known.
+
+        They come from batch-norms or from samples (`graph/analysis/moments.py`). They hold as long as the layer reads
+        the same weight and bias as when they were recorded. With another weight or bias, or another call of the weight,
+        they are gone; `graph/edit.py` records them anew where it knows how the output changed.
+        """
+        found: dict[str, ChannelMoments] = {}
+        for node in self.operations.nodes:
+            recorded = self._moments.get(str(node.target)) if node.op == "get_attr" else None
+            if recorded is not None and [id(ref()) for ref in recorded.read] == [id(one) for one in self._read(node)]:
+                found[str(node.target)] = recorded.moments
+        return found
+
+    def record_moments(self, weight: str, moments: ChannelMoments) -> None:
+        """Note how the output of a layer is distributed, with the weight and bias that it has now."""
+        node = next(node for node in self.operations.nodes if node.op == "get_attr" and node.target == weight)
+        self._moments[weight] = _Recorded(moments, tuple(map(weakref.ref, self._read(node))))
+
+    def _read(self, constant: fx.Node) -> list[Tensor]:
+        """All constants that the operations read that read this one."""
+        sources = (source for user in constant.users for source in user.all_input_nodes if source.op == "get_attr")
+        return [self.constants[str(source.target)] for source in sources]
 
 
 def bind(node: fx.Node) -> dict[str, Any]:
@@ -201,6 +236,16 @@ def bind(node: fx.Node) -> dict[str, Any]:
         else:
             bound[argument.name] = argument.default_value
     return bound
+
+
+def set_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Give an operation another argument, by the argument's name in the operation's schema."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    position = [argument.name for argument in node.target._schema.arguments].index(name)
+    if position <= len(node.args):
+        node.args = (*node.args[:position], value, *node.args[position + 1 :])
+    else:
+        node.kwargs = {**node.kwargs, name: value}
 
 
 def is_random(node: fx.Node) -> bool:

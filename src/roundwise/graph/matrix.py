@@ -23,11 +23,19 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def fast_format(dims: int) -> torch.memory_format:
+    """How a tensor of so many dimensions should lie in memory for convolutions to be fast: images have channels last.
+
+    A convolution's output then lies so as well, which makes faster what follows.
+    """
+    return {4: torch.channels_last, 5: torch.channels_last_3d}.get(dims, torch.contiguous_format)
 
 
 @final
@@ -107,6 +115,14 @@ class LinearMap:
         return self.groups, first // self.groups, second * taps
 
     @property
+    def bias_rows(self) -> Float[Tensor, "groups rows"]:
+        """The bias as the matrix's rows see it, in float32; zeros where there is none."""
+        groups, rows, _ = self.matrix_shape
+        if self.bias is None:
+            return torch.zeros(groups, rows, dtype=torch.float32, device=self.device)
+        return self.bias.float().reshape(groups, rows)
+
+    @property
     def is_depthwise(self) -> bool:
         """Whether each group of a convolution has one input channel."""
         return self.dims > 0 and self.matrix_shape[2] == math.prod(self.kernel)
@@ -116,7 +132,15 @@ class LinearMap:
         """Whether a convolution puts zeros around its input."""
         return not self.transposed and any(self._padding())
 
-    def to_matrix(self, weight: Tensor) -> Float[Tensor, "groups rows cols"]:
+    def columns_of_channels(self, values: Float[Tensor, "channels"]) -> Float[Tensor, "groups cols"]:
+        """One number for each input channel, at all columns of the channel: those of its kernel positions.
+
+        Where a layer reads flattened images, a channel has a column for each pixel.
+        """
+        groups, _, cols = self.matrix_shape
+        return values.repeat_interleave(groups * cols // values.numel()).reshape(groups, cols)
+
+    def to_matrix(self, weight: Tensor) -> Real[Tensor, "groups rows cols"]:
         """The weight tensor as a matrix per group, in plain memory order however the tensor lies in memory."""
         if not self.transposed:
             return weight.reshape(self.matrix_shape).contiguous()
@@ -124,8 +148,8 @@ class LinearMap:
         split = weight.reshape(groups, -1, rows, *self.kernel).transpose(1, 2)
         return split.flip(tuple(range(3, 3 + self.dims))).reshape(self.matrix_shape).contiguous()
 
-    def to_weight(self, matrix: Float[Tensor, "groups rows cols"]) -> Tensor:
-        """The inverse of `to_matrix`."""
+    def to_weight(self, matrix: Real[Tensor, "groups rows cols"]) -> Tensor:
+        """The inverse of `to_matrix`, for weights and for codes."""
         if not self.transposed:
             return matrix.reshape(self.weight_shape)
         groups, rows, _ = self.matrix_shape

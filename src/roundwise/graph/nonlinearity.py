@@ -11,7 +11,7 @@ from torch import Tensor
 
 @final
 @dataclass(frozen=True, eq=False)
-class Activation:
+class Nonlinearity:
     """A function of the layer's output.
 
     Attributes:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from roundwise.graph.matrix import fast_format
+
 aten = torch.ops.aten
 
 
@@ -30,6 +32,4 @@ def fast_layout(weight: Tensor) -> Tensor:
 
     Other weights are returned as they are.
     """
-    if weight.dim() in (4, 5):
-        return weight.contiguous(memory_format=torch.channels_last if weight.dim() == 4 else torch.channels_last_3d)
-    return weight
+    return weight.contiguous(memory_format=fast_format(weight.dim())) if weight.dim() in (4, 5) else weight

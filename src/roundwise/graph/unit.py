@@ -53,7 +53,8 @@ class Unit:
             output: the operation that gives the unit's output; it reads the layers, perhaps through other operations.
 
         Raises:
-            ModelError: an operation inside the unit is read by another outside, so that the unit has several outputs.
+            ModelError: the output does not depend on all the layers, or an operation outside reads one inside, so that
+                the unit has several outputs.
         """
         inside = {layer.node for layer in layers}
         for node in graph.operations.nodes:  # what depends on a layer, as far as the output depends on it
@@ -68,10 +69,12 @@ class Unit:
                 waiting += node.all_input_nodes
         nodes = tuple(node for node in graph.operations.nodes if node in needed)
         leaving = [node.name for node in nodes if node is not output and any(user not in needed for user in node.users)]
-        if leaving or output not in needed:
+        missing = [layer.name for layer in layers if layer.node not in needed]
+        if leaving or missing:
             raise ModelError(
                 f"the unit '{name}' cannot end at '{output.name}': "
-                + (f"operations outside read {', '.join(leaving)}" if leaving else "it does not depend on the layers")
+                + (f"it does not depend on {', '.join(missing)}" if missing else "")
+                + (f"operations outside read {', '.join(leaving)}" if leaving and not missing else "")
                 + ". Choose an operation through which everything goes that the layers compute."
             )
         return cls(name, graph, tuple(layers), nodes)

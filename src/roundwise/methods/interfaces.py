@@ -1,11 +1,11 @@
 """The rounding problem of one layer, and its answer.
 
-Given a weight matrix W, a grid, and what was learnt about the layer's inputs x̂ (those of the network whose earlier
-layers are already quantized) and targets y (the float network's outputs), choose integer codes q such that
+Given a weight matrix W, a grid, and statistics of the layer's inputs x̂ (in the network whose earlier layers are already
+quantized) and targets y (the float network's outputs), choose integer codes q such that
 
     E ‖ f_a(y) − f_a(ŵ(q) x̂ + b) ‖²                                                         (Eq. 25)
 
-is small, where ŵ(q) = s (q − z) and f_a is the activation function that follows the layer, if one does.
+is small, where ŵ(q) = s (q − z), and f_a is the nonlinearity that follows the layer, if one does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from roundwise.errors import RecipeError
 from roundwise.graph.graph import Graph
-from roundwise.graph.nonlinearity import Activation
+from roundwise.graph.nonlinearity import Nonlinearity
 from roundwise.graph.unit import Unit
 from roundwise.numerics.grid import Codebook, Granularity, Grid
 from roundwise.statistics import BlockStatistic, Statistic, ValueStatistic
@@ -38,18 +38,20 @@ class Problem(Generic[S]):
 
     Attributes:
         name: the layer's name in the model.
-        weight: float32 matrix `[groups, rows, cols]`; rows are output channels, groups are independent.
-        grid: the codes' meaning, chosen before by a `RangeEstimator`.
+        weight: float32 matrix; rows are output channels, groups are independent.
+        bias: float32; zeros where the layer has none.
+        grid: what codes mean, chosen before by a `RangeEstimator`.
         statistics: what the solver's `needs` asked for.
-        activation: the function between this layer and its only consumer, or None.
+        nonlinearity: the function between this layer and its only consumer, or None.
         bias_is_free: whether the layer has a bias that nothing else uses, so that a solver may shift it.
     """
 
     name: str
     weight: Float[Tensor, "groups rows cols"]
+    bias: Float[Tensor, "groups rows"]
     grid: Grid
     statistics: S
-    activation: Activation | None = None
+    nonlinearity: Nonlinearity | None = None
     bias_is_free: bool = False
 
 
@@ -61,14 +63,37 @@ class Rounding:
     Attributes:
         codes: int32, each within the grid's codebook.
         grid: what the codes mean, if it is not the problem's grid; with the same codebook and granularity.
-        bias_shift: to be added to the layer's bias, float32; only where the problem says that the bias is free.
-        note: what a reader of the report must know, or empty.
+        bias_shift: to be added to the layer's bias, float32; only where the problem's `bias_is_free`.
+        note: a sentence for the layer's entry in the report, or empty.
     """
 
     codes: Int[Tensor, "groups rows cols"]
     grid: Grid | None = None
     bias_shift: Float[Tensor, "groups rows"] | None = None
     note: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class Traits:
+    """What the engine must know about a rounding solver; the defaults are those of rounding to nearest.
+
+    Attributes:
+        floor_or_ceil: whether each code is one of the two next to its weight, as in the paper (Eq. 9); False where it
+            may be any code of the grid.
+        float_inputs: whether the statistic is given the layer's inputs x in the float network (Eq. 21); False gives it
+            x̂, the inputs in the network so far.
+        addition_aware: where the layer's output is added to another branch r, whether targets are y + r − r̂ instead of
+            y, so that the layer makes up for that branch's error too. r̂ is the branch in the network so far.
+        gradient_steps, batch_size: number of steps that run the layer forward and backward, and the samples in each;
+            for the plan's estimate of time. 0 for solvers that work on the statistic alone.
+    """
+
+    floor_or_ceil: bool = True
+    float_inputs: bool = False
+    addition_aware: bool = False
+    gradient_steps: int = 0
+    batch_size: int = 0
 
 
 class RoundingSolver(ABC, Generic[S]):
@@ -80,40 +105,31 @@ class RoundingSolver(ABC, Generic[S]):
 
     needs: ClassVar[type[Statistic]]
 
+    @property
+    @abstractmethod
+    def traits(self) -> Traits:
+        """What the engine must know; a class attribute will do where it does not depend on settings."""
+
     @abstractmethod
     def solve(self, problem: Problem[S], generator: torch.Generator) -> Rounding:
         """Return codes for the problem; any randomness comes from `generator`, which lives on the CPU."""
 
-    @property
-    def floor_or_ceil(self) -> bool:
-        """Whether each code is one of the two next to its weight, as in the paper (Eq. 9); False where any may be."""
-        return True
 
-    @property
-    def float_inputs(self) -> bool:
-        """Whether the statistic is shown the layer's inputs x of the float network (Eq. 21); False shows it x̂."""
-        return False
+def estimated_work(solver: RoundingSolver[Any], rows_per_sample: int, samples: int) -> float:
+    """About what it costs to collect the solver's statistic and to solve, for the plan's estimate of time.
 
-    @property
-    def addition_aware(self) -> bool:
-        """Whether targets make up for what the layer's output is added to, where something is: y + r − r̂, not y.
+    The unit is one forward pass of the layer over one row: an image for a convolution, a position for a linear layer
+    (`Samples` explains rows). The stream has measured how long that takes. An error of a factor of two does no harm.
 
-        r and r̂ are what is added, in the float network and in the one whose earlier layers are quantized.
-        """
-        return False
-
-    def work(self, rows_per_sample: int, samples: int) -> float:
-        """What `solve` will cost, for the plan's estimate of time; a factor of two either way does no harm.
-
-        The unit is one forward pass of the layer over one row: what its batch dimension counts, so an image for a
-        convolution and a position for a linear layer (`Samples` explains). The stream has measured how long that takes.
-        A method that never applies the layer costs 0.
-
-        Args:
-            rows_per_sample: rows that one calibration sample becomes at this layer, at least 1.
-            samples: number of calibration samples.
-        """
-        return 0.0
+    Args:
+        solver: of the layer.
+        rows_per_sample: rows that one calibration sample becomes at this layer, at least 1.
+        samples: number of calibration samples.
+    """
+    traits = solver.traits
+    # A backward pass costs about as much as a forward pass, since only the weights need a gradient.
+    steps = 2.0 * traits.gradient_steps * min(traits.batch_size, samples)
+    return (solver.needs.forward_passes * samples + steps) * rows_per_sample
 
 
 @final
@@ -198,39 +214,41 @@ class Correction(ABC, Generic[S]):
             statistics: of the layer's inputs and targets.
         """
 
+    @abstractmethod
     def note(self, statistics: S) -> str:
-        """What a reader of the layer's report must know about its correction, or empty."""
-        return ""
+        """A sentence about the correction for the layer's entry in the report, or empty."""
 
 
 class GraphRewrite(ABC):
     """Changes how the float network computes, not what. Implementations are frozen dataclasses.
 
-    The pipeline runs the network before and after on a few samples, and holds a rewrite to the same outputs, unless it
-    says that it is not exact; then the report says how far outputs moved.
+    The network is run before and after on a few samples. Its outputs must stay the same, unless the rewrite declares
+    that it is not exact; then the report says how far they moved.
+
+    `exact` and `measures_moments` are class attributes, or properties where they depend on a setting.
     """
+
+    @property
+    @abstractmethod
+    def exact(self) -> bool:
+        """Whether outputs stay the same, but for rounding errors; False where the method changes them on purpose."""
+
+    @property
+    @abstractmethod
+    def measures_moments(self) -> bool:
+        """Whether `graph.moments` must be measured on samples first, instead of read off batch-norms."""
 
     @abstractmethod
     def apply(self, graph: Graph) -> Graph:
         """Return another graph, in normal form as this one is, with the same inputs and outputs; leave this one alone.
 
-        What is added has `meta["val"]`, a tensor with the shape and dtype of its value, as all operations have. Where
-        the output of a layer changes, its entry in `graph.moments` follows, or goes.
+        Change a copy by means of `graph/edit.py`: then all operations keep `meta["val"]`, and the moments of layers'
+        outputs follow.
         """
 
-    @property
-    def exact(self) -> bool:
-        """Whether outputs stay the same; False where the method changes them on purpose."""
-        return True
-
-    @property
-    def measures_moments(self) -> bool:
-        """Whether `graph.moments` shall be measured on samples before, instead of what batch-norms say."""
-        return False
-
+    @abstractmethod
     def note(self, graph: Graph) -> str:
-        """What a reader of the report must know about applying this to the graph, or empty."""
-        return ""
+        """What the report says about applying this to the graph, such as how many layers it changes; may be empty."""
 
 
 class ActivationRanges(ABC, Generic[V]):

@@ -1,4 +1,4 @@
-"""Sums over positions: second moments of inputs and targets, and the positions that they are sums over."""
+"""Second moments of inputs and targets: sums over positions, and the positions themselves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 STRIP = 192
-"""Columns of Σ x̂ x̂ᵀ in one product: narrow ones save up to half of the work, but are slower by themselves."""
+"""Columns of Σ x̂ x̂ᵀ in one product. Narrower ones skip more of the upper triangle, but their products are slower."""
 
 
 class Pairs(NamedTuple):
@@ -19,13 +19,15 @@ class Pairs(NamedTuple):
     columns: Float[Tensor, "groups pairs cols"]
     targets: Float[Tensor, "groups pairs rows"]
 
-    def every(self, step: int, start: int) -> Pairs:
-        """Every `step`-th position, from `start` on."""
-        places = slice(start, None, step)
+    def strided(self, stride: int, start: int) -> Pairs:
+        """Every `stride`-th position, from number `start` on."""
+        places = slice(start, None, stride)
         return Pairs(*(v.mT[..., places].contiguous().mT if side_by_side(v) else v[:, places] for v in self))
 
-    def outputs(self, matrix: Tensor, bias: Tensor) -> Float[Tensor, "groups pairs rows"]:
-        """What the layer gives with a weight matrix and a bias `[groups, rows]`, in the memory order of the columns."""
+    def outputs(
+        self, matrix: Float[Tensor, "groups rows cols"], bias: Float[Tensor, "groups rows"]
+    ) -> Float[Tensor, "groups pairs rows"]:
+        """The layer's outputs with these weights and this bias, in the memory order of the columns."""
         if side_by_side(self.columns):
             return torch.baddbmm(bias.unsqueeze(2), matrix, self.columns.mT).mT
         return torch.baddbmm(bias.unsqueeze(1), self.columns, matrix.mT)
@@ -38,7 +40,7 @@ class Moments:
 
     Attributes:
         count: number of positions.
-        lower: Σ x̂ x̂ᵀ, of which only what stands on and below the diagonal (and some beside it) is filled in.
+        lower: Σ x̂ x̂ᵀ on and below the diagonal; what stands above it is unfinished, and not to be read.
         cross: Σ y x̂ᵀ.
         inputs, targets: Σ x̂ and Σ y.
         energy: Σ y².
@@ -59,7 +61,7 @@ class Moments:
         return cls(0, *(torch.zeros(shape, dtype=torch.float32, device=device) for shape in shapes))
 
     def add(self, pairs: Pairs) -> None:
-        """Take in some more positions."""
+        """Add some more positions to the sums."""
         columns, targets = pairs
         self.count += columns.shape[1]
         for start in range(0, columns.shape[2], STRIP):
@@ -90,5 +92,5 @@ class Moments:
 
 
 def side_by_side(values: Tensor) -> bool:
-    """Whether all positions of a column, or of a row of outputs, are neighbours in memory."""
+    """Whether the positions of a column (of inputs or of outputs) lie next to each other in memory."""
     return values.mT.is_contiguous() and not values.is_contiguous()

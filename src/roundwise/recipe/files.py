@@ -36,24 +36,34 @@ from roundwise.statistics import Extremes, Nothing
 
 
 class _Choice(NamedTuple):
-    """Objects that go by a name in a table; `key` is where plain data has that name."""
+    """Objects that go by a name in a table.
+
+    Attributes:
+        table: from names to classes.
+        key: where plain data has the name.
+        interface: of methods, which a user may have written; None for what is only in the table.
+        setting: where such a method stands in a recipe, as the example in an error message.
+    """
 
     table: Mapping[str, type]
     key: str
-    interface: Any
+    interface: Any = None
+    setting: str = ""
 
 
 _INTERFACES: dict[Any, _Choice] = {
-    RoundingSolver: _Choice(ROUNDING_SOLVERS, "method", RoundingSolver),
-    RangeEstimator: _Choice(RANGE_ESTIMATORS, "method", RangeEstimator),
-    Correction: _Choice(CORRECTIONS, "method", Correction),
-    ActivationRanges: _Choice(ACTIVATION_RANGES, "method", ActivationRanges),
-    GraphRewrite: _Choice(REWRITES, "method", GraphRewrite),
+    RoundingSolver: _Choice(ROUNDING_SOLVERS, "method", RoundingSolver, "Quantize, rounding=…"),
+    RangeEstimator: _Choice(RANGE_ESTIMATORS, "method", RangeEstimator, "Quantize, weights=Weights(ranges=…)"),
+    Correction: _Choice(CORRECTIONS, "method", Correction, "Quantize, correction=…"),
+    ActivationRanges: _Choice(
+        ACTIVATION_RANGES, "method", ActivationRanges, "Quantize, activations=Activations(ranges=…)"
+    ),
+    GraphRewrite: _Choice(REWRITES, "method", GraphRewrite, "Rewrite, methods=(…,)"),
 }
 _CHOICES: dict[Any, _Choice] = {
     **_INTERFACES,
-    Granularity: _Choice(GRANULARITIES, "kind", None),
-    Stage: _Choice(STAGES, "stage", None),
+    Granularity: _Choice(GRANULARITIES, "kind"),
+    Stage: _Choice(STAGES, "stage"),
 }
 
 
@@ -231,11 +241,12 @@ def _placeholder(interface: Any) -> Any:
 
     def refuse(self: Any, *_: Any, **__: Any) -> NoReturn:
         raise RecipeError(
-            f"the recipe came from a file, which tells that {self.text} was used but cannot hold a method of one's "
-            "own. Put the method itself in its place, with dataclasses.replace."
+            f"the recipe came from a file, which says that {self.text} was used, but a file cannot hold a method of "
+            f"your own. Put the method itself in its place: recipe.with_settings({_INTERFACES[interface].setting})."
         )
 
     body: dict[str, Any] = dict.fromkeys(interface.__abstractmethods__, refuse)
+    body |= {"exact": True, "measures_moments": False}
     body |= {"__annotations__": {"text": str}, "needs": Extremes if interface is ActivationRanges else Nothing}
     body |= {"__doc__": f"The place of a {interface.__name__} that is in no table. It tells its text and cannot run."}
     kind: Callable[..., Any] = types.new_class(

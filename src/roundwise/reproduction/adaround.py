@@ -120,7 +120,7 @@ def _table4(s: Settings) -> Sequence[Row]:
         _row(s, "layer wise", "66.56 ± 0.12", _layer_wise(s)),
         _row(s, "asymmetric", "68.37 ± 0.07", _sgd(s, activation_aware=False)),
         _row(s, "asymmetric + ReLU", "68.60 ± 0.09", _sgd(s)),
-        _row(s, "in Gram space, asymmetric", "", GramAdaRound(turns=0)),
+        _row(s, "in Gram space, asymmetric", "", GramAdaRound(alternations=0)),
         _row(s, "in Gram space, asymmetric + ReLU", "", GramAdaRound()),
     ]
 

@@ -23,9 +23,12 @@ class Statistic(ABC):
 
     Attributes:
         from_samples: whether it is learnt from samples; False where a run without data can have it.
+        forward_passes: what collecting it and solving with it cost, in forward passes of the layer over all samples;
+            for the plan's estimate of time.
     """
 
     from_samples: ClassVar[bool] = True
+    forward_passes: ClassVar[float] = 0.0
 
     @classmethod
     @abstractmethod

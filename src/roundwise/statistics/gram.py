@@ -1,32 +1,35 @@
-"""Second moments of a layer's inputs and targets: all that a quadratic objective knows of the samples.
+"""Second moments of a layer's inputs and targets: everything that a quadratic objective needs to know of the samples.
 
-With unfolded quantized-prefix inputs x̂ (a column of the matrix layer's input) and float targets y, for each group:
+A *position* is one application of the layer's matrix: a pixel of a convolution's output, a token of a linear layer. It
+has an unfolded input x̂ (of the network so far, `cols` numbers) and a target y (of the float network, `rows` numbers).
+The sums over positions are, for each group:
 
-    Σ x̂ x̂ᵀ [cols, cols]      Σ y x̂ᵀ [rows, cols]      Σ x̂ [cols]      Σ y [rows]      Σ y² [rows]      and their number.
+    Σ x̂ x̂ᵀ [cols, cols]      Σ y x̂ᵀ [rows, cols]      Σ x̂ [cols]      Σ y [rows]      Σ y² [rows]      and their number
 
-They are sums: they stream, and two of them add up to the one of all samples (`Moments.merge`).
+They are collected batch by batch, and the sums of two sets of samples add up (`Moments.merge`).
 
-*Positions.* A convolution's input has far more positions than the matrix has columns, and neighbouring ones say much
-the same. So of each sample's positions only some are taken, drawn at random (seeded, with replacement): 64, or three
-for each column where these are fewer (the 9 columns of a depthwise convolution need no more), or 16 · cols / samples
-where that is more. Where a sample has no more than that, all are. With n positions in all the objective of a given
-rounding is then known up to a relative standard error of about √(2/n): 0.6 % for 64 positions of 1,024 samples, below
-what the choice of the calibration samples themselves makes. `benchmarks/RESULTS.md` has the accuracy with fewer.
-So the moments take a tenth of the time at most, and cleverer ways could save no more: those of a convolution from the
-correlations of shifted inputs need all positions, and matrix units of fewer bits were measured there too.
+*Which positions.* A convolution has far more positions than its matrix has columns, and neighbouring positions are much
+alike. So only some positions of each sample are used, drawn at random (seeded, with replacement): 64, or three for each
+column if that is less (the 9 columns of a depthwise convolution need no more), or 16 · cols / samples if that is more.
+Samples with no more positions than that use all. With n positions in all, the objective of a given rounding is known
+up to a relative standard error of about √(2/n): 0.6 % for 64 positions of 1,024 samples, less than the choice of the
+calibration samples makes. `benchmarks/RESULTS.md` has the accuracy with fewer. The moments take at most a tenth of the
+time of a run, so cleverer ways to compute them could save no more than that.
 
-*Held-out samples.* Every eighth sample stays out of `fit` and goes to `held_out`, by which a method can tell whether
-what it learnt from the others holds for inputs that it has not seen.
+*Held-out samples.* Every eighth sample stays out of `fit` and goes to `held_out`, so that a method can check whether a
+rounding chosen on the other samples is also good on inputs that it was not chosen by.
+
+*Positions once more.* Where a clamp follows the layer, moments are not enough, and solvers go over the positions again
+(`positions`), or draw minibatches of them (`minibatches`).
 
 Sums are in float32, whatever the network's dtype.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, Self, final
+from typing import ClassVar, Literal, NamedTuple, Self, final
 
 import torch
 from jaxtyping import Int
@@ -37,25 +40,28 @@ from roundwise.numerics.moments import Moments, Pairs, side_by_side
 from roundwise.statistics.base import Addend, Statistic
 
 POSITIONS, POSITIONS_OF_A_COLUMN = 64, 3
-"""Positions of each sample that are taken, if it has as many: so many, or so many for each column."""
+"""The most positions of a sample: so many, or so many for each column if that is less. With more, moments vary less."""
 
 POSITIONS_PER_COLUMN = 16
-"""Positions in all, per column of the matrix, that are taken if the samples have as many."""
+"""The fewest positions in all, for each column, if the samples have as many: wide matrices need more of each sample."""
 
 HOLD_OUT = 8
-"""One sample in so many is held out."""
+"""One sample in so many is held out. With a larger number, fewer samples check the result, and more determine it."""
 
 CHUNK = 1 << 22
-"""Unfolded numbers at a time: 16 MiB of them, in the processor's last cache."""
+"""Unfolded numbers that are worked on at once: 16 MiB, which stay in the processor's last cache."""
 
 KEEP = 1 << 26
-"""Unfolded numbers, of inputs and targets, that are kept to be looked at again: 256 MiB of them."""
+"""Unfolded numbers, of inputs and targets, that are kept for later passes: 256 MiB. The rest is unfolded every time."""
 
-ON_ACCELERATOR = 8
-"""Times as much of both on anything but a CPU, where an operation's start costs more than its work."""
+ACCELERATOR_FACTOR = 8
+"""On GPUs `CHUNK` and `KEEP` are this many times larger, because there the start of a kernel costs most."""
+
+Split = Literal["fit", "held-out", "all"]
+"""Which samples: those that a rounding is chosen by, those that it is checked on, or both."""
 
 
-class _Places(NamedTuple):
+class _Locations(NamedTuple):
     """Where some positions are, in a batch that the stream holds."""
 
     inputs: Tensor
@@ -66,33 +72,45 @@ class _Places(NamedTuple):
 
 
 @final
-class _Share:
-    """The positions of some samples, in chunks: unfolded ones, or where to unfold them again."""
+class _Part:
+    """The positions of the samples in `fit` or in `held_out`, in chunks: unfolded, or where to unfold them again.
 
-    def __init__(self, moments: Moments, room: int) -> None:
-        self.moments, self.room = moments, room  # numbers that it may keep
-        self.chunks: list[Pairs | list[_Places]] = []
-        self.waiting: list[tuple[_Places, Pairs]] = []
+    Attributes:
+        moments: of all chunks.
+        budget: how many unfolded numbers it may still keep.
+        chunks: complete ones.
+        pending: positions that do not fill a chunk yet.
+    """
+
+    def __init__(self, moments: Moments, budget: int) -> None:
+        self.moments, self.budget = moments, budget
+        self.chunks: list[Pairs | list[_Locations]] = []
+        self.pending: list[tuple[_Locations, Pairs]] = []
 
 
 @final
 class Gram(Statistic):
-    """`Moments` of the samples, apart for those that are held out; and the same positions again, to be seen twice.
+    """`Moments` of the samples, apart for the held-out ones; and the same positions again, for a second look.
 
-    Positions of several batches make a chunk, so that products are large however small the batches are, and do not
-    depend on them. The samples are kept where the stream keeps them, and beside them so much of what was unfolded as
-    `KEEP` allows; the rest is unfolded again when it is wanted.
+    A chunk has positions of several batches, so that matrix products are large however small the batches are, and sums
+    do not depend on the batches. Samples stay where the stream keeps them. Beside them, unfolded positions are kept up
+    to `KEEP` numbers; others are unfolded again whenever they are read.
 
     Attributes:
         layer: the linear map.
+        samples: how many calibration samples there will be.
     """
+
+    forward_passes: ClassVar[float] = 12.0
+    """Measured on one core of a CPU: with 16, ResNet-20 took 26 s where the plan said 32 s, and MobileNetV1 55 s where
+    it said 73 s."""
 
     def __init__(self, layer: LinearMap, samples: int, generator: torch.Generator) -> None:
         self.layer, self.samples = layer, samples
-        room = KEEP * _times(layer.device)
+        budget = KEEP * _device_factor(layer.device)
         self._fit, self._held_out = (
-            _Share(Moments.zeros(layer.matrix_shape, layer.device), numbers)
-            for numbers in (room - room // HOLD_OUT, room // HOLD_OUT)
+            _Part(Moments.zeros(layer.matrix_shape, layer.device), numbers)
+            for numbers in (budget - budget // HOLD_OUT, budget // HOLD_OUT)
         )
         self._generator = generator
         self._seen = 0
@@ -103,15 +121,15 @@ class Gram(Statistic):
 
     @classmethod
     def bytes_needed(cls, layer: LinearMap, samples: int, positions: int) -> int:
-        # Two sets of moments; a solver has H in a few versions, and about a dozen matrices like the weights. Beside
-        # them the unfolded inputs that are kept, two indices of every position, and what is unfolded at work.
+        # Two sets of moments, a solver's few versions of H, and about a dozen matrices of the weights' size; the
+        # unfolded numbers that are kept; two indices of every position; and the chunks that are being worked on.
         groups, rows, cols = layer.matrix_shape
-        taken = samples * min(positions, _positions_taken(cols, samples))
+        used = samples * min(positions, _positions_used(cols, samples))
         matrices, kept = (
             groups * cols * (6 * cols + 14 * rows),
-            min(KEEP * _times(layer.device), taken * groups * (cols + rows)),
+            min(KEEP * _device_factor(layer.device), used * groups * (cols + rows)),
         )
-        return 4 * (matrices + kept) + 16 * taken + 24 * CHUNK * _times(layer.device)
+        return 4 * (matrices + kept) + 16 * used + 24 * CHUNK * _device_factor(layer.device)
 
     def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
         self._add(inputs, targets, samples, None)
@@ -126,54 +144,53 @@ class Gram(Statistic):
         rows, positions = self._choose(targets, samples)
         sample = rows * samples // self.layer.as_rows(targets).shape[0]
         self._seen += samples
-        for share, chosen in ((self._fit, ~held_out[sample]), (self._held_out, held_out[sample])):
+        for part, chosen in ((self._fit, ~held_out[sample]), (self._held_out, held_out[sample])):
             on_device = rows[chosen].to(inputs.device), positions[chosen].to(inputs.device)
-            self._add_places(share, _Places(inputs, targets, addend, *on_device))
+            self._add_positions(part, _Locations(inputs, targets, addend, *on_device))
 
-    def _add_places(self, share: _Share, places: _Places) -> None:
-        """Fill chunks to the last place, so that they do not depend on the batches."""
+    def _add_positions(self, part: _Part, locations: _Locations) -> None:
+        """Fill every chunk to the last position, so that chunks do not depend on the batches."""
         size, start = self._chunk_size(), 0
-        rows, positions = places.rows, places.positions
+        rows, positions = locations.rows, locations.positions
         while start < len(rows):
-            room = size - sum(len(waiting.rows) for waiting, _ in share.waiting)
+            room = size - sum(len(pending.rows) for pending, _ in part.pending)
             some = slice(start, start + room)
-            places = places._replace(rows=rows[some], positions=positions[some])
-            share.waiting.append((places, self._unfold([places])))
+            locations = locations._replace(rows=rows[some], positions=positions[some])
+            part.pending.append((locations, self._unfold([locations])))
             start += room
             if start <= len(rows):
-                self._take_in(share)
+                self._flush(part)
 
     @property
     def fit(self) -> Moments:
-        """Of the samples to choose a rounding by."""
-        return self._take_in(self._fit).moments
+        """Of the samples that a rounding is chosen by."""
+        return self._flush(self._fit).moments
 
     @property
     def held_out(self) -> Moments:
-        """Of the samples to check it on; of none where there are fewer than two samples."""
-        return self._take_in(self._held_out).moments
+        """Of the samples that it is checked on; of none where there are fewer than two samples."""
+        return self._flush(self._held_out).moments
 
-    def again(self, *, held_out: bool = False) -> Iterator[Pairs]:
-        """The positions of `fit`, or of `held_out`, once more, some at a time."""
-        return map(self._unfold, self._take_in(self._held_out if held_out else self._fit).chunks)
-
-    def all_again(self) -> Iterator[Pairs]:
-        """The positions of both."""
-        return itertools.chain(self.again(), self.again(held_out=True))
+    def positions(self, split: Split) -> Iterator[Pairs]:
+        """The positions of a split once more, one chunk at a time."""
+        parts = {"fit": [self._fit], "held-out": [self._held_out], "all": [self._fit, self._held_out]}[split]
+        for part in parts:
+            yield from map(self._unfold, self._flush(part).chunks)
 
     def minibatches(self, size: int) -> Iterator[Pairs]:
-        """Positions of `fit` without end, at least `size` of them at a time if there are as many; all equally often.
+        """Positions of `fit` without end, at least `size` of them at a time if there are as many.
 
-        A chunk of positions gives several of them. What is kept takes turns with other chunks; what is not is unfolded
-        once and used up.
+        Every position comes equally often. A chunk is divided into several parts, each with every n-th position of it.
+        Parts of chunks that are kept alternate with those of other chunks. A chunk that is not kept is unfolded, and
+        then all its parts follow each other, so that it is unfolded only once.
         """
-        chunks = self._take_in(self._fit).chunks
-        visits: list[tuple[float, int, int, int]] = []
+        chunks = self._flush(self._fit).chunks
+        visits: list[tuple[float, int, int, int]] = []  # when, chunk, part, number of parts
         for number, chunk in enumerate(chunks):
             parts = max(1, _length(chunk) // size)
             for part in range(parts):
-                turn = (part + 0.5) / parts if isinstance(chunk, Pairs) else (number + 0.5) / len(chunks)
-                visits.append((turn, number, part, parts))
+                when = (part + 0.5) / parts if isinstance(chunk, Pairs) else (number + 0.5) / len(chunks)
+                visits.append((when, number, part, parts))
         visits.sort()
         gathered: list[Pairs] = []
         while True:
@@ -181,35 +198,35 @@ class Gram(Statistic):
             for _, number, part, parts in visits:
                 if number != last or pairs is None:
                     last, pairs = number, self._unfold(chunks[number])
-                gathered.append(pairs.every(parts, part))
+                gathered.append(pairs.strided(parts, part))
                 if len(gathered) == len(visits) or sum(map(_length, gathered)) >= size:
                     yield _joined(gathered)
                     gathered = []
 
-    def _take_in(self, share: _Share) -> _Share:
-        """Make a chunk of what waits."""
-        if share.waiting:
-            places, unfolded = map(list, zip(*share.waiting, strict=True))
-            share.waiting.clear()
+    def _flush(self, part: _Part) -> _Part:
+        """Make a chunk of the pending positions, if there are any, and add it to the moments."""
+        if part.pending:
+            locations, unfolded = map(list, zip(*part.pending, strict=True))
+            part.pending.clear()
             pairs = _joined(unfolded)
-            share.moments.add(pairs)
+            part.moments.add(pairs)
             numbers = pairs.columns.numel() + pairs.targets.numel()
-            keep = numbers <= share.room
-            share.room -= numbers if keep else 0
-            share.chunks.append(pairs if keep else places)
-        return share
+            keep = numbers <= part.budget
+            part.budget -= numbers if keep else 0
+            part.chunks.append(pairs if keep else locations)
+        return part
 
     def _chunk_size(self) -> int:
         groups, rows, cols = self.layer.matrix_shape
-        return max(256, CHUNK * _times(self.layer.device) // (groups * max(rows, cols)))
+        return max(256, CHUNK * _device_factor(self.layer.device) // (groups * max(rows, cols)))
 
-    def _unfold(self, chunk: Pairs | list[_Places]) -> Pairs:
+    def _unfold(self, chunk: Pairs | list[_Locations]) -> Pairs:
         if isinstance(chunk, Pairs):
             return chunk
-        return _joined([self._pairs(places) for places in chunk])
+        return _joined([self._pairs(locations) for locations in chunk])
 
-    def _pairs(self, places: _Places) -> Pairs:
-        layer, (inputs, outputs, addend, *where) = self.layer, places
+    def _pairs(self, locations: _Locations) -> Pairs:
+        layer, (inputs, outputs, addend, *where) = self.layer, locations
         columns, targets = (values.to(layer.device).float() for values in layer.pairs_at(inputs, outputs, *where))
         if addend is not None:
             added, lacking = (layer.outputs_at(values, *where).to(layer.device).float() for values in addend)
@@ -217,9 +234,9 @@ class Gram(Statistic):
         return Pairs(columns, targets)
 
     def _choose(self, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-        """Rows and positions of one batch that are taken."""
+        """The positions of one batch that are used: their rows, and their numbers within the row."""
         rows, per_row = self.layer.as_rows(targets).shape[0], self.layer.positions(targets)
-        most = _positions_taken(self.layer.matrix_shape[2], self.samples)
+        most = _positions_used(self.layer.matrix_shape[2], self.samples)
         per_sample = rows * per_row // samples
         if per_sample <= most:
             places = torch.arange(rows * per_row)
@@ -229,30 +246,30 @@ class Gram(Statistic):
         return places // per_row, places % per_row
 
 
-def _positions_taken(cols: int, samples: int) -> int:
-    """How many positions of each sample are taken at most."""
+def _positions_used(cols: int, samples: int) -> int:
+    """How many positions of each sample are used, if it has as many."""
     return max(min(POSITIONS, POSITIONS_OF_A_COLUMN * cols), math.ceil(POSITIONS_PER_COLUMN * cols / samples))
 
 
-def _times(device: torch.device) -> int:
-    """How many times `CHUNK` and `KEEP` are taken."""
-    return 1 if device.type == "cpu" else ON_ACCELERATOR
+def _device_factor(device: torch.device) -> int:
+    """What `CHUNK` and `KEEP` are multiplied by."""
+    return 1 if device.type == "cpu" else ACCELERATOR_FACTOR
 
 
 def _joined(parts: list[Pairs]) -> Pairs:
-    """The positions of all."""
+    """The positions of all parts."""
     if len(parts) == 1:
         return parts[0]
     return Pairs(*map(_concatenated, zip(*parts, strict=True)))
 
 
 def _concatenated(parts: tuple[Tensor, ...]) -> Tensor:
-    """Along the positions, in the memory order of the parts."""
+    """Joined along the positions, in the memory order of the parts."""
     if any(map(side_by_side, parts)):
         return torch.cat([part.mT for part in parts], 2).mT
     return torch.cat(parts, 1)
 
 
-def _length(chunk: Pairs | list[_Places]) -> int:
-    """How many positions there are."""
-    return chunk.columns.shape[1] if isinstance(chunk, Pairs) else sum(len(places.rows) for places in chunk)
+def _length(chunk: Pairs | list[_Locations]) -> int:
+    """How many positions a chunk has."""
+    return chunk.columns.shape[1] if isinstance(chunk, Pairs) else sum(len(locations.rows) for locations in chunk)

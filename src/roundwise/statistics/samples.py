@@ -14,7 +14,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from roundwise.graph.matrix import LinearMap
+from roundwise.graph.matrix import LinearMap, fast_format
 from roundwise.statistics.base import Statistic
 
 
@@ -96,8 +96,4 @@ def _choose(rows: int, count: int, generator: torch.Generator) -> Tensor:
 
 def _fast_layout(shape: Sequence[int], device: torch.device) -> torch.memory_format:
     """How a minibatch lies in memory: on a CPU, convolutions and their gradients are up to 4 times faster this way."""
-    if device.type == "cpu" and len(shape) == 4:
-        return torch.channels_last
-    if device.type == "cpu" and len(shape) == 5:
-        return torch.channels_last_3d
-    return torch.contiguous_format
+    return fast_format(len(shape)) if device.type == "cpu" else torch.contiguous_format

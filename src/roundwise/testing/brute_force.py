@@ -1,6 +1,6 @@
 """Try every rounding of a tiny layer, to compare solvers with the optimum.
 
-An output channel depends on its own row of weights only, so with an element-wise activation function the rows are
+An output channel depends on its own row of weights only, so with an element-wise nonlinearity the rows are
 independent problems (Eq. 18): 2^cols roundings each, not 2^(rows · cols).
 """
 
@@ -21,7 +21,7 @@ def best_rounding(case: Case, grid: Grid) -> tuple[Rounding, float]:
     """The codes with the smallest objective, each the floor or the ceiling of its weight; and that objective.
 
     Args:
-        case: with at most 12 columns and an element-wise activation function, or none.
+        case: with at most 12 columns and an element-wise nonlinearity, or none.
         grid: the grid of the codes.
 
     Raises:
@@ -45,8 +45,8 @@ def best_rounding(case: Case, grid: Grid) -> tuple[Rounding, float]:
         codes = grid.clip(floor[row] + ups)
         weights = (codes - zero_point[row]) * scale[row]
         outputs, wanted = weights.double() @ inputs[row[0]] + bias[row], targets[row]
-        if case.activation is not None:
-            outputs, wanted = case.activation(outputs), case.activation(wanted)
+        if case.nonlinearity is not None:
+            outputs, wanted = case.nonlinearity(outputs), case.nonlinearity(wanted)
         errors = (outputs - wanted).square().mean(1)
         best[row] = codes[errors.argmin()].to(torch.int32)
         total += float(errors.min())

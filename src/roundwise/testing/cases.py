@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from roundwise.graph.matrix import LinearMap
-from roundwise.graph.nonlinearity import Activation
+from roundwise.graph.nonlinearity import Nonlinearity
 from roundwise.methods.interfaces import Problem, RangeEstimator, Rounding
 from roundwise.methods.ranges import MinMax
 from roundwise.numerics.grid import BITS, Codebook, Granularity, Grid, PerChannel, PerGroup, PerTensor
@@ -27,7 +27,7 @@ S = TypeVar("S", bound=Statistic)
 
 SAMPLES = 48
 
-RELU, RELU6 = Activation(torch.relu, (0.0, math.inf)), Activation(F.relu6, (0.0, 6.0))
+RELU, RELU6 = Nonlinearity(torch.relu, (0.0, math.inf)), Nonlinearity(F.relu6, (0.0, 6.0))
 
 
 @final
@@ -42,7 +42,7 @@ class Case:
         inputs: x̂, of the quantized network before this layer, `[samples, …]`.
         targets: y = W x + b, of the float network.
         codebook, granularity: the grid that is asked for.
-        activation: the function that follows the layer, or None.
+        nonlinearity: the function that follows the layer, or None.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Case:
     targets: Tensor
     codebook: Codebook = Codebook(4)
     granularity: Granularity = PerChannel()
-    activation: Activation | None = None
+    nonlinearity: Nonlinearity | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -87,28 +87,29 @@ class Case:
 
     def problem(self, needs: type[S], grid: Grid | None = None) -> Problem[S]:
         """The rounding problem, on the min-max grid unless another is given."""
-        return Problem(self.name, self.weight, grid or self.grid(), self.statistic(needs), self.activation, True)
+        grid, bias = grid or self.grid(), self.layer.bias_rows
+        return Problem(self.name, self.weight, bias, grid, self.statistic(needs), self.nonlinearity, bias_is_free=True)
 
-    def objective(self, grid: Grid, rounding: Rounding, *, activation: bool = True) -> float:
+    def objective(self, grid: Grid, rounding: Rounding, *, nonlinearity: bool = True) -> float:
         """‖f_a(y) − f_a(ŵ x̂ + b)‖² (Eq. 25): summed over channels, mean over samples and positions; in float64.
 
         Args:
             grid: the grid of the codes, unless the rounding has a grid of its own.
             rounding: the answer of a solver.
-            activation: False leaves out f_a.
+            nonlinearity: False leaves out f_a.
         """
         weight = (rounding.grid or grid).dequantize(rounding.codes).double()
         layer = self.layer
         if rounding.bias_shift is not None and layer.bias is not None:
             layer = dataclasses.replace(layer, bias=layer.bias.double() + rounding.bias_shift.double().flatten())
         outputs, targets = layer.apply_matrix(weight, self.inputs.double()), self.targets.double()
-        if activation and self.activation is not None:
-            outputs, targets = self.activation(outputs), self.activation(targets)
+        if nonlinearity and self.nonlinearity is not None:
+            outputs, targets = self.nonlinearity(outputs), self.nonlinearity(targets)
         return float(self.layer.fold_outputs(outputs - targets).square().sum((0, 1)).mean())
 
 
 def cases() -> tuple[Case, ...]:
-    """Cases that differ in layer, codebook, granularity, activation and content; the same at each call."""
+    """Cases that differ in layer, codebook, granularity, nonlinearity and content; the same at each call."""
     linear, conv = _linear(10, 4), _conv2d(3, 4)
     layers = [
         linear,
@@ -131,12 +132,12 @@ def cases() -> tuple[Case, ...]:
         for symmetric in (True, False)
         for word, granularity in (("per tensor", PerTensor()), (f"groups of {size}", PerGroup(size)))
     ]
-    activations = [
-        _with(linear, "relu", activation=RELU),
-        _with(conv, "relu6", activation=RELU6, codebook=Codebook(3)),
-        _with(linear, "gelu", activation=Activation(F.gelu), granularity=PerTensor()),
+    nonlinearities = [
+        _with(linear, "relu", nonlinearity=RELU),
+        _with(conv, "relu6", nonlinearity=RELU6, codebook=Codebook(3)),
+        _with(linear, "gelu", nonlinearity=Nonlinearity(F.gelu), granularity=PerTensor()),
     ]
-    return (*layers, *grids, *granularities, *activations, *_contents(linear, conv))
+    return (*layers, *grids, *granularities, *nonlinearities, *_contents(linear, conv))
 
 
 def tiny_cases() -> tuple[Case, ...]:
@@ -145,8 +146,8 @@ def tiny_cases() -> tuple[Case, ...]:
     return (
         _with(_linear(8, 4), "3 bits", codebook=three),
         _with(_linear(10, 3), "3 bits, asymmetric, per tensor", codebook=Codebook(3, False), granularity=PerTensor()),
-        _with(_linear(9, 4), "3 bits, relu", codebook=three, activation=RELU),
-        _with(_conv2d(2, 3), "3 bits, relu", codebook=three, activation=RELU),
+        _with(_linear(9, 4), "3 bits, relu", codebook=three, nonlinearity=RELU),
+        _with(_conv2d(2, 3), "3 bits, relu", codebook=three, nonlinearity=RELU),
         _with(
             _conv("depthwise conv2d", (4, 1, 3, 3), (SAMPLES, 4, 5, 5), padding=1, groups=4),
             "3 bits",
@@ -178,7 +179,7 @@ def _contents(linear: Case, conv: Case) -> list[Case]:
         _with(linear, "weights on the grid", weight=on_grid),
         _with(linear, "weights of 1e-12", weight=linear.weight * 1e-12, targets=linear.targets * 1e-12),
         _with(linear, "dead inputs", inputs=dead),
-        _with(conv, "a dead channel, relu", inputs=channel, activation=RELU),
+        _with(conv, "a dead channel, relu", inputs=channel, nonlinearity=RELU),
         _with(linear, "all inputs zero", inputs=torch.zeros_like(linear.inputs)),
         _with(conv, "samples in float16", inputs=conv.inputs.half(), targets=conv.targets.half()),
     ]

@@ -58,27 +58,29 @@ def check_it_is_not_worse_than_nearest(solver: RoundingSolver[Any], case: Case) 
     """A solver that minimises over second moments is never worse than nearest rounding, over all samples together.
 
     It must not be worse on the samples it learns from, nor on those it holds out. Its objective contains the
-    activation function only if that is a clamp.
+    nonlinearity only if that is a clamp.
     """
     if solver.needs is not Gram:
         return
     grid = case.grid()
-    clamped = case.activation is not None and case.activation.limits is not None
+    clamped = case.nonlinearity is not None and case.nonlinearity.limits is not None
     roundings = answer(solver, case), answer(Nearest(), case)
-    follows = clamped and getattr(solver, "turns", 0) > 0
-    error, nearest = (case.objective(grid, rounding, activation=follows) for rounding in roundings)
+    follows = clamped and getattr(solver, "alternations", 0) > 0
+    error, nearest = (case.objective(grid, rounding, nonlinearity=follows) for rounding in roundings)
     scale = float(case.targets.double().square().mean())
     require(error <= nearest * (1 + 1e-3) + 1e-9 * scale, f"the error is {error}, of nearest rounding {nearest}")
 
 
 def check_codes_are_next_to_their_weights(solver: RoundingSolver[Any], case: Case) -> None:
-    """If the solver declares `floor_or_ceil`, each code is ⌊W/s⌋ or ⌊W/s⌋ + 1, clipped (Eq. 22)."""
+    """If the solver's traits say `floor_or_ceil`, each code is ⌊W/s⌋ or ⌊W/s⌋ + 1, clipped (Eq. 22)."""
     grid = case.grid()
     codes = answer(solver, case).codes
     floor = grid.position(case.weight).floor()
     other = (codes != grid.clip(floor)) & (codes != grid.clip(floor + 1))
-    allowed = not solver.floor_or_ceil or not bool(other.any())
-    require(allowed, f"{int(other.sum())} codes are not next to their weights; is `floor_or_ceil` meant to be False?")
+    allowed = not solver.traits.floor_or_ceil or not bool(other.any())
+    require(
+        allowed, f"{int(other.sum())} codes are not next to their weights; is `traits.floor_or_ceil` meant to be False?"
+    )
 
 
 def check_the_generator_decides(solver: RoundingSolver[Any], case: Case) -> None:

@@ -1,27 +1,26 @@
-"""Where integer hardware needs activations as codes, and what stands there.
+"""Which values hardware with integer arithmetic reads as codes, and where quantizers must therefore be put.
 
-The rule: *a tensor is quantized if an integer operation reads it.*
+The rule: *a value is quantized if an integer operation reads it.*
 
-- Integer operations are the quantized layers, additions, subtractions and products of two tensors, products of
-  matrices, and averages over places. What else there is (softmax, normalisation, functions that are no clamp) computes
-  in float on what it is given, and what it gives is quantized where an integer operation reads it.
-- Operations that only move numbers (reshapes, permutations, slices, maximum pooling, padding with zeros, nearest
-  upsampling, concatenation) give numbers of the grid that they were given. So the quantizer stands before them, at the
-  operation that made the numbers; and tensors that a concatenation joins share one range if the result is quantized.
-- A function that follows a layer or an addition, such as a ReLU, is fused with it: the quantizer stands after the
-  function, since nothing but the function reads the layer.
-- What nobody but the caller reads, the network's output, stays in float.
+- Integer operations are the quantized layers; additions, subtractions and products of two values; products of matrices;
+  and averages over pixels. All other operations (softmax, normalization, functions other than clamps) compute in float.
+  Their results are quantized if an integer operation reads them.
+- Moves (reshapes, permutations, slices, maximum pooling, padding with zeros, nearest upsampling, concatenation) give
+  numbers on the grid of their input. So the quantizer is put before the moves, at the operation that computed the
+  numbers. If the result of a concatenation is quantized, all that it joins shares one range.
+- A ReLU or another function after a layer or addition is fused with it: nothing else reads the layer, so the quantizer
+  is put after the function.
+- The network's outputs stay in float: only the caller reads them.
 
-What does not depend on the network's inputs, but for their sizes (buffers, masks), stays in float where it is added,
-multiplied or joined; hardware takes it into the bias or the scale. Attention as one operation
-(`scaled_dot_product_attention`), `einsum` and `baddbmm` compute in float as well.
+Values that do not depend on the numbers in the network's inputs, such as buffers and masks, stay in float where they
+are added, multiplied or joined; hardware adds them to the bias or multiplies them into the scale. Attention as one
+operation (`scaled_dot_product_attention`), `einsum` and `baddbmm` compute in float as well.
 
 In the quantized network a quantizer is `roundwise.quantize` → `roundwise.dequantize`, operations of our own
-(`artifacts/dialect.py`). It stands after the operation that makes the tensor, and all that reads the tensor reads it
-quantized. In ONNX that is QuantizeLinear → DequantizeLinear. ONNX Runtime pushes the pair through operations that move
-numbers, and fuses what stands between DequantizeLinear and QuantizeLinear into integer kernels where it has them
-(convolutions and matrix products with 8-bit weights); elsewhere it computes in float on exactly the numbers that the
-codes stand for.
+(`artifacts/dialect.py`), after the operation that gives the value; all readers of the value read the pair's result. In
+ONNX that is QuantizeLinear → DequantizeLinear. ONNX Runtime moves the pair through moves, and replaces DequantizeLinear
+→ operation → QuantizeLinear by an integer kernel where it has one (convolutions and matrix products with 8-bit
+weights). Elsewhere it computes in float, on exactly the numbers that the codes stand for.
 """
 
 from __future__ import annotations
@@ -30,101 +29,10 @@ import operator
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, fx
 
 from roundwise.graph.graph import Graph
-
-aten = torch.ops.aten
-
-OF_TWO = frozenset(
-    {
-        aten.add.Tensor,
-        aten.sub.Tensor,
-        aten.mul.Tensor,
-        aten.matmul.default,
-        aten.mm.default,
-        aten.bmm.default,
-    }
-)
-"""Integer operations if both operands are computed."""
-
-AVERAGES = frozenset(
-    {
-        aten.avg_pool1d.default,
-        aten.avg_pool2d.default,
-        aten.avg_pool3d.default,
-        aten.adaptive_avg_pool1d.default,
-        aten.adaptive_avg_pool2d.default,
-        aten.adaptive_avg_pool3d.default,
-        aten.mean.default,
-        aten.mean.dim,
-        aten.upsample_bilinear2d.vec,
-        aten.upsample_bilinear2d.default,
-    }
-)
-"""Integer operations on one tensor."""
-
-MOVES = frozenset(
-    {
-        aten.view.default,
-        aten._unsafe_view.default,
-        aten.reshape.default,
-        aten.flatten.using_ints,
-        aten.unflatten.int,
-        aten.squeeze.default,
-        aten.squeeze.dim,
-        aten.squeeze.dims,
-        aten.unsqueeze.default,
-        aten.permute.default,
-        aten.transpose.int,
-        aten.t.default,
-        aten.contiguous.default,
-        aten.clone.default,
-        aten.expand.default,
-        aten.repeat.default,
-        aten.slice.Tensor,
-        aten.select.int,
-        aten.narrow.default,
-        aten.index_select.default,
-        aten.roll.default,
-        aten.flip.default,
-        aten.channel_shuffle.default,
-        aten.pixel_shuffle.default,
-        aten.pixel_unshuffle.default,
-        aten.upsample_nearest2d.vec,
-        aten.upsample_nearest2d.default,
-        aten.max_pool1d.default,
-        aten.max_pool2d.default,
-        aten.max_pool3d.default,
-        aten.adaptive_max_pool2d.default,
-        aten.cat.default,
-        aten.stack.default,
-    }
-)
-"""Operations that give some of the numbers that they were given, and no others but zeros."""
-
-SPLITS = frozenset(
-    {aten.chunk.default, aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.unbind.int}
-)
-"""Operations that move numbers into several tensors, which `getitem` then takes apart."""
-
-OF_A_SHAPE = frozenset(
-    {
-        aten.zeros_like.default,
-        aten.ones_like.default,
-        aten.full_like.default,
-        aten.empty_like.default,
-        aten.new_zeros.default,
-        aten.new_ones.default,
-        aten.new_full.default,
-        aten.new_empty.default,
-    }
-)
-"""Operations that take no more than the shape of their input."""
-
-PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
-"""Moves as well, if what they put around is 0 (the default) or taken from the tensor."""
+from roundwise.graph.operators import AVERAGES, INTEGER_OF_TWO, MOVES, OF_A_SHAPE, PADS, SPLITS, padded_number
 
 
 class Tensors(NamedTuple):
@@ -140,7 +48,7 @@ class Tensors(NamedTuple):
 
 
 def find_activations(graph: Graph, layers: Collection[fx.Node]) -> list[Tensors]:
-    """The tensors to quantize; those that share a range together.
+    """The values to quantize, as the operations or inputs that give them, in groups that share a range.
 
     Args:
         graph: in normal form.
@@ -171,7 +79,7 @@ def kind_of(node: fx.Node) -> str:
 
 
 def _computed(graph: Graph) -> set[fx.Node]:
-    """What depends on the numbers that the network is given, and not just on their shapes."""
+    """The values that depend on the numbers in the network's inputs, and not only on the shapes of the inputs."""
     computed: set[fx.Node] = set()
     for node in graph.operations.nodes:
         tensors = (
@@ -188,7 +96,7 @@ def _read_as_codes(node: fx.Node, layers: Collection[fx.Node], computed: Collect
     """The operands that an operation reads as codes."""
     if node in layers or node.target in AVERAGES:
         return node.all_input_nodes[:1]
-    if node.target in OF_TWO:
+    if node.target in INTEGER_OF_TWO:
         operands = [
             operand for operand in node.args[:2] if isinstance(operand, fx.Node) and any(_sources(operand, computed))
         ]
@@ -197,7 +105,7 @@ def _read_as_codes(node: fx.Node, layers: Collection[fx.Node], computed: Collect
 
 
 def _sources(node: fx.Node, computed: Collection[fx.Node]) -> Iterator[fx.Node]:
-    """The operations and inputs that made a tensor's numbers, before they were moved."""
+    """The operations and inputs that computed a value's numbers, before they were moved."""
     stack, seen = [node], {node}
     while stack:
         last = stack.pop()
@@ -213,14 +121,12 @@ def _moves(node: fx.Node) -> bool:
     if node.target is operator.getitem:
         return isinstance(node.args[0], fx.Node) and node.args[0].target in SPLITS
     if node.target in PADS:
-        mode = node.args[2] if node.target is aten.pad.default and len(node.args) > 2 else "constant"
-        value = node.args[3 if node.target is aten.pad.default else 2 :]
-        return mode != "constant" or not value or value[0] in (0, None)
+        return padded_number(node) in (0, None)
     return node.target in MOVES or node.target in SPLITS
 
 
 def _moved(node: fx.Node) -> list[fx.Node]:
-    """The operands whose numbers an operation moves (and not the indices by which it does)."""
+    """The operands whose numbers an operation moves; its indices are no such operands."""
     first = node.args[0]
     return [source for source in (first if isinstance(first, list | tuple) else [first]) if isinstance(source, fx.Node)]
 

@@ -1,8 +1,7 @@
-"""Where in a graph the layers are, and what follows them."""
+"""The layers of a graph: weights, the operations that use them, and the functions that follow."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, final
@@ -12,34 +11,10 @@ from torch import Tensor, fx
 
 from roundwise.graph.graph import Graph, bind
 from roundwise.graph.matrix import LinearMap
-from roundwise.graph.nonlinearity import Activation
-from roundwise.graph.transforms.normalize import WEIGHTED
+from roundwise.graph.nonlinearity import Nonlinearity
+from roundwise.graph.operators import NONLINEARITIES, WEIGHTED, clamp_limits
 
 aten = torch.ops.aten
-
-ACTIVATIONS = frozenset(
-    {
-        aten.relu.default,
-        aten.relu6.default,
-        aten.hardtanh.default,
-        aten.clamp.default,
-        aten.clamp_min.default,
-        aten.leaky_relu.default,
-        aten.prelu.default,
-        aten.elu.default,
-        aten.celu.default,
-        aten.selu.default,
-        aten.gelu.default,
-        aten.silu.default,
-        aten.mish.default,
-        aten.softplus.default,
-        aten.hardswish.default,
-        aten.hardsigmoid.default,
-        aten.sigmoid.default,
-        aten.tanh.default,
-    }
-)
-"""Element-wise functions that may stand for f_a in Eq. 25."""
 
 
 @final
@@ -52,17 +27,17 @@ class Layer:
         weight: name of the constant.
         calls: the operations, in order; several where a module is reused or weights are tied.
         map: the first call's linear map, with its bias.
-        activation: the function between the first call and its only consumer, or None.
-        own_bias: name of the constant that is this layer's bias and nothing else; None if there is no such one.
-        addend: what the output of the only call is added to, real numbers of the same shape (a shortcut, another
-            branch), where that sum is all that reads the output; else None.
+        nonlinearity: the function between the first call and its only consumer, or None.
+        own_bias: name of the constant that is this layer's bias and that nothing else reads; None if there is none.
+        addend: the value that the output is added to, such as a shortcut: a float tensor of the same shape. None if
+            there is none, if other operations read the output too, or if the layer has several calls.
     """
 
     name: str
     weight: str
     calls: tuple[fx.Node, ...]
     map: LinearMap
-    activation: Activation | None
+    nonlinearity: Nonlinearity | None
     own_bias: str | None
     addend: fx.Node | None = None
 
@@ -89,11 +64,11 @@ def find_layers(graph: Graph) -> list[Layer]:
     names = _layer_names(list(calls))
     layers = []
     for weight, ((first, layer), *others) in calls.items():
-        # A weight that is used as two different kinds of matrix is quantized as the first; the layout must agree.
+        # A weight may be used as two kinds of matrix; then only calls of the first kind are calls of the layer.
         alike = [node for node, other in others if _layout(other) == _layout(layer)]
         calls_alike = (first, *alike)
-        activation, own_bias = _activation(graph, first, layer), _own_bias(graph, calls_alike)
-        layers.append(Layer(names[weight], weight, calls_alike, layer, activation, own_bias, _addend(calls_alike)))
+        nonlinearity, own_bias = _nonlinearity(graph, first, layer), _own_bias(graph, calls_alike)
+        layers.append(Layer(names[weight], weight, calls_alike, layer, nonlinearity, own_bias, _addend(calls_alike)))
     return layers
 
 
@@ -111,10 +86,25 @@ def linear_map(graph: Graph, node: fx.Node) -> LinearMap | None:
     return LinearMap.from_arguments(weight, bias, arguments)
 
 
-def has_channels_second(node: fx.Node, layer: LinearMap) -> bool:
-    """Whether dimension 1 of a layer's input or output is its features, as batch-norm and `prelu` take it to be.
+def channel_axis(node: fx.Node, layer: LinearMap) -> int:
+    """The dimension of a layer's input or output along which channels lie.
 
-    It is not where positions stand before a linear layer's features, or a convolution's batch dimension is missing.
+    A convolution may have no batch dimension, and a linear layer may have others between the batch and its features.
+    """
+    return int(node.meta["val"].dim()) - max(layer.dims, 0) - 1
+
+
+def weight_name(call: fx.Node) -> str:
+    """The name of a layer's weight."""
+    source = call.args[1]
+    assert isinstance(source, fx.Node)
+    return str(source.target)
+
+
+def has_channels_second(node: fx.Node, layer: LinearMap) -> bool:
+    """Whether channels are dimension 1 of a layer's input or output, as batch-norm and `prelu` expect them.
+
+    They are not where a linear layer has dimensions between batch and features, or a convolution has no batch.
     """
     value = node.meta.get("val")
     return isinstance(value, Tensor) and value.dim() == layer.dims + 2
@@ -140,7 +130,7 @@ def _own_bias(graph: Graph, calls: tuple[fx.Node, ...]) -> str | None:
 
 
 def _addend(calls: tuple[fx.Node, ...]) -> fx.Node | None:
-    # Weights that made up for something at one call would do so at all of them.
+    # With several calls, weights chosen to compensate an error at one call would change all others.
     if len(calls) > 1 or len(calls[0].users) != 1:
         return None
     user = next(iter(calls[0].users))
@@ -151,17 +141,17 @@ def _addend(calls: tuple[fx.Node, ...]) -> fx.Node | None:
 
 
 def _alike(value: Any, output: Tensor) -> bool:
-    """Whether it is known to be a real tensor of the output's shape."""
+    """Whether a value is a float tensor of the output's shape."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return False
     return str(value.shape) == str(output.shape)  # as text: comparing symbolic sizes would fix them
 
 
-def _activation(graph: Graph, node: fx.Node, layer: LinearMap) -> Activation | None:
+def _nonlinearity(graph: Graph, node: fx.Node, layer: LinearMap) -> Nonlinearity | None:
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))
-    if user.target not in ACTIVATIONS or user.args[0] is not node or not callable(user.target):
+    if user.target not in NONLINEARITIES or user.args[0] is not node or not callable(user.target):
         return None
     rest: list[Any] = []
     for argument in user.args[1:]:
@@ -174,23 +164,7 @@ def _activation(graph: Graph, node: fx.Node, layer: LinearMap) -> Activation | N
         rest.append(argument)
     function, named = user.target, dict(user.kwargs)
 
-    def activation(values: Tensor) -> Tensor:
+    def nonlinearity(values: Tensor) -> Tensor:
         return function(values, *rest, **named)  # type: ignore[no-any-return]
 
-    return Activation(activation, clamp_limits(user))
-
-
-def clamp_limits(node: fx.Node) -> tuple[float, float] | None:
-    """The ends of the range if the operation is a clamp."""
-    if node.target is aten.relu.default:
-        return 0.0, math.inf
-    if node.target is aten.relu6.default:
-        return 0.0, 6.0
-    if node.target not in (aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default):
-        return None
-    arguments = bind(node)
-    hardtanh = node.target is aten.hardtanh.default
-    low, high = (arguments.get(name) for name in (("min_val", "max_val") if hardtanh else ("min", "max")))
-    if not all(end is None or isinstance(end, int | float) for end in (low, high)):
-        return None
-    return -math.inf if low is None else float(low), math.inf if high is None else float(high)
+    return Nonlinearity(nonlinearity, clamp_limits(user))

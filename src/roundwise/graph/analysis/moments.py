@@ -1,8 +1,9 @@
-"""What training knew of a network's activations, without any data: batch-norm's statistics, carried along the graph.
+"""Means and deviations of activations, without any data: batch-norm's statistics, carried along the graph.
 
-A batch-norm gives each channel the mean β and, with the variance σ² that training saw, the standard deviation
-|γ| √(σ²/(σ² + ε)). Folded into the layer before it, it is gone, but what it gave is now the layer's output: folding
-keeps both numbers as `Graph.moments`. Taking each channel for normal, they are carried on from there.
+A batch-norm gives each channel the mean β and, with the variance σ² of the training data, the standard deviation
+|γ| √(σ²/(σ² + ε)). When it is folded into the layer before it, the layer's output has this mean and deviation, and the
+graph records them (`Graph.moments`). `propagate` assumes that each channel is normally distributed and computes the
+mean and deviation of what later operations give:
 
 *Clamps.* For Y = clamp(X, l, u) with X ~ N(μ, σ²), a = (l − μ)/σ, b = (u − μ)/σ, the density φ and the distribution
 function Φ of the standard normal,
@@ -10,21 +11,22 @@ function Φ of the standard normal,
     E[Y] = μ + σ m            m = a Φ(a) + b Φ(−b) + φ(a) − φ(b)
     E[(Y − μ)²] = σ² q        q = a² Φ(a) + b² Φ(−b) + Φ(b) − Φ(a) + a φ(a) − b φ(b)
 
-*Derivation.* Z = (X − μ)/σ is a standard normal, and (Y − μ)/σ = clamp(Z, a, b), which is a with probability Φ(a), b
-with probability Φ(−b), and Z between. Since φ' = −z φ, the integral of z φ over [a, b] is φ(a) − φ(b), and by parts
-that of z² φ is Φ(b) − Φ(a) + a φ(a) − b φ(b). ∎ With l = 0 and u = ∞ it is the source's formula for ReLU, γ φ(−β/γ) + β
-(1 − Φ(−β/γ)) (Section 4.2 and its appendix). A clamp of what is clamped already is one clamp.
+*Derivation.* Z = (X − μ)/σ is a standard normal, and (Y − μ)/σ = clamp(Z, a, b) is a with probability Φ(a), b with
+probability Φ(−b), and Z otherwise. Since φ' = −z φ, the integral of z φ over [a, b] is φ(a) − φ(b), and by parts that
+of z² φ is Φ(b) − Φ(a) + a φ(a) − b φ(b). ∎ With l = 0 and u = ∞ it is the formula for ReLU in the paper,
+γ φ(−β/γ) + β (1 − Φ(−β/γ)) (Section 4.2 and its appendix). Two clamps in a row are one clamp.
 
-*Sums.* Means add, whatever the operands. Variances are added as if the operands were independent, which is not so where
-a branch comes back to what it left, and the sum is taken for normal again.
+*Sums.* Means add, whatever the operands. Variances are added as if the operands were independent. That is wrong where a
+branch returns to the value that it left. The sum is assumed to be normal again.
 
-*Concatenations* along the channels put channels side by side; slices and `index_select` pick some. *Pooling, resizing
-and padding*: averages keep means. Their variance is smaller than that of what they average, by an amount that nothing
-tells, and is left as it was, so that ranges are rather too wide. Maxima are larger than what they are maxima of, by an
-amount that depends on how alike neighbours are; means are left as they were, below the true ones. Zeros around an image
-count as if they were not there.
+*Concatenations* along the channels put channels side by side; slices and `index_select` pick some.
 
-What is known of nothing else is not guessed: the network's input, layers without batch-norm, other functions.
+*Pooling, resizing and padding.* An average keeps the mean. Its variance is smaller than that of the values that it
+averages, by an unknown amount; it is left as it was, so ranges come out too wide rather than too narrow. The mean of a
+maximum is larger than the mean of the values, by an unknown amount; it is left as it was, too small. Zeros around an
+image are not counted.
+
+Nothing is known of the network's input, of layers without batch-norm, and of the results of other functions.
 
 References:
     Nagel et al., ICCV 2019, arXiv:1906.04721, Sections 4.1 and 4.2; the appendix on clipped normals.
@@ -32,7 +34,6 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,21 +44,26 @@ import torch.utils._pytree as pytree
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from roundwise.graph.analysis.channels import EXTREMES, PADS, Place, channel_axis, place_after, weight_name
-from roundwise.graph.analysis.layers import clamp_limits, find_layers, linear_map
+from roundwise.graph.analysis.layers import channel_axis, find_layers, linear_map, weight_name
+from roundwise.graph.analysis.pairs import Place, place_after
 from roundwise.graph.graph import ChannelMoments, Graph, bind
 from roundwise.graph.matrix import LinearMap
+from roundwise.graph.operators import EXTREMES, PADS, clamp_limits, padded_number
 
 aten = torch.ops.aten
 
 BATCH_NORM = aten.batch_norm.default
 
 _FAR = 40.0
-"""In standard deviations: beyond it φ and Φ are 0 in float64."""
+"""In standard deviations from the mean: further out, φ is 0 and Φ is 0 or 1 in float64."""
 
 
 def batchnorm_moments(graph: Graph, norm: fx.Node) -> ChannelMoments | None:
-    """Of a batch-norm's output; None where it takes its statistics from the batch, or a tensor is no constant."""
+    """The moments of a batch-norm's output.
+
+    Returns:
+        None where the batch-norm takes its statistics from the batch, or where one of its tensors is not a constant.
+    """
     arguments = bind(norm)
     names = ("weight", "bias", "running_mean", "running_var")
     gamma, beta, mean, variance = (graph.constant(arguments[name]) for name in names)
@@ -72,12 +78,12 @@ def batchnorm_moments(graph: Graph, norm: fx.Node) -> ChannelMoments | None:
 @final
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """How the channels of a value are distributed: what is known of it, all float64 `[channels]`.
+    """How the values of each channel are distributed: a normal distribution, clamped. All float64 `[channels]`.
 
     Attributes:
-        mean, std: of the value itself.
-        center, deviation: of the normal distribution that it is clamped from; the same where nothing was clamped.
-        low, high: what it is clamped to; infinite where it is not.
+        mean, std: of the clamped values.
+        center, deviation: mean and standard deviation before clamping; equal to `mean` and `std` without a clamp.
+        low, high: the limits of the clamp; infinite without one.
     """
 
     mean: Tensor
@@ -89,12 +95,12 @@ class Spread:
 
     @classmethod
     def normal(cls, moments: ChannelMoments) -> Spread:
-        """A normal distribution."""
+        """A normal distribution, without a clamp."""
         mean, std = moments.mean, moments.std
         return cls(mean, std, mean, std, torch.full_like(mean, -math.inf), torch.full_like(mean, math.inf))
 
     def clamped(self, low: Tensor | float, high: Tensor | float) -> Spread:
-        """Of clamp(·, low, high)."""
+        """The distribution of clamp(x, low, high)."""
         lows, highs = (
             end.clamp(torch.as_tensor(low).to(end), torch.as_tensor(high).to(end)) for end in (self.low, self.high)
         )
@@ -104,19 +110,24 @@ class Spread:
         return Spread(mean, std, self.center, self.deviation, lows, highs)
 
     def plus(self, other: Spread) -> Spread:
-        """Of a sum: normal again, as if both were independent."""
+        """The distribution of a sum, taken for normal, of values taken for independent."""
         mean, std = self.mean + other.mean, (self.std.square() + other.std.square()).sqrt()
         return Spread(mean, std, mean, std, self.low + other.low, self.high + other.high)
 
     def at(self, index: Index) -> Spread:
-        """Of some of the channels; −1 stands for one that is always 0."""
+        """The distribution of chosen channels; −1 chooses a channel that is always 0."""
         fields = (getattr(self, name) for name in _FIELDS)
         if isinstance(index, slice):
             return Spread(*(values[index] for values in fields))
         return Spread(*(torch.cat([values, values.new_zeros(1)])[index] for values in fields))
 
     def limits(self, deviations: float, share: float = 1.0) -> tuple[float, float]:
-        """From the lowest to the highest number that this share of the channels has within deviations of its center."""
+        """An interval that holds, for a share of the channels, all values within some deviations of the center.
+
+        Args:
+            deviations: counted from the center to both sides.
+            share: of the channels, above 0 and up to 1.
+        """
         reach = deviations * self.deviation
         low = torch.minimum(torch.maximum(self.center - reach, self.low), self.high)
         high = torch.minimum(torch.maximum(self.center + reach, self.low), self.high)
@@ -142,7 +153,7 @@ def clipped_normal(mean: Tensor, std: Tensor, low: Tensor, high: Tensor) -> tupl
     """
     certain = std == 0
     sigma = torch.where(certain, 1.0, std)
-    # Beyond the far end on the side where it does not bite, a limit is as good as none.
+    # A limit beyond `_FAR` deviations clamps nothing, and infinity would give NaN below.
     a, b = ((low - mean) / sigma).clamp(min=-_FAR), ((high - mean) / sigma).clamp(max=_FAR)
     below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
     at_a, at_b = ((-end.square() / 2).exp() / math.sqrt(2 * math.pi) for end in (a, b))
@@ -161,10 +172,11 @@ class Known(NamedTuple):
 
 
 def propagate(graph: Graph) -> dict[fx.Node, Known]:
-    """What batch-norm's statistics tell of each value in a graph; values of which they tell nothing are left out."""
+    """The distribution of each value in a graph, as far as batch-norm's statistics tell it; others are left out."""
     known: dict[fx.Node, Known] = {}
+    of_layers = graph.moments
     for node in graph.operations.nodes:
-        if node.op == "call_function" and (found := _after(graph, node, known)) is not None:
+        if node.op == "call_function" and (found := _after(graph, node, of_layers, known)) is not None:
             known[node] = found
     return known
 
@@ -182,15 +194,14 @@ def expected_columns(layer: LinearMap, call: fx.Node, known: Mapping[fx.Node, Kn
     spread, place = known[source]
     if layer.transposed or place.axis != channel_axis(source, layer):
         raise LookupError("which channel goes into which product depends on the place")
-    groups, _, cols = layer.matrix_shape
-    return spread.mean.repeat_interleave(groups * cols // spread.mean.numel()).reshape(groups, cols)
+    return layer.columns_of_channels(spread.mean)
 
 
 @torch.no_grad()
 def with_measured_moments(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
-    """The graph with the moments of all its layers' outputs as the given samples show them, over samples and places.
+    """A copy of the graph, with the moments of its layers' outputs measured over all samples and positions.
 
-    A weight with several calls keeps none: each call has a distribution of its own.
+    A weight with several calls gets none: each call has a distribution of its own.
     """
     measured: dict[str, ChannelMoments] = {}
     layers = {layer.node.name: layer for layer in find_layers(graph) if len(layer.calls) == 1}
@@ -206,14 +217,19 @@ def with_measured_moments(graph: Graph, args: tuple[Any, ...], kwargs: dict[str,
 
     module = graph.module()
     Watching(module).run(*pytree.tree_leaves((args, kwargs)), enable_io_processing=False)
-    return dataclasses.replace(graph.copy(), moments=measured)
+    result = graph.copy()
+    for weight, moments in measured.items():
+        result.record_moments(weight, moments)
+    return result
 
 
-def _after(graph: Graph, node: fx.Node, known: Mapping[fx.Node, Known]) -> Known | None:
-    """What is known after an operation."""
+def _after(
+    graph: Graph, node: fx.Node, of_layers: Mapping[str, ChannelMoments], known: Mapping[fx.Node, Known]
+) -> Known | None:
+    """The distribution of what an operation gives; None if it is not known."""
     layer = linear_map(graph, node)
     if layer is not None:
-        moments = graph.moments.get(weight_name(node))
+        moments = of_layers.get(weight_name(node))
         return None if moments is None else Known(Spread.normal(moments), Place(channel_axis(node, layer)))
     if node.target is BATCH_NORM:
         moments = batchnorm_moments(graph, node)
@@ -230,7 +246,7 @@ def _after(graph: Graph, node: fx.Node, known: Mapping[fx.Node, Known]) -> Known
         return Known(left.spread.plus(right.spread), left.place)
     source = node.args[0] if node.args else None
     before = known.get(source) if isinstance(source, fx.Node) else None
-    if before is None:
+    if before is None or not isinstance(node.meta["val"], Tensor):
         return None
     if before.place.repeats == 1 and (chosen := _chosen(graph, node, before.place.axis)) is not None:
         return Known(before.spread.at(chosen), before.place)
@@ -246,14 +262,14 @@ def _after(graph: Graph, node: fx.Node, known: Mapping[fx.Node, Known]) -> Known
 
 
 def _chosen(graph: Graph, node: fx.Node, axis: int) -> Index | None:
-    """The channels that an operation keeps, or puts zeros beside; None if it is none of those."""
+    """Which channels a selection or a padding along them gives; None for other operations."""
     arguments, dims = bind(node), node.meta["val"].dim()
     if node.target is aten.index_select.default and arguments["dim"] % dims == axis:
         return graph.constant(arguments["index"])
     if node.target is aten.slice.Tensor and arguments["dim"] % dims == axis:
         ends = arguments["start"], arguments["end"], arguments["step"]
         return slice(*ends) if all(end is None or isinstance(end, int) for end in ends) else None
-    if node.target in PADS and (arguments.get("mode", "constant") == "constant" and not arguments["value"]):
+    if node.target in PADS and padded_number(node) == 0:
         # Two numbers for each dimension, the last dimension first.
         pad = arguments["pad"][2 * (dims - 1 - axis) :]
         if not pad or not all(isinstance(number, int) and number >= 0 for number in pad[:2]):
@@ -287,6 +303,6 @@ def _joined(node: fx.Node, known: Mapping[fx.Node, Known]) -> Known | None:
 
 
 def _shapes_agree(node: fx.Node) -> bool:
-    """Whether both operands have the shape of the result."""
+    """Whether both operands have the shape of the result, so that nothing is broadcast."""
     values = [operand.meta["val"] for operand in node.args[:2] if isinstance(operand, fx.Node)]
     return all(str(list(value.shape)) == str(list(node.meta["val"].shape)) for value in values)

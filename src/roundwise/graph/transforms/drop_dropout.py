@@ -10,18 +10,9 @@ import torch
 from torch import fx
 
 from roundwise.graph.graph import Graph, bind
+from roundwise.graph.operators import DROPOUTS
 
 aten = torch.ops.aten
-
-DROPOUTS = frozenset(
-    {
-        aten.dropout.default,
-        aten.feature_dropout.default,
-        aten.alpha_dropout.default,
-        aten.feature_alpha_dropout.default,
-    }
-)
-"""The operations of `nn.Dropout`, `nn.Dropout1d` to `3d`, `nn.AlphaDropout` and `nn.FeatureAlphaDropout`."""
 
 
 def drop_dropout(graph: Graph) -> Graph:

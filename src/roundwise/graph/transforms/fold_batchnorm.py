@@ -36,6 +36,7 @@ from torch import Tensor, fx
 from roundwise.errors import ModelError
 from roundwise.graph.analysis.layers import find_layers, has_channels_second, linear_map
 from roundwise.graph.analysis.moments import BATCH_NORM, batchnorm_moments
+from roundwise.graph.edit import LayerEdit, bypass
 from roundwise.graph.graph import Graph, bind
 
 
@@ -73,18 +74,20 @@ def _fold_after(graph: Graph, weight: fx.Node) -> bool:
         _form(call) != _form(calls[0]) for call in calls
     ):
         return False
-    layer, affine = linear_map(graph, calls[0]), _affine(graph, norms[0])
-    if layer is None or affine is None:
+    affine, moments = _affine(graph, norms[0]), batchnorm_moments(graph, norms[0])
+    if affine is None:
         return False
-    groups, rows, _ = layer.matrix_shape
-    matrix = layer.to_matrix(_double(graph, weight)) * affine.scale.reshape(groups, rows, 1)
-    bias = affine.shift if layer.bias is None else layer.bias.double() * affine.scale + affine.shift
-    moments = batchnorm_moments(graph, norms[0])
-    if not _replace(graph, calls, layer.to_weight(matrix), bias):
+    edit = LayerEdit(graph, *calls)
+    edit.scale_outputs(affine.scale)
+    edit.shift_outputs(affine.shift)
+    if not edit.is_finite():
         return False
+    edit.store()
+    for norm in norms:
+        bypass(graph, norm)
     if moments is not None and len(calls) == 1:
-        graph.moments[str(weight.target)] = moments
-    return _bypass(graph, norms)
+        graph.record_moments(str(weight.target), moments)
+    return True
 
 
 def _fold_before(graph: Graph, weight: fx.Node) -> bool:
@@ -98,14 +101,14 @@ def _fold_before(graph: Graph, weight: fx.Node) -> bool:
         return False
     if affine.shift.any() and (layer.pads or layer.transposed):
         return False
-    groups, rows, cols = layer.matrix_shape
-    taps = cols * groups // affine.scale.numel()
-    scale, shift = (values.reshape(groups, 1, -1).repeat_interleave(taps, dim=2) for values in affine)
-    matrix = layer.to_matrix(_double(graph, weight))
-    bias = (matrix * shift).sum(-1).reshape(groups * rows)
-    if layer.bias is not None:
-        bias = bias + layer.bias.double()
-    return _replace(graph, [call], layer.to_weight(matrix * scale), bias) and _bypass(graph, [norm])
+    edit = LayerEdit(graph, call)
+    edit.absorb((edit.matrix * layer.columns_of_channels(affine.shift).unsqueeze(1)).sum(-1).flatten())
+    edit.scale_inputs(affine.scale)
+    if not edit.is_finite():
+        return False
+    edit.store()
+    bypass(graph, norm)
+    return True
 
 
 def _form(call: fx.Node) -> tuple[object, ...]:
@@ -142,34 +145,3 @@ def _affine(graph: Graph, norm: fx.Node) -> _Affine | None:
         scale = scale * gamma.double()
     shift = -scale * mean.double()
     return _Affine(scale, shift if beta is None else shift + beta.double())
-
-
-def _double(graph: Graph, weight: fx.Node) -> Tensor:
-    return graph.constants[str(weight.target)].double()
-
-
-def _replace(graph: Graph, calls: list[fx.Node], weight: Tensor, bias: Tensor) -> bool:
-    """Give a layer a new weight and bias, under the names that it had; refuse where they would overflow."""
-    source, old_bias = calls[0].args[1], bind(calls[0])["bias"]
-    assert isinstance(source, fx.Node)
-    name = str(source.target)
-    dtype = graph.constants[name].dtype
-    weight, bias = weight.to(dtype), bias.to(dtype)
-    if not (weight.isfinite().all() and bias.isfinite().all()):
-        return False
-    graph.constants[name] = weight
-    if old_bias is not None and set(old_bias.users) == set(calls):
-        graph.constants[str(old_bias.target)] = bias
-        return True
-    new_name = f"{name.removesuffix('weight')}bias" if name.endswith("weight") else f"{name}_bias"
-    node = graph.add_constant(new_name, bias)
-    for call in calls:
-        call.args = (*call.args[:2], node, *call.args[3:])
-    return True
-
-
-def _bypass(graph: Graph, norms: list[fx.Node]) -> bool:
-    for norm in norms:
-        norm.replace_all_uses_with(norm.all_input_nodes[0])
-        graph.operations.erase_node(norm)
-    return True

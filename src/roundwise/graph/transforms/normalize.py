@@ -24,37 +24,11 @@ import torch
 from torch import Tensor, fx
 
 from roundwise.graph.graph import Graph, bind, is_random
+from roundwise.graph.operators import DROPOUTS, FACTORS, IDENTITIES, MATRIX_COPIES, WEIGHTED
 from roundwise.graph.training import TensorOrigin
-from roundwise.graph.transforms.drop_dropout import DROPOUTS, makes_distinct_output
+from roundwise.graph.transforms.drop_dropout import makes_distinct_output
 
 aten = torch.ops.aten
-
-WEIGHTED = frozenset(
-    {
-        aten.linear.default,
-        aten.conv1d.default,
-        aten.conv1d.padding,
-        aten.conv2d.default,
-        aten.conv2d.padding,
-        aten.conv3d.default,
-        aten.conv3d.padding,
-        aten.conv_transpose1d.default,
-        aten.conv_transpose2d.input,
-        aten.conv_transpose3d.input,
-        aten.convolution.default,
-    }
-)
-"""The operations that are layers, if their weight is constant. All take `(input, weight, bias, …)`."""
-
-_IDENTITIES = frozenset({aten.alias.default, aten.clone.default, aten.detach.default, aten.lift_fresh_copy.default})
-_COPIES = frozenset({aten.expand.default, aten.view.default, aten.reshape.default, aten.clone.default})
-# With the positions of the operands.
-_PRODUCTS: dict[Any, tuple[int, int]] = {
-    aten.matmul.default: (0, 1),
-    aten.mm.default: (0, 1),
-    aten.bmm.default: (0, 1),
-    aten.addmm.default: (1, 2),
-}
 
 
 def normalize(graph: Graph) -> Graph:
@@ -62,11 +36,11 @@ def normalize(graph: Graph) -> Graph:
     graph = graph.copy()
     constants = _Constants(graph)
     for node in list(graph.operations.nodes):
-        if node.target in _IDENTITIES:
+        if node.target in IDENTITIES:
             _drop_identity(graph, node)
         elif node.target is aten._native_batch_norm_legit_no_training.default:
             _rename_batch_norm(graph, node)
-        elif node.target in _PRODUCTS:
+        elif node.target in FACTORS:
             _product_to_linear(graph, constants, node)
         elif node.target is aten.einsum.default:
             _einsum_to_linear(graph, constants, node)
@@ -202,7 +176,7 @@ def _same_strides(one: fx.Node, other: fx.Node) -> bool:
 def _product_to_linear(graph: Graph, constants: _Constants, node: fx.Node) -> None:
     arguments = bind(node)
     bias = arguments["self"] if node.target is aten.addmm.default else None
-    left, right = (node.args[position] for position in _PRODUCTS[node.target])
+    left, right = (node.args[position] for position in FACTORS[node.target])
     if bias is not None and (arguments["beta"], arguments["alpha"]) != (1, 1):
         return
     _to_linear(graph, constants, node, left, right, bias)
@@ -256,7 +230,7 @@ def _to_linear(
 def _without_copies(node: fx.Node) -> fx.Node:
     """The matrix of which an operand of `bmm` holds a copy for each sample, if that is what it is."""
     matrix = _matrix_shape(node)
-    while node.target in _COPIES and _matrix_shape(node.all_input_nodes[0]) == matrix:
+    while node.target in MATRIX_COPIES and _matrix_shape(node.all_input_nodes[0]) == matrix:
         node = node.all_input_nodes[0]
     return node
 

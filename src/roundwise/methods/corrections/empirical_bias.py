@@ -44,3 +44,6 @@ class EmpiricalBias(Correction[Means]):
         statistics: Means,
     ) -> Float[Tensor, "groups rows"]:
         return (statistics.target - statistics.output(weight) - bias).float()
+
+    def note(self, statistics: Means) -> str:
+        return ""

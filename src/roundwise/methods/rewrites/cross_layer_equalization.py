@@ -5,9 +5,9 @@ PReLU, whatever its slopes. With any S = diag(s), s > 0,
 
     W₂ f(W₁ x + b₁) + b₂ = (W₂ S) f(S⁻¹ W₁ x + S⁻¹ b₁) + b₂
 
-What changes is how well each channel uses a grid that is shared by all. Let r₁ᵢ be the largest |weight| of output
-channel i in the first layer, r₂ᵢ that of input channel i in the second, and R₁, R₂ the largest of all channels. Of its
-grid, channel i has the share rᵢ/R. The best s makes Σᵢ (r₁ᵢ/R₁)(r₂ᵢ/R₂) as large as can be, and is
+What changes is how well each channel uses a grid that all share. Let r₁ᵢ be the largest |weight| of output channel i in
+the first layer, r₂ᵢ that of input channel i in the second, and R₁, R₂ the largest of all channels. Channel i uses the
+share rᵢ/R of its grid. The best s makes Σᵢ (r₁ᵢ/R₁)(r₂ᵢ/R₂) as large as possible, and is
 
     sᵢ = √(r₁ᵢ r₂ᵢ) / r₂ᵢ                                                                            (Eq. 11)
 
@@ -15,63 +15,65 @@ grid, channel i has the share rᵢ/R. The best s makes Σᵢ (r₁ᵢ/R₁)(r₂
 divided by R₁(s) R₂(s). Since R₁(s) R₂(s) ≥ (r₁ᵢ/sᵢ)(r₂ᵢ sᵢ) = r₁ᵢ r₂ᵢ for each i, it is at least maxᵢ r₁ᵢ r₂ᵢ. Eq. 11
 makes both ranges √(r₁ᵢ r₂ᵢ), so R₁(s) R₂(s) is that bound. ∎
 
-*Chains.* A layer may be second of one pair and first of the next, as depthwise convolutions are; pairs are then
-equalized in turn, over and over. In the logarithms of all s a sweep is no expansion in the largest norm (a maximum of
-shifted numbers moves no further than they do), so no sweep changes more than the one before.
+The algorithm:
 
-*Clamps.* ReLU6 and other clamps do not scale by themselves, but clamp(x, l, u)/s = clamp(x/s, l/s, u/s): with limits
-for each channel they do. This is exact, and the default: the operation becomes a ReLU (or a maximum) and a minimum with
-a constant. The methods that look at the function after a layer see the ReLU, and not the minimum that follows it; where
-the lower limit is another than 0, no function. Where activations are quantized, the quantizer stands after the minimum.
-The source replaces ReLU6 by ReLU, which changes the network; so does `relu6="relu"`.
+1. Find all pairs of layers (`graph/analysis/pairs.py` says which).
+2. Sweep over the pairs: compute s from Eq. 11 and scale the ranges of both layers.
+3. Repeat step 2 until no s differs from 1 by more than the tolerance, or for `max_iterations` sweeps.
+4. Divide the rows and the bias of each first layer by the product of its s, and multiply the columns of the second.
 
-*Where pairs are* says `graph/analysis/channels.py`.
+*Chains.* More than one sweep is needed because a layer may be second in one pair and first in the next, as depthwise
+convolutions are. The changes shrink: in the logarithms of all s, a sweep does not expand distances in the maximum norm
+(a maximum of shifted numbers moves no further than the numbers), so no sweep changes more than the one before.
 
-A channel whose range, in one of the two layers, is 0 or below 2⁻⁸⁰ of the layer's largest keeps s = 1, so that no s is
-beyond what float32 holds. Channels that are merely negligible are scaled as all others: trained networks have some with
-weights of 10⁻¹² in one layer and of 50 in the next, whose grid they would spoil for all.
+*Clamps.* ReLU6 and other clamps are not equivariant, but clamp(x, l, u)/s = clamp(x/s, l/s, u/s): with limits for each
+channel the rewrite is exact. This is the default. The operation becomes a ReLU (or a maximum) and a minimum with a
+constant. Methods that look at the function after a layer see the ReLU and not the minimum after it; where the lower
+limit is not 0, they see no function. Where activations are quantized, the quantizer is put after the minimum. The paper
+replaces ReLU6 by ReLU, which changes the network; `relu6="relu"` does that.
+
+*Dead channels.* A channel whose range, in one of the two layers, is below 2⁻⁸⁰ of the layer's largest keeps s = 1, so
+that every s fits into float32. Channels that are only small are scaled like all others: trained networks have some with
+weights of 10⁻¹² in one layer and of 50 in the next, which would widen the next layer's grid for all channels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, fx
 
 from roundwise.errors import RecipeError
-from roundwise.graph.analysis.channels import Pair, change_limits, find_pairs, weight_name
-from roundwise.graph.analysis.layers import clamp_limits, linear_map
-from roundwise.graph.graph import Graph, bind
-from roundwise.graph.matrix import LinearMap
+from roundwise.graph.analysis.layers import weight_name
+from roundwise.graph.analysis.pairs import Pair, find_pairs
+from roundwise.graph.edit import LayerEdit, change_limits
+from roundwise.graph.graph import Graph
+from roundwise.graph.operators import RECTIFIERS, clamp_limits
 from roundwise.methods.interfaces import GraphRewrite
 from roundwise.methods.settings import check_types
 from roundwise.wording import number_of
 
-aten = torch.ops.aten
-
 Clamps = Literal["clip-per-channel", "keep", "relu"]
 
 DEAD = 2.0**-80
-"""Channels with a smaller share of their layer's range are left alone."""
-
-_EQUIVARIANT = frozenset({aten.relu.default, aten.leaky_relu.default, aten.prelu.default})
+"""A channel whose range is a smaller share of its layer's range than this is not scaled."""
 
 
 @final
 @dataclass(frozen=True)
 class CrossLayerEqualization(GraphRewrite):
-    """Make the ranges of channels alike in layers that follow each other.
+    """Give the channels between two layers equal ranges in both.
 
     Args:
-        relu6: what to do about ReLU6 and other clamps between two layers: "clip-per-channel" scales their limits, which
-            is exact; "keep" equalizes nothing across them; "relu" replaces those from 0 up by ReLU where it equalizes,
-            as the source does, which changes what the network computes (the report says how much).
-        tolerance: chains are equalized until no scale changes by more than this share of itself in a sweep, above 0.
-        max_iterations: sweeps over all pairs, at least 1; outputs are the same however many there were.
+        relu6: what to do with ReLU6 and other clamps between two layers: "clip-per-channel" scales their limits, which
+            is exact; "keep" does not equalize across them; "relu" replaces clamps with lower limit 0 by ReLU where it
+            equalizes, as the paper does, which changes what the network computes (the report says by how much).
+        tolerance: sweeps end when no scale changes by more than this share of itself, above 0; larger ends earlier.
+        max_iterations: the most sweeps over all pairs, at least 1; the network computes the same after any number.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
@@ -83,6 +85,7 @@ class CrossLayerEqualization(GraphRewrite):
     relu6: Clamps = "clip-per-channel"
     tolerance: float = 0.01
     max_iterations: int = 200
+    measures_moments: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -104,38 +107,30 @@ class CrossLayerEqualization(GraphRewrite):
     def apply(self, graph: Graph) -> Graph:
         graph = graph.copy()
         found = pairs(graph, self.relu6)
-        layers = {weight_name(node): _linear_map(graph, node) for pair in found for node in (pair.first, pair.second)}
-        matrices = {name: layer.to_matrix(graph.constants[name].double()) for name, layer in layers.items()}
-        for pair, scale in zip(found, self._scales(found, matrices), strict=True):
+        layers = {weight_name(node): LayerEdit(graph, node) for pair in found for node in (pair.first, pair.second)}
+        for pair, scale in zip(found, self._scales(found, layers), strict=True):
             if bool((scale == 1).all()):
                 continue
             first, second = pair.weights
-            matrices[first] = _scaled_rows(matrices[first], scale)
-            matrices[second] = _scaled_columns(matrices[second], scale)
-            for name in pair.weights:
-                weight = layers[name].to_weight(matrices[name]).to(graph.constants[name].dtype)
-                graph.constants[name] = weight.contiguous()
-            bias = bind(pair.first)["bias"]
-            if bias is not None:
-                value = graph.constants[str(bias.target)]
-                graph.constants[str(bias.target)] = (value.double() / scale).to(value.dtype)
+            layers[first].divide_outputs(scale)
+            layers[second].scale_inputs(scale)
             for function, place in pair.functions:
                 if not _is_equivariant(function):
                     divisor = place.along(scale, function.meta["val"].dim())
                     change_limits(
                         graph, function, f"{first}_limit", divisor.reciprocal().mul, to_relu=self.relu6 == "relu"
                     )
-            if first in graph.moments:
-                graph.moments[first] = graph.moments[first].scaled(1 / scale)
+        for layer in layers.values():
+            layer.store()
         graph.prune()
         return graph
 
-    def _scales(self, found: Sequence[Pair], matrices: dict[str, Tensor]) -> list[Tensor]:
-        """s of each pair, float64 `[channels]`; all 1 where they are so already, but for the tolerance."""
-        sizes = {name: matrix.abs() for name, matrix in matrices.items()}
+    def _scales(self, found: Sequence[Pair], layers: Mapping[str, LayerEdit]) -> list[Tensor]:
+        """s of each pair, float64 `[channels]`; all 1 if the ranges are equal already, within the tolerance."""
+        sizes = {name: layer.matrix.abs() for name, layer in layers.items()}
         alive = [
             torch.stack([r > DEAD * r.max() for r in _ranges(pair, sizes)]).all(0) for pair in found
-        ]  # once for all, so that no channel comes and goes
+        ]  # decided once, so that no channel is scaled in one sweep and not in the next
         ones = [torch.ones_like(mask, dtype=torch.float64) for mask in alive]
         totals = ones
         for sweep in range(self.max_iterations):
@@ -145,8 +140,8 @@ class CrossLayerEqualization(GraphRewrite):
                 r1, r2 = _ranges(pair, sizes)
                 scale = torch.where(mask, (r1 / r2).sqrt(), 1.0)
                 first, second = pair.weights
-                sizes[first] = _scaled_rows(sizes[first], scale)
-                sizes[second] = _scaled_columns(sizes[second], scale)
+                sizes[first] = sizes[first] / scale.reshape(*sizes[first].shape[:2], 1)
+                sizes[second] = sizes[second] * layers[second].map.columns_of_channels(scale).unsqueeze(1)
                 totals.append(total * scale)
                 change = max(change, float(scale.log().abs().max()))
             if change <= self.tolerance:
@@ -160,7 +155,7 @@ def pairs(graph: Graph, relu6: Clamps = "clip-per-channel") -> list[Pair]:
 
 
 def _is_equivariant(node: fx.Node) -> bool:
-    return node.target in _EQUIVARIANT or clamp_limits(node) in ((0, math.inf), (-math.inf, math.inf))
+    return node.target in RECTIFIERS or clamp_limits(node) in ((0, math.inf), (-math.inf, math.inf))
 
 
 def _can_follow(clamp: fx.Node, relu6: Clamps) -> bool:
@@ -173,18 +168,3 @@ def _ranges(pair: Pair, sizes: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """r₁ and r₂, from the matrices of absolute weights."""
     first, second = (sizes[name] for name in pair.weights)
     return first.amax(2).flatten(), second.amax(1).reshape(pair.channels, -1).amax(1)
-
-
-def _scaled_rows(matrix: Tensor, scale: Tensor) -> Tensor:
-    return matrix / scale.reshape(*matrix.shape[:2], 1)
-
-
-def _scaled_columns(matrix: Tensor, scale: Tensor) -> Tensor:
-    groups, _, cols = matrix.shape
-    return matrix * scale.repeat_interleave(groups * cols // scale.numel()).reshape(groups, 1, cols)
-
-
-def _linear_map(graph: Graph, call: fx.Node) -> LinearMap:
-    layer = linear_map(graph, call)
-    assert layer is not None
-    return layer

@@ -1,47 +1,51 @@
-"""Outlier channel splitting (OCS): halve the input channels with the largest weights, and feed each half alike.
+"""Outlier channel splitting (OCS): split the input channels with the largest weights into two with half the weight.
 
     w x = (w/2) x + (w/2) x
 
-The network computes what it did, but its largest weights are half as large, and so is the step of a grid that spans
-them. ⌈ratio · C⌉ times, with C a layer's input channels, the one with the largest weight is split, which may be a part
-of an earlier split. In the graph the layer reads its input through an `index_select` that repeats channels; where
-activations are quantized it takes their codes as they are.
+The network computes the same, but its largest weights are half as large, and so is the step of a grid that covers them.
+For each layer, ⌈ratio · C⌉ times, with C input channels:
 
-*Equal halves* round alike: an error in one comes twice, and the codes of both, rounded to nearest, lie no nearer to w
-than on a grid of twice the step. So the source lays the halves half a step s apart, which is Hermite's identity:
+1. Find the channel with the largest weight; it may be a part of a channel that was split before.
+2. Replace it by two parts, each with half of its weights.
+
+In the graph the layer reads its input through an `index_select` that repeats channels. Where activations are quantized,
+it repeats their codes.
+
+*Unequal halves.* Equal halves round to equal codes. Then a rounding error counts twice, and the sum of both is no
+nearer to w than on a grid of twice the step. So the paper makes the halves differ by half a step s, which is Hermite's
+identity:
 
     w = (w − s/2)/2 + (w + s/2)/2,          Q((w − s/2)/2) + Q((w + s/2)/2) = Q(w)
 
-for rounding to nearest. It must know s, and so the grid: with `bits`, s is the step of the symmetric grid for the whole
-tensor that spans the weights after splitting. That is what `Weights(bits, PerTensor(), ranges=MinMax())` chooses; on
-another grid the identity holds by accident only. Methods that choose the codes of both parts with regard to each other,
-AdaRound among them, have no need of it.
+for rounding Q to nearest. This needs s, and so the grid. With `bits`, s is the step of the symmetric grid for the whole
+tensor that covers the weights after splitting: the grid that `Weights(bits, PerTensor(), ranges=MinMax())` chooses. On
+another grid the identity does not hold in general. Methods that choose the codes of both parts together, such as
+AdaRound, do not need it.
 
-What differs from the source: it leaves the first layer in float, which here is for an override of the recipe to say
-(split it is, all the same). A grouped layer stays as it is, since one group cannot have a channel more than the others;
-so does a weight that other operations read.
+*Differences from the paper.* The paper leaves the first layer in float; here an override of the recipe does that, and
+the layer is split all the same. Grouped layers are left alone, since all groups must have equally many channels. So are
+weights that other operations read.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from roundwise.errors import RecipeError
 from roundwise.graph.analysis.layers import Layer, find_layers
+from roundwise.graph.edit import select_inputs
 from roundwise.graph.graph import Graph
 from roundwise.methods.interfaces import GraphRewrite
 from roundwise.methods.settings import check_types
 from roundwise.numerics.grid import Codebook, affine_grid
 
-aten = torch.ops.aten
-
 ROUNDS = 12
-"""How often split and step are fitted to each other: each time the step comes nearer by a factor of at least 4."""
+"""How often channels are split again with the step of the split before; the step's error is divided by at least 4."""
 
 
 @final
@@ -51,8 +55,8 @@ class OutlierChannelSplitting(GraphRewrite):
 
     Args:
         ratio: channels to add to each layer, as a share of those it has, above 0 and up to 1; rounded up, so at least
-            one. The source has 0.01 to 0.05.
-        bits: of the per-tensor min-max grid for which the parts are laid half a step apart; None makes equal halves.
+            one. The paper has 0.01 to 0.05.
+        bits: of the per-tensor min-max grid on which the two parts differ by half a step; None makes equal halves.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
@@ -63,6 +67,8 @@ class OutlierChannelSplitting(GraphRewrite):
 
     ratio: float = 0.02
     bits: int | None = None
+    exact: ClassVar[bool] = True
+    measures_moments: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -70,6 +76,9 @@ class OutlierChannelSplitting(GraphRewrite):
             raise RecipeError(f"{self}: ratio is a share of the channels, above 0 and up to 1; 0.02 is usual.")
         if self.bits is not None:
             Codebook(self.bits)  # raises
+
+    def note(self, graph: Graph) -> str:
+        return ""
 
     def apply(self, graph: Graph) -> Graph:
         graph = graph.copy()
@@ -88,22 +97,19 @@ class OutlierChannelSplitting(GraphRewrite):
         if self.bits is not None:
             for _ in range(ROUNDS):
                 parts, index = split(channels, count, _step(parts, Codebook(self.bits)))
-        graph.constants[layer.weight] = parts.movedim(0, axis).contiguous()
-        repeated = graph.add_constant(f"{layer.weight}_channels", index)
-        for call in layer.calls:
-            _repeat_channels(graph, call, repeated, layer.map.dims)
+        select_inputs(graph, layer, index, parts.movedim(0, axis).contiguous())
 
 
 def split(channels: Tensor, count: int, step: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Split the channel with the largest weight, so many times.
+    """Split the channel with the largest weight, `count` times.
 
     Args:
-        channels: `[channels, …]`.
+        channels: the weights of each channel, `[channels, …]`.
         count: how many channels are added.
-        step: the parts' distance is half of it.
+        step: the parts differ by half of it.
 
     Returns:
-        The parts `[channels + count, …]`, and of which channel each one is, int64.
+        The parts `[channels + count, …]`, and the channel that each is a part of, int64.
     """
     channel_count = channels.shape[0]
     parts = torch.cat([channels, channels.new_zeros(count, *channels.shape[1:])])
@@ -121,18 +127,6 @@ def split(channels: Tensor, count: int, step: float = 0.0) -> tuple[Tensor, Tens
 
 
 def _step(parts: Tensor, codebook: Codebook) -> float:
-    """Of the grid that spans all parts."""
+    """The step of the grid that covers all parts."""
     low, high = (end.reshape(1, 1, 1) for end in torch.aminmax(parts))
     return float(affine_grid(low, high, codebook).scale)
-
-
-def _repeat_channels(graph: Graph, call: fx.Node, index: fx.Node, dims: int) -> None:
-    """Let a call of the layer read its input's channels in the order of the parts."""
-    source = call.args[0]
-    assert isinstance(source, fx.Node)
-    value, size = source.meta["val"], graph.constants[str(index.target)].numel()
-    axis = value.dim() - dims - 1  # a batch dimension may be missing, and positions may stand before features
-    with graph.operations.inserting_before(call):
-        repeated = graph.operations.call_function(aten.index_select.default, (source, axis, index))
-    repeated.meta["val"] = value.new_empty([*value.shape[:axis], size, *value.shape[axis + 1 :]])
-    call.args = (repeated, *call.args[1:])

@@ -5,7 +5,7 @@ The command line, the recipe files, the documentation, the conformance tests and
 
 from typing import Any
 
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.methods.rounding.adaround import AdaRound
 from roundwise.methods.rounding.coordinate_descent import CoordinateDescent
 from roundwise.methods.rounding.cross_entropy_method import CrossEntropyMethod
@@ -55,4 +55,5 @@ __all__ = [
     "Stochastic",
     "StraightThrough",
     "TabuSearch",
+    "Traits",
 ]

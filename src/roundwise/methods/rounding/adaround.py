@@ -1,16 +1,22 @@
-"""AdaRound by stochastic gradient descent: the paper's procedure, as published.
+"""AdaRound: the paper's procedure, Adam on minibatches of samples.
 
 Every weight gets a continuous variable V that says how far it is rounded up:
 
     W̃ = s · clip(⌊W/s⌋ + h(V), n, p)                                                          (Eq. 22)
     h(V) = clip(σ(V) (ζ − γ) + γ, 0, 1)                     the rectified sigmoid             (Eq. 23)
-    f_reg(V) = Σ 1 − |2 h(V) − 1|^β                         pushes h to 0 or 1                (Eq. 24)
+    f_reg(V) = Σ 1 − |2 h(V) − 1|^β                         0 where every h is 0 or 1         (Eq. 24)
 
     min over V   ‖f_a(W x) − f_a(W̃ x̂)‖² + λ f_reg(V)                                          (Eq. 25)
 
-with Adam on minibatches. β is annealed: high at first, so that f_reg is flat except near 0 and 1 and the variables move
-freely; low at the end, so that it pulls every one of them to an end. V starts where W̃ = W, and ends as a decision:
-up where h(V) ≥ 1/2.
+1. V ← the V with W̃ = W.
+2. Repeat `iterations` times:
+3.     draw a minibatch of inputs x̂ and targets W x;
+4.     β ← as annealed: no regularizer at first, then high, so that f_reg is flat except near 0 and 1 and the variables
+       move freely; low at the end, so that every variable is pulled to 0 or 1;
+5.     V ← one step of Adam, by the gradient of Eq. 25.
+6. Round up where h(V) ≥ ½, and down elsewhere.
+
+Eq. 22 to 24 and the annealing are in `numerics/search/relaxation.py`.
 
 The alternatives that the paper compares with this are settings:
 
@@ -19,14 +25,13 @@ The alternatives that the paper compares with this are settings:
     asymmetric = False                   ‖f_a(W x) − f_a(W̃ x)‖², x the float network's inputs      (Eq. 21, Table 4)
     activation_aware = False             f_a left out of the norm                                  (Eq. 21, Table 4)
 
-A falling temperature is Hopfield's way to binary variables: σ(V / T) goes to a step as T goes to 0. T falls by the same
+A falling temperature is Hopfield's way to binary variables: σ(V / T) becomes a step as T goes to 0. T falls by the same
 factor in every iteration. While a step of Adam is shorter than T, the V shrink along with T and nothing is decided;
-what decides is that T falls far below the learning rate.
+variables are decided when T falls far below the learning rate.
 
-What the paper leaves open is settled as in its authors' own code: λ = 0.01, β from 20 to 2 along a cosine, no
-regulariser in the first fifth of the iterations, and the norm in Eq. 25 read as a sum over output channels and a mean
-over samples and positions, which is what gives λ = 0.01 its meaning (transformer-quantization @8dbf3c6 and AIMET
-@c51b284b agree).
+What the paper leaves open is as in its authors' own code: λ = 0.01, β from 20 to 2 along a cosine, no regularizer in
+the first fifth of the iterations. The norm in Eq. 25 is a sum over output channels and a mean over samples and
+positions, which gives λ = 0.01 its meaning (transformer-quantization @8dbf3c6 and AIMET @c51b284b agree).
 """
 
 from __future__ import annotations
@@ -39,12 +44,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.methods.settings import check_rules, check_types
+from roundwise.numerics.search.relaxation import (
+    BetaAnnealing,
+    RectifiedSigmoid,
+    annealing_progress,
+    regularizer_slope,
+)
 from roundwise.statistics import Samples
 
-NEVER_QUITE = 1e-3
-"""How near to 0 and 1 the sigmoid starts, which reaches neither: a weight starts at most this part of a step away."""
+SIGMOID_MARGIN = 1e-3
+"""How near to 0 and 1 a plain sigmoid starts, since it reaches neither. Larger: weights start farther from W."""
 
 
 @final
@@ -56,21 +67,21 @@ class AdaRound(RoundingSolver[Samples]):
         iterations: steps of Adam; 10,000 in the paper (Section 5), 20,000 for its Table 7.
         batch_size: samples per step; 32 in the paper (Section 5).
         learning_rate: of Adam. The paper says "default hyper-parameters", which is 0.001; independent code takes 0.01.
-            Measured here on ResNet-20 at 3 bits (benchmarks/RESULTS.md): 0.01 leaves 43 % of the layers' errors that
-            0.001 leaves after 1,000 steps, and 95 % after 10,000.
-        regularization: λ of Eq. 25; 0.01 in the authors' code, not stated in the paper. Not read where a temperature
-            is annealed.
+            Measured on ResNet-20 with 3 bits (benchmarks/RESULTS.md): the layers' errors with 0.01 are 43 % of those
+            with 0.001 after 1,000 steps, and 95 % after 10,000.
+        regularization: λ of Eq. 25; 0.01 in the authors' code, not stated in the paper. Without effect where a
+            temperature is annealed.
         beta_start, beta_end: the annealing of β in Eq. 24; 20 and 2 in the authors' code.
-        warm_up: share of the iterations without regulariser, or at the first temperature; 0.2 in the authors' code.
+        warm_up: share of the iterations without regularizer, or at the first temperature; 0.2 in the authors' code.
         zeta, gamma: the stretch of the rectified sigmoid; 1.1 and −0.1 in the paper (below Eq. 23).
-        activation_aware: put the following activation function into the loss (Eq. 25), as the paper does.
+        activation_aware: put the nonlinearity that follows the layer into the loss (Eq. 25), as the paper does.
         relaxation: h(V); the three of Table 3.
         temperature_start, temperature_end: the annealing of T, for "sigmoid-temperature" alone. The paper searched for
-            a schedule and does not tell it. Measured here on three layers of 30 to 36 weights at 3 bits, 1,000 steps:
-            of all h, 62 % are still between 0.05 and 0.95 where T ends at 0.01, 1 % at 0.001, none at 0.0001; the
-            errors of the layers are not below nearest rounding's for the first, and alike (within 16 %) for the others.
-        asymmetric: take x̂, what earlier layers' quantization leaves of the inputs (Eq. 25); else the float network's
-            x (Eq. 21). Where inputs of layers are quantized, x is what they are before.
+            a schedule and does not state it. Measured on three layers of 30 to 36 weights with 3 bits, 1,000 steps: of
+            all h, 62 % are still between 0.05 and 0.95 where T ends at 0.01, 1 % at 0.001, none at 0.0001; the layers'
+            errors are not below those of nearest rounding for the first, and within 16 % of each other for the others.
+        asymmetric: take the inputs x̂ of the network so far (Eq. 25); False takes the float network's x (Eq. 21). Where
+            a layer's inputs are quantized, x is not.
 
     References:
         Nagel et al., ICML 2020, arXiv:2004.10568, Section 3.3 and Section 5.
@@ -112,12 +123,9 @@ class AdaRound(RoundingSolver[Samples]):
         )
 
     @property
-    def float_inputs(self) -> bool:
-        return not self.asymmetric
-
-    def work(self, rows_per_sample: int, samples: int) -> float:
-        # Forward, and a backward pass that costs about as much again since only the weights need a gradient.
-        return 2.0 * self.iterations * min(self.batch_size, samples) * rows_per_sample
+    def traits(self) -> Traits:
+        steps, size = self.iterations, self.batch_size
+        return Traits(float_inputs=not self.asymmetric, gradient_steps=steps, batch_size=size)
 
     def solve(self, problem: Problem[Samples], generator: torch.Generator) -> Rounding:
         grid = problem.grid
@@ -125,9 +133,9 @@ class AdaRound(RoundingSolver[Samples]):
         return Rounding(grid.clip(grid.position(problem.weight).floor() + (up >= 0.5)).to(torch.int32))
 
     def learn(self, problem: Problem[Samples], generator: torch.Generator) -> Float[Tensor, "groups rows cols"]:
-        """h(V) as the last step leaves it: how far up each weight would be rounded, from 0 to 1."""
+        """h(V) after the last step: how far each weight is rounded up, from 0 to 1."""
         grid, samples = problem.grid, problem.statistics
-        activation = problem.activation if self.activation_aware else None
+        nonlinearity = problem.nonlinearity if self.activation_aware else None
         position = grid.position(problem.weight)
         floor = position.floor()
 
@@ -138,11 +146,11 @@ class AdaRound(RoundingSolver[Samples]):
             with torch.enable_grad():
                 up = self.up(soft, self.temperature(iteration))
                 outputs = samples.layer.apply_matrix(grid.dequantize(grid.clip(floor + up)), inputs)
-                if activation is not None:
-                    outputs, targets = activation(outputs), activation(targets)
-            # The derivatives of Eq. 25 by the outputs and by h are short, and written out they cost a third less time
-            # than when autograd finds them; it does the rest, from there to V. The norm is the sum over channels
-            # (dimension 1) and the mean over the other dimensions.
+                if nonlinearity is not None:
+                    outputs, targets = nonlinearity(outputs), nonlinearity(targets)
+            # The derivatives of Eq. 25 by the outputs and by h are written out, which saves a third of the time;
+            # autograd does the rest, from there to V. The norm is the sum over channels (dimension 1) and the mean
+            # over the other dimensions.
             ends = [outputs]
             slopes = [targets.sub_(outputs.detach()).mul_(-2 * outputs.shape[1] / outputs.numel())]
             beta = self.beta(iteration)
@@ -157,41 +165,34 @@ class AdaRound(RoundingSolver[Samples]):
         """h(V): the rectified sigmoid of Eq. 23, or the sigmoid of V / T."""
         match self.relaxation:
             case "rectified-sigmoid":
-                return (soft.sigmoid() * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
+                return self._rectified(soft)
             case "sigmoid":
                 return soft.sigmoid()
             case "sigmoid-temperature":
                 return (soft / temperature).sigmoid()
 
     def soften(self, fraction: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The V with h(V) = `fraction`, where Eq. 22 gives the float weight itself; or nearly, where a sigmoid ends."""
+        """The V with h(V) = `fraction`, where W̃ = W in Eq. 22; nearly so for a sigmoid, which reaches neither end."""
         match self.relaxation:
             case "rectified-sigmoid":
-                return -torch.log((self.zeta - self.gamma) / (fraction - self.gamma) - 1)
+                return self._rectified.inverse(fraction)
             case "sigmoid":
-                return fraction.logit(eps=NEVER_QUITE)
+                return fraction.logit(eps=SIGMOID_MARGIN)
             case "sigmoid-temperature":
-                return self.temperature(0) * fraction.logit(eps=NEVER_QUITE)
+                return self.temperature(0) * fraction.logit(eps=SIGMOID_MARGIN)
 
     def beta(self, iteration: int) -> float | None:
-        """β at an iteration; None where f_reg has no part: during the warm-up, and where T is annealed instead."""
-        progress = self.progress(iteration)
-        if progress < 0 or self.relaxation == "sigmoid-temperature":
+        """β at an iteration; None without f_reg: during the warm-up, and where T is annealed instead."""
+        if self.relaxation == "sigmoid-temperature":
             return None
-        return self.beta_end + (self.beta_start - self.beta_end) * 0.5 * (1 + math.cos(math.pi * progress))
+        return BetaAnnealing(self.beta_start, self.beta_end, self.warm_up).at(iteration, self.iterations)
 
     def temperature(self, iteration: int) -> float:
         """T at an iteration: `temperature_start` during the warm-up, `temperature_end` after the last iteration."""
         fall = math.log(self.temperature_end / self.temperature_start)
-        return self.temperature_start * math.exp(fall * max(0.0, self.progress(iteration)))
+        progress = annealing_progress(iteration, self.iterations, self.warm_up)
+        return self.temperature_start * math.exp(fall * max(0.0, progress))
 
-    def progress(self, iteration: int) -> float:
-        """How much of the annealing is done at an iteration, from 0 to 1; negative during the warm-up."""
-        start = self.warm_up * self.iterations
-        return (iteration - start) / (self.iterations - start)
-
-
-def regularizer_slope(up: Float[Tensor, "..."], beta: float) -> Float[Tensor, "..."]:
-    """The derivative of f_reg (Eq. 24) by h: −2 β |2h − 1|^(β − 1) sgn(2h − 1)."""
-    away = 2 * up - 1
-    return away.abs().pow_(beta - 1).mul_(away.sign_()).mul_(-2 * beta)
+    @property
+    def _rectified(self) -> RectifiedSigmoid:
+        return RectifiedSigmoid(self.zeta, self.gamma)

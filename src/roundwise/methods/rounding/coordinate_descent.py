@@ -1,7 +1,12 @@
-"""Coordinate descent alone: from nearest rounding, set each code to the best of its choices, until none changes.
+"""Coordinate descent alone: start from nearest rounding, and set one code at a time to the best of its choices.
 
-The cheapest method that looks at the inputs, and what a relaxation must beat to be worth its time. The sweeps are in
-`numerics/search/descent.py`; where they stop, no change of a single code lowers the objective, but changes of two may.
+    1. Q ← the quadratic, from the second moments of the samples (`methods/reconstruction/objectives.py`).
+    2. codes ← coordinate descent on Q from nearest rounding, until no code changes (`numerics/search/descent.py`).
+    3. The bias takes up the mean error, where it is free.
+    4. Keep nearest rounding instead where its error on the held-out samples is smaller.
+
+It is the cheapest method that looks at the inputs; a method that takes longer should find better codes. Where it ends,
+no change of one code lowers Q, but changes of two codes may.
 """
 
 from __future__ import annotations
@@ -10,21 +15,20 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
-from roundwise.methods.reconstruction import WORK, Freedom, Slope, solve
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
+from roundwise.methods.reconstruction.objectives import Objectives, as_rounding
+from roundwise.methods.reconstruction.referee import judge
 from roundwise.methods.settings import check_rules, check_types
-from roundwise.numerics.grid import Grid
-from roundwise.numerics.quadratic import Quadratic
-from roundwise.numerics.search.descent import Choices, descend
+from roundwise.numerics.search.choices import Choices
+from roundwise.numerics.search.descent import Descent
 from roundwise.statistics import Gram
 
 
 @final
 @dataclass(frozen=True)
 class CoordinateDescent(RoundingSolver[Gram]):
-    """Change one code at a time, while that lowers the error of the layer's output, before any activation function.
+    """Change one code at a time, while that lowers the error of the layer's output, before any nonlinearity.
 
     Args:
         sweeps: over all columns, at most.
@@ -48,14 +52,11 @@ class CoordinateDescent(RoundingSolver[Gram]):
         check_rules(self, {"sweeps must be at least 1": self.sweeps >= 1})
 
     @property
-    def floor_or_ceil(self) -> bool:
-        return not self.any_code
-
-    def work(self, rows_per_sample: int, samples: int) -> float:
-        return WORK * rows_per_sample * samples
+    def traits(self) -> Traits:
+        return Traits(floor_or_ceil=not self.any_code)
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
-        return solve(problem, self._search, Freedom(self.any_code, self.free_bias))
-
-    def _search(self, quadratic: Quadratic, grid: Grid, choices: Choices, _: Slope | None) -> Tensor:
-        return descend(quadratic, grid, grid.quantize(quadratic.weight), choices, self.sweeps)
+        fit = Objectives.of(problem, free_bias=self.free_bias)
+        choices = (Choices.all if self.any_code else Choices.floor_or_ceil)(problem.grid, problem.weight)
+        codes = Descent(self.sweeps).search(fit.plain, problem.grid, fit.nearest.codes, choices)
+        return as_rounding(problem, *judge(fit, fit.no_worse_than_nearest(codes)))

@@ -1,9 +1,9 @@
-"""Round every weight down, or every weight up: the two ends of what AdaRound chooses between.
+"""Round every weight down, or every weight up: AdaRound chooses between these two for each weight.
 
     Ŵ_floor = s · clip(⌊W/s⌋, n, p),      Ŵ_ceil = s · clip(⌈W/s⌉, n, p)                       (Eq. 10)
 
-Both shift every weight the same way, so their errors add up instead of cancelling; on ResNet-18's first layer alone
-either brings ImageNet accuracy to chance (Table 1). They exist to show that, and as bounds in tests.
+Both shift all weights in the same direction, so that errors add up instead of cancelling: in ResNet-18's first layer
+alone, either of them brings ImageNet accuracy down to chance (Table 1). They are here to show this, and for tests.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import ClassVar, final
 
 import torch
 
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.statistics import Nothing
 
 
@@ -27,6 +27,7 @@ class Floor(RoundingSolver[Nothing]):
     """
 
     needs: ClassVar[type] = Nothing
+    traits: ClassVar[Traits] = Traits()
 
     def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
         grid = problem.grid
@@ -43,6 +44,7 @@ class Ceil(RoundingSolver[Nothing]):
     """
 
     needs: ClassVar[type] = Nothing
+    traits: ClassVar[Traits] = Traits()
 
     def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
         grid = problem.grid

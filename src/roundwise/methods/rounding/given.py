@@ -1,4 +1,4 @@
-"""Codes that are known already: chosen by other means, or by an earlier pass."""
+"""Codes that are known already: found by another program, or by an earlier pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from roundwise.errors import RecipeError
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.numerics.grid import Grid
 from roundwise.statistics import Nothing
 
@@ -17,13 +17,13 @@ from roundwise.statistics import Nothing
 @final
 @dataclass(frozen=True, eq=False)
 class Given(RoundingSolver[Nothing]):
-    """Take these codes for the one layer that they are for: `overrides={"conv1": Weights(rounding=Given(codes))}`.
+    """Give one layer these codes: `overrides={"conv1": Weights(rounding=Given(codes))}`.
 
-    It is in no table, since a recipe file cannot hold it: such a file tells that codes were given, and not which.
+    It is in no table, because a recipe file cannot hold it: the file only says that codes were given.
 
     Args:
-        codes: integers `[groups, rows, cols]` (`graph/matrix.py` has the order), within the grid's codebook.
-        grid: what they mean, if it is not the grid that the recipe asks for.
+        codes: integers `[groups, rows, cols]`, in the order of `graph/matrix.py`, within the grid's codebook.
+        grid: what the codes mean, if it is not the grid that the recipe asks for.
         bias_shift: to be added to the layer's bias, `[groups, rows]`.
 
     Raises:
@@ -34,14 +34,11 @@ class Given(RoundingSolver[Nothing]):
     grid: Grid | None = None
     bias_shift: Tensor | None = None
     needs: ClassVar[type] = Nothing
+    traits: ClassVar[Traits] = Traits(floor_or_ceil=False)
 
     def __repr__(self) -> str:
-        """Without the codes: it stands in messages, and in files."""
+        """Without the codes, since it is shown in messages and kept in files."""
         return f"Given(codes of shape {list(self.codes.shape)})"
-
-    @property
-    def floor_or_ceil(self) -> bool:
-        return False
 
     def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
         codes, shape = self.codes, problem.weight.shape

@@ -1,4 +1,4 @@
-"""Round to nearest: the baseline every other solver must beat.
+"""Round to nearest: the baseline that every other solver must beat.
 
 Ŵ = s · clip(⌊W/s⌉, n, p)                                                                 (Eq. 1)
 """
@@ -10,7 +10,7 @@ from typing import ClassVar, final
 
 import torch
 
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.statistics import Nothing
 
 
@@ -24,6 +24,7 @@ class Nearest(RoundingSolver[Nothing]):
     """
 
     needs: ClassVar[type] = Nothing
+    traits: ClassVar[Traits] = Traits()
 
     def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
         return Rounding(problem.grid.quantize(problem.weight))

@@ -2,8 +2,8 @@
 
     P(⌈W/s⌉) = W/s − ⌊W/s⌋
 
-Table 1 of the AdaRound paper draws a hundred of these for one layer: about half of them beat nearest rounding, and the
-best by ten points, which is where the paper starts from.
+Table 1 of the AdaRound paper draws a hundred of these roundings for one layer: about half of them are more accurate
+than nearest rounding, the best by ten points. The paper starts from this observation.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from typing import ClassVar, final
 
 import torch
 
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.statistics import Nothing
 
 
 @final
 @dataclass(frozen=True)
 class Stochastic(RoundingSolver[Nothing]):
-    """Round up or down at random, without bias.
+    """Round up or down at random, so that the expected weight is the weight itself.
 
     References:
         Gupta et al., ICML 2015, arXiv:1502.02551, Section 3.1.
     """
 
     needs: ClassVar[type] = Nothing
+    traits: ClassVar[Traits] = Traits()
 
     def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
         grid = problem.grid

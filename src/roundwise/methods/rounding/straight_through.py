@@ -1,4 +1,4 @@
-"""The straight-through estimator: learn the weights themselves, and round them in every step.
+"""The straight-through estimator: train the weights themselves, and round them in every step.
 
 With W in steps of the grid, u = W/s + z:
 
@@ -6,20 +6,20 @@ With W in steps of the grid, u = W/s + z:
 
     min over u   ‖f_a(W x) − f_a(Ŵ x̂)‖²                                                      (Eq. 25 without f_reg)
 
-Rounding has the derivative 0 almost everywhere, so the backward pass takes it for the identity, except where it clips:
+The derivative of rounding is 0 almost everywhere, so the backward pass takes the identity's, except where it clips:
 
     ∂q/∂u ≈ 1 where n ≤ ⌊u⌉ ≤ p, else 0
 
-u starts at the float weights and may go anywhere; the codes are those of the last u. It is what Table 5 of the AdaRound
-paper compares with, and how quantization-aware training goes about a whole network. (The paper's text names Eq. 21
-there, its caption Eq. 25; this is the caption's.)
+u starts at the float weights and may go anywhere; the codes are those of the last u. Table 5 of the AdaRound paper
+compares with it, and quantization-aware training uses it for a whole network. (The paper's text names Eq. 21 there, and
+the table's caption Eq. 25; this follows the caption.)
 
-The paper states no settings. Adam's steps do not depend on how large gradients are, so in u they mean the same for
-every layer and scale. Near a border between two codes the estimate drives u to and fro for ever, and the weights of
-correlated inputs together; a learning rate that falls to 0 along a line lets fewer of them cross. Its sum over all
-steps is how far a weight can go at most, the *reach*. Relative errors of a linear layer (64 to 32, 3 bits, correlated
-inputs of 512 samples, judged on as many others; two seeds), where nearest rounding makes 0.045 and 0.042, and Eq. 22
-to 25 make 0.016 and 0.015 with 5,000 steps:
+The paper states no settings. Adam's steps do not depend on the size of gradients, so in u they mean the same for every
+layer and scale. Near the border between two codes the estimate drives u to and fro without end, and weights of
+correlated inputs move together; with a learning rate that falls linearly to 0, fewer of them cross the border. The sum
+of the learning rate over all steps is the farthest that a weight can go, the *reach*. Relative errors of a linear layer
+(64 to 32, 3 bits, correlated inputs of 512 samples, measured on as many others; two seeds), where nearest rounding has
+0.045 and 0.042, and AdaRound (Eq. 22 to 25) has 0.016 and 0.015 with 5,000 steps:
 
     steps    learning rate at first    reach    falling to 0      constant (twice the reach)
     1,000    0.0001                    0.05     0.032  0.027      0.027  0.023
@@ -31,9 +31,9 @@ to 25 make 0.016 and 0.015 with 5,000 steps:
              0.001                     2.5      0.035  0.028      0.057  0.055
              0.01                      25       0.031  0.031      0.084  0.082
 
-A reach of 0.25 is also the best of four for six layers of 24 to 36 weights with 200 steps: errors of 0.84 of nearest
-rounding's on average, where 0.05, 0.1 and 0.5 leave 1.03, 0.96 and 1.58. With it few weights get past the code next to
-the nearest; a larger one sets them free.
+For six layers of 24 to 36 weights with 200 steps, a reach of 0.25 is also the best of four: on average the errors are
+0.84 of those of nearest rounding, and with 0.05, 0.1 and 0.5 they are 1.03, 0.96 and 1.58. With a reach of 0.25 few
+weights move farther than to the code next to the nearest one; with a larger reach more of them do.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.methods.settings import check_rules, check_types
 from roundwise.numerics.grid import Grid
 from roundwise.statistics import Samples
@@ -59,9 +59,9 @@ class StraightThrough(RoundingSolver[Samples]):
     Args:
         iterations: steps of Adam.
         batch_size: samples per step.
-        reach: how many steps of the grid a weight goes if every iteration drives it the same way; the learning rate
-            begins at 2 · reach / iterations and falls to 0.
-        activation_aware: put the following activation function into the loss (Eq. 25).
+        reach: how many steps of the grid a weight moves if every iteration moves it in the same direction; the
+            learning rate starts at 2 · reach / iterations and falls to 0.
+        activation_aware: put the nonlinearity that follows the layer into the loss (Eq. 25).
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
@@ -88,16 +88,12 @@ class StraightThrough(RoundingSolver[Samples]):
         )
 
     @property
-    def floor_or_ceil(self) -> bool:
-        return False
-
-    def work(self, rows_per_sample: int, samples: int) -> float:
-        # Forward, and a backward pass that costs about as much again since only the weights need a gradient.
-        return 2.0 * self.iterations * min(self.batch_size, samples) * rows_per_sample
+    def traits(self) -> Traits:
+        return Traits(floor_or_ceil=False, gradient_steps=self.iterations, batch_size=self.batch_size)
 
     def solve(self, problem: Problem[Samples], generator: torch.Generator) -> Rounding:
         grid, samples = problem.grid, problem.statistics
-        activation = problem.activation if self.activation_aware else None
+        nonlinearity = problem.nonlinearity if self.activation_aware else None
         position = grid.position(problem.weight).contiguous()
         optimizer = torch.optim.Adam([position], fused=True)
         for iteration in range(self.iterations):
@@ -106,12 +102,12 @@ class StraightThrough(RoundingSolver[Samples]):
             codes = grid.clip(position.round()).requires_grad_()
             with torch.enable_grad():
                 outputs = samples.layer.apply_matrix(grid.dequantize(codes), inputs)
-                if activation is not None:
-                    outputs, targets = activation(outputs), activation(targets)
+                if nonlinearity is not None:
+                    outputs, targets = nonlinearity(outputs), nonlinearity(targets)
             # The derivative of Eq. 25 by the outputs: the sum over channels (dimension 1), the mean over the rest.
             slope = targets.sub_(outputs.detach()).mul_(-2 * outputs.shape[1] / outputs.numel())
             (by_codes,) = torch.autograd.grad(outputs, codes, slope)
-            # In plain order as the position is: PyTorch's kernel goes through both as they lie in memory.
+            # Contiguous, as the position is: PyTorch's kernel goes through both in memory order.
             position.grad = straight_through(by_codes, position, grid).contiguous()
             optimizer.step()
         return Rounding(grid.clip(position.round()).to(torch.int32))
@@ -124,6 +120,6 @@ class StraightThrough(RoundingSolver[Samples]):
 def straight_through(
     by_codes: Float[Tensor, "groups rows cols"], position: Float[Tensor, "groups rows cols"], grid: Grid
 ) -> Float[Tensor, "groups rows cols"]:
-    """The estimate of the derivative by positions u, given that by codes q: the same, and 0 where u is clipped."""
+    """The estimated derivative by positions u, from the derivative by codes q: the same, and 0 where u is clipped."""
     rounded = position.round()
     return by_codes * (rounded == grid.clip(rounded))

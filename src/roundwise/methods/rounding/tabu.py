@@ -1,7 +1,13 @@
-"""Tabu search: a walk over codes that goes uphill too (`numerics/search/tabu.py`), from where coordinate descent stops.
+"""Tabu search: from where coordinate descent ends, walk on over the codes, uphill too, and keep the best codes met.
 
-On a layer with few columns it finds better codes than the relaxation, and the default solver takes the same walk
-there; on wide ones single changes lead less far (benchmarks/RESULTS.md).
+    1. Q ← the quadratic, from the second moments of the samples (`methods/reconstruction/objectives.py`).
+    2. codes ← coordinate descent on Q from nearest rounding (`numerics/search/descent.py`).
+    3. codes ← the best codes met on a tabu walk on Q from there (`numerics/search/tabu.py`).
+    4. The bias takes up the mean error, where it is free.
+    5. Keep nearest rounding instead where its error on the held-out samples is smaller.
+
+On a layer with few columns it finds better codes than the relaxation of AdaRound, and the default solver takes the same
+walk there. With many columns, changes of one code at a time lead less far (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -10,26 +16,25 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 
-from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
-from roundwise.methods.reconstruction import WORK, Freedom, Slope, solve
+from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
+from roundwise.methods.reconstruction.objectives import Objectives, as_rounding
+from roundwise.methods.reconstruction.referee import judge
 from roundwise.methods.settings import check_rules, check_types
-from roundwise.numerics.grid import Grid
-from roundwise.numerics.quadratic import Quadratic
-from roundwise.numerics.search.descent import Choices, descend
-from roundwise.numerics.search.tabu import walk
+from roundwise.numerics.search.choices import Choices
+from roundwise.numerics.search.descent import Descent
+from roundwise.numerics.search.tabu import TabuWalk
 from roundwise.statistics import Gram
 
 
 @final
 @dataclass(frozen=True)
 class TabuSearch(RoundingSolver[Gram]):
-    """Change one code at a time, uphill too, and remember what was best for the output before any activation function.
+    """Change one code at a time, uphill too, and keep the codes that were best for the output before any nonlinearity.
 
     Args:
         iterations: moves of every row.
-        tenure: how many steps a changed code is left alone, at least; at most twice as many.
+        tenure: a changed code stays as it is for at least this many moves, and for at most twice as many.
         any_code: True lets each weight have any code; False only the two next to it.
         free_bias: let the layer's bias take up the mean error, where it has one of its own.
 
@@ -51,15 +56,12 @@ class TabuSearch(RoundingSolver[Gram]):
         check_rules(self, {"iterations and tenure must be at least 1": min(self.iterations, self.tenure) >= 1})
 
     @property
-    def floor_or_ceil(self) -> bool:
-        return not self.any_code
-
-    def work(self, rows_per_sample: int, samples: int) -> float:
-        return WORK * rows_per_sample * samples
+    def traits(self) -> Traits:
+        return Traits(floor_or_ceil=not self.any_code)
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
-        def search(quadratic: Quadratic, grid: Grid, choices: Choices, _: Slope | None) -> Tensor:
-            start = descend(quadratic, grid, grid.quantize(quadratic.weight), choices)
-            return walk(quadratic, grid, start, choices, generator, self.iterations, self.tenure)
-
-        return solve(problem, search, Freedom(self.any_code, self.free_bias))
+        fit, grid = Objectives.of(problem, free_bias=self.free_bias), problem.grid
+        choices = (Choices.all if self.any_code else Choices.floor_or_ceil)(grid, problem.weight)
+        start = Descent().search(fit.plain, grid, fit.nearest.codes, choices)
+        codes = TabuWalk(self.iterations, self.tenure).search(fit.plain, grid, start, choices, generator)
+        return as_rounding(problem, *judge(fit, fit.no_worse_than_nearest(codes)))

@@ -12,8 +12,6 @@ certainly the best, and neither is worse than nearest rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -22,8 +20,9 @@ from roundwise.errors import RecipeError
 from roundwise.methods.rounding import CrossEntropyMethod, TabuSearch
 from roundwise.numerics.grid import Grid, expand_blocks
 from roundwise.numerics.quadratic import Quadratic
-from roundwise.numerics.search.descent import Choices
-from roundwise.numerics.search.tabu import walk
+from roundwise.numerics.search.choices import Choices
+from roundwise.numerics.search.cross_entropy import CrossEntropy
+from roundwise.numerics.search.tabu import TabuWalk
 from roundwise.recipe.checks import check_whole_number
 from roundwise.reproduction.taskloss.hessian import TaskHessian
 
@@ -58,8 +57,8 @@ def solve_qubo_cem(
         Rubinstein, Methodology and Computing in Applied Probability 1(2), 1999; Nagel et al., ICML 2020,
         arXiv:2004.10568, Section 5, Table 2.
     """
-    method = CrossEntropyMethod(iterations, samples, elite, smoothing)
-    return _solve(task, grid, first_order, seed, method.sample)
+    CrossEntropyMethod(iterations, samples, elite, smoothing)  # checks them
+    return _solve(task, grid, first_order, seed, CrossEntropy(iterations, samples, elite, smoothing))
 
 
 def solve_qubo_tabu(
@@ -91,21 +90,12 @@ def solve_qubo_tabu(
         Glover, Tabu Search, ORSA Journal on Computing 1(3), 1989.
     """
     TabuSearch(iterations, tenure)  # checks them
-
-    def search(quadratic: Quadratic, grid: Grid, choices: Choices, generator: torch.Generator) -> Tensor:
-        start = grid.quantize(quadratic.weight)
-        return walk(quadratic, grid, start, choices, generator, iterations, tenure)
-
-    return _solve(task, grid, first_order, seed, search)
+    return _solve(task, grid, first_order, seed, TabuWalk(iterations, tenure))
 
 
 def _solve(
-    task: TaskHessian,
-    grid: Grid,
-    first_order: bool,
-    seed: int,
-    search: Callable[[Quadratic, Grid, Choices, torch.Generator], Tensor],
-) -> Tensor:
+    task: TaskHessian, grid: Grid, first_order: bool, seed: int, method: CrossEntropy | TabuWalk
+) -> Int[Tensor, "groups rows cols"]:
     """Search on the layer as one row; nearest rounding where that is better."""
     for what, value, kind in (("task", task, TaskHessian), ("grid", grid, Grid)):
         if not isinstance(value, kind):
@@ -127,8 +117,12 @@ def _solve(
     quadratic = Quadratic(row, task.hessian.float().unsqueeze(0), pull, row.new_zeros(1, 1))
     one = Grid(scale, zero_point, grid.codebook)
     with torch.no_grad():
-        choices = Choices.floor_or_ceil(one, row)
-        codes = search(quadratic, one, choices, torch.Generator().manual_seed(seed)).reshape(weight.shape)
+        choices, generator = Choices.floor_or_ceil(one, row), torch.Generator().manual_seed(seed)
+        if isinstance(method, CrossEntropy):
+            codes = method.search(quadratic, one, choices, generator)
+        else:
+            codes = method.search(quadratic, one, one.quantize(row), choices, generator)
+        codes = codes.reshape(weight.shape)
     # The search counts in float32; what it claims is checked in more digits.
     cost, cost_nearest = (task.cost(grid.dequantize(it), first_order=first_order) for it in (codes, nearest))
-    return (nearest if cost_nearest < cost else codes).to(torch.int32)
+    return nearest if cost_nearest < cost else codes
