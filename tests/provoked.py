@@ -21,7 +21,9 @@ from roundwise.engine.store import ActivationStore
 from roundwise.errors import RoundwiseError
 from roundwise.evaluation import DataOptions, Keys, Preprocessing, check_classes, evaluate, load_data
 from roundwise.evaluation.arrays import read_labels
+from roundwise.numerics.grid import check_groups
 from roundwise.reproduction import Journal, Settings
+from roundwise.runtimes import OnnxRuntime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,18 @@ class Case:
 def read(data, parameters=("x",), batch=None):
     store = ActivationStore(1 << 30, torch.device("cpu"))
     return read_calibration(data, Signature(parameters, parameters, batch=batch), 4, store)
+
+
+def read_stages(*stages):
+    return rw.Recipe.from_dict({"stages": list(stages)})
+
+
+def override(overrides):
+    return read_stages({"stage": "quantize", "overrides": overrides})
+
+
+def matched(overrides):
+    rw.Quantize(overrides=overrides).overrides.check(LAYERS, (), ("conv2d", "linear"))
 
 
 def array(folder, values, name="x.npy"):
@@ -75,6 +89,10 @@ def saved(folder, change=lambda content: content):
     return folder / "model.rw"
 
 
+def exported(folder):
+    return OnnxRuntime().open(rw.export(quantized(), folder / "net.onnx").path)
+
+
 def newer(folder):
     path = saved(folder)
     save_file(load_file(path), path, {"format": "roundwise", "version": "9", "model": "{}", "sha256": ""})
@@ -87,8 +105,14 @@ class Branching(nn.Module):
 
 
 class Mine(rw.rewrites.GraphRewrite):
+    exact = True
+    measures_moments = False
+
     def apply(self, graph):
         return graph
+
+    def note(self, graph):
+        return ""
 
 
 def model(folder, name, content=None):
@@ -138,7 +162,7 @@ SETTINGS = {
     "no reach": (lambda _: rw.rounding.StraightThrough(reach=0.0), ("reach=0.0",)),
     "an unknown distribution": (lambda _: rw.ranges.ACIQ("cauchy"), ("distribution='cauchy'", "'gauss'", "'laplace'")),
     "no tolerance": (lambda _: rw.rewrites.CrossLayerEqualization(tolerance=0.0), ("tolerance=0.0", 0.01)),
-    "no share of channels": (lambda _: rw.rewrites.OutlierChannelSplitting(0.0), ("ratio=0.0", 0.02)),
+    "no share of channels": (lambda _: rw.rewrites.OutlierChannelSplitting(0.0), ("ratio=0.0", 0, 1)),
     "deviations below 0": (lambda _: rw.rewrites.HighBiasAbsorption(-1.0), ("deviations=-1.0", 3)),
     "no deviations": (lambda _: rw.activations.ActivationBatchNorm(deviations=0.0), ("deviations=0.0", 6)),
     "more than all channels": (lambda _: rw.activations.ActivationBatchNorm(channels=1.5), ("channels=1.5", 1)),
@@ -148,23 +172,66 @@ SETTINGS = {
         ("input_low=1.0", "input_high=1.0"),
     ),
     "more than all percent": (lambda _: rw.activations.ActivationPercentile(100.5), ("covered=100.5", 100)),
-    "one rewrite alone": (lambda _: quantizing(rewrites=rw.rewrites.OutlierChannelSplitting()), ("rewrites", "tuple")),
+    "one rewrite alone": (lambda _: rw.Rewrite(rw.rewrites.OutlierChannelSplitting()), ("methods", "tuple")),
     "a method of one's own in a file": (lambda _: quantizing(rewrites=(Mine(),)).as_toml(), ("Mine", "TOML")),
-    "an unknown setting": (lambda _: rw.Recipe.from_dict({"wieghts": {}}), ("'wieghts'", "'weights'")),
-    "an unknown method": (lambda _: rw.Recipe.from_dict({"rounding": "gtpq"}), ("'gtpq'", "'gptq'")),
+    "no stage": (lambda _: rw.Recipe(()), ("stages", "Rewrite(…)", "Quantize(…)")),
+    "a stage by its name": (lambda _: rw.Recipe(("quantize",)), ("stages[0]", "'quantize'", "Quantize(…)")),
+    "a stage that the recipe does not have": (
+        lambda _: rw.Recipe((rw.Rewrite(),)).stage(rw.Quantize),
+        ("Quantize", "Rewrite"),
+    ),
+    "an unknown stage": (lambda _: read_stages({"stage": "quantise"}), ("stages[0]", "'quantise'", "'quantize'")),
+    "a stage without a name": (lambda _: read_stages({"rounding": "gptq"}), ("stages[0]", "'stage'", "quantize")),
+    "a number as a recipe": (lambda _: rw.Recipe.from_dict(4), (4, "stages")),
+    "an unknown setting": (
+        lambda _: read_stages({"stage": "quantize", "wieghts": {}}),
+        ("'wieghts'", "'weights'"),
+    ),
+    "an unknown method": (
+        lambda _: read_stages({"stage": "quantize", "rounding": "gtpq"}),
+        ("stages[0]", "'gtpq'", "'gptq'"),
+    ),
     "a setting of another method": (
-        lambda _: rw.Recipe.from_dict({"rounding": {"method": "gptq", "steps": 5}}),
+        lambda _: read_stages({"stage": "quantize", "rounding": {"method": "gptq", "steps": 5}}),
         ("'gptq'", "'steps'", "free_bias"),
     ),
-    "a word instead of tables": (lambda _: rw.Recipe.from_dict({"rewrites": "ocs"}), ("rewrites", "'ocs'")),
+    "a setting of a method without any": (
+        lambda _: read_stages({"stage": "quantize", "rounding": {"method": "nearest", "steps": 5}}),
+        ("'nearest'", "'steps'"),
+    ),
+    "a word instead of tables": (
+        lambda _: read_stages({"stage": "rewrite", "methods": "ocs"}),
+        ("methods", "'ocs'", "method"),
+    ),
+    "overrides that are a word": (
+        lambda _: override("float"),
+        ("overrides", "'float'", "[stages.overrides.classifier]"),
+    ),
+    "an override without quotes": (
+        lambda _: override({"features": {"0": {"weights": {"bits": 8}}}}),
+        ("'features'", '[stages.overrides."features.0".weights]'),
+    ),
+    "an override that changes nothing": (lambda _: rw.Override(), ("weights=…", "activations=…")),
+    "a method that only a program has": (
+        lambda _: read_stages({"stage": "rewrite", "methods": [{"custom": "Mine()"}]}).stages[0].methods[0].apply(None),
+        ("Mine()", "recipe.with_settings(Rewrite, methods=(…,))"),
+    ),
     "no TOML": (lambda folder: rw.Recipe.from_toml(text(folder, "bits", "r.toml")), ("r.toml", "TOML")),
     "a layer that is not there": (
-        lambda _: quantizing(overrides={"clasifier": None}).resolve(LAYERS),
+        lambda _: matched({"clasifier": None}),
         ("'clasifier'", 3, "'classifier'"),
     ),
     "a part of the model": (
-        lambda _: quantizing(overrides={"features": None}).resolve(LAYERS),
+        lambda _: matched({"features": None}),
         ("'features'", 3, 2, "'features.*'"),
+    ),
+    "a kind of operation that is not there": (
+        lambda _: matched({"op:conv3d": None}),
+        ("'op:conv3d'", "conv2d, linear"),
+    ),
+    "groups that do not fit": (
+        lambda _: check_groups([("conv1", 27, rw.PerGroup(16)), ("conv2", 64, rw.PerGroup(16))]),
+        ("'conv1'", 27, 16, 1, 2),
     ),
     "a dict as a recipe": (
         lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, {"bits": 4}),
@@ -221,9 +288,9 @@ SAMPLES_AND_LABELS = {
     "fewer labels than samples": (lambda _: evaluate(nn.Identity(), [SAMPLES], labels=[1]), (1, 8)),
     "more labels than samples": (lambda _: evaluate(nn.Identity(), [SAMPLES], labels=[1] * 9), (9, 8)),
     "a label that is no class": (lambda _: evaluate(nn.Identity(), [SAMPLES], labels=[0] * 7 + [4]), (4,)),
-    "labels of floats": (lambda _: evaluate(nn.Identity(), [SAMPLES], labels=[0.5] * 8), ("float32 [8]",)),
+    "labels of floats": (lambda _: evaluate(nn.Identity(), [SAMPLES], labels=[0.5] * 8), ("float64 [8]",)),
     "a negative label": (lambda _: evaluate(nn.Identity(), [SAMPLES], labels=[0] * 7 + [-1]), (7, -1)),
-    "words for labels": (lambda _: evaluate(nn.Identity(), [SAMPLES], labels=["a"] * 8), ("list",)),
+    "words for labels": (lambda _: evaluate(nn.Identity(), [SAMPLES], labels=["a"] * 8), ("<U1 [8]",)),
     "masks of floats": (
         lambda _: evaluate(nn.Identity(), [IMAGES], masks=[torch.zeros(6, 4, 5)]),
         ("float32 [6, 4, 5]", 6, "[height, width]"),
@@ -351,12 +418,12 @@ FILES = {
     ),
     "a score that is no percentage": (
         lambda folder: Journal(text(folder, '{"run": "a", "score": 101, "seconds": 1}\n', "runs.jsonl")),
-        ("runs.jsonl", 1, "'score'", 101, 100),
+        ("runs.jsonl", 1, "'score'", 100),
     ),
 }
 
 EXPORTS = {
-    "a file without its suffix": (lambda folder: rw.export(quantized(), folder / "net"), ("net", "'.onnx'")),
+    "a file without its suffix": (lambda folder: rw.export(quantized(), folder / "net"), ("net", ".onnx", ".rw")),
     "no folder for an export": (
         lambda folder: rw.export(quantized(), folder / "absent" / "net.onnx"),
         ("absent", "net.onnx"),
@@ -372,7 +439,17 @@ OTHERS = {
     "too little disk": Case(
         rw.MemoryBudgetError,
         lambda _: ActivationStore(500, torch.device("cpu")).check_disk(10**20),
-        ("500 B", "TMPDIR"),
+        (500, "TMPDIR"),
+    ),
+    "a file that no runtime can load": Case(
+        rw.InferenceError,
+        lambda folder: OnnxRuntime().open(text(folder, "no model", "net.onnx")),
+        ("net.onnx", "ONNX Runtime"),
+    ),
+    "inputs that a file does not take": Case(
+        rw.InferenceError,
+        lambda folder: exported(folder).run({"y": np.zeros((8, 3), np.float32)}),
+        ("net.onnx", "y float32 [8, 3]", "input tensor(float)"),
     ),
     "a model that decides by values": Case(
         rw.CaptureError, lambda _: rw.quantize(Branching().eval(), SAMPLES), ("provoked.py", "x.sum() > 0")

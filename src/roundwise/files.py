@@ -36,7 +36,9 @@ def replacing(path: Path, refusal: type[RoundwiseError], also: tuple[type[Except
     except Exception as error:
         if not isinstance(error, (OSError, *also)):
             raise
-        raise refusal(f"cannot write {path}: {error}.") from error
+        raise refusal(
+            f"cannot write {path}: {error}. Check the folder's permissions and the space on its disk."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -301,9 +301,8 @@ def test_a_clamp_with_limits_for_each_channel_is_fused_with_its_layer():
 def test_what_is_not_exact_says_in_the_report_how_far_outputs_moved():
     recipe = quantizing(rw.Weights(bits=8), rw.rounding.Nearest(), rewrites=(CrossLayerEqualization("relu"),))
     (note,) = rw.quantize(mobile(), SAMPLES, recipe).report.notes
-    (exact,) = rw.quantize(
-        mobile(), SAMPLES, recipe.with_settings(rw.Rewrite, methods=(CrossLayerEqualization(),))
-    ).report.notes
+    exactly = recipe.with_settings(rw.Rewrite, methods=(CrossLayerEqualization(),))
+    (exact,) = rw.quantize(mobile(), SAMPLES, exactly).report.notes
     assert has(note, "cross-layer-equalization", 3)
     assert len(re.findall(r"\d+", note)) > len(re.findall(r"\d+", exact))
     plain = nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 3)).eval()

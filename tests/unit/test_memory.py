@@ -215,5 +215,5 @@ def test_a_temporary_folder_that_cannot_be_made_is_an_error(monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    with ActivationStore(0, CPU) as store, raises(MemoryBudgetError, "20 B", "Permission denied", "TMPDIR"):
+    with ActivationStore(0, CPU) as store, raises(MemoryBudgetError, "20 Bytes", "Permission denied", "TMPDIR"):
         store.hold(torch.ones(5))

@@ -20,10 +20,10 @@ from torch.export import ExportedProgram
 from roundwise.artifacts.emit import without_quantizers
 from roundwise.artifacts.plain import graph_from_plain, graph_to_plain
 from roundwise.artifacts.program import export_program
-from roundwise.artifacts.rwfile import Contents, read, write
+from roundwise.artifacts.rwfile import Contents, no_network, read, write
 from roundwise.artifacts.signature import Arguments, CallSignature
 from roundwise.artifacts.weights import StoredWeight, stored_weights
-from roundwise.errors import FileFormatError, ModelError
+from roundwise.errors import ModelError
 from roundwise.graph.graph import Graph
 from roundwise.recipe.recipe import Recipe
 from roundwise.report import Report
@@ -217,4 +217,4 @@ def load(path: str | Path) -> Model:
     try:
         return Model(contents.graph, contents.report, contents.recipe, contents.versions)
     except Exception as error:  # a file can be wrong in any way
-        raise FileFormatError(f"{path} describes no valid network: {type(error).__name__}: {error}.") from error
+        raise no_network(Path(path), error) from error

@@ -40,7 +40,8 @@ _ON_SIZES: dict[str, Callable[..., Any]] = {
 }
 _CONTAINERS: dict[str, Callable[..., Any]] = {"tuple": tuple, "list": list, "dict": dict, "ordered": OrderedDict}
 _MODULE_NAME = re.compile(r"[\w \-+:/,@=]+")  # what a ModuleDict may be keyed with and cannot end a string
-_WAY_OUT = "Use `torch.export.save(quantized.program, …)` instead."
+_WAY_OUT = "Save such a network with `torch.export.save(quantized.program, …)`."
+_DAMAGED = "The file contradicts itself: get the original, or quantize the network again."
 
 
 # ------------------------------------------------------------------------------------------------ to plain data
@@ -98,7 +99,9 @@ def _value_to_plain(value: Any) -> Any:
             return {"device": "cpu"}  # where a model is after loading
         case torch.layout() | torch.memory_format():
             return {"torch": str(value).removeprefix("torch.")}
-    raise FileFormatError(f"a value of type {type(value).__name__} in the graph has no form in a .rw file: {value!r}.")
+    raise FileFormatError(
+        f"the graph has the argument {value!r} of type {type(value).__name__}, which a .rw file cannot hold. {_WAY_OUT}"
+    )
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -154,13 +157,13 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
         op, name, target = entry["op"], _identifier(entry["name"]), entry["target"]
         if op == "get_attr":
             if target not in tensors:
-                raise FileFormatError(f"node '{name}' reads the tensor {target!r}, which the file does not hold.")
+                raise FileFormatError(f"node '{name}' reads the tensor {target!r}, which is not there. {_DAMAGED}")
         elif op == "call_function":
             target = _function(target)
         elif op == "placeholder":
             _identifier(target)
         elif op != "output":
-            raise FileFormatError(f"node '{name}' of kind {op!r} is not an operation of a network.")
+            raise FileFormatError(f"node '{name}' is of kind {op!r}, which no operation of a network is. {_DAMAGED}")
         args = tuple(_value_from_plain(value, nodes) for value in entry["args"]["list"])
         kwargs = {_identifier(key): _value_from_plain(value, nodes) for key, value in entry["kwargs"].items()}
         if op == "call_function" and entry["target"] in OPERATIONS:
@@ -175,9 +178,15 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
         _identifier(name)
     kinds = [node.op for node in graph.nodes]
     if kinds.count("output") != 1 or kinds[-1] != "output" or kinds.count("placeholder") != in_spec.num_leaves:
-        raise FileFormatError("the network's inputs and outputs do not fit its operations.")
+        raise FileFormatError(
+            f"the network has {kinds.count('placeholder')} inputs and {kinds.count('output')} outputs among its "
+            f"operations, but must have {in_spec.num_leaves} inputs, and one output as its last operation. {_DAMAGED}"
+        )
     if len(inputs) != in_spec.num_leaves or len(arguments) != positional.num_children + named.num_children:
-        raise FileFormatError("the network's inputs do not fit the arguments it is called with.")
+        raise FileFormatError(
+            f"the network has {len(inputs)} inputs and {len(arguments)} names of arguments, but its call takes "
+            f"{in_spec.num_leaves} inputs in {positional.num_children + named.num_children} arguments. {_DAMAGED}"
+        )
     graph.lint()
     structure, batch = CallStructure(tuple(arguments), in_spec, out_spec), description["batch"]
     return Graph(graph, tensors, inputs, structure, None if batch is None else int(batch))
@@ -186,7 +195,7 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
 def _identifier(name: Any) -> str:
     """A name that may stand in Python text as it is."""
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-        raise FileFormatError(f"{name!r} is not a name that the network's code can use.")
+        raise FileFormatError(f"{name!r} is not a name that a Python program can have. {_DAMAGED}")
     return name
 
 
@@ -198,7 +207,10 @@ def _check_tensor_name(name: str) -> None:
         else:
             sound = _MODULE_NAME.fullmatch(part) is not None
         if not sound:
-            raise FileFormatError(f"a tensor cannot have the name {name!r}: '{part}' is not a module's or parameter's.")
+            raise FileFormatError(
+                f"a tensor has the name {name!r}, but no module or parameter can be called '{part}' in the network's "
+                "code. Rename it in the model and quantize it again."
+            )
 
 
 def _function(name: str) -> Callable[..., Any]:
@@ -212,9 +224,9 @@ def _function(name: str) -> Callable[..., Any]:
         if isinstance(function, torch._ops.OpOverload) and _only_computes(function):
             return function
     raise FileFormatError(
-        f"the file asks for the operation '{name}', which this release does not run from a file. It runs the "
+        f"the network has the operation '{name}', which this release does not run from a file. It runs the "
         f"operations of Roundwise ({', '.join(OPERATIONS)}), operations of PyTorch's 'aten' that only compute, and "
-        "arithmetic on sizes."
+        f"arithmetic on sizes. {_WAY_OUT}"
     )
 
 
@@ -222,7 +234,7 @@ def _check_arguments(name: str, operation: Operation, args: tuple[Any, ...], kwa
     try:
         operation.check(args, kwargs)
     except TypeError as error:
-        raise FileFormatError(f"node '{name}' cannot be computed: {error}") from error
+        raise FileFormatError(f"node '{name}' cannot be computed: {error} {_DAMAGED}") from error
 
 
 def _only_computes(function: torch._ops.OpOverload) -> bool:
@@ -250,7 +262,7 @@ def _value_from_plain(value: Any, nodes: dict[str, fx.Node]) -> Any:
             return torch.device("cpu")
         case "torch" if isinstance(getattr(torch, content, None), torch.layout | torch.memory_format):
             return getattr(torch, content)
-    raise FileFormatError(f"a value of unknown kind {kind!r} in the graph.")
+    raise FileFormatError(f"the graph has a value of kind {kind!r}, which no .rw file has. {_DAMAGED}")
 
 
 def dtype_named(name: str) -> torch.dtype:
@@ -261,7 +273,7 @@ def dtype_named(name: str) -> torch.dtype:
     """
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise FileFormatError(f"'{name}' is not a dtype.")
+        raise FileFormatError(f"'{name}' is not a dtype of PyTorch {torch.__version__}. Install a newer PyTorch.")
     return dtype
 
 

@@ -34,6 +34,7 @@ from roundwise.files import replacing
 from roundwise.graph.graph import Graph
 from roundwise.recipe.recipe import Recipe
 from roundwise.report import Report
+from roundwise.wording import number_of
 
 VERSION = "2"
 """Of the layout. 1 was that of Roundwise 0.1, whose files name quantization operations of PyTorch."""
@@ -68,7 +69,7 @@ def write(contents: Contents, path: Path) -> None:
         if not isinstance(value, Tensor):
             raise FileFormatError(
                 f"'{name}' is a piece of control flow ({type(value).__name__}), which a .rw file cannot hold. "
-                "Use `torch.export.save(quantized.program, …)` instead."
+                "Save such a network with `torch.export.save(quantized.program, …)`."
             )
         value = value.cpu()
         if name in bits:
@@ -113,7 +114,10 @@ def unpack(packed: Tensor, bits: int, shape: list[int], dtype: torch.dtype) -> T
     """
     count = math.prod(shape)
     if not 0 <= bits <= 16 or packed.dtype != torch.uint8 or packed.numel() != -(-count * bits // 8):
-        raise FileFormatError(f"{packed.numel()} bytes of {packed.dtype} are not {count} codes of {bits} bits.")
+        raise FileFormatError(
+            f"{packed.numel()} bytes of {packed.dtype} are not {count} codes of {bits} bits. The file contradicts "
+            "itself: get the original, or quantize the network again."
+        )
 
     if bits == 0:  # takes no memory, whatever size the file claims
         return torch.zeros((), dtype=dtype).expand(shape)
@@ -157,14 +161,17 @@ def read(path: Path) -> Contents:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     except OSError as error:
-        raise FileFormatError(f"cannot read {path}: {error}.") from error
+        raise FileFormatError(f"cannot read {path}: {error}. Check the path, and whether you may read it.") from error
     except SafetensorError as error:
         raise FileFormatError(
             f"{path} is not a complete Roundwise file: {error}. It was cut short, or is something else; get the "
             "original, or quantize again (`roundwise quantize … -o FILE`, or `quantized.save(FILE)` in Python)."
         ) from error
     if metadata.get("format") != "roundwise" or "model" not in metadata:
-        raise FileFormatError(f"{path} holds tensors but no quantized model; was it written by `quantized.save(…)`?")
+        raise FileFormatError(
+            f"{path} holds {number_of(len(tensors), 'tensor')} but does not say what network they belong to. Give a "
+            "file that `quantized.save(…)` or `roundwise quantize … -o FILE` wrote."
+        )
     if metadata.get("version") != VERSION:
         raise FileFormatError(_other_version(path, metadata.get("version")))
     if metadata.get("sha256") != _digest(metadata["model"], tensors):
@@ -173,10 +180,18 @@ def read(path: Path) -> Contents:
         )
     try:
         return _rebuild(json.loads(metadata["model"]), tensors)
-    except FileFormatError:
-        raise
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from error
     except Exception as error:  # a file can be wrong in any way
-        raise FileFormatError(f"{path} describes no valid network: {type(error).__name__}: {error}.") from error
+        raise no_network(path, error) from error
+
+
+def no_network(path: Path, error: Exception) -> FileFormatError:
+    """The exception for a file whose checksum fits, and from which no network could be built because of `error`."""
+    return FileFormatError(
+        f"{path} describes no network that can run ({type(error).__name__}: {error}), although its checksum fits: the "
+        "program that wrote it was wrong. Quantize the network again, and report it if Roundwise wrote this file."
+    )
 
 
 def _other_version(path: Path, found: str | None) -> str:

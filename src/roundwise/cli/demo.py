@@ -1,7 +1,7 @@
-"""`roundwise demo`: the whole road in a minute, on data that comes with scikit-learn.
+"""`roundwise demo`: all steps in a minute, on data that comes with scikit-learn.
 
     1. train     a small MobileNet-like network on 1,297 images of handwritten digits, 8 × 8 pixels
-    2. quantize  its weights to 4, 3 and 2 bits, one scale per tensor: round to nearest, and AdaRound
+    2. quantize  its weights to 4, 3 and 2 bits, one scale per tensor: round to nearest, and GramAdaRound
     3. compare   their accuracy on 500 other images
     4. deploy    the 4-bit network: save it, export it to ONNX, run that in ONNX Runtime, compare with our own outputs
 
@@ -14,34 +14,33 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import final
+from typing import TypeVar, final
 
 import torch
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import roundwise as rw
 from roundwise.errors import RoundwiseError
-from roundwise.events import Event, LayerFinished
 from roundwise.runtimes import OnnxRuntime
 from roundwise.wording import human_bytes
+
+T = TypeVar("T")
 
 BITS = (4, 3, 2)
 DEPLOYED_BITS = 4
 EPOCHS = 15
 CALIBRATION_IMAGES = 256
 TEST_IMAGES = 500
-
-Advance = Callable[[int], None]
 
 
 @final
@@ -55,14 +54,14 @@ class Digits:
     test_labels: Tensor
 
     def accuracy(self, classes: Tensor) -> float:
-        """The share of the test images, 0 to 1, that `classes` has right."""
+        """The share of the test images, 0 to 1, whose class is right."""
         return (classes == self.test_labels).float().mean().item()
 
 
 @final
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison: test accuracies, 0 to 1, and how long AdaRound took."""
+    """One line of the comparison: test accuracies, 0 to 1, and how long GramAdaRound took."""
 
     bits: int
     nearest: float
@@ -70,42 +69,35 @@ class Row:
     seconds: float
 
 
-def run(out: Path | None, console: Console) -> None:
+def run(folder: Path, console: Console) -> None:
     """Train, quantize, compare and deploy, and tell about it.
 
     Args:
-        out: the folder for the files written, made if need be; None takes `roundwise-demo` in the current folder.
+        folder: for the files that are written; made if it does not exist.
         console: where to tell.
 
     Raises:
         RoundwiseError: scikit-learn is not installed.
     """
-    with one_thread():
-        tell_story(out or Path("roundwise-demo"), console)
-
-
-def tell_story(folder: Path, console: Console) -> None:
-    """The four steps in order."""
     started = perf_counter()
-    digits = load_digits()
+    with one_thread():
+        digits = load_digits()
+        console.print("[bold]1. Train[/] a small convolutional network on handwritten digits.")
+        model = train(digits, console)
+        float_accuracy = digits.accuracy(classify(model, digits.test_images))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        tell(console, f"{parameters:,} parameters; {float_accuracy:.1%} of {TEST_IMAGES} test images right.")
 
-    console.print("[bold]1. Train[/] a small convolutional network on handwritten digits.")
-    with progress_bar(console, f"{EPOCHS} epochs", EPOCHS) as advance:
-        model = train(digits, advance)
-    float_accuracy = digits.accuracy(classify(model, digits.test_images))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    tell(console, f"{parameters:,} parameters; {float_accuracy:.1%} of {TEST_IMAGES} test images right.")
+        console.print(f"\n[bold]2. Quantize[/] its weights with {CALIBRATION_IMAGES} of the images, without labels.")
+        rows, deployed = quantize_all(model, digits, console)
 
-    console.print(f"\n[bold]2. Quantize[/] its weights with {CALIBRATION_IMAGES} of the images and none of the labels.")
-    rows, deployed = quantize_all(model, digits, console)
+        console.print("\n[bold]3. Compare[/] on the test images, which were used in neither step.")
+        console.print(Padding.indent(comparison(float_accuracy, rows), 3))
+        tell(console, meaning(float_accuracy, rows))
 
-    console.print("\n[bold]3. Compare[/] on the test images, which neither training nor quantization has seen.")
-    console.print(Padding.indent(comparison(float_accuracy, rows), 3))
-    tell(console, meaning(float_accuracy, rows))
-
-    console.print(f"\n[bold]4. Deploy[/] the {DEPLOYED_BITS}-bit network.")
-    for line in deploy(deployed, digits, folder):
-        tell(console, line)
+        console.print(f"\n[bold]4. Deploy[/] the {DEPLOYED_BITS}-bit network.")
+        for line in deploy(deployed, digits, folder):
+            tell(console, line)
 
     console.print(f"\nThat took {perf_counter() - started:.0f} seconds. What to do next:")
     for command in (
@@ -120,12 +112,12 @@ def tell_story(folder: Path, console: Console) -> None:
 
 
 def load_digits() -> Digits:
-    """Scikit-learn's digits, shuffled and split, the same way every time."""
+    """Scikit-learn's digits, shuffled and split in the same way every time."""
     try:
         from sklearn.datasets import load_digits as bundled_digits
     except ImportError as error:
         raise RoundwiseError(
-            "The demo's images come with scikit-learn, which is not installed. Run: pip install 'roundwise[demo]'."
+            'The demo uses images from scikit-learn, which is not installed here. Run: pip install "roundwise[demo]"'
         ) from error
     bunch = bundled_digits()
     images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
@@ -163,7 +155,7 @@ def small_network() -> nn.Module:
     )
 
 
-def train(digits: Digits, advance: Advance) -> nn.Module:
+def train(digits: Digits, console: Console) -> nn.Module:
     """Ordinary training: cross-entropy, AdamW, one cycle of the learning rate. The same network every time."""
     batch_size = 64
     with torch.random.fork_rng(devices=[]):
@@ -172,14 +164,13 @@ def train(digits: Digits, advance: Advance) -> nn.Module:
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=1e-4)
         steps = EPOCHS * -(-len(digits.train_images) // batch_size)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps)
-        for _ in range(EPOCHS):
+        for _ in progress(range(EPOCHS), f"{EPOCHS} epochs", console):
             for batch in torch.randperm(len(digits.train_images)).split(batch_size):
                 loss = F.cross_entropy(model(digits.train_images[batch]), digits.train_labels[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-            advance(1)
     return model.eval()
 
 
@@ -188,41 +179,24 @@ def train(digits: Digits, advance: Advance) -> nn.Module:
 
 def quantize_all(model: nn.Module, digits: Digits, console: Console) -> tuple[list[Row], rw.Model]:
     """Every bit width with both roundings, and the network that goes on to be deployed."""
-    rows = []
-    deployed: rw.Model | None = None
-    for bits in BITS:
-        nearest = quantize(model, digits, bits, rw.rounding.Nearest(), console)
+    rows, quantized = [], {}
+    for bits in progress(BITS, f"{', '.join(map(str, BITS))} bits", console):
+        nearest = quantize(model, digits, bits, rw.rounding.Nearest())
         started = perf_counter()
-        adaround = quantize(model, digits, bits, rw.rounding.GramAdaRound(), console)
+        quantized[bits] = quantize(model, digits, bits, rw.rounding.GramAdaRound())
         seconds = perf_counter() - started
-        accuracies = [digits.accuracy(classify(network, digits.test_images)) for network in (nearest, adaround)]
+        accuracies = [digits.accuracy(classify(network, digits.test_images)) for network in (nearest, quantized[bits])]
         rows.append(Row(bits, accuracies[0], accuracies[1], seconds))
-        if bits == DEPLOYED_BITS:
-            deployed = adaround
-    assert deployed is not None
-    return rows, deployed
+    return rows, quantized[DEPLOYED_BITS]
 
 
 def quantize(
-    model: nn.Module,
-    digits: Digits,
-    bits: int,
-    rounding: rw.rounding.Nearest | rw.rounding.GramAdaRound,
-    console: Console,
+    model: nn.Module, digits: Digits, bits: int, rounding: rw.rounding.Nearest | rw.rounding.GramAdaRound
 ) -> rw.Model:
-    """One call of `rw.quantize`, with a bar that its events move."""
-    recipe = rw.Recipe(
-        (rw.Rewrite(()), rw.Quantize(weights=rw.Weights(bits=bits, granularity=rw.PerTensor()), rounding=rounding)),
-        batch_size=CALIBRATION_IMAGES,
-    )
-    layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
-    with progress_bar(console, f"{bits} bits, {type(rounding).__name__}", layers) as advance:
-
-        def show(event: Event) -> None:
-            if isinstance(event, LayerFinished):
-                advance(1)
-
-        return rw.quantize(model, digits.train_images[:CALIBRATION_IMAGES], recipe, progress=show)
+    """One call of `rw.quantize`."""
+    weights = rw.Weights(bits=bits, granularity=rw.PerTensor())
+    recipe = rw.Recipe((rw.Rewrite(()), rw.Quantize(weights, rounding)), batch_size=CALIBRATION_IMAGES)
+    return rw.quantize(model, digits.train_images[:CALIBRATION_IMAGES], recipe)
 
 
 def classify(network: nn.Module, images: Tensor) -> Tensor:
@@ -247,12 +221,12 @@ def comparison(float_accuracy: float, rows: list[Row]) -> Table:
 
 
 def meaning(float_accuracy: float, rows: list[Row]) -> str:
-    """What the table says, in a sentence about the bit width where the rounding matters most."""
+    """A sentence about the bit width at which the rounding matters most."""
     row = max(rows, key=lambda row: row.adaround - row.nearest)
     lost_nearest = 100 * (float_accuracy - row.nearest)
     lost_adaround = 100 * (float_accuracy - row.adaround)
     return (
-        f"At {row.bits} bits, rounding to nearest costs {lost_nearest:.1f} points of accuracy and AdaRound "
+        f"At {row.bits} bits, rounding to nearest costs {lost_nearest:.1f} points of accuracy and GramAdaRound "
         f"{lost_adaround:.1f}: the same size, other codes. "
         f"(One image is {100 / TEST_IMAGES:.1f} points.)"
     )
@@ -262,7 +236,7 @@ def meaning(float_accuracy: float, rows: list[Row]) -> str:
 
 
 def deploy(quantized: rw.Model, digits: Digits, folder: Path) -> Iterator[str]:
-    """Save, export and run elsewhere; yields what there is to say about it."""
+    """Save, export and run in ONNX Runtime; yields a line about each."""
     folder.mkdir(parents=True, exist_ok=True)
     saved, exported = folder / "digits.rw", folder / "digits.onnx"
     quantized.save(saved)
@@ -289,7 +263,7 @@ def deploy(quantized: rw.Model, digits: Digits, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """A network this small gains nothing from more threads, and loses much where other programs want the cores."""
+    """Compute with one thread: a network this small gains nothing from more, and is slow if other programs run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -299,21 +273,17 @@ def one_thread() -> Iterator[None]:
 
 
 def program() -> str:
-    """What calls Roundwise in the user's shell: its name, or its path where a shell does not find the name alone."""
+    """How the user's shell starts Roundwise: by its name, or by its path if the shell does not find the name."""
     called = Path(sys.argv[0])
     return str(called) if called.name == "roundwise" and shutil.which("roundwise") is None else "roundwise"
 
 
 def tell(console: Console, line: str) -> None:
-    """A line of the story, indented, as it is: no colours guessed for numbers, no markup read from paths."""
+    """Print a line, indented and unchanged: rich neither colours its numbers nor reads its paths as markup."""
     wrapped = textwrap.fill(line, console.width, initial_indent="   ", subsequent_indent="   ")
     console.print(wrapped, highlight=False, markup=False)
 
 
-@contextmanager
-def progress_bar(console: Console, label: str, total: int) -> Iterator[Advance]:
-    """A bar that goes away when it is full; the function it gives moves it on."""
-    columns = TextColumn("   {task.description:<24}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda steps: progress.advance(task, steps)
+def progress(items: Iterable[T], label: str, console: Console) -> Iterable[T]:
+    """The items, with a bar that disappears when it is full; on a terminal only."""
+    return track(items, f"   {label}", console=console, transient=True, disable=not console.is_terminal)

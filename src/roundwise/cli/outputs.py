@@ -1,4 +1,4 @@
-"""The files that `roundwise quantize` writes. Whether they can be written is found out before the long run."""
+"""The files that commands write. Whether they can be written is checked before the long run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_outputs(paths: Sequence[Path], report: Path | None) -> None:
         check_place("--out", path, tuple(EXPORTERS))
         require_packages(exporter_for(path))
     if len({path.resolve() for path in paths}) < len(paths):
-        raise click.UsageError(f"--out names the same file twice: {', '.join(map(str, paths))}.")
+        raise click.UsageError(f"--out names the same file twice: {', '.join(map(str, paths))}. Give each file once.")
     if report is not None:
         check_place("--report", report, REPORT_SUFFIXES)
 
@@ -56,7 +56,9 @@ def check_place(option: str, path: Path, suffixes: Sequence[str]) -> None:
         ExportError: the folder takes no new files.
     """
     if path.suffix.lower() not in suffixes:
-        raise click.UsageError(f"{option} {path}: a file ends in {' or '.join(suffixes)}, which decides what it is.")
+        raise click.UsageError(
+            f"{option} {path}: the ending decides the format. Give a name that ends in {' or '.join(suffixes)}."
+        )
     _check_folder(option, path)
 
 
@@ -69,7 +71,7 @@ def check_journal(option: str, path: Path) -> None:
     """
     if path.is_symlink() and not path.exists():
         raise click.UsageError(
-            f"{option} {path} is a link to '{path.readlink()}', which is not there. Remove the link."
+            f"{option} {path} is a link to '{path.readlink()}', which does not exist. Remove the link."
         )
     if not path.exists() or path.is_dir():
         _check_folder(option, path)
@@ -94,7 +96,7 @@ def check_apart(first: str, one: Path, second: str, other: Path) -> None:
     same = one.samefile(other) if one.exists() and other.exists() else os.path.realpath(one) == os.path.realpath(other)
     if same:
         raise click.UsageError(
-            f"{first} {one} and {second} {other} are the same file, which one of them would destroy."
+            f"{first} {one} and {second} {other} are the same file, and one would overwrite the other. Give two names."
         )
 
 
@@ -110,12 +112,12 @@ def _check_folder(option: str, path: Path) -> None:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise ExportError(
-            f"{option} {path}: the folder '{path.parent}' takes no new files ({error.strerror}). Choose another."
+            f"{option} {path}: the folder '{path.parent}' does not accept new files ({error.strerror}). Choose another."
         ) from error
 
 
 def write_outputs(quantized: Model, paths: Sequence[Path]) -> list[tuple[dict[str, Any], str]]:
-    """Write the files; for each, its figures as plain data and as a text for people.
+    """Write the files. Returns the figures of each as plain data, and as a text for people.
 
     Raises:
         RoundwiseError: an export failed or does not agree with the model; that file is not left behind.
@@ -132,7 +134,7 @@ def write_report(
     facts: dict[str, str],
     accuracy: dict[str, tuple[float, float]],
 ) -> tuple[dict[str, Any], str]:
-    """Write the page of `--report`; its figures as of `write_outputs`.
+    """Write the page of `--report`. Returns its figures like `write_outputs`.
 
     Raises:
         ExportError: it cannot be written.

@@ -25,9 +25,9 @@ class Runnable:
     """A network to call with one batch of inputs.
 
     Attributes:
-        name: as it was asked for.
-        preprocessing: what its library says that images need, and where; None where nobody says.
-        notes: what a reader must know.
+        name: as the user wrote it.
+        preprocessing: how its own library prepares images, and where that is stated; None if nothing states it.
+        notes: what the user must know, one sentence each.
 
     Raises:
         ModelError: the network fails on its inputs; the message has their shape, and the cause.
@@ -46,8 +46,8 @@ class Runnable:
                 raise
             shape = f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape)}"
             raise ModelError(
-                f"{self.name} fails on inputs {shape}: {type(error).__name__}: {error}. Are they what it takes? For "
-                "images see --size and --preprocess-as; for a batch size that is built in, --batch-size."
+                f"{self.name} fails on inputs {shape}: {type(error).__name__}: {error}. Give inputs that "
+                "it accepts: see --size and --preprocess-as for images, and --batch-size if its batch size is fixed."
             ) from error
 
 
@@ -109,7 +109,8 @@ class RuntimeNetwork:
         if len(self.file.inputs) != 1:
             names = ", ".join(f"'{name}'" for name in self.file.inputs) or "none"
             raise ModelError(
-                f"{path} takes {len(self.file.inputs)} inputs ({names}); only networks with one can be evaluated."
+                f"{path} takes {len(self.file.inputs)} inputs ({names}); evaluation gives a network one input. "
+                "Export a network with one input."
             )
         (self.input,) = self.file.inputs
         # Our exports call an output "x_output" where the input is "x" already; networks compared with know it as "x".

@@ -1,8 +1,8 @@
-"""Whether an exported file was made in training mode: then its outputs depend on chance and on who shares a batch.
+"""Refuse files that were exported in training mode: their outputs depend on chance and on the rest of the batch.
 
-A module is switched by `eval()`; in an exported file the mode is fixed, as arguments of two kinds of operations:
+`eval()` switches a module. In an exported file the mode is fixed, in the arguments of two kinds of operations:
 
-    dropout       drops at random
+    dropout       drops values at random
     batch-norm    normalises by the mean and variance of the batch, although it holds those of training
 """
 
@@ -55,12 +55,12 @@ def _trains(node: fx.Node) -> bool:
     arguments = bind(node)
     if arguments.get("training") is True and arguments.get("running_mean") is not None:
         return True
-    # Other operations that draw random numbers are the network's own affair.
+    # Other operations may draw random numbers in evaluation too.
     return is_random(node) and bool({"train", "training", "dropout_p"} & arguments.keys())
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
-    """Those of an ONNX graph, and of the branches and bodies in it."""
+    """The nodes of an ONNX graph, and of the branches and bodies in it."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -72,6 +72,6 @@ def _refuse(spec: str, found: list[str]) -> None:
     if found:
         raise ModelError(
             f"{spec} was exported in training mode: it has {', '.join(dict.fromkeys(found))} as in training "
-            f"({len(found)} operations), so its outputs depend on chance or on which samples share a batch, and "
-            "no figure would hold. Export it anew, after model.eval()."
+            f"({len(found)} operations), so its outputs depend on chance or on the other samples in a batch, and "
+            "no measurement would hold. Export it again, after model.eval()."
         )

@@ -270,7 +270,8 @@ def _tensor(leaf: Any) -> Any:
                 return torch.from_numpy(leaf if min(leaf.strides, default=0) >= 0 else leaf.copy())
         except TypeError as error:
             raise CalibrationError(
-                f"a calibration batch is an array of dtype {leaf.dtype} and shape {list(leaf.shape)}: {error}"
+                f"a calibration batch is an array of dtype {leaf.dtype} and shape {list(leaf.shape)}, for which "
+                "PyTorch has no tensor. Convert it to numbers first, for instance with array.astype('float32')."
             ) from error
     return leaf.detach().as_subclass(Tensor) if isinstance(leaf, Tensor) else leaf
 
@@ -284,13 +285,15 @@ def _check(leaves: Batch, index: int, seen: int, first: Batch) -> int:
     tensors = [leaf for leaf in leaves if _is_batched(leaf)]
     if not tensors:
         raise CalibrationError(
-            f"batch {index} of the calibration samples holds no tensor with a batch dimension: {leaves!r}."
+            f"batch {index} of the calibration samples is {leaves!r}, without a tensor whose first dimension counts "
+            "samples. Give tensors of shape [samples, …]: x.unsqueeze(0) makes a batch of the single sample x."
         )
     count = int(tensors[0].shape[0])
     if any(tensor.shape[0] != count for tensor in tensors):
         raise CalibrationError(
             f"the inputs in batch {index} disagree on the number of samples: "
-            f"{', '.join(str(list(t.shape)) for t in tensors)}. The first dimension of every tensor counts samples."
+            f"{', '.join(str(list(t.shape)) for t in tensors)}. The first dimension of every tensor counts samples, so "
+            "it must be the same in all of them."
         )
     for leaf, reference in zip(leaves, first, strict=True):
         _check_alike(leaf, reference, index)

@@ -32,6 +32,9 @@ from roundwise.recipe.files import name_of
 from roundwise.recipe.stages import Quantize, Rewrite, Stage
 from roundwise.report import StageReport
 
+_WAY_OUT = (
+    "Leave it out of the methods of `Rewrite` for this network; if it is one of Roundwise's own, please report it."
+)
 MEASURED = 32
 """Rewrites measure the outputs of layers on 32 samples; each sample has many positions. More samples take longer."""
 
@@ -93,8 +96,8 @@ def apply_rewrites(
         if one.measures_moments:
             if not real:
                 raise RecipeError(
-                    f"{one!r} measures the outputs of layers on samples, but there are none. Give calibration samples, "
-                    "or leave it out of the recipe's rewrites."
+                    f"{one!r} measures the outputs of layers on samples, and there are none. Give calibration samples "
+                    "in the place of `DataFree`, or take settings that measure nothing."
                 )
             graph = with_measured_moments(graph, args, kwargs)
         word, said = name_of(one, REWRITES), [one.note(graph)]
@@ -136,7 +139,10 @@ def _changes(before: list[Tensor], after: list[Tensor], word: str) -> list[float
     """The relative difference of each output; NaN if a finite value has become infinite or NaN."""
     shapes = [[(list(t.shape), t.dtype) for t in tensors] for tensors in (before, after)]
     if shapes[0] != shapes[1]:
-        raise ModelError(f"the rewrite '{word}' changed what the network returns, from {shapes[0]} to {shapes[1]}.")
+        raise ModelError(
+            f"the rewrite '{word}' changed the shapes or dtypes of the network's outputs, from {shapes[0]} to "
+            f"{shapes[1]}; a rewrite must keep them. {_WAY_OUT}"
+        )
     changes = []
     for was, now in zip(before, after, strict=True):
         finite = was.isfinite()  # leave out the −∞ of a mask
@@ -152,8 +158,7 @@ def _check_same(before: list[Tensor], changes: list[float], word: str) -> None:
         if not error <= allowed:
             raise ModelError(
                 f"the rewrite '{word}' changed what the float network computes: output {number} differs by {error:.2g} "
-                f"of its size, where rounding errors of {was.dtype} explain no more than {allowed:.2g}. Leave it out "
-                "of the recipe's rewrites for this network; if it is one of Roundwise's own, please report it."
+                f"of its size, where rounding errors of {was.dtype} explain no more than {allowed:.2g}. {_WAY_OUT}"
             )
 
 

@@ -35,8 +35,9 @@ def plan_layers(graph: Graph, stage: Quantize) -> list[LayerTask]:
     layers = find_layers(graph)
     if not layers:
         raise ModelError(
-            f"the model has no layer to quantize: none of its {len(graph.operations.nodes)} operations is a linear "
-            "layer or a convolution with a constant weight."
+            f"the model has no layer to quantize: among its {len(graph.operations.nodes)} operations is no linear "
+            "layer and no convolution with a constant weight. Give a model that has such layers, with weights that "
+            "are not computed while it runs."
         )
     names, operations = [layer.name for layer in layers], [layer.map.operation for layer in layers]
     tensors, kinds = overridable_names(graph)
@@ -50,7 +51,10 @@ def plan_layers(graph: Graph, stage: Quantize) -> list[LayerTask]:
     ]
     if not tasks:
         these = "the only layer" if len(layers) == 1 else f"all {len(layers)} layers"
-        raise ModelError(f"the overrides keep {these} in float: nothing is left to quantize.")
+        raise ModelError(
+            f"the overrides keep {these} in float, so nothing is left to quantize. Remove an override, or give one "
+            "that names fewer layers."
+        )
     check_groups((task.layer.name, task.layer.map.matrix_shape[2], task.granularity) for task in tasks)
     return tasks
 

@@ -334,7 +334,10 @@ def _corrected(graph: Graph, task: LayerTask, weight: QuantizedWeight, statistic
     bias = layer.map.bias_rows + before
     shift = correction.shift(matrix, bias, statistics[task.needs[-1]])
     if shift.shape != shape:
-        raise RecipeError(f"{correction!r} gave layer '{layer.name}' a shift {list(shift.shape)}, not {list(shape)}.")
+        raise RecipeError(
+            f"{correction!r} gave layer '{layer.name}' a shift of its bias of shape {list(shift.shape)}; it must be "
+            f"{list(shape)}, one number for each output channel. Correct its method `shift`."
+        )
     return dataclasses.replace(weight, bias_shift=before + shift)
 
 

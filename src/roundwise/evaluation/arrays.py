@@ -45,10 +45,14 @@ def read_arrays(path: Path, keys: Keys = Keys()) -> tuple[Tensor, Tensor | None]
     Raises:
         FileFormatError: the file is broken, holds something other than arrays, or several arrays could be meant.
     """
-    arrays = _open(path, f"a folder of images, {', '.join(READERS)}")
+    arrays = _open(path, "inputs", f"a folder of images, or a file of arrays ({', '.join(READERS)})")
     if isinstance(arrays, Tensor):
         if keys != Keys():
-            raise FileFormatError(f"{path} holds a single array without a name; leave out the keys.")
+            named = " and ".join(repr(key) for key in (keys.inputs, keys.labels) if key is not None)
+            raise FileFormatError(
+                f"{path} holds a single array without a name, so nothing in it is called {named}. Leave out the names "
+                "(--input-key, --label-key; in Python, Keys)."
+            )
         return arrays, None
     labels = _choose(path, arrays, keys.labels, LABEL_KEYS, "labels")
     rest = {name: array for name, array in arrays.items() if name != labels}
@@ -71,14 +75,18 @@ def read_labels(path: Path) -> Tensor:
     """
     if path.suffix.lower() in TEXT_SUFFIXES:
         return torch.tensor([_number(line, number, path) for number, line in enumerate(read_lines(path), start=1)])
-    arrays = _open(path, f"text, one number a line ({', '.join(TEXT_SUFFIXES)}), or an array ({', '.join(READERS)})")
+    text, files = ", ".join(TEXT_SUFFIXES), ", ".join(READERS)
+    arrays = _open(path, "labels", f"a text file with one number per line ({text}), or a file of arrays ({files})")
     if isinstance(arrays, Tensor):
         return arrays
     if len(arrays) == 1:
         return next(iter(arrays.values()))
     name = _choose(path, arrays, None, LABEL_KEYS, "labels")
     if name is None:
-        raise FileFormatError(f"{path}: no array is named {', '.join(LABEL_KEYS)}; there are {_listing(arrays)}.")
+        raise FileFormatError(
+            f"{path} holds {len(arrays)} arrays, and it is not known which of them are the labels: {_listing(arrays)}. "
+            f"Name it one of {', '.join(LABEL_KEYS)}, or give a file with the labels alone."
+        )
     return arrays[name]
 
 
@@ -96,23 +104,34 @@ def as_labels(
     Raises:
         FileFormatError: there is not one whole number of at least 0 for each sample. (Or `error`.)
     """
-    needed = "one whole number is needed for each sample"
     try:
         given = values if isinstance(values, Tensor) else tensor_of(np.array(values))
     except ValueError as reason:
-        raise error(f"{where}: labels must be numbers: {reason}; {needed}.") from reason
+        raise error(
+            f"{where}: the labels are not numbers: {reason}. Give one whole number for each sample, the number of its "
+            "class."
+        ) from reason
     check_plain(given, where, error)
     whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
     if not whole or given.shape[1:] not in ((), (1,)) or given.ndim == 0:
-        raise error(f"{where}: labels are {described(given)}; {needed} (for one-hot rows, their argmax).")
+        raise error(
+            f"{where}: the labels are {described(given)}, but a label is one whole number, the number of a class. "
+            "Convert them to integers of shape [samples]; of one-hot rows, take the argmax."
+        )
     given = given.detach().cpu().flatten()
     if samples is not None and len(given) != samples:
-        raise error(f"{where}: {number_of(len(given), 'label')} for {number_of(samples, 'sample')}; {needed}.")
+        raise error(
+            f"{where}: {number_of(len(given), 'label')} for {number_of(samples, 'sample')}, so it is not known which "
+            "label belongs to which sample. Give one label for each sample, in the order of the samples."
+        )
     labels = given.to(torch.int64)
     negative = (labels < 0).nonzero()  # also the upper half of uint64
     if len(negative):
         sample = int(negative[0])
-        raise error(f"{where}: sample {sample} has label {given[sample].item()}, but classes are counted from 0.")
+        raise error(
+            f"{where}: sample {sample} has label {given[sample].item()}, but classes are counted from 0. Number the "
+            "classes as the network has them, and remove samples that belong to none."
+        )
     return labels
 
 
@@ -157,15 +176,17 @@ def _number(line: str, number: int, path: Path) -> int:
         return int(line)
     found = f"{line[:40]!r}{'…' if len(line) > 40 else ''}" if line else "empty"
     raise FileFormatError(
-        f"{path}, line {number} is {found}. A text file of labels has one whole number a line, the class of a sample "
-        "counted from 0, and nothing else: no heading, no file names, no empty lines."
+        f"{path}, line {number} is {found}, but each line must be the label of one sample: one whole number, its class "
+        "counted from 0. Remove headings, file names and empty lines."
     )
 
 
 def _choose(path: Path, arrays: Mapping[str, Tensor], key: str | None, usual: tuple[str, ...], what: str) -> str | None:
     if key is not None:
         if key not in arrays:
-            raise FileFormatError(f"{path} has no array '{key}' for the {what}. There are {_listing(arrays)}.")
+            raise FileFormatError(
+                f"{path} has no array '{key}' for the {what}. Choose one of those that it has: {_listing(arrays)}."
+            )
         return key
     found = [name for name in usual if name in arrays]
     if len(found) > 1:
@@ -180,19 +201,19 @@ def _listing(arrays: Mapping[str, Tensor]) -> str:
     return ", ".join(f"'{name}' {described(array)}" for name, array in sorted(arrays.items()))
 
 
-def _open(path: Path, known: str) -> Tensor | Mapping[str, Tensor]:
+def _open(path: Path, what: str, known: str) -> Tensor | Mapping[str, Tensor]:
     suffix = path.suffix.lower()
     if suffix not in READERS:
-        kind = f"'{path.suffix}' is not a known kind of data" if suffix else "its name has no suffix that says its kind"
-        raise FileFormatError(f"{path}: {kind}. Known: {known}.")
+        kind = f"has the unknown suffix '{path.suffix}'" if suffix else "has no suffix"
+        raise FileFormatError(f"{path} {kind}, so it is not known how to read {what} from it. Give {known}.")
     reader, advice = READERS[suffix]
     try:
         arrays = reader(path)
     except Exception as error:  # NumPy, zipfile and the unpickler raise nearly anything on damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise FileFormatError(
-            f"{path} cannot be read: {reason}. The file is damaged or incomplete, or holds something other than plain "
-            f"numbers. {advice}"
+            f"{path} cannot be read for its {what}: {reason}. The file is damaged or incomplete, or holds something "
+            f"other than plain numbers. {advice}"
         ) from error
     if isinstance(arrays, Mapping) and not arrays:
         raise FileFormatError(f"{path} holds no arrays. {advice}")

@@ -67,12 +67,16 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise RecipeError(f"limit={self.limit}: at least one sample is needed.")
+            raise RecipeError(
+                f"limit={self.limit}: no sample would be used. Give 1 or more, or None to use all samples."
+            )
         if not -(2**63) <= self.seed < 2**64:
             raise RecipeError(f"seed={self.seed}: a seed is a number of 64 bits. Give a smaller one.")
         if self.labels is not None and (self.class_list is not None or not self.want_labels):
             other = f"the classes in {self.class_list} number folders" if self.class_list else "no labels are wanted"
-            raise RecipeError(f"{other}, and {self.labels} says each sample's label; leave one of the two out.")
+            raise RecipeError(
+                f"{other}, and {self.labels} gives each sample's label; only one of the two can count. Leave one out."
+            )
 
 
 @final
@@ -146,7 +150,7 @@ class Batches:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise RecipeError(f"batches of {self.size} samples: at least one is needed.")
+            raise RecipeError(f"batches of {self.size} samples: none would ever be read. Give a size of 1 or more.")
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.size)
@@ -281,7 +285,11 @@ def _images(files: tuple[Path, ...], preprocessing: Preprocessing) -> Samples:
 
 def _from_arrays(path: Path, options: DataOptions) -> Dataset:
     if options.class_list is not None:
-        raise FileFormatError(f"{path} is a file; a list of classes goes with folders of images.")
+        raise FileFormatError(
+            f"{path} is a file, and the list of classes {options.class_list} says what number each folder of images "
+            "has. Leave it out; give labels in the file, or in a file of their own (--labels; in Python, "
+            "DataOptions(labels=…))."
+        )
     array, stored = read_arrays(path, options.keys)
     if array.ndim == 0 or len(array) == 0:
         raise FileFormatError(f"{path} holds no samples: the inputs are {list(array.shape)}. Save at least one sample.")

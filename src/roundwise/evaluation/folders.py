@@ -137,7 +137,8 @@ def _labels_from(class_list: Path, folders: list[str]) -> tuple[dict[str, int], 
         for name in {line, line.split()[0]}:
             if name in folders and labels.get(name, number) != number:
                 raise FileFormatError(
-                    f"{class_list} names '{name}' in lines {labels[name] + 1} and {number + 1}; a class has one label."
+                    f"{class_list} names '{name}' in lines {labels[name] + 1} and {number + 1}, but a class has one "
+                    "label, the number of its line. Remove the line that is wrong, or rename the class in it."
                 )
             labels.setdefault(name, number)
     unknown = [name for name in folders if name not in labels]
@@ -146,7 +147,7 @@ def _labels_from(class_list: Path, folders: list[str]) -> tuple[dict[str, int], 
         hint = f" Similar names: {', '.join(near)}." if near else ""
         raise FileFormatError(
             f"{class_list} has {number_of(len(lines), 'class')}, but not '{unknown[0]}', the name of a folder of "
-            f"images ({len(unknown)} of {len(folders)} folders are not listed).{hint} The list needs one class per "
-            "line, beginning with the name of its folder."
+            f"images ({len(unknown)} of {len(folders)} folders are not listed), so their labels are not known.{hint} "
+            "Write one class per line, beginning with the name of its folder."
         )
     return labels, len(lines)

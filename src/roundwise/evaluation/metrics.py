@@ -162,7 +162,10 @@ def evaluate(
             samples += count
             truth = None if truths is None else truths[first:samples]
             if truths is not None and len(truths) < samples:
-                raise CalibrationError(f"{number_of(len(truths), 'label')}, but {samples} samples or more.")
+                raise CalibrationError(
+                    f"{number_of(len(truths), 'label')} for {samples} samples or more, so some samples have none. "
+                    "Give one label for each sample, in the order of the samples."
+                )
             outputs = outputs_of(network(inputs), "the network", first)
             own.add(outputs, count, truth, mask, first)
             if against is not None:
@@ -172,10 +175,14 @@ def evaluate(
             if progress is not None:
                 progress(samples)
     if samples == 0:
-        raise CalibrationError("There are no samples to evaluate on.")
+        raise CalibrationError(
+            "there are no samples to evaluate on: the batches are empty. Give a list of batches, a DataLoader, or "
+            "`load_data(…).batches(32)`. (An iterator that was read before gives nothing the second time.)"
+        )
     if truths is not None and len(truths) != samples:
         raise CalibrationError(
-            f"{number_of(len(truths), 'label')}, but {number_of(samples, 'sample')}; one for each is needed."
+            f"{number_of(len(truths), 'label')} for {number_of(samples, 'sample')}, so it is not known which label "
+            "belongs to which sample. Give one label for each sample, in the order of the samples."
         )
     comparison = None if against is None else differences.comparison(other.accuracy, other.segmentation)
     return Evaluation(samples, own.accuracy, comparison, own.segmentation)
@@ -190,7 +197,7 @@ def _with_masks(batches: Iterable[Tensor], masks: Iterable[Tensor] | None) -> It
     for number, (inputs, mask) in enumerate(zip_longest(batches, masks)):
         if inputs is None or mask is None:
             rest = "masks, but no more inputs" if inputs is None else "inputs, but no more masks"
-            raise CalibrationError(f"batch {number} has {rest}; each batch of inputs needs one of masks.")
+            raise CalibrationError(f"batch {number} has {rest}. Give one batch of masks for each batch of inputs.")
         yield inputs, mask
 
 
@@ -245,7 +252,7 @@ class _Scores:
             if int(labels.max()) >= self.classes:
                 raise CalibrationError(
                     f"a label is {int(labels.max())}, but the network has {self.classes} classes, counted from 0: "
-                    "these labels belong to other classes than the network's."
+                    "these labels belong to other classes than the network's. Number the classes as in its training."
                 )
             places = _places(scores, labels)
             self.top1 += int((places == 0).sum())

@@ -59,7 +59,10 @@ def outputs_of(result: Any, who: str = "the network", first: int = 0) -> Outputs
     tensors = tuple(wide(leaves[i]) for i in kept)
     floats = [tensor for tensor in tensors if tensor.is_floating_point()]
     if not floats:
-        raise ModelError(f"{who} returns a {type(result).__name__} without tensors of floats; nothing to measure.")
+        raise ModelError(
+            f"{who} returns a {type(result).__name__} without tensors of floats, so there is nothing to measure. Wrap "
+            "it in a module that returns its scores as a tensor of floats."
+        )
     for tensor in floats:
         _check_numbers(tensor, who, first)
     named = result.get("out") if isinstance(result, Mapping) else None
@@ -115,8 +118,8 @@ def check_classes(result: Any, dataset: Dataset) -> None:
         )
     raise CalibrationError(
         f"the list of classes has {number_of(dataset.counted, 'line')}, but {network}: a class's "
-        "label is its line, so a line too many (a heading, a comment) or a missing one shifts the labels after it. The "
-        "list needs one line for each class of the network, in its order, also for those without a folder."
+        "label is its line, so a line too many (a heading, a comment) or a missing one shifts the labels after it. "
+        "Write one line for each class of the network, in its order, also for those without a folder."
     )
 
 
@@ -140,13 +143,15 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
 
 
+_WAY_OUT = "Check its weights and the preprocessing of these samples; where float16 overflows, use float32."
+
+
 def _check_numbers(tensor: Tensor, who: str, first: int) -> None:
     for kind, wrong in (("NaN", tensor.isnan()), ("infinity", tensor == float("inf"))):
         if bool(wrong.any()):
             raise ModelError(
                 f"{who} gives {kind} in {int(wrong.sum())} of {tensor.numel()} outputs, in the batch starting with "
-                f"sample {first}. Its weights or these inputs are broken, or its numbers overflow; nothing measured on "
-                "them would mean anything."
+                f"sample {first}, so nothing measured on them would mean anything. {_WAY_OUT}"
             )
 
 
@@ -158,6 +163,6 @@ def _check_scores(scores: Tensor, who: str, first: int) -> None:
     if bool(nothing.any()):
         raise ModelError(
             f"{who} gives −infinity for all {scores.shape[1]} classes in {int(nothing.sum())} of {nothing.numel()} "
-            f"cases, in the batch starting with sample {first}: it rules out every class, so nothing is predicted. Its "
-            "weights or these inputs are broken, or its numbers overflow."
+            f"cases, in the batch starting with sample {first}: it rules out every class, so nothing is predicted. "
+            f"{_WAY_OUT}"
         )

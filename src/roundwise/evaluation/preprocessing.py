@@ -145,11 +145,20 @@ class Preprocessing:
                 "channel (grey) or 3 (colour). Give one value per channel in both."
             )
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
-            raise RecipeError(f"preprocessing: mean={self.mean}, std={self.std}: both must be finite, std above 0.")
+            raise RecipeError(
+                f"preprocessing has mean={self.mean} and std={self.std}. Pixels are divided by std, so it must be "
+                "above 0, and both must be finite."
+            )
         if self.interpolation not in INTERPOLATIONS:
-            raise RecipeError(f"interpolation '{self.interpolation}' is not one of {', '.join(INTERPOLATIONS)}.")
+            raise RecipeError(
+                f"interpolation='{self.interpolation}' is not known, so no image could be resized. Choose one of "
+                f"{', '.join(INTERPOLATIONS)}."
+            )
         if self.crop is not None and min(self.crop) < 1:
-            raise RecipeError(f"crop {self.crop[0]}×{self.crop[1]}: at least 1 pixel is needed each way.")
+            raise RecipeError(
+                f"a crop of {self.crop[0]}×{self.crop[1]} pixels leaves nothing of an image. Give a height and a width "
+                "of at least 1."
+            )
 
     @property
     def channels(self) -> int:

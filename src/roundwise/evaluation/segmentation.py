@@ -74,8 +74,8 @@ class Confusion:
         samples, classes = scores.shape[:2]
         if masks.ndim != 3 or len(masks) != samples or masks.is_floating_point() or masks.dtype == torch.bool:
             raise CalibrationError(
-                f"masks are {described(masks)} for a batch of {samples}; one map [height, width] of whole numbers is "
-                "needed for each sample."
+                f"the masks are {described(masks)} for a batch of {samples} samples, but a mask is one map [height, "
+                "width] of whole numbers, the classes of the pixels. Give one such map for each sample."
             )
         truth = masks.cpu().to(torch.int64)
         wrong = (truth != IGNORE) & ((truth < 0) | (truth >= classes))
@@ -104,7 +104,10 @@ class Confusion:
             CalibrationError: no pixel was counted.
         """
         if self.counts is None or int(self.counts.sum()) == 0:
-            raise CalibrationError(f"There is nothing to measure: every pixel of every mask is {IGNORE} (not counted).")
+            raise CalibrationError(
+                f"there is nothing to measure: every pixel of every mask is {IGNORE}, which means that it does not "
+                "count. Give masks with the classes of pixels."
+            )
         counts = self.counts.double()
         hits = counts.diagonal()
         union = counts.sum(0) + counts.sum(1) - hits

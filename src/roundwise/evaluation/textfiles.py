@@ -18,7 +18,9 @@ def read_lines(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
-        raise FileFormatError(f"{path} is not a text file in UTF-8: {error}.") from error
+        raise FileFormatError(
+            f"{path} is not a text file in UTF-8: {error}. Save it again as text in this encoding."
+        ) from error
     while lines and not lines[-1]:
         lines.pop()
     return lines

@@ -81,8 +81,8 @@ def _names(folder: Path, split: str) -> list[str]:
     for number, name in enumerate(read_lines(path), start=1):
         if len(name.split()) > 1 or "/" in name or "\\" in name:
             raise FileFormatError(
-                f"{path}, line {number} is '{name}'; one name a line is needed, without folder or suffix, such as "
-                "2007_000033."
+                f"{path}, line {number} is '{name}', which is not the name of one image. Write one name per line, "
+                "without folder or suffix, such as 2007_000033."
             )
         if name in line_of:
             raise FileFormatError(
@@ -92,8 +92,8 @@ def _names(folder: Path, split: str) -> list[str]:
             line_of[name] = number
     if not line_of:
         raise FileFormatError(
-            f"{path} is empty: it names no images, so there are no samples. It needs one name per line, such as "
-            "2007_000033; or choose another split with --split (in Python, DataOptions(split=…))."
+            f"{path} is empty: it names no images, so there are no samples. Write one name per line, such as "
+            "2007_000033, or choose another split with --split (in Python, DataOptions(split=…))."
         )
     return list(line_of)
 

@@ -284,7 +284,8 @@ def _difference(name: str, expected: tuple[Array, ...], found: tuple[Array, ...]
         if one.shape != other.shape:
             raise ExportError(
                 f"Output '{name}' of the exported file has shape {list(other.shape)} where the model gives "
-                f"{list(one.shape)}. Nothing was kept. A size that the model reads off its inputs may be frozen."
+                f"{list(one.shape)}: the exporter has probably frozen a size that the model reads off its inputs. "
+                "Nothing was kept. Write such a size as −1 in the model's views, or report it with the model."
             )
     samples = sum(map(_length, expected))
     y, y_file = (np.concatenate([run.reshape(-1) for run in runs]) for runs in (expected, found))

@@ -17,13 +17,13 @@ The functions take and return tensors and numbers only, and have no branch on va
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 
 def quantize(
     values: Float[Tensor, "*shape"], scale: float, zero_point: int, qmin: int, qmax: int, dtype: torch.dtype
-) -> Int[Tensor, "*shape"]:
+) -> Integer[Tensor, "*shape"]:
     """The nearest codes, one scale for the whole tensor (Eq. 1).
 
     Args:
@@ -41,7 +41,7 @@ def quantize(
     return _cast(torch.clamp(torch.round(_cast(values, torch.float32) * inverse) + zero_point, qmin, qmax), dtype)
 
 
-def dequantize(codes: Int[Tensor, "*shape"], scale: float, zero_point: int, dtype: torch.dtype) -> Tensor:
+def dequantize(codes: Integer[Tensor, "*shape"], scale: float, zero_point: int, dtype: torch.dtype) -> Tensor:
     """The real numbers that codes stand for, one scale for the whole tensor (Eq. 2).
 
     Args:
@@ -58,9 +58,9 @@ def dequantize(codes: Int[Tensor, "*shape"], scale: float, zero_point: int, dtyp
 
 
 def dequantize_per_channel(
-    codes: Int[Tensor, "..."],
+    codes: Integer[Tensor, "..."],
     scale: Float[Tensor, " channels"],
-    zero_point: Int[Tensor, " channels"],
+    zero_point: Integer[Tensor, " channels"],
     axis: int,
     dtype: torch.dtype,
 ) -> Tensor:
@@ -80,9 +80,9 @@ def dequantize_per_channel(
 
 
 def dequantize_per_group(
-    codes: Int[Tensor, "rows cols"],
+    codes: Integer[Tensor, "rows cols"],
     scale: Float[Tensor, "rows blocks"],
-    zero_point: Int[Tensor, "rows blocks"],
+    zero_point: Integer[Tensor, "rows blocks"],
     size: int,
     dtype: torch.dtype,
 ) -> Tensor:

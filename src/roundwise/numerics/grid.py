@@ -58,7 +58,8 @@ class PerGroup:
     def __post_init__(self) -> None:
         if type(self.size) is not int or self.size < 2:
             raise RecipeError(
-                f"PerGroup(size={self.size!r}): the size is a whole number of columns, at least 2; 32 to 128 are usual."
+                f"PerGroup(size={self.size!r}): a group is a whole number (an int) of columns, 2 or more, since a "
+                "scale for every weight would take more memory than it saves. Choose 32 to 128, the usual sizes."
             )
 
 

@@ -125,7 +125,9 @@ def from_plain(data: Any, kind: Any, where: str) -> Any:
         return _chosen(data, choice, where)
     if typing.get_origin(kind) is Sequence:
         if not isinstance(data, list | tuple):
-            raise RecipeError(f"{where}: expected a list of tables; found {data!r}.")
+            raise RecipeError(
+                f"{where}: found {data!r}; it must be a list of tables, one for each item.{_example(kind)}"
+            )
         (item,) = typing.get_args(kind)
         return tuple(from_plain(entry, item, f"{where}[{number}]") for number, entry in enumerate(data))
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
@@ -156,27 +158,31 @@ def _chosen(data: Any, choice: _Choice, where: str) -> Any:
         data = {choice.key: data}
     if not isinstance(data, Mapping) or choice.key not in data:
         raise RecipeError(
-            f"{where}: expected a table with '{choice.key}' as one of {', '.join(choice.table)}; found {data!r}."
+            f"{where}: found {data!r}; it must be a table whose '{choice.key}' is one of {', '.join(choice.table)}."
         )
     settings = dict(data)
     name = settings.pop(choice.key)
     if not isinstance(name, str) or name not in choice.table:
         hint = did_you_mean(name, choice.table)
-        raise RecipeError(f"{where}: {name!r} is not one of {', '.join(choice.table)}.{hint}")
+        raise RecipeError(f"{where}: there is no {choice.key} {name!r}. Choose one of {', '.join(choice.table)}.{hint}")
     return _object(settings, choice.table[name], f"{where} '{name}'")
 
 
 def _overrides(data: Any, weights: Weights, activations: Activations) -> Overrides:
     """Exceptions, each with what is the same everywhere filled in; a layer's own solver is not passed on."""
     if not isinstance(data, Mapping):
-        raise RecipeError(f"overrides: expected a table of names; found {data!r}.")
+        raise RecipeError(
+            f"overrides: found {data!r}; it must be a table from names of layers or tensors to what is different for "
+            'them, such as [stages.overrides.classifier] with weights = "float".'
+        )
     bases = {"weights": dataclasses.replace(weights, rounding=None), "activations": activations}
     made = {}
     for name, entry in data.items():
         where = f"overrides '{name}'"
         if full_name := _split_by_dots(name, entry):
             raise RecipeError(
-                f'overrides: a layer\'s name that has dots needs quotes: [stages.overrides."{full_name}".weights].'
+                f"overrides: '{name}' is a table of further tables, because TOML splits a name without quotes at its "
+                f'dots. Write the name of the layer in quotes: [stages.overrides."{full_name}".weights].'
             )
         parts = settings_from_dict(entry, list(bases), where)
         for part, value in parts.items():
@@ -209,11 +215,12 @@ def _split_by_dots(name: str, entry: Any) -> str | None:
 def settings_from_dict(data: Any, known: Sequence[str], where: str) -> dict[str, Any]:
     """A copy of a table of settings; raise unless all of them are known."""
     if not isinstance(data, Mapping):
-        raise RecipeError(f"{where}: expected a table of settings; found {data!r}.")
+        raise RecipeError(f"{where}: found {data!r}; it must be a table of settings ({', '.join(sorted(known))}).")
     for name in data:
         if name not in known:
-            names = f"Known: {', '.join(sorted(known))}." if known else "It has none."
-            raise RecipeError(f"{where}: {name!r} is not a setting. {names}{did_you_mean(name, known)}")
+            hint = did_you_mean(name, known)
+            names = f"Choose one of {', '.join(sorted(known))}." if known else "It has no settings: remove this one."
+            raise RecipeError(f"{where}: there is no setting {name!r}. {names}{hint}")
     return dict(data)
 
 
@@ -226,6 +233,14 @@ def did_you_mean(name: object, known: Mapping[str, Any] | Sequence[str]) -> str:
     """A hint at the known name that is nearest, or nothing."""
     near = difflib.get_close_matches(str(name), known, n=1)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def _example(kind: Any) -> str:
+    """What to write where a list of tables is wanted, or nothing where an example would say nothing."""
+    choice = _choice_of(typing.get_args(kind)[0])
+    if choice is None:
+        return ""
+    return f" Write for instance [{{ {choice.key} = '{next(iter(choice.table))}' }}]."
 
 
 def _choice_of(kind: Any) -> _Choice | None:

@@ -165,7 +165,10 @@ class Recipe:
             RecipeError: a method is of your own making, and so has no name that a file could hold.
         """
         for method in methods_of_ones_own(self):
-            raise RecipeError(f"{method!r} is a method of your own: a TOML file could only name it, not hold it.")
+            raise RecipeError(
+                f"{method!r} is a method of your own. A TOML file could only name it, not hold its code. Keep this "
+                "recipe in Python, or put one of Roundwise's own methods in its place."
+            )
         return tomli_w.dumps(self.as_dict())
 
     def to_toml(self, path: str | Path) -> None:
@@ -188,8 +191,8 @@ class Recipe:
             return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8-sig")))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(
-                f"{path} is not a TOML file: {error}. A recipe has tables such as [[stages]]; Recipe().to_toml(path) "
-                "writes one with all settings."
+                f"{path} is not a TOML file: {error}. Repair that place, or start from the file that "
+                "Recipe().to_toml(path) writes: it has tables such as [[stages]], with all settings."
             ) from error
         except OSError as error:
             raise RecipeError(f"cannot read the recipe {path}: {error.strerror}. Check the path.") from error

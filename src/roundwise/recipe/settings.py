@@ -192,14 +192,15 @@ class Overrides(Mapping[str, Override]):
                 continue
             if key.startswith(KIND):
                 raise RecipeError(
-                    f"overrides: '{key}' matches no operation. The kinds of operation here are {', '.join(kinds)}."
+                    f"overrides: '{key}' matches no operation, so it would change nothing. Choose one of the kinds of "
+                    f"operation of this network: {', '.join(kinds)}."
                 )
             near = difflib.get_close_matches(key, named, n=3, cutoff=0.4) or list(named[:3])
             inside = [name for name in layers if name.startswith(key + ".")]
             hint = f" To name all {len(inside)} layers inside it, write '{key}.*'." if inside else ""
             raise RecipeError(
-                f"overrides: '{key}' matches none of the {len(layers)} layers. "
-                f"The nearest names are {', '.join(repr(name) for name in near)}.{hint}"
+                f"overrides: '{key}' matches none of the {len(layers)} layers, so it would change nothing. Choose a "
+                f"name of this network; the nearest are {', '.join(repr(name) for name in near)}.{hint}"
             )
 
     def __getitem__(self, name: str) -> Override:
@@ -237,7 +238,7 @@ def granularity_name(granularity: Granularity) -> str:
 
 def _as_override(name: object, value: object) -> Override:
     if not isinstance(name, str):
-        raise RecipeError(f"overrides: {name!r} is not a layer's name, which is text such as 'features.0'.")
+        raise RecipeError(f"overrides: the key {name!r} is not text; it must be a layer's name such as 'features.0'.")
     match value:
         case Override():
             return value

@@ -53,8 +53,8 @@ class OnnxRuntime(Runtime):
             session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common base.
             raise InferenceError(
-                f"{path} cannot be loaded by ONNX Runtime {runtime.__version__}: {error} Is it a complete ONNX file, "
-                "with its data file beside it if it has one?"
+                f"{path} cannot be loaded by ONNX Runtime {runtime.__version__}: {error} Check that it is a complete "
+                "ONNX file, with its data file beside it if it has one."
             ) from error
         return OnnxFile(path, session)
 
@@ -80,8 +80,8 @@ class OnnxFile(OpenFile):
         except Exception as error:  # ONNX Runtime's exceptions have no common base.
             found = ", ".join(f"{name} {value.dtype} {list(value.shape)}" for name, value in inputs.items())
             raise InferenceError(
-                f"ONNX Runtime cannot run {self._path} on {found or 'no inputs'}: {error} Are these the inputs that "
-                "the network takes?"
+                f"ONNX Runtime cannot run {self._path} on {found or 'no inputs'}: {error} Give what the network takes: "
+                f"{', '.join(f'{one.name} {one.type} {one.shape}' for one in self._session.get_inputs())}."
             ) from error
         return results
 

@@ -73,4 +73,6 @@ def _run(runtime: OnnxRuntime, path: Path, reference: Reference) -> list[list[Ar
         file = runtime.open(path)
         return [file.run(inputs) for inputs in reference.inputs]
     except InferenceError as error:
-        raise ExportError(f"The exported file does not run: {error} Nothing was kept.") from error
+        raise ExportError(
+            f"The exported file does not run: {error} Nothing was kept. Report it with the model."
+        ) from error

@@ -134,7 +134,10 @@ class OnnxExporter(Exporter):
                 for file in reversed(written):  # The file proper last: while it is not there, nobody reads its data.
                     file.replace(path.with_name(file.name))
         except OSError as error:
-            raise ExportError(f"Writing '{path}' failed: {error}. Nothing was kept.") from error
+            raise ExportError(
+                f"Writing '{path}' failed: {error}. Nothing was kept. Check the space on the disk, and whether you may "
+                "write there."
+            ) from error
         return OnnxExport(
             path=path,
             bytes=size,

@@ -48,18 +48,28 @@ class ActivationBatchNorm(ActivationRanges[ExpectedValues]):
         check_types(self)
         if not self.deviations > 0:
             raise RecipeError(
-                f"{self}: deviations are counted from a channel's mean to either end, above 0; 6 is usual."
+                f"{self}: the range of a channel goes from its mean − deviations · std to its mean + deviations · "
+                "std, so deviations must be above 0; 6 is usual."
             )
         if not 0 < self.channels <= 1:
-            raise RecipeError(f"{self}: channels is a share of a tensor's channels, above 0 and up to 1.")
+            raise RecipeError(
+                f"{self}: channels is the share of a tensor's channels that its range covers; it must be above 0 and "
+                "at most 1."
+            )
         if (self.input_low is None) != (self.input_high is None):
-            raise RecipeError(f"{self}: the limits of the network's inputs are two, input_low and input_high.")
+            raise RecipeError(
+                f"{self}: the range of the network's inputs has two ends, input_low and input_high, and one of them "
+                "is missing. Give both, or neither."
+            )
         if self.input_low is not None and self.input_high is not None and self.input_low >= self.input_high:
-            raise RecipeError(f"{self}: input_low must be below input_high.")
+            raise RecipeError(f"{self}: the range from input_low to input_high is empty; input_low must be lower.")
 
     def limits(self, values: ExpectedValues, codebook: Codebook) -> tuple[float, float]:
         if values.spread is not None:
             return values.spread.limits(self.deviations, self.channels)
         if self.input_low is not None and self.input_high is not None:
             return self.input_low, self.input_high
-        raise RecipeError(f"{self}: nothing is known of the values, and no limits were given.")
+        raise RecipeError(
+            f"{self}: no batch-norm tells the mean and the deviation of these values, and their limits are not given. "
+            "Give input_low and input_high, or calibration samples and ranges that are read off them."
+        )

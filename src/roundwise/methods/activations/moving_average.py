@@ -30,7 +30,7 @@ class ActivationMovingAverage(ActivationRanges[Extremes]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_rules(self, {"momentum is from 0 up to but not including 1": 0 <= self.momentum < 1})
+        check_rules(self, {"momentum must be at least 0 and below 1": 0 <= self.momentum < 1})
 
     def limits(self, values: Extremes, codebook: Codebook) -> tuple[float, float]:
         low, high = values.lows[0], values.highs[0]

@@ -37,7 +37,7 @@ class ActivationMSE(ActivationRanges[Histogram]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_rules(self, {"the search needs at least one candidate": self.candidates >= 1})
+        check_rules(self, {"candidates must be at least 1": self.candidates >= 1})
 
     def limits(self, values: Histogram, codebook: Codebook) -> tuple[float, float]:
         factors = torch.arange(self.candidates, 0, -1, dtype=torch.float64) / self.candidates

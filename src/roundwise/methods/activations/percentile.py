@@ -32,7 +32,10 @@ class ActivationPercentile(ActivationRanges[Histogram]):
     def __post_init__(self) -> None:
         check_types(self)
         if not 0 < self.covered <= 100:
-            raise RecipeError(f"{self}: covered is a percentage above 0, up to 100.")
+            raise RecipeError(
+                f"{self}: covered is the percentage of the values that the range covers; it must be above 0 and at "
+                "most 100."
+            )
 
     def limits(self, values: Histogram, codebook: Codebook) -> tuple[float, float]:
         middles, counts = values.bins

@@ -41,7 +41,7 @@ class OutputMSE(RangeEstimator[Gram]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_rules(self, {"the search needs at least one candidate": self.candidates >= 1})
+        check_rules(self, {"candidates must be at least 1": self.candidates >= 1})
 
     def estimate(
         self,

@@ -90,7 +90,7 @@ class CrossLayerEqualization(GraphRewrite):
     def __post_init__(self) -> None:
         check_types(self)
         if not self.tolerance > 0:
-            raise RecipeError(f"{self}: the tolerance is a share of a scale, above 0; 0.01 is usual.")
+            raise RecipeError(f"{self}: the tolerance must be above 0. It is a share of a scale; 0.01 is usual.")
         if self.max_iterations < 1:
             raise RecipeError(f"{self}: max_iterations counts sweeps over all pairs; it must be at least 1.")
 

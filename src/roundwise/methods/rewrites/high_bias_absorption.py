@@ -71,7 +71,7 @@ class HighBiasAbsorption(GraphRewrite):
     def __post_init__(self) -> None:
         check_types(self)
         if not self.deviations >= 0:
-            raise RecipeError(f"{self}: deviations are counted downwards from a channel's mean, 0 or more; 3 is usual.")
+            raise RecipeError(f"{self}: deviations must be 0 or more, counted down from a channel's mean; 3 is usual.")
 
     @property
     def measures_moments(self) -> bool:

@@ -73,7 +73,7 @@ class OutlierChannelSplitting(GraphRewrite):
     def __post_init__(self) -> None:
         check_types(self)
         if not 0 < self.ratio <= 1:
-            raise RecipeError(f"{self}: ratio is a share of the channels, above 0 and up to 1; 0.02 is usual.")
+            raise RecipeError(f"{self}: ratio is a share of the channels; it must be above 0 and at most 1.")
         if self.bits is not None:
             Codebook(self.bits)  # raises
 

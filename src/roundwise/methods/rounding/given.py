@@ -44,7 +44,7 @@ class Given(RoundingSolver[Nothing]):
         codes, shape = self.codes, problem.weight.shape
         if codes.shape != shape or codes.is_floating_point():
             raise RecipeError(
-                f"the codes given for layer '{problem.name}' are {codes.dtype} {list(codes.shape)}; its matrix takes "
-                f"integers {list(shape)}."
+                f"the codes given for layer '{problem.name}' are {codes.dtype} {list(codes.shape)}; they must be "
+                f"integers of the shape of its matrix [groups, rows, cols], {list(shape)}."
             )
         return Rounding(codes.to(problem.weight.device, torch.int32), self.grid, self.bias_shift)

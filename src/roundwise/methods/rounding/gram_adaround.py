@@ -4,11 +4,12 @@ AdaRound chooses for every weight whether to round it down or up, so that the la
 relaxes the choice (`numerics/search/relaxation.py`, Eq. 22 to 25) and takes 10,000 steps of Adam on minibatches of
 samples. But where no clamp follows the layer, the error of its output is a quadratic function of the weights, which two
 matrices of second moments determine (`numerics/quadratic.py`). Its gradient over all samples costs one small product,
-and 400 steps are enough. Where a clamp follows (ReLU, ReLU6), minibatches of unfolded positions, as in the paper but
-smaller and of more samples, give the gradient. Other nonlinearities play no part.
+and 400 steps are enough. Where a clamp follows (ReLU, ReLU6), the gradient comes from minibatches, as in the paper: of
+a few hundred *positions* (pixels of a convolution's output, tokens of a linear layer) from many samples, instead of all
+positions of 32 samples. Other nonlinearities play no part.
 
 The algorithm, for one layer with float weights w. `methods/reconstruction/objectives.py` defines the objectives: Q is
-the quadratic, S is Q plus a pull to w, L is the loss behind the clamp, M is a quadratic that majorises L.
+the quadratic, S is Q plus a pull to w, L is the loss behind the clamp, M is a quadratic that bounds L from above.
 
      1. Q ← from the second moments of 7 of 8 samples; the others are held out.
      2. S ← Q + strength · ‖ŵ − w‖², stronger where positions are fewer.
@@ -16,7 +17,7 @@ the quadratic, S is Q plus a pull to w, L is the loss behind the clamp, M is a q
      4. After a start on S: every row takes nearest rounding if its Q is smaller; scale and bias in closed form. If no
         clamp follows and the layer's Q is now larger than that of nearest rounding, it takes that, with its best bias.
      5. Where a clamp follows, repeat from each start, `alternations` times at most, while L falls:
-     6.     M ← a quadratic that majorises L at the current outputs.
+     6.     M ← a quadratic that bounds L, as tight as it can be at the current outputs (majorisation).
      7.     codes ← coordinate descent on M, for 11 to 32 columns with a tabu walk; scale and bias in closed form.
      8.     Every row keeps the best by L of all that it has had, from every start, and of nearest rounding.
      9. The layer takes nearest rounding, with its own bias or its best bias, if the error on held-out samples is
@@ -42,8 +43,9 @@ output y is added to another branch r, as in residual networks, the target is y 
 that branch's error. That lowers the error of the network's output by 2 to 10 %, but labels show no gain
 (benchmarks/RESULTS.md, "What an addition lacks").
 
-Any codes and fitted scales fit the samples more closely. With 2 bits, and with many positions for each column, they are
-better on other inputs too; elsewhere they overfit (benchmarks/RESULTS.md, "How much freedom"). So are the defaults.
+Any codes and fitted scales fit the samples more closely. With 2 bits, and with many positions for each column, they
+are better on other inputs too; elsewhere they overfit (benchmarks/RESULTS.md, "How much freedom"). The defaults follow
+this.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ FEW_COLUMNS = 32
 """With at most this many columns, a tabu walk follows and both starts are taken. With more, a walk finds little."""
 
 CENTRE_RIDGE = 0.01
-"""With `any_code`, how much the start is pulled to the float weights, as a share of H's mean diagonal."""
+"""The ridge with which the minimum of S is found, where `any_code` starts. With a larger one it is nearer to w."""
 
 FREE_BITS, FREE_PER_COLUMN = 2, 50
 """Any code and fitted scales are the default with at most 2 bits, and with at least 50 positions for each column."""

@@ -240,7 +240,8 @@ class _Network:
         if not logits.requires_grad:
             raise ModelError(
                 f"the network's logits do not depend on the weights of layer '{self.layer.name}' in a way that can be "
-                "differentiated: an operation in between has no gradient, or the layer serves another output."
+                "differentiated: an operation in between has no gradient, or the layer serves another output. Choose "
+                "another layer, or round this one by its own output's error (`quantize`)."
             )
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -265,7 +266,7 @@ def _exact(network: _Network, targets: Targets) -> tuple[Tensor, Tensor]:
                 raise
             raise ModelError(
                 f"the loss cannot be differentiated twice by the weights of layer '{network.layer.name}': {error}. "
-                "GaussNewton() needs first derivatives only."
+                "Take curvature=GaussNewton(), which needs first derivatives only."
             ) from error
     return gradient, hessian
 
@@ -295,13 +296,19 @@ def _find(graph: Graph, name: str) -> Layer:
     if name not in layers:
         near = difflib.get_close_matches(str(name), layers, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise RecipeError(f"the model has no layer {name!r}.{hint} It has: {', '.join(layers) or 'none'}.")
+        raise RecipeError(
+            f"the model has no layer {name!r} to quantize. Choose one of: {', '.join(layers) or '(it has none)'}.{hint}"
+        )
     return layers[name]
 
 
 def _check_size(layer: Layer, weight: Tensor, limit: int) -> None:
     if not torch.isfinite(weight).all():
-        raise ModelError(f"layer '{layer.name}' has weights that are NaN or infinite. Load sound weights.")
+        broken = int((~torch.isfinite(weight)).sum())
+        raise ModelError(
+            f"layer '{layer.name}' has {broken} weights that are NaN or infinite, of {weight.numel()}, so the loss "
+            "has no value. Load sound weights."
+        )
     count = weight.numel()
     if count > limit:
         size = count * count * torch.promote_types(weight.dtype, torch.float32).itemsize
@@ -339,8 +346,8 @@ def _read_labels(labels: object, samples: int) -> Targets:
         )
     if len(classes) != samples:
         raise CalibrationError(
-            f"{number_of(len(classes), 'label')} for {number_of(samples, 'sample')}. "
-            "Give one for each sample, in their order."
+            f"{number_of(len(classes), 'label')} for {number_of(samples, 'sample')}, so it is not known which label "
+            "belongs to which sample. Give one label for each sample, in the order of the samples."
         )
 
     def targets(logits: Tensor, before: int) -> Tensor:

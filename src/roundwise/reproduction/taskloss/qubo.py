@@ -110,7 +110,7 @@ def _solve(
     except RuntimeError as error:
         raise RecipeError(
             f"the grid, with scales {list(grid.scale.shape)}, does not fit layer '{task.layer}', whose matrix is "
-            f"{list(weight.shape)}. `TaskHessian.grid` gives one that does."
+            f"{list(weight.shape)}. Take the grid that `TaskHessian.grid` gives."
         ) from error
     row = weight.reshape(1, 1, -1)
     inherited = -task.gradient.float().reshape(row.shape) if first_order else torch.zeros_like(row)
