@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 import roundwise as rw
+from roundwise.methods.rounding import ROUNDING_SOLVERS
+from roundwise.testing import quick
 
 QUICK = ("resnet20/4bit/channel/gram-adaround", "resnet20/3bit/tensor/gptq", "resnet20/activations/mse/adapt/nearest")
 """The cases of `resnet20` among the quick ones; all cases of small networks are quick."""
@@ -29,21 +31,19 @@ FRESH = 32
 
 # --------------------------------------------------------------------------------------------- what recipes are made of
 
-SOLVERS: dict[str, Any] = {
+FEW: dict[str, Any] = {
     "gram-adaround": rw.rounding.GramAdaRound(iterations=40),
     "adaround": rw.rounding.AdaRound(iterations=20, batch_size=8),
-    "ceil": rw.rounding.Ceil(),
     "coordinate-descent": rw.rounding.CoordinateDescent(sweeps=5),
     "cross-entropy-method": rw.rounding.CrossEntropyMethod(iterations=3, samples=20),
-    "floor": rw.rounding.Floor(),
-    "gptq": rw.rounding.GPTQ(),
-    "nearest": rw.rounding.Nearest(),
-    "nearest-moments": rw.rounding.NearestMoments(),
-    "nearest-scaled": rw.rounding.NearestScaled(),
-    "stochastic": rw.rounding.Stochastic(),
     "straight-through": rw.rounding.StraightThrough(iterations=20, batch_size=8),
     "tabu-search": rw.rounding.TabuSearch(iterations=20),
 }
+"""Solvers with few iterations."""
+
+SOLVERS: dict[str, Any] = {name: FEW[name] if name in FEW else quick(kind) for name, kind in ROUNDING_SOLVERS.items()}
+"""Every solver of the table, so that a new one needs no line here."""
+
 VARIANTS: dict[str, Any] = {
     "gram-adaround-as-by-default": rw.rounding.GramAdaRound(),
     "gram-adaround-papers-choices": rw.rounding.GramAdaRound(

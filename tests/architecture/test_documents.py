@@ -82,7 +82,7 @@ def walkthrough(tmp_path_factory):
     folder = tmp_path_factory.mktemp("walkthrough")
     package = folder / "roundwise"
     shutil.copytree(Path(roundwise.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    file, line = blocks("CONTRIBUTING.md", "python")
+    file, line, test = blocks("CONTRIBUTING.md", "python")
     (package / "methods" / "rounding" / "threshold.py").write_text(file, encoding="utf-8")
     table = package / "methods" / "rounding" / "__init__.py"
     text = table.read_text(encoding="utf-8")
@@ -90,6 +90,7 @@ def walkthrough(tmp_path_factory):
     text, added = re.subn(r"(ROUNDING_SOLVERS: .*= \{\n)", rf"\1{entry}", text)
     assert added == 1
     table.write_text(text.replace("\n\nROUNDING_SOLVERS", f"\n{head}\n\nROUNDING_SOLVERS", 1), encoding="utf-8")
+    (folder / "test_threshold.py").write_text(test, encoding="utf-8")
     (folder / "net.py").write_text(
         "from torch import nn\n\ndef build():\n    return nn.Linear(8, 4)\n", encoding="utf-8"
     )
@@ -104,6 +105,11 @@ def run(folder: Path, *command: str) -> str:
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def test_the_walkthroughs_own_test_passes(walkthrough):
+    shown = run(walkthrough, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_threshold.py")
+    assert re.search(r"\d+ passed", shown)
 
 
 def test_the_command_line_lists_and_explains_the_walkthroughs_method(walkthrough):

@@ -77,7 +77,8 @@ def check_refuses_values_of_a_wrong_type(kind: type) -> None:
             except RecipeError as error:
                 require(field.name in str(error), f"{kind.__name__}({field.name}={value!r}) says only: {error}")
             else:
-                require(False, f"{kind.__name__}({field.name}={value!r}) was accepted; see `problem.check_types`")
+                call = f"{kind.__name__}({field.name}={value!r})"
+                require(False, f"{call} was accepted; see `check_types` in `methods/settings.py`")
 
 
 SETTINGS_CHECKS: tuple[Callable[[type], None], ...] = (

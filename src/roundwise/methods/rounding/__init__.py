@@ -1,4 +1,4 @@
-"""Rounding: from a weight matrix and its grid to integer codes. One file per method, one line here.
+"""Rounding: from a weight matrix and its grid to integer codes. One file per method, one line here, sorted by name.
 
 The command line, the recipe files, the documentation, the conformance tests and the benchmarks all read this table.
 """

@@ -9,7 +9,7 @@ inputs (`numerics/quadratic.py`). All samples count, and none are held out: one 
 `WeightMSE` with `Nearest`: the source finds it by a line search. The second, "+opt", is this method, so that OMSE+opt
 with one tensor for each layer is
 
-    rw.Recipe(rw.Weights(ranges=rw.ranges.WeightMSE()), rw.rounding.NearestScaled())
+    rw.Quantize(rw.Weights(ranges=rw.ranges.WeightMSE()), rw.rounding.NearestScaled())
 
 The third replaces a layer whose error stays large by the sum of two quantized tensors. That takes twice the bits and
 has no single grid; here, give such a layer more bits in the recipe's overrides.
