@@ -284,13 +284,15 @@ def _check(leaves: Batch, index: int, seen: int, first: Batch) -> int:
     tensors = [leaf for leaf in leaves if _is_batched(leaf)]
     if not tensors:
         raise CalibrationError(
-            f"batch {index} of the calibration samples holds no tensor with a batch dimension: {leaves!r}."
+            f"batch {index} of the calibration samples holds no tensor with a batch dimension: {leaves!r}. Give "
+            "tensors or arrays of shape [samples, …]."
         )
     count = int(tensors[0].shape[0])
     if any(tensor.shape[0] != count for tensor in tensors):
         raise CalibrationError(
             f"the inputs in batch {index} disagree on the number of samples: "
-            f"{', '.join(str(list(t.shape)) for t in tensors)}. The first dimension of every tensor counts samples."
+            f"{', '.join(str(list(t.shape)) for t in tensors)}. The first dimension of every tensor must be the number "
+            "of samples."
         )
     for leaf, reference in zip(leaves, first, strict=True):
         _check_alike(leaf, reference, index)
