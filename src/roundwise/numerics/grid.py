@@ -1,13 +1,13 @@
-"""The quantization grid: which real numbers an integer code can stand for.
+"""The quantization grid: the real numbers that integer codes stand for.
 
     w̄ = s · (q − z),        q = clip(⌊w/s⌉ + z, qmin, qmax)                               (Eq. 1, with z = 0)
 
-A symmetric grid has z = 0 and codes −2^(b−1) … 2^(b−1) − 1; an asymmetric one has codes 0 … 2^b − 1 and an integer
-zero point z, so that 0.0 is always exactly on the grid.
+A symmetric grid has z = 0 and codes −2^(b−1) … 2^(b−1) − 1. An asymmetric grid has codes 0 … 2^b − 1 and an integer
+zero point z. In both, 0.0 is exactly on the grid.
 
-Weights come as matrices `[groups, rows, cols]` (see `graph/matrix.py`): one row per output channel. What shares a scale
-is the *granularity*. Internally a granularity is one shape, `[groups, rows, blocks]`, where a block is a run of
-neighbouring columns. Where a dimension is 1, one scale serves all groups, all rows or all columns:
+Weights are matrices `[groups, rows, cols]` (see `graph/matrix.py`) with one row per output channel. The *granularity*
+says which weights share a scale. The scales have the shape `[groups, rows, blocks]`, where a block is a run of
+neighbouring columns; a dimension of size 1 means that the scale is shared along it:
 
     PerTensor()      [1, 1, 1]              one scale for the layer
     PerChannel()     [groups, rows, 1]      one scale per output channel
@@ -28,9 +28,11 @@ from torch import Tensor
 from roundwise.errors import RecipeError
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+"""The numbers of bits that a code can have."""
 
-TINY = 1e-30
-"""A scale below this is taken for that of an empty interval: it is on the way to where float32 loses its digits."""
+SMALLEST_SCALE = 1e-30
+"""A scale of at most 1e-30 is treated as 0, as for an interval with only 0.0 in it. Near the smallest float32 numbers
+(1e-38) scales would lose digits; with a larger value, tiny weights would all become 0."""
 
 
 @final
@@ -69,14 +71,14 @@ Granularity = PerTensor | PerChannel | PerGroup
 @final
 @dataclass(frozen=True)
 class Codebook:
-    """The integers a code may take: `bits` wide, symmetric (signed) or not (unsigned).
+    """The integers that codes may be: `bits` wide, symmetric (signed) or not (unsigned).
 
     Args:
         bits: one of 2 to 8, or 16.
         symmetric: True gives qmin = −2^(bits−1), qmax = 2^(bits−1) − 1 and zero point 0; False gives 0 to 2^bits − 1.
 
     Raises:
-        RecipeError: `bits` is not offered, or a setting has the wrong type.
+        RecipeError: `bits` is not in `BITS`, or a setting has the wrong type.
 
     Example:
         >>> Codebook(4).qmin, Codebook(4).qmax
@@ -112,7 +114,7 @@ class Codebook:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The narrowest dtype that stores the codes one to an element and that PyTorch computes with."""
+        """The smallest dtype that holds one code per element and that PyTorch can compute with."""
         if self.bits == 16:
             return torch.int16 if self.symmetric else torch.int32
         return torch.int8 if self.symmetric else torch.uint8
@@ -126,7 +128,7 @@ class Grid:
     Attributes:
         scale: step in real units per code, > 0; float32, `[groups | 1, rows | 1, blocks]`.
         zero_point: the code of 0.0, int32, same shape as `scale`; all zero on a symmetric grid.
-        codebook: which integers are allowed.
+        codebook: the integers that codes may be.
 
     All methods take and return matrices `[groups, rows, cols]`; `cols` must be a multiple of `blocks`.
 
@@ -142,26 +144,26 @@ class Grid:
 
     @classmethod
     def symmetric(cls, scale: Float[Tensor, "groups rows blocks"], bits: int) -> Grid:
-        """A grid around zero with the given scales."""
+        """A symmetric grid with the given scales."""
         return cls(scale, torch.zeros_like(scale, dtype=torch.int32), Codebook(bits))
 
     @property
     def granularity_shape(self) -> tuple[int, int, int]:
-        """`(groups | 1, rows | 1, blocks)`: how many scales there are along each dimension."""
+        """`(groups | 1, rows | 1, blocks)`: the number of scales along each dimension."""
         groups, rows, blocks = self.scale.shape
         return groups, rows, blocks
 
     def steps(self, cols: int) -> Float[Tensor, "groups rows cols"]:
-        """The scale of every column: `scale` with each block repeated over its columns (or left to broadcast)."""
+        """The scale of every weight: `scale` repeated over the columns of each block; a single block is broadcast."""
         return expand_blocks(self.scale, cols)
 
     def position(self, weight: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows cols"]:
-        """Where each weight lies between codes: w/s + z, not rounded, not clipped."""
+        """The position of each weight between the codes: w/s + z, neither rounded nor clipped."""
         cols = weight.shape[-1]
         return weight.float() / self.steps(cols) + expand_blocks(self.zero_point, cols)
 
     def clip(self, codes: Tensor) -> Tensor:
-        """Limit codes, or positions, to `qmin` … `qmax`."""
+        """Clip codes, or positions, to `qmin` … `qmax`."""
         return codes.clamp(self.codebook.qmin, self.codebook.qmax)
 
     def quantize(self, weight: Float[Tensor, "groups rows cols"]) -> Int[Tensor, "groups rows cols"]:
@@ -179,16 +181,16 @@ class Grid:
 
 
 def expand_blocks(per_block: Tensor, cols: int) -> Tensor:
-    """`[…, blocks]` to `[…, cols]` by repetition; a single block is left to broadcast."""
+    """From `[…, blocks]` to `[…, cols]` by repetition; a single block is returned unchanged, since it broadcasts."""
     blocks = per_block.shape[-1]
     return per_block if blocks == 1 else per_block.repeat_interleave(cols // blocks, dim=-1)
 
 
 def blocked(matrix: Tensor, granularity: Granularity, layer: str) -> Tensor:
-    """View a matrix `[groups, rows, cols]` as `[groups', rows', blocks, size]`, so that what shares a scale is last.
+    """View a matrix `[groups, rows, cols]` as `[groups', rows', blocks, size]`: the last dimension shares a scale.
 
     Raises:
-        RecipeError: the columns do not divide into groups of the asked size.
+        RecipeError: the columns do not divide into groups of the chosen size.
     """
     groups, rows, cols = matrix.shape
     check_groups([(layer, cols, granularity)])
@@ -202,10 +204,10 @@ def blocked(matrix: Tensor, granularity: Granularity, layer: str) -> Tensor:
 
 
 def check_groups(layers: Iterable[tuple[str, int, Granularity]]) -> None:
-    """Make sure that the columns of every layer divide into its groups; each is given by name, columns, granularity.
+    """Raise unless the columns of every layer divide into its groups; `layers` has name, columns and granularity.
 
     Raises:
-        RecipeError: names the first layer where they do not, and the sizes that all layers could have.
+        RecipeError: names the first layer whose columns do not, and the sizes that fit all layers.
     """
     grouped = [(layer, cols, kind.size) for layer, cols, kind in layers if isinstance(kind, PerGroup)]
     misfits = [(layer, cols, size) for layer, cols, size in grouped if cols % size]
@@ -223,24 +225,24 @@ def check_groups(layers: Iterable[tuple[str, int, Granularity]]) -> None:
 
 
 def affine_grid(low: Tensor, high: Tensor, codebook: Codebook) -> Grid:
-    """The grid whose codes span `low` (≤ 0) to `high` (≥ 0); both `[groups | 1, rows | 1, blocks]`, float32.
+    """The grid whose codes reach from `low` (≤ 0) to `high` (≥ 0); both `[groups | 1, rows | 1, blocks]`, float32.
 
         symmetric    s = max(high / qmax, low / qmin)                           0 ↔ code 0
         asymmetric   s = (high − low) / (qmax − qmin),   z = clip(⌊qmin − low/s⌉, qmin, qmax)
 
-    The interval always contains 0.0, so that zero is represented exactly. Where it is empty the scale is 1: every
-    number then takes the code of 0.0.
+    The interval is extended to contain 0.0, so that 0.0 is exactly on the grid. If it contains nothing else, the scale
+    is 1.
     """
     low, high = low.float().clamp(max=0), high.float().clamp(min=0)
     if codebook.symmetric:
         scale = positive_scale(torch.maximum(high / codebook.qmax, low / codebook.qmin))
         return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), codebook)
     levels = codebook.qmax - codebook.qmin
-    scale = positive_scale(high / levels - low / levels)  # divided first: the largest floats would overflow
+    scale = positive_scale(high / levels - low / levels)  # divide first: high − low could overflow
     zero_point = (codebook.qmin - low / scale).round().clamp(codebook.qmin, codebook.qmax)
     return Grid(scale, zero_point.to(torch.int32), codebook)
 
 
 def positive_scale(scale: Tensor) -> Tensor:
-    """The scale, or 1 where there is nothing to scale."""
-    return torch.where(scale > TINY, scale, torch.ones_like(scale))
+    """The scale, or 1 where it is at most `SMALLEST_SCALE`."""
+    return torch.where(scale > SMALLEST_SCALE, scale, torch.ones_like(scale))

@@ -1,4 +1,4 @@
-"""The quantizer of one tensor between operations: its scale, zero point and codebook."""
+"""The quantizer of one activation: its scale, zero point and codebook. Activations are tensors between operations."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from roundwise.numerics.grid import Codebook, affine_grid
 @final
 @dataclass(frozen=True)
 class Quantizer:
-    """Scale, zero point and codebook of one tensor between operations.
+    """Scale, zero point and codebook of one activation.
 
     Attributes:
         scale: step in real units per code, > 0.
         zero_point: the code of 0.0.
-        codebook: which integers are allowed.
+        codebook: the integers that codes may be.
 
     Example:
         >>> Quantizer.spanning(0.0, 6.0, Codebook(8, symmetric=False)).fake_quantize(torch.tensor([1.01, 7.0]))
@@ -33,7 +33,7 @@ class Quantizer:
 
     @classmethod
     def spanning(cls, low: float, high: float, codebook: Codebook) -> Quantizer:
-        """With codes from `low` to `high`, and 0.0 among what they stand for."""
+        """The quantizer whose codes reach from `low` to `high`; the interval is extended to contain 0.0."""
         ends = torch.tensor([[[low]], [[high]]], dtype=torch.float32)
         grid = affine_grid(ends[:1], ends[1:], codebook)
         return cls(grid.scale.item(), int(grid.zero_point), codebook)
@@ -49,7 +49,7 @@ class Quantizer:
         return (self.codebook.qmax - self.zero_point) * self.scale
 
     def fake_quantize(self, values: Tensor) -> Tensor:
-        """Quantize to the nearest code, then back to the values' dtype: exactly what the quantized network computes."""
+        """Quantize to the nearest code, then back to the values' dtype, exactly as the quantized network does."""
         book = self.codebook
         codes = affine.quantize(values, self.scale, self.zero_point, book.qmin, book.qmax, book.dtype)
         return affine.dequantize(codes, self.scale, self.zero_point, values.dtype)

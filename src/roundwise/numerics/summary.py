@@ -1,6 +1,7 @@
-"""A layer's weights and grid in a few hundred bytes, taken while both are there: the result holds only codes.
+"""Summarize a layer's float weights and its grid in a few hundred bytes, for the report.
 
-It takes a few sweeps over the weights: far less than choosing their scales.
+The summary is made during the run, because the quantized network no longer has the float weights. It reads the weights
+a few times, and takes much less time than choosing their scales.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from roundwise.numerics.grid import Grid
 from roundwise.report import WeightSummary
 
 BINS = 48
-"""Enough to see the shape of a distribution in a small figure."""
+"""Bins of the histogram: enough for a small figure. More bins make the report larger."""
 
-_CHUNK = 1 << 20  # weights counted at a time, in double precision: no second copy of a large layer
+_CHUNK = 1 << 20
+"""Weights that are converted to float64 and counted at once; with more, a large layer would be copied as a whole."""
 
 
 def summarize(weight: Float[Tensor, "groups rows cols"], grid: Grid) -> WeightSummary:
-    """What a reader of the report wants to see of a weight matrix and the grid that it was put on.
+    """The summary of a weight matrix and its grid.
 
     Example:
         >>> summary = summarize(torch.tensor([[[-0.5, 0.0, 2.0]]]), Grid.symmetric(torch.tensor([[[0.25]]]), bits=3))
@@ -32,7 +34,7 @@ def summarize(weight: Float[Tensor, "groups rows cols"], grid: Grid) -> WeightSu
         counts += weight.numel()
     else:
         chunks = weight.flatten().split(_CHUNK)
-        # On the CPU, since a GPU's histogram is refused where only deterministic operations are allowed.
+        # On the CPU, since PyTorch refuses a GPU's histogram if only deterministic operations are allowed.
         counts = sum((torch.histc(c.cpu().double(), BINS, smallest, largest) for c in chunks), start=counts)
     book, position = grid.codebook, grid.position(weight)
     clipped = (position < book.qmin - 0.5) | (position > book.qmax + 0.5)

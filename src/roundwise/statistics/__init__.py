@@ -1,8 +1,7 @@
-"""What a method may ask to know about a layer's inputs and outputs, collected while the samples stream past.
+"""Statistics: what methods can know about the inputs and outputs of a layer, or about the values of an activation.
 
-A method names the statistic it needs as a type; the stream makes one of that type per layer, shows it every batch
-through `add`, and hands it over. `Nothing` needs no pass over the samples at all, nor does what is expected from what
-training left in the network.
+A method declares the type of the statistic that it needs. The stream makes an empty one for each layer, calls its `add`
+with every batch, and gives it to the method. `Nothing`, `ExpectedMeans` and `ExpectedValues` need no samples.
 """
 
 from roundwise.statistics.base import Addend, Nothing, Statistic

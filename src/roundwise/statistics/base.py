@@ -1,4 +1,4 @@
-"""The interface of a statistic, and the empty one."""
+"""The interface of a statistic of a layer's samples, and the statistic that keeps nothing."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from roundwise.graph.matrix import LinearMap
 
 
 class Addend(NamedTuple):
-    """What is added to a layer's output, in both networks; shaped as the output is."""
+    """The tensor that is added to a layer's output, in the float network and in the network so far.
+
+    It has the shape of the output.
+    """
 
     float: Tensor
     quantized: Tensor
 
 
 class Statistic(ABC):
-    """What one layer's samples are reduced to.
+    """A summary of one layer's samples, made batch by batch.
 
     Attributes:
-        from_samples: whether it is learnt from samples; False where a run without data can have it.
-        forward_passes: what collecting it and solving with it cost, in forward passes of the layer over all samples;
+        from_samples: whether it needs samples; False if a run without data can have it.
+        forward_passes: the cost of collecting it and solving with it, in forward passes of the layer over all samples;
             for the plan's estimate of time.
     """
 
@@ -33,48 +36,47 @@ class Statistic(ABC):
     @classmethod
     @abstractmethod
     def empty(cls, layer: LinearMap, samples: int, generator: torch.Generator) -> Self:
-        """A statistic of nothing yet.
+        """A statistic before the first batch.
 
         Args:
-            layer: the linear map between the inputs and the targets that it will see.
-            samples: how many calibration samples there will be.
-            generator: source of any randomness; on the CPU.
+            layer: the linear map between the inputs and the targets.
+            samples: number of calibration samples that there will be.
+            generator: for all random choices; on the CPU.
         """
 
     @abstractmethod
     def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
-        """Take in one batch.
+        """Add one batch.
 
         Args:
-            inputs: the layer's input in the network whose earlier layers are already quantized; or in the float
-                network, for a solver with `float_inputs`.
-            targets: the layer's output (before any activation function) in the float network.
-            samples: how many calibration samples the batch holds.
+            inputs: the layer's input in the network so far; in the float network for a solver with `float_inputs`.
+            targets: the layer's output in the float network, before any nonlinearity.
+            samples: number of calibration samples in the batch.
         """
 
     def add_sum(self, inputs: Tensor, targets: Tensor, samples: int, addend: Addend) -> None:
-        """Take in one batch where y is added to r, for a solver that is `addition_aware`: the target is y + r − r̂.
+        """Add one batch whose y is added to another branch r, for an `addition_aware` solver: targets are y + r − r̂.
 
-        A statistic that keeps targets does better to compute that itself: here it is a new tensor.
+        Here the targets are a new tensor. A statistic that keeps targets should compute them later instead.
         """
-        added, lacking = (values.to(targets.device, torch.float32) for values in addend)
-        self.add(inputs, targets + (added - lacking), samples)
+        reference, current = (values.to(targets.device, torch.float32) for values in addend)
+        self.add(inputs, targets + (reference - current), samples)
 
     @classmethod
     def bytes_needed(cls, layer: LinearMap, samples: int, positions: int) -> int:
-        """What it and a solver's work on it occupy at most, beside the activations; for the plan.
+        """Bytes of the statistic and of a solver's work with it, at most, without the activations; for the plan.
 
         Args:
             layer: the linear map.
-            samples: how many calibration samples there will be.
-            positions: how many outputs of the layer each sample makes: places of an image, tokens of a text.
+            samples: number of calibration samples that there will be.
+            positions: number of the layer's output positions in one sample: pixels of an image, tokens of a text.
         """
         return 0
 
 
 @final
 class Nothing(Statistic):
-    """For methods that look at the weights alone."""
+    """For methods that use the weights only: it keeps nothing."""
 
     from_samples: ClassVar[bool] = False
 

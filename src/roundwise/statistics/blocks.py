@@ -1,4 +1,4 @@
-"""The samples of a block: what methods that differentiate through a block of layers draw minibatches from."""
+"""The samples of a block of layers, for methods that train the whole block on minibatches."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from roundwise.graph.unit import Unit
 
 
 class BlockStatistic(ABC):
-    """What the samples of a block are reduced to."""
+    """A summary of the samples of a block, made batch by batch."""
 
     @classmethod
     @abstractmethod
     def empty(cls, unit: Unit, samples: int, generator: torch.Generator) -> Self:
-        """A statistic of nothing yet.
+        """A statistic before the first batch.
 
         Args:
             unit: the block.
-            samples: how many calibration samples there will be.
-            generator: source of any randomness; on the CPU.
+            samples: number of calibration samples that there will be.
+            generator: for all random choices; on the CPU.
         """
 
     @abstractmethod
     def add(self, inputs: Sequence[Tensor], targets: Tensor, samples: int) -> None:
-        """Take in one batch.
+        """Add one batch.
 
         Args:
             inputs: the block's inputs in the network so far, in the order of `Unit.inputs`.
             targets: the block's output in the reference network.
-            samples: how many calibration samples the batch holds.
+            samples: number of calibration samples in the batch.
         """
 
     @classmethod
     @abstractmethod
     def bytes_needed(cls, unit: Unit, samples: int) -> int:
-        """What it and a solver's work on it occupy at most, beside the activations; for the plan."""
+        """Bytes of the statistic and of a solver's work with it, at most, without the activations; for the plan."""
 
 
 @final
 class BlockSamples(BlockStatistic):
-    """Inputs and targets of a block, batch by batch, kept where the stream keeps them (nothing is copied).
+    """All inputs and targets of a block. It keeps references to the stream's tensors and copies nothing.
 
     Attributes:
         unit: the block.
@@ -63,18 +63,18 @@ class BlockSamples(BlockStatistic):
 
     @classmethod
     def bytes_needed(cls, unit: Unit, samples: int) -> int:
-        # A solver holds float32 weights with gradients and the moments of an optimizer.
+        # For each weight a solver holds four float32 numbers: the weight, its gradient, and Adam's two moments.
         return sum(4 * 4 * unit.graph.constants[layer.weight].numel() for layer in unit.layers)
 
     def draw(self, samples: int, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
-        """A random minibatch: this many samples, or all where there are fewer.
+        """Draw a random minibatch, without replacement.
 
         Args:
-            samples: how many.
+            samples: number of samples; if there are fewer, all are returned.
             generator: on the CPU, so that the draw is the same on every device.
 
         Returns:
-            The inputs and the targets, with samples along the first dimension; the caller's to change.
+            New tensors of inputs and targets, with samples along the first dimension; the caller may change them.
         """
         sizes = [targets.shape[0] for _, targets in self._batches]
         chosen = torch.randperm(sum(sizes), generator=generator)[:samples].sort().values

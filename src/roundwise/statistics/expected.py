@@ -1,6 +1,6 @@
-"""What is known of a layer, or of a tensor, before any sample: expected from what training left in the network.
+"""Statistics expected from the batch-norms of the network: they need no samples.
 
-These statistics are not collected. Whoever plans the run makes them; shown samples, they learn nothing from them.
+They are computed before the run (`engine/tasks.py`, `engine/activations.py`); their `add` does nothing.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class ExpectedMeans(Statistic):
     """The mean outputs of a layer for any weights, from the expected mean of each column's input.
 
     Attributes:
-        inputs: E[x], float64 `[groups, cols]`; None where it is not known.
-        target: E[W x] + b with the float weights, float64 `[groups, rows]`; None likewise.
-        missing: why it is not known, or empty.
+        inputs: E[x], float64 `[groups, cols]`; None if it is not known.
+        target: E[W x] + b with the float weights, float64 `[groups, rows]`; None if E[x] is not known.
+        missing: the reason why E[x] is not known, or empty.
     """
 
     from_samples: ClassVar[bool] = False
@@ -34,7 +34,7 @@ class ExpectedMeans(Statistic):
         layer: LinearMap,
         weight: Float[Tensor, "groups rows cols"] | None = None,
         inputs: Float[Tensor, "groups cols"] | None = None,
-        missing: str = "nothing is known of what it reads",
+        missing: str = "the mean of its inputs is not known",
     ) -> None:
         self.inputs, self.target, self.missing = inputs, None, "" if inputs is not None else missing
         if weight is not None and inputs is not None:
@@ -49,17 +49,17 @@ class ExpectedMeans(Statistic):
         pass
 
     def output(self, weight: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows"]:
-        """E[ŵ x] for the given weights, without the bias; float64. Only where the inputs are known."""
+        """E[ŵ x] for the given weights, without the bias; float64. `inputs` must be known."""
         assert self.inputs is not None
         return torch.einsum("grc,gc->gr", weight.double(), self.inputs)
 
 
 @final
 class ExpectedValues(ValueStatistic):
-    """How the values of one tensor are distributed, channel by channel.
+    """The expected distribution of the values of one activation.
 
     Attributes:
-        spread: None where it is not known.
+        spread: mean and deviation of each channel; None if they are not known.
     """
 
     from_samples: ClassVar[bool] = False

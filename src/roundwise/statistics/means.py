@@ -1,12 +1,12 @@
-"""Means of a layer's outputs, over all samples and all positions, for any weights: without running the layer again.
+"""The mean outputs of a layer, over all samples and positions, for any weights: without running all samples again.
 
-The layer is affine, so the sum of its outputs over the samples is its output on the sum of its inputs:
+The layer is affine, so the sum of its outputs over all samples is its output for the sum of its inputs:
 
     Σ_n (W u(x̂_n) + b) = W u(Σ_n x̂_n) + N b
 
-Borders included: what a convolution pads is zero in every sample, and zero in the sum. So one sample's worth of sums is
-all that is kept, and one sample's worth of work gives the mean output at any weights. Sums are in float64, since what
-is asked for is a small difference of large means.
+where u unfolds the input of a convolution. This also holds at borders, because padding is zero in every sample and in
+the sum. So the statistic keeps one tensor with the size of one sample, and one forward pass of it gives the mean output
+for any weights. Sums are in float64, because bias correction needs the small difference of two large means.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from roundwise.statistics.base import Statistic
 
 @final
 class Means(Statistic):
-    """Sums of inputs, place by place, and of targets, channel by channel.
+    """The sum of inputs over samples, for each element of the input; and the sum of targets for each channel.
 
     Attributes:
-        layer: the linear map between the two.
+        layer: the linear map between inputs and targets, without its bias.
     """
 
     def __init__(self, layer: LinearMap) -> None:
         self.layer = dataclasses.replace(layer, bias=None)
-        self._inputs: dict[torch.Size, Tensor] = {}  # by shape: what is a place may depend on the batch
+        self._inputs: dict[torch.Size, Tensor] = {}  # one sum for each shape, since batches may differ in size
         self._targets = torch.zeros(layer.matrix_shape[:2], dtype=torch.float64, device=layer.device)
         self._count = 0
 
@@ -56,11 +56,11 @@ class Means(Statistic):
 
     @property
     def target(self) -> Float[Tensor, "groups rows"]:
-        """E y, float64."""
+        """E[y], float64."""
         return self._targets / self._count
 
     def output(self, weight: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows"]:
-        """E ŵ x̂ for the given weights, without the bias; float64."""
+        """E[ŵ x̂] for the given weights, without the bias; float64."""
         outputs = torch.zeros_like(self._targets)
         for total in self._inputs.values():
             outputs += self.layer.fold_outputs(self.layer.apply_matrix(weight.double(), total.unsqueeze(0))).sum(-1)

@@ -1,9 +1,9 @@
-"""The samples themselves: for methods that draw minibatches.
+"""All samples of a layer, for methods that draw minibatches.
 
-A *row* is what the layer's batch dimension counts: an image for a convolution, a position for a linear layer (whatever
-dimensions stand before its features are flattened, so that windowed attention or time-first sequences work alike).
-One calibration sample gives `rows / samples` rows, and a minibatch of n samples takes n times as many rows, drawn from
-all of them without replacement. Which rows depends on the generator alone, not on the batches in which they came.
+A *row* is one entry of the layer's batch dimension: an image for a convolution, a position for a linear layer. (All
+dimensions before the features are flattened into rows, so that windowed attention and time-first sequences work too.)
+One calibration sample gives `rows / samples` rows. A minibatch of n samples has n times as many rows, drawn from all
+rows without replacement. The draw depends on the generator only, not on how the rows were divided into batches.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from roundwise.statistics.base import Statistic
 
 @final
 class Samples(Statistic):
-    """Inputs and targets of one layer, batch by batch, kept where the stream keeps them (nothing is copied).
+    """All inputs and targets of one layer. It keeps references to the stream's tensors and copies nothing.
 
     Attributes:
-        layer: the linear map between them.
-        samples: how many calibration samples the rows come from.
+        layer: the linear map between inputs and targets.
+        samples: number of calibration samples.
     """
 
     def __init__(self, layer: LinearMap, samples: int) -> None:
@@ -45,49 +45,49 @@ class Samples(Statistic):
 
     @property
     def rows(self) -> int:
-        """How many rows there are in all."""
+        """The number of rows in all batches."""
         return self._starts[-1]
 
     def draw(self, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random minibatch of about `samples` calibration samples.
+        """Draw a random minibatch of rows.
 
         Args:
-            samples: how many samples' worth of rows; more than there are gives all of them.
+            samples: the minibatch has as many rows as this number of samples; if there are fewer, all rows.
             generator: on the CPU, so that the draw is the same on every device.
 
         Returns:
-            Inputs and targets on the layer's device, float32 whatever the model's dtype; the caller's to change.
+            New float32 tensors of inputs and targets on the layer's device; the caller may change them.
         """
         count = min(self.rows, max(1, round(samples * self.rows / self.samples)))
-        rows = _choose(self.rows, count, generator)
+        rows = _draw_without_replacement(self.rows, count, generator)
         starts = torch.tensor(self._starts)
         batch = torch.searchsorted(starts, rows, right=True) - 1
         counts = torch.bincount(batch, minlength=len(self._inputs)).tolist()
         places = rows - starts[batch]
-        here = places.to(self.layer.device)  # in one go: each copy to an accelerator waits for what it is doing
-        per_batch = list(zip(places.split(counts), here.split(counts), strict=True))
+        on_device = places.to(self.layer.device)  # one copy for all batches, since each copy waits for the accelerator
+        per_batch = list(zip(places.split(counts), on_device.split(counts), strict=True))
         return self._gather(self._inputs, per_batch, counts), self._gather(self._targets, per_batch, counts)
 
     def _gather(
         self, batches: Sequence[Tensor], per_batch: Sequence[tuple[Tensor, Tensor]], counts: Sequence[int]
     ) -> Tensor:
-        """The chosen rows of every batch in one tensor; their places are given on the CPU and on the layer's device."""
+        """The chosen rows of all batches in one tensor; `per_batch` has their indices on the CPU and on the device."""
         device, shape = self.layer.device, (sum(counts), *batches[0].shape[1:])
         gathered = torch.empty(shape, dtype=torch.float32, device=device, memory_format=_fast_layout(shape, device))
-        for batch, (rows, here), count, place in zip(batches, per_batch, counts, gathered.split(counts), strict=True):
-            if count and (batch.dtype, batch.device) == (gathered.dtype, gathered.device):
-                torch.index_select(batch, 0, here, out=place)
-            elif count:
-                place.copy_(batch.index_select(0, here if batch.device == device else rows))
+        for batch, (on_cpu, on_device), part in zip(batches, per_batch, gathered.split(counts), strict=True):
+            if len(part) and (batch.dtype, batch.device) == (gathered.dtype, gathered.device):
+                torch.index_select(batch, 0, on_device, out=part)
+            elif len(part):
+                part.copy_(batch.index_select(0, on_device if batch.device == device else on_cpu))
         return gathered
 
 
-def _choose(rows: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` different numbers below `rows`, every set of them equally likely, in ascending order."""
+def _draw_without_replacement(rows: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` different numbers below `rows` in ascending order; every set of numbers is equally likely."""
     if 2 * count > rows:
         return torch.randperm(rows, generator=generator)[:count].sort().values
-    # Shuffling is slow where there are many, and a linear layer can have millions. Draw as many as are missing, until
-    # none is.
+    # A linear layer can have millions of rows, and shuffling them all is slow. Draw as many numbers as are missing,
+    # until there are enough different ones.
     chosen = torch.zeros(rows, dtype=torch.bool)
     while missing := count - int(chosen.count_nonzero()):
         chosen[torch.randint(rows, (missing,), generator=generator)] = True
@@ -95,5 +95,5 @@ def _choose(rows: int, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _fast_layout(shape: Sequence[int], device: torch.device) -> torch.memory_format:
-    """How a minibatch lies in memory: on a CPU, convolutions and their gradients are up to 4 times faster this way."""
+    """The memory format of a minibatch: channels-last makes convolutions and gradients up to 4 times faster on CPUs."""
     return fast_format(len(shape)) if device.type == "cpu" else torch.contiguous_format

@@ -1,9 +1,9 @@
-"""What is learnt about the values of one tensor between operations, for choosing its range.
+"""Statistics of the values of one activation, from which its range is estimated.
 
-`Extremes` keeps the smallest and the largest value of every batch. `Histogram` also counts the values in bins whose
-width is a power of two: when a value does not fit, neighbouring bins are merged until it does, so that nothing need be
-known before the first batch comes, and the counts stay exact. There are bins for 8,192 widths on each side of zero, of
-which the largest value uses more than half.
+`Extremes` keeps the smallest and the largest value of every batch. `Histogram` also counts values in bins. The width of
+its bins is a power of two. If a value lies outside of all bins, neighbouring bins are merged until it lies inside, so
+that the counts stay exact, and the range need not be known before the first batch. There are 8,192 bins on each side of
+zero; the largest value lies in the outer half of one side.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BINS = 1 << 14
-"""Bins on both sides of zero together."""
+"""Number of bins on both sides of zero together. More bins give finer ranges and take longer to search."""
 
-COUNTED = 1 << 18
-"""Values of one batch that are counted at most, drawn at random (with replacement, seeded) where there are more."""
+COUNTED_PER_BATCH = 1 << 18
+"""At most this many values of a batch are counted: of more, a random sample (with replacement, seeded). A larger number
+takes longer and makes percentiles more exact."""
 
 
 class ValueStatistic(ABC):
-    """What the values of one tensor are reduced to, batch by batch.
+    """A summary of the values of one activation, made batch by batch.
 
     Attributes:
         lows, highs: the smallest and the largest value of each batch, in order.
-        from_samples: whether it is learnt from samples; False where a run without data can have it.
+        from_samples: whether it needs samples; False if a run without data can have it.
     """
 
     from_samples: ClassVar[bool] = True
@@ -37,22 +38,22 @@ class ValueStatistic(ABC):
 
     @abstractmethod
     def add(self, values: Tensor) -> None:
-        """Take in the tensor's values for one batch, of any shape."""
+        """Add the activation's values for one batch, in any shape."""
 
     @property
     def low(self) -> float:
-        """The smallest value of all; infinite if there was none."""
+        """The smallest value of all batches; infinity if there was none."""
         return min(self.lows, default=math.inf)
 
     @property
     def high(self) -> float:
-        """The largest value of all; minus infinity if there was none."""
+        """The largest value of all batches; minus infinity if there was none."""
         return max(self.highs, default=-math.inf)
 
 
 @final
 class Extremes(ValueStatistic):
-    """The smallest and the largest value of each batch, and no more."""
+    """The smallest and the largest value of each batch."""
 
     def __init__(self) -> None:
         self.lows, self.highs = [], []
@@ -66,11 +67,11 @@ class Extremes(ValueStatistic):
 
 @final
 class Histogram(ValueStatistic):
-    """Extremes, and how many values lie where."""
+    """The smallest and the largest value of each batch, and a histogram of all values."""
 
     def __init__(self) -> None:
         self.lows, self.highs = [], []
-        self._exponent = -126  # of the bins' width
+        self._exponent = -126  # bins are 2 ** exponent wide
         self._counts = torch.zeros(BINS, dtype=torch.int64)
         self._zeros = 0
         self._generator = torch.Generator().manual_seed(0)
@@ -83,19 +84,19 @@ class Histogram(ValueStatistic):
         self.highs.append(float(high))
         largest = max(-self.lows[-1], self.highs[-1])
         if not math.isfinite(largest):
-            return  # an error for whoever asks for a range
+            return  # the range estimation raises an error that names the activation
         values = values.flatten()
-        if len(values) > COUNTED:
-            chosen = torch.randint(len(values), (COUNTED,), generator=self._generator)
+        if len(values) > COUNTED_PER_BATCH:
+            chosen = torch.randint(len(values), (COUNTED_PER_BATCH,), generator=self._generator)
             values = values[chosen.to(values.device)]
         values = values.double()
-        self._make_room(largest)
+        self._merge_bins(largest)
         self._zeros += int((values == 0).sum())
         places = (values[values != 0] * 2.0**-self._exponent).floor().long() + BINS // 2
         self._counts += torch.bincount(places.clamp_(0, BINS - 1), minlength=BINS).cpu()
 
-    def _make_room(self, largest: float) -> None:
-        """Merge bins until the largest magnitude lies inside."""
+    def _merge_bins(self, largest: float) -> None:
+        """Merge neighbouring bins until the largest magnitude lies in one."""
         needed = math.frexp(largest)[1] - int(math.log2(BINS // 2)) if largest else self._exponent
         steps = needed - self._exponent
         if steps <= 0:
@@ -108,7 +109,7 @@ class Histogram(ValueStatistic):
 
     @property
     def bins(self) -> tuple[Float[Tensor, "bins"], Int[Tensor, "bins"]]:
-        """The middles, ascending, and counts of all bins that have values; exact zeros are a bin of their own."""
+        """The middles (ascending) and counts of all bins that have values; exact zeros have a bin of their own."""
         filled = self._counts.nonzero().squeeze(1)
         middles = (filled.double() + 0.5 - BINS // 2) * 2.0**self._exponent
         counts = self._counts[filled]

@@ -1,4 +1,4 @@
-"""Activation ranges: from the values that a tensor takes to the interval its codes cover. One file per method."""
+"""Range estimation for activations: choose the interval that the codes of a tensor cover. One file per method."""
 
 from typing import Any
 

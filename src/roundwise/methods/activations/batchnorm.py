@@ -1,15 +1,17 @@
-"""Ranges from batch-norm's statistics: no sample is needed.
+"""Ranges of activations from batch-norm's statistics: no samples are needed.
 
-    low = least β − n γ of a share of the channels          high = largest β + n γ of a share of the channels
+    low = smallest β − n γ of a share of the channels          high = largest β + n γ of a share of the channels
 
-with the mean β and deviation γ that batch-norm gave each channel, cut where a ReLU or another clamp cuts the values,
-and carried along the graph by `graph/analysis/moments.py`. The source takes all channels. But channels are not normal,
-and of hundreds one may have a γ that hardly matters until equalization makes it large, and then sets the range for all:
-in MobileNetV2 one of 960 channels reaches up to 2,110 by its β and γ, while on 8 images it stays below 0 and no channel
-of that tensor goes beyond 15. So by default one channel in 200 may reach beyond the range; of 200 or fewer none.
+Batch-norm gave each channel the mean β and the standard deviation γ. `graph/analysis/moments.py` follows them through
+the graph; a ReLU or another clamp clips the interval.
 
-Of the network's input batch-norm knows nothing. Its limits must be given: for an image with pixels in [0, 1], less a
-mean and divided by a deviation, they are the smallest (0 − mean)/std and the largest (1 − mean)/std.
+The source uses all channels. But channels are not normally distributed, and one channel of hundreds may have a γ that
+has little effect until equalization makes it large; this channel then sets the range for all. In MobileNetV2, β and γ
+give one of 960 channels an upper end of 2,110; on 8 images its values are all below 0, and no channel of the tensor has
+values above 15. So by default the range leaves out one channel in 200, and none if there are 200 or fewer.
+
+Batch-norm's statistics say nothing about the network's input, so its limits must be given. For an image with pixels p
+in [0, 1], which becomes (p − mean)/std, they are the smallest (0 − mean)/std and the largest (1 − mean)/std.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from roundwise.statistics import ExpectedValues
 @final
 @dataclass(frozen=True)
 class ActivationBatchNorm(ActivationRanges[ExpectedValues]):
-    """Cover so many of batch-norm's deviations around its means; needs no data.
+    """Cover batch-norm's means plus and minus a number of standard deviations; needs no data.
 
     Args:
-        deviations: n, above 0.
-        channels: the share of the channels whose reach sets the range, above 0 and up to 1; the source has 1.
+        deviations: n, above 0. A larger n clips fewer values and makes steps larger.
+        channels: the share of the channels that the range must cover, above 0 and up to 1; in the source it is 1.
         input_low, input_high: the smallest and the largest number in the network's inputs; both or none.
 
     References:

@@ -1,4 +1,4 @@
-"""Min-max for activations: nothing that the calibration samples showed is clipped. What the paper uses (Section 5)."""
+"""Min-max for activations: no value of the calibration samples is clipped. The paper uses this (Section 5)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from roundwise.statistics import Extremes
 @final
 @dataclass(frozen=True)
 class ActivationMinMax(ActivationRanges[Extremes]):
-    """Let the smallest and the largest value be the ends of the range.
+    """Use the smallest and the largest value as the ends of the range.
 
     References:
         Nagel et al., ICML 2020, arXiv:2004.10568, Section 5, "ImageNet".

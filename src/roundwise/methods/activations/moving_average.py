@@ -1,4 +1,4 @@
-"""A moving average of each batch's smallest and largest value: one batch with an outlier does not set the range."""
+"""Moving average of each batch's smallest and largest value: one batch with an outlier does not set the range."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from roundwise.statistics import Extremes
 @final
 @dataclass(frozen=True)
 class ActivationMovingAverage(ActivationRanges[Extremes]):
-    """Average the batches' extremes, later ones counting more: a ← momentum · a + (1 − momentum) · new.
+    """Average the extremes of the batches; later batches have more weight: a ← momentum · a + (1 − momentum) · new.
 
-    Batches are the recipe's: give its `batch_size` where the result must not depend on the device.
+    The result depends on the size of batches, whose default depends on the device. Set the recipe's `batch_size` to get
+    the same result on all devices.
 
     Args:
-        momentum: from 0 (the last batch alone) up to but not including 1.
+        momentum: from 0 (only the last batch counts) up to but not including 1. A larger value gives earlier batches
+            more weight.
 
     References:
         Jacob et al., CVPR 2018, arXiv:1712.05877; there over the steps of training.

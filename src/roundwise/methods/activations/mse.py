@@ -1,8 +1,9 @@
-"""Mean squared error: the range for which rounding and clipping together lose least.
+"""Mean squared error: the range with the smallest squared error of rounding and clipping together.
 
     min over low, high    Σ counts · (v − v̄)²         v̄ = v rounded to nearest on the grid of (low, high)
 
-over the bins of a histogram. The extremes are shrunk by the same factor first, then each end by itself.
+The sum is over the bins of a histogram, with middle v. First both extremes are multiplied by the same factor, then each
+end alone.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ class ActivationMSE(ActivationRanges[Histogram]):
     """Minimise the squared error of the quantized values.
 
     Args:
-        candidates: how many factors up to 1 the extremes are shrunk by.
+        candidates: number of evenly spaced factors up to 1; more find a better range and take longer.
 
     References:
-        Banner et al., NeurIPS 2019, arXiv:1810.05723, for the idea; there from a fitted density, here from the values
-        that were seen.
+        Banner et al., NeurIPS 2019, arXiv:1810.05723, which minimises the same error for a fitted density; here it is
+        the error of the calibration values.
     """
 
     candidates: int = 100
@@ -50,7 +51,7 @@ class ActivationMSE(ActivationRanges[Histogram]):
 
 
 def _best(values: Histogram, low: Tensor, high: Tensor, codebook: Codebook) -> tuple[float, float]:
-    """Of several intervals the one with the smallest error, the first of equals."""
+    """The interval with the smallest error; of equal ones the first."""
     middles, counts = values.bins
     grid = affine_grid(low[:, None, None], high[:, None, None], codebook)
     errors = (grid.fake_quantize(middles.expand(len(low), 1, -1)) - middles).square() @ counts.double()

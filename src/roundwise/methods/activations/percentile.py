@@ -1,4 +1,4 @@
-"""Percentiles: a given share of the values may lie outside of the range, half of it on each side."""
+"""Percentiles: a given share of the values lies outside of the range, half of it on each side."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ActivationPercentile(ActivationRanges[Histogram]):
     """Cover all but the most extreme values.
 
     Args:
-        covered: share of the values inside the range, in percent; what is left is cut off half below, half above.
+        covered: share of the values inside the range, in percent; the others are clipped, half below and half above.
 
     References:
         Wu et al. 2020, arXiv:2004.09602 (percentile calibration).
@@ -43,7 +43,7 @@ class ActivationPercentile(ActivationRanges[Histogram]):
         outside = (100 - self.covered) / 200
         first = int((below > outside).nonzero()[0])
         last = int(torch.searchsorted(below, 1 - outside).clamp(max=len(below) - 1))
-        # Where nothing is cut off, the ends are the extremes themselves and not the middles of their bins.
+        # If nothing is clipped, the end is the extreme value itself and not the middle of its bin.
         low = values.low if first == 0 else float(middles[first])
         high = values.high if last == len(below) - 1 else float(middles[last])
         return low, high

@@ -1,4 +1,4 @@
-"""Correction: what a layer's bias does about an error that its codes leave. One file per method, one line here."""
+"""Corrections: shift a layer's bias to compensate for an error of its codes. One file per method, one line here."""
 
 from typing import Any
 

@@ -1,18 +1,18 @@
-"""Analytic bias correction: the mean error that rounding leaves, from batch-norm's statistics alone.
+"""Analytic bias correction: remove the mean error of rounding, computed from batch-norm's statistics alone.
 
     b̂ = b − (Ŵ − W) E[x]
 
-E[x], the expected input of each column of the layer's matrix, is what `graph/analysis/moments.py` carries along the
-graph from the mean β and the deviation γ that batch-norm gave each channel, through clipped normals. No sample is
-needed.
+E[x] is the expected input of each column of the layer's matrix. `graph/analysis/moments.py` computes it from the mean β
+and the standard deviation γ that batch-norm gave each channel, with clipped normal distributions and without samples.
 
-It is the *float* network's E[x]. The source assumes that the layers before, which are corrected already, give the same
-means; errors that a correction leaves (what quantized activations add, where a ReLU makes a mean of a variance) are not
-seen. With samples at hand, `EmpiricalBias` sees all of it.
+E[x] is that of the *float* network. The source assumes that the earlier layers, which are already corrected, have the
+same means. So this method does not correct errors that remain after their correction, such as those of quantized
+activations, or a change of the mean that a ReLU makes from a change of the variance. `EmpiricalBias` corrects these
+too, but needs samples.
 
-Where nothing tells E[x], as for the network's first layer and for all that reads the output of a layer without
-batch-norm, the bias stays, and the layer's note says so. Places at the border of a padded image, whose sums have fewer
-terms, count as all others.
+If E[x] is not known, as for the network's first layer and for a layer that reads the output of a layer without
+batch-norm, the bias stays the same, and the layer's note says so. Positions at the border of a padded image, whose sums
+have fewer terms, are treated like all others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from roundwise.statistics import ExpectedMeans
 @final
 @dataclass(frozen=True)
 class AnalyticBias(Correction[ExpectedMeans]):
-    """Let the bias take up the mean error that batch-norm's statistics let expect; needs no data.
+    """Subtract the expected mean error from the bias; it follows from batch-norm's statistics, without data.
 
     References:
         Nagel et al., ICCV 2019, arXiv:1906.04721, Section 4.2.

@@ -1,17 +1,17 @@
-"""Empirical bias correction: the bias takes up the mean error that rounding leaves in each output channel.
+"""Empirical bias correction: subtract the mean error of each output channel, measured on samples, from its bias.
 
     b̂ = b + E[y] − E[ŷ] = argmin over b̂ of E ‖W x − (Ŵ x̂ + b̂ − b)‖²                           (Eq. 26)
 
-since a squared error is least when its mean is taken away. It treats one symptom of rounding to nearest, a shifted
-mean; AdaRound minimises the same error by the codes, of which there are many more than biases (Table 6).
+because a squared error is smallest when the mean error is 0. This corrects one effect of nearest rounding, a shifted
+mean. AdaRound minimises the same error by the choice of codes, of which there are many more than biases (Table 6).
 
-The means are over all calibration samples and all positions. x̂ are the inputs from the quantized layers before, whose
-own biases are corrected already, and y are the float network's outputs, both before the activation function, as in the
-source. So the mean error that is inherited from earlier layers goes too, not only what this layer's weights add.
+The means are over all calibration samples and all positions. x̂ are the layer's inputs from the network so far, whose
+biases are already corrected; y are the float network's outputs. Outputs are compared before the nonlinearity, as in the
+source. So the correction also removes the mean error that comes from earlier layers.
 
-A rounding method that sets the bias (`free_bias`) aims at the same mean, on the samples that it learns from and, before
-a ReLU, with regard to that. The correction then comes on top: it measures what is left on all samples, before the
-activation function, and takes that away.
+A rounding method with `free_bias` sets the bias too: on the samples that it uses, and for the outputs after the
+nonlinearity. If both are used, the correction removes the mean error that is left, measured on all samples before the
+nonlinearity.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from roundwise.statistics import Means
 @final
 @dataclass(frozen=True)
 class EmpiricalBias(Correction[Means]):
-    """Let the bias take up the mean error of each output channel over the calibration samples.
+    """Subtract the mean error of each output channel over the calibration samples from its bias.
 
     References:
         Nagel et al., ICCV 2019, arXiv:1906.04721, Section 4.2; Nagel et al., arXiv:2004.10568, Eq. 26.

@@ -1,4 +1,4 @@
-"""Range estimation: from a weight matrix to the grid its codes live on. One file per method, one line here."""
+"""Range estimation for weights: choose scale and zero point for a weight matrix. One file per method, one line here."""
 
 from typing import Any
 

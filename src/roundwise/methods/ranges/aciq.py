@@ -1,12 +1,12 @@
-"""ACIQ: clip where the expected error is least, for a bell-shaped distribution fitted to the weights.
+"""ACIQ: fit a Laplace or normal distribution to the weights, and clip where its expected squared error is smallest.
 
-Let X be a weight less its mean, clipped at ±α and put on 2^M levels between, which are 2α/2^M apart. If the density is
-about even between two levels, rounding has the variance of a uniform distribution that wide, a twelfth of its square;
-clipping adds what lies beyond, twice by symmetry:
+Let X be a weight minus the mean weight. Q clips X to [−α, α] and rounds it to one of 2^M levels, which are 2α/2^M
+apart. If the density f is nearly constant between two levels, the rounding error is uniformly distributed over this
+distance, so that its variance is a twelfth of the distance squared. Clipping adds the error of both tails:
 
     E (X − Q(X))²  ≈  2 ∫_α^∞ (x − α)² f(x) dx  +  α² / (3 · 4^M)
 
-More clipping makes steps finer. With the derivative at 0, for the two densities:
+A smaller α makes the levels finer and clips more. The best α is where the derivative is 0, for the two densities:
 
 *Laplace*, f(x) = e^(−|x|/b) / 2b. The integral is 2 b² e^(−α/b), so
 
@@ -17,16 +17,17 @@ More clipping makes steps finer. With the derivative at 0, for the two densities
 
     2a (1 − Φ(a)) − 2 φ(a) + a / (3 · 4^M) = 0                                                  α = σ · 1.71, 2.15, 2.56
 
-with the numbers for M = 2, 3, 4. Each left side grows with α, so its one root is found by halving an interval. b and σ
-are the maximum-likelihood estimates E|X| and √(E X²), for each part of the matrix that shares a scale.
+The numbers at the right are for M = 2, 3, 4. Each left side grows with α, so it has one root, which bisection finds. b
+and σ are the maximum-likelihood estimates E|X| and √(E X²), for each set of weights that shares a scale.
 
-*Which of the two* fits better is told by the likelihoods at these estimates: −log 2b − 1 for a Laplace distribution and
-−log(σ √2π) − ½ for a normal one, per weight. So it is the Laplace distribution if E|X| / √(E X²) < √(π/2e) ≈ 0.760.
+*The distribution* with the larger likelihood at these estimates is used. Per weight the log-likelihood is −log 2b − 1
+for a Laplace distribution and −log(σ √2π) − ½ for a normal one. So the Laplace distribution is used if
+E|X| / √(E X²) < √(π/2e) ≈ 0.760.
 
-What differs from the source: the grid always contains 0.0, and a symmetric one is centred there and not at the mean, so
-that it reaches as far as the farther end asks. The interval never exceeds that of the weights themselves, which can be
-narrower than the distribution's where few weights share a scale. Every channel gets the same number of bits; the source
-also has a rule to give channels different ones. Its correction of the rounded weights is `NearestMoments`.
+Differences from the source: The grid always contains 0.0. A symmetric grid is centred at 0.0 instead of the mean, and
+reaches to the end of the interval that is farther from 0.0. The interval is never larger than that of the weights
+themselves; this matters if few weights share a scale. Every channel has the same number of bits, while the source also
+has a rule for giving channels different numbers. The source's correction of the rounded weights is `NearestMoments`.
 """
 
 from __future__ import annotations
@@ -45,17 +46,17 @@ from roundwise.methods.settings import check_types
 from roundwise.numerics.grid import Codebook, Granularity, Grid, affine_grid, blocked
 from roundwise.statistics import Nothing
 
-EVEN = math.sqrt(math.pi / (2 * math.e))
-"""E|X| / √(E X²) where both distributions are equally likely."""
+EQUAL_LIKELIHOOD = math.sqrt(math.pi / (2 * math.e))
+"""The value of E|X| / √(E X²) at which both distributions are equally likely; below it, Laplace is likelier."""
 
 
 @final
 @dataclass(frozen=True)
 class ACIQ(RangeEstimator[Nothing]):
-    """Clip where a Laplace or normal distribution of the weights loses least, by formula.
+    """Clip the weights where a fitted Laplace or normal distribution has the smallest expected squared error.
 
     Args:
-        distribution: "gauss", "laplace", or "auto" for the likelier one of each part that shares a scale.
+        distribution: "gauss", "laplace", or "auto": for each scale, the likelier of the two.
 
     Raises:
         RecipeError: the distribution is none of these.
@@ -84,10 +85,10 @@ class ACIQ(RangeEstimator[Nothing]):
         spread, deviation = centred.abs().mean(-1), centred.square().mean(-1).sqrt()
         laplace, gauss = spread * laplace_clip(codebook.bits), deviation * gauss_clip(codebook.bits)
         if self.distribution == "auto":
-            clip = laplace.where(spread < EVEN * deviation, gauss)
+            clip = laplace.where(spread < EQUAL_LIKELIHOOD * deviation, gauss)
         else:
             clip = laplace if self.distribution == "laplace" else gauss
-        # Equal weights have no spread: then the ends are the weights themselves.
+        # If all weights are equal, the deviation is 0; the ends are then the weights themselves.
         flat = clip == 0
         low = view.amin(-1).maximum((mean - clip).masked_fill(flat, -math.inf))
         high = view.amax(-1).minimum((mean + clip).masked_fill(flat, math.inf))
@@ -96,7 +97,7 @@ class ACIQ(RangeEstimator[Nothing]):
 
 @cache
 def laplace_clip(bits: int) -> float:
-    """α/b that is best for a Laplace distribution.
+    """The best α/b for a Laplace distribution.
 
     Example:
         >>> [round(laplace_clip(bits), 4) for bits in (2, 3, 4)]
@@ -107,7 +108,7 @@ def laplace_clip(bits: int) -> float:
 
 @cache
 def gauss_clip(bits: int) -> float:
-    """α/σ that is best for a normal distribution.
+    """The best α/σ for a normal distribution.
 
     Example:
         >>> [round(gauss_clip(bits), 4) for bits in (2, 3, 4)]
@@ -122,7 +123,7 @@ def gauss_clip(bits: int) -> float:
 
 
 def _root(increasing: Callable[[float], float]) -> float:
-    """Where a function that increases from below zero changes its sign, between 0 and 64."""
+    """The root of an increasing function between 0 and 64, by bisection."""
     low, high = 0.0, 64.0
     for _ in range(60):
         middle = (low + high) / 2

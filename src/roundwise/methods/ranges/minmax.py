@@ -1,7 +1,7 @@
-"""Min-max: the grid spans exactly the weights it must represent; nothing is clipped.
+"""Min-max: the grid reaches from the smallest to the largest weight; nothing is clipped.
 
-One outlier sets the step for all the weights that share its scale, which is why it loses against `WeightMSE` at four
-bits and below; at eight bits it is hard to beat.
+One outlier makes the step large for all weights that share its scale. So min-max is less accurate than `WeightMSE` at
+four bits and below; at eight bits it is hardly ever worse.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from roundwise.statistics import Nothing
 @final
 @dataclass(frozen=True)
 class MinMax(RangeEstimator[Nothing]):
-    """Let the smallest and the largest weight be the ends of the grid.
+    """Use the smallest and the largest weight as the ends of the grid.
 
     References:
         Krishnamoorthi 2018, arXiv:1806.08342, Section 2.

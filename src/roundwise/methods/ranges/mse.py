@@ -1,26 +1,27 @@
-"""Weight MSE: the grid that loses least when every weight is rounded to its nearest code.
+"""Weight MSE: the grid with the smallest squared error when every weight is rounded to its nearest code.
 
     min over s (and z)   ‖W − W̄(s, z)‖²,     W̄ = nearest rounding on the grid (s, z)         (Section 5)
 
-The error is a piecewise quadratic function of s with as many pieces as there are code changes, so a local search alone
-would stop in the first dip. The search here is therefore
-1. coarse: shrink the min-max interval by each of `candidates` factors evenly spaced in (0, 1], and, at the same
-   spacing, widen it by up to a fifth; keep the best. Asymmetric grids then move the lower and the upper end on their
-   own, in turn, twice;
-2. fine: alternate the two half-problems, nearest codes for a fixed scale and the least-squares scale for fixed codes,
-   s = ⟨W, q − z⟩ / ⟨q − z, q − z⟩. Neither half ever raises the error.
+As a function of s, the error is piecewise quadratic, with a new piece wherever a code changes. It has many local
+minima, so a local search alone would stop in the first one. The search has three steps:
 
-Min-max itself is among the candidates, and is compared with the result once more, so that this is never worse. Wider
-intervals matter where few weights share a scale, which can then be laid so that they happen to lie on codes: at the 9
-weights of a depthwise channel and 4 bits it takes a tenth off the error; with hundreds of weights such a candidate
-never wins.
+1. Coarse. Multiply the min-max interval by each of `candidates` evenly spaced factors in (0, 1], and by further factors
+   with the same spacing up to 1.2; keep the best. For an asymmetric grid, then move the lower and the upper end alone,
+   in turn, twice.
+2. Fine. Alternate between the nearest codes for a fixed scale, and the least-squares scale for fixed codes,
+   s = ⟨W, q − z⟩ / ⟨q − z, q − z⟩. Neither raises the error.
+3. Compare with min-max, and keep the better of the two; so the result is never worse than min-max.
+
+An interval wider than min-max can be better if few weights share a scale, because the weights may then lie closer to
+codes: for the 9 weights of a depthwise channel at 4 bits it makes the error a tenth smaller. With hundreds of weights
+it is never better.
 
 With `Nearest` rounding and a scale per output channel this is OMSE without its extensions (Choukroun et al. 2019,
-arXiv:1902.06822), which finds the same minimum by a line search; `NearestScaled` is for the extension "+opt".
+arXiv:1902.06822), which finds the same minimum by a line search. Its extension "+opt" is `NearestScaled`.
 
-Each scale has its own search, over the weights that share it; they run side by side. The cost is some 6 passes over the
-weights for every candidate (120 of them, 600 on an asymmetric grid), in pieces that stay in the processor's cache: 2 to
-3 ns for each weight and candidate on one core.
+Each scale has its own search over the weights that share it; all searches run at the same time. Each candidate (there
+are 120, or 600 for an asymmetric grid) costs about 6 passes over the weights, in pieces that fit in the processor's
+cache: 2 to 3 ns per weight and candidate on one core.
 """
 
 from __future__ import annotations
@@ -39,11 +40,13 @@ from roundwise.methods.settings import check_rules, check_types
 from roundwise.numerics.grid import Codebook, Granularity, Grid, affine_grid, blocked, positive_scale
 from roundwise.statistics import Nothing
 
-WIDEST = 1.2
-"""The widest interval that is tried, as a multiple of min-max."""
+WIDEST_FACTOR = 1.2
+"""The widest interval that the search tries, as a multiple of min-max. A larger factor adds candidates, which only help
+if few weights share a scale."""
 
 PIECE = 1 << 16
-"""Weights that are looked at in one go: 256 KiB of them, and as much for the work on them, fit a second-level cache."""
+"""Weights that are processed at once. They take 256 KiB and their codes as much, which fits in a second-level cache;
+larger pieces are slower once they do not fit."""
 
 
 @final
@@ -52,8 +55,9 @@ class WeightMSE(RangeEstimator[Nothing]):
     """Minimise the squared error of nearest rounding over the scale (and the zero point).
 
     Args:
-        candidates: how many factors up to 1 the coarse search tries; the authors' laboratory uses 80.
-        refinements: how many alternating least-squares steps follow, at most.
+        candidates: number of factors up to 1 in the coarse search; more find a better scale and take longer. The
+            authors' toolkit, AIMET, uses 80.
+        refinements: largest number of alternating least-squares steps.
 
     References:
         Nagel et al., ICML 2020, arXiv:2004.10568, Section 5 (experimental setup).
@@ -76,7 +80,7 @@ class WeightMSE(RangeEstimator[Nothing]):
         statistics: Nothing,
         layer: str,
     ) -> Grid:
-        # From here on a "row" is whatever shares a scale: [rows, members].
+        # From here on a "row" holds the weights that share one scale: [rows, members].
         view = blocked(weight.float(), granularity, layer)
         rows = view.reshape(-1, view.shape[-1])
         grids = [self._search(part, codebook) for part in rows.split(max(1, PIECE // rows.shape[1]))]
@@ -86,11 +90,11 @@ class WeightMSE(RangeEstimator[Nothing]):
 
     def _search(self, rows: Float[Tensor, "rows members"], codebook: Codebook) -> Grid:
         """The grid of every row: scales `[1, rows, 1]`."""
-        # Bring every row's largest weight into [1/2, 1) by a power of two, which is exact, so that squares can neither
-        # overflow nor vanish. (Rows below 2^-100 are empty to `positive_scale` and stay as they are.)
+        # Scale every row by a power of two so that its largest weight lies in [1/2, 1): this is exact, and squares can
+        # neither overflow nor underflow. (`positive_scale` treats rows below 2^-100 as zero.)
         exponent = torch.frexp(rows.abs().amax(-1, keepdim=True)).exponent.clamp(min=-100)
         rows = torch.ldexp(rows, -exponent)
-        count = math.floor(WIDEST * self.candidates)
+        count = math.floor(WIDEST_FACTOR * self.candidates)
         factors = torch.arange(count, 0, -1, device=rows.device).reshape(-1, 1, 1) / self.candidates
         lowest, highest = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
 
@@ -118,16 +122,16 @@ class WeightMSE(RangeEstimator[Nothing]):
 
 
 def _best(rows: Tensor, low: Tensor, high: Tensor, codebook: Codebook) -> tuple[Tensor, Tensor]:
-    """Of several intervals per row, `[candidates, rows, 1]`, the one with the smallest error (the first of equals)."""
+    """For each row, the interval with the smallest error among `[candidates, rows, 1]`; of equal ones the first."""
     choice = _squared_errors(rows, affine_grid(low, high, codebook)).argmin(0, keepdim=True)
     return low.gather(0, choice), high.gather(0, choice)
 
 
 def _no_worse(rows: Tensor, grid: Grid, simple: Grid) -> Grid:
-    """The grid, or a simple one in rows that it suits better in the arithmetic of networks.
+    """For each row, the grid or the simple grid, whichever has the smaller error in the network's own arithmetic.
 
-    The search compares errors with exact products s (q − z). In a network these are rounded to float32, which at 16
-    bits moves the error by a thousandth.
+    The search computes s (q − z) exactly. The network rounds it to float32, which changes the error by a thousandth at
+    16 bits.
     """
     errors = [(one.fake_quantize(rows[None]) - rows).double().square().sum(-1, keepdim=True) for one in (grid, simple)]
     better = errors[1] < errors[0]
@@ -136,7 +140,7 @@ def _no_worse(rows: Tensor, grid: Grid, simple: Grid) -> Grid:
 
 
 def _squared_errors(rows: Tensor, grids: Grid) -> Tensor:
-    """‖row − nearest rounding of row‖² for every row on every one of its grids, `[candidates, rows, 1]`."""
+    """The squared error of nearest rounding for every candidate grid of every row, `[candidates, rows, 1]`."""
     errors = torch.zeros_like(grids.scale)
     for candidate, piece, codes in _nearest_codes(rows, grids):
         residual = torch.addcmul(piece, codes, grids.scale[candidate], value=-1, out=codes)
@@ -145,7 +149,7 @@ def _squared_errors(rows: Tensor, grids: Grid) -> Tensor:
 
 
 def _least_squares_scale(rows: Tensor, grids: Grid) -> Tensor:
-    """The best scale of every row for the codes that it has on a grid; 0 where all of them stand for 0.0."""
+    """The least-squares scale of every row for its nearest codes on a grid; 0 where all codes stand for 0.0."""
     product, energy = torch.zeros_like(grids.scale), torch.zeros_like(grids.scale)
     for candidate, piece, codes in _nearest_codes(rows, grids):
         product[candidate] += torch.linalg.vecdot(piece, codes).unsqueeze(-1)
@@ -154,7 +158,7 @@ def _least_squares_scale(rows: Tensor, grids: Grid) -> Tensor:
 
 
 def _nearest_codes(rows: Tensor, grids: Grid) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """q − z for the nearest codes q, as floats, by piece and grid: `Grid.quantize` without its temporaries."""
+    """q − z for the nearest codes q, as floats, for each piece and grid: `Grid.quantize` without temporary tensors."""
     codebook, factors, zero_points = grids.codebook, 1 / grids.scale, grids.zero_point.float()
     for piece in rows.split(PIECE, dim=1):
         codes = torch.empty_like(piece)

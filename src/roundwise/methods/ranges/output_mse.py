@@ -1,10 +1,10 @@
-"""Output MSE: the grid on which nearest rounding changes the layer's output least.
+"""Output MSE: the grid for which nearest rounding changes the layer's output least.
 
     min over s (and z)   E ‖W x̂ − W̄(s, z) x̂‖²  =  Σ over rows  d H dᵀ,     d = w − w̄,  H = E[x̂ x̂ᵀ]
 
-The grids that are tried are those of weights shrunk to fractions of their extremes, as in `WeightMSE`'s coarse search;
-what differs is that an error counts by what it does to the output. The paper's appendix compares it with min-max and
-weight MSE: better than both for nearest rounding, no better than weight MSE under AdaRound.
+The candidates are the min-max interval multiplied by fractions up to 1, as in the coarse search of `WeightMSE`. Unlike
+there, the error is that of the layer's output, not of its weights. The paper's appendix compares it with min-max and
+weight MSE: it is better than both for nearest rounding, and not better than weight MSE for AdaRound.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from roundwise.statistics import Gram
 class OutputMSE(RangeEstimator[Gram]):
     """Minimise the squared error of the layer's output under nearest rounding over the scale (and the zero point).
 
-    With several scales to a row (per group) each is chosen with the other blocks' weights in float.
+    If a row has several scales (`PerGroup`), each is chosen as if the weights of the other groups stayed in float.
 
     Args:
-        candidates: how many fractions of the extremes are tried, evenly spaced up to 1.
+        candidates: number of evenly spaced fractions up to 1; more find a better scale and take longer.
 
     References:
         Nagel et al., ICML 2020, arXiv:2004.10568v2, appendix (influence of the quantization grid).
@@ -69,7 +69,7 @@ class OutputMSE(RangeEstimator[Gram]):
         return best
 
     def _errors(self, weight: Tensor, grid: Grid, hessian: Tensor, shape: torch.Size) -> Tensor:
-        """The output's squared error that each scale is to blame for, in the shape of the scales."""
+        """The squared error of the output that each scale causes, in the shape of the scales."""
         difference = weight - grid.fake_quantize(weight)
         blocks, cols = shape[2], weight.shape[2]
         size = cols // blocks

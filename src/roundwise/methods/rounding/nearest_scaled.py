@@ -1,21 +1,21 @@
-"""Round to nearest, then choose new scales that reproduce the layer's outputs best: the "+opt" of OMSE+opt.
+"""Round to nearest, then choose new scales with the smallest error of the layer's outputs: the "+opt" of OMSE+opt.
 
     ŝ = argmin over s of E ‖y − (s v x̂ + b)‖²,     v = q − z, the nearest codes
 
 The codes do not change. A scale for each output channel, or one for all, has a closed form in second moments of the
-inputs (`numerics/quadratic.py`). All samples count, and none are held out: one number for a row cannot overfit them.
+inputs (`numerics/quadratic.py`). It uses all samples and holds none out, since one number per row cannot overfit them.
 
 *OMSE* has three parts. The first, a scale for each output channel with the smallest squared error of the weights, is
-`WeightMSE` with `Nearest`: the source finds it by a line search. The second, "+opt", is this method, so that OMSE+opt
+`WeightMSE` with `Nearest`; the source finds it by a line search. The second part, "+opt", is this method. So OMSE+opt
 with one tensor for each layer is
 
     rw.Quantize(rw.Weights(ranges=rw.ranges.WeightMSE()), rw.rounding.NearestScaled())
 
-The third replaces a layer whose error stays large by the sum of two quantized tensors. That takes twice the bits and
-has no single grid; here, give such a layer more bits in the recipe's overrides.
+The third part replaces a layer with a large error by the sum of two quantized tensors. That needs twice the bits and
+two grids; here, give such a layer more bits in the recipe's overrides.
 
-Two things differ from the source. Inputs are those of the network so far, so that the scale also makes up for the error
-that the layer inherits; and of a large image, positions are drawn at random (`statistics/gram.py`).
+Two things differ from the source. The inputs come from the network so far, so that the scale also compensates for the
+error of earlier layers; and of a large image, positions are drawn at random (`statistics/gram.py`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from roundwise.statistics import Gram
 @final
 @dataclass(frozen=True)
 class NearestScaled(RoundingSolver[Gram]):
-    """Round to nearest, then give each scale the value that reproduces the layer's outputs best for these codes.
+    """Round to nearest, then give each scale the value with the smallest error of the layer's outputs for these codes.
 
     References:
         Choukroun et al., Low-bit Quantization of Neural Networks for Efficient Inference, 2019, arXiv:1902.06822.
@@ -45,5 +45,5 @@ class NearestScaled(RoundingSolver[Gram]):
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
         grid, codes = problem.grid, problem.grid.quantize(problem.weight)
         plain = Objectives.of(problem, "all", free_bias=False).plain
-        note = "scales of groups depend on each other and stay as they are" if grid.scale.shape[-1] > 1 else ""
+        note = "scales were not changed: scales of groups depend on each other" if grid.scale.shape[-1] > 1 else ""
         return Rounding(codes, plain.best_scale(grid, codes), note=note)
