@@ -34,7 +34,6 @@ WITHOUT_TWO_CLAUSES = {
 WITHOUT_INSTRUCTION = {
     "a class that is listed twice",
     "a crop of nothing",
-    "a file of tensors",
     "a file that does not run",
     "a file that is not there",
     "a function that fails",
@@ -65,7 +64,6 @@ WITHOUT_INSTRUCTION = {
     "more labels than samples",
     "no TOML",
     "no class left",
-    "no file",
     "no layer",
     "no model",
     "no outputs",

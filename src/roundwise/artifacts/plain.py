@@ -1,12 +1,12 @@
-"""A graph as plain data, which is what JSON can hold, and back: the part of a `.rw` file that is not numbers.
+"""Convert a graph to plain data that JSON can hold, and back: the part of a `.rw` file that describes the network.
 
-Plain data may come from anywhere, so the way back takes nothing that could do more than compute on tensors:
+A file may come from anywhere, so reading it allows nothing but computing on tensors:
 
-- operations are looked up by name: the dialect's own (`artifacts/dialect.py`), PyTorch's ATEN, and arithmetic on
-  sizes. Of ATEN, only operations that return something new and change nothing are taken;
-- PyTorch turns a graph into Python text, so every name that stands in it as it is must be an identifier;
-- of containers, tuples, lists and dicts are known here. Any other type must have been registered with PyTorch's pytree
-  by the reader's own program; nothing is imported. (PyTorch's own form of such descriptions names modules to import.)
+- Operations are looked up by name: those of Roundwise (`artifacts/dialect.py`), PyTorch's ATEN, and arithmetic on
+  sizes. Of ATEN, only operations that return new tensors and change nothing are allowed.
+- PyTorch turns a graph into Python code, so every name that appears in the code must be an identifier.
+- The known containers are tuples, lists and dicts. Any other type must already be registered with PyTorch's pytree by
+  the program that reads the file; nothing is imported. (PyTorch's own descriptions of types name modules to import.)
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ON_SIZES: dict[str, Callable[..., Any]] = {
     f"{module.__name__}.{name}": getattr(module, name) for module, names in _ARITHMETIC.items() for name in names
 }
 _CONTAINERS: dict[str, Callable[..., Any]] = {"tuple": tuple, "list": list, "dict": dict, "ordered": OrderedDict}
-_MODULE_NAME = re.compile(r"[\w \-+:/,@=]+")  # what a ModuleDict may be keyed with and cannot end a string
+_MODULE_NAME = re.compile(r"[\w \-+:/,@=]+")  # usual keys of a ModuleDict; none of these characters ends a string
 _WAY_OUT = "Use `torch.export.save(quantized.program, …)` instead."
 
 
@@ -47,10 +47,10 @@ _WAY_OUT = "Use `torch.export.save(quantized.program, …)` instead."
 
 
 def graph_to_plain(graph: Graph) -> dict[str, Any]:
-    """A description of everything but the tensors.
+    """A description of the graph without its tensors.
 
     Raises:
-        FileFormatError: the graph holds something that has no plain form.
+        FileFormatError: the graph holds a value that has no plain form.
     """
     structure = graph.structure
     return {
@@ -95,10 +95,10 @@ def _value_to_plain(value: Any) -> Any:
         case torch.dtype():
             return {"dtype": dtype_name(value)}
         case torch.device():
-            return {"device": "cpu"}  # where a model is after loading
+            return {"device": "cpu"}  # a loaded model is on the CPU
         case torch.layout() | torch.memory_format():
             return {"torch": str(value).removeprefix("torch.")}
-    raise FileFormatError(f"a value of type {type(value).__name__} in the graph has no form in a .rw file: {value!r}.")
+    raise FileFormatError(f"a .rw file cannot hold the value of type {type(value).__name__} in the graph: {value!r}.")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -113,7 +113,7 @@ def _input_to_plain(spec: InputSpec | ConstantInput) -> dict[str, Any]:
 
 
 def _spec_to_plain(spec: pytree.TreeSpec) -> Any:
-    """How a structure is nested: "*" for a leaf, else a container by name, its children, and keys if it has any."""
+    """A pytree as plain data: "*" for a leaf, otherwise the container's name, its children, and its keys if any."""
     if spec.is_leaf():
         return "*"
     assert spec.type is not None
@@ -132,7 +132,7 @@ def _spec_to_plain(spec: pytree.TreeSpec) -> Any:
 
 
 def _are_names(keys: Any) -> bool:
-    """What a registered type may need to know besides its parts: names, or lists of names."""
+    """Whether the context of a registered type consists of names and lists of names only."""
     return isinstance(keys, list | tuple) and all(isinstance(key, str) or _are_names(key) for key in keys)
 
 
@@ -143,8 +143,8 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
     """The graph that `graph_to_plain` described, with the tensors that it reads.
 
     Raises:
-        FileFormatError: it names an operation, a type or a name that is not taken from a file. A description that is
-            wrong in other ways raises what its use raises.
+        FileFormatError: the description has an operation, a type or a name that a file may not use. A description that
+            is wrong in another way may raise any exception.
     """
     for name in tensors:
         _check_tensor_name(name)
@@ -154,13 +154,13 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
         op, name, target = entry["op"], _identifier(entry["name"]), entry["target"]
         if op == "get_attr":
             if target not in tensors:
-                raise FileFormatError(f"node '{name}' reads the tensor {target!r}, which the file does not hold.")
+                raise FileFormatError(f"node '{name}' reads the tensor {target!r}, but the file does not contain it.")
         elif op == "call_function":
             target = _function(target)
         elif op == "placeholder":
             _identifier(target)
         elif op != "output":
-            raise FileFormatError(f"node '{name}' of kind {op!r} is not an operation of a network.")
+            raise FileFormatError(f"node '{name}' has the kind {op!r}, which no operation of a network has.")
         args = tuple(_value_from_plain(value, nodes) for value in entry["args"]["list"])
         kwargs = {_identifier(key): _value_from_plain(value, nodes) for key, value in entry["kwargs"].items()}
         if op == "call_function" and entry["target"] in OPERATIONS:
@@ -175,30 +175,30 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
         _identifier(name)
     kinds = [node.op for node in graph.nodes]
     if kinds.count("output") != 1 or kinds[-1] != "output" or kinds.count("placeholder") != in_spec.num_leaves:
-        raise FileFormatError("the network's inputs and outputs do not fit its operations.")
+        raise FileFormatError("the network's inputs and outputs do not match its operations.")
     if len(inputs) != in_spec.num_leaves or len(arguments) != positional.num_children + named.num_children:
-        raise FileFormatError("the network's inputs do not fit the arguments it is called with.")
+        raise FileFormatError("the network's inputs do not match the arguments of its call.")
     graph.lint()
     structure, batch = CallStructure(tuple(arguments), in_spec, out_spec), description["batch"]
     return Graph(graph, tensors, inputs, structure, None if batch is None else int(batch))
 
 
 def _identifier(name: Any) -> str:
-    """A name that may stand in Python text as it is."""
+    """Check a name that will appear in Python code, and return it."""
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-        raise FileFormatError(f"{name!r} is not a name that the network's code can use.")
+        raise FileFormatError(f"{name!r} cannot be a name in the network's code.")
     return name
 
 
 def _check_tensor_name(name: str) -> None:
-    """`part.part.…`: each an attribute of a module, or what may stand between quotation marks."""
+    """Check a name `part.part.…`: each part is an attribute of a module, or safe between quotation marks."""
     for part in name.split("."):
         if part.isidentifier():
             sound = not keyword.iskeyword(part) and not part.startswith("__") and not hasattr(fx.GraphModule, part)
         else:
             sound = _MODULE_NAME.fullmatch(part) is not None
         if not sound:
-            raise FileFormatError(f"a tensor cannot have the name {name!r}: '{part}' is not a module's or parameter's.")
+            raise FileFormatError(f"a tensor cannot have the name {name!r}: no module or parameter is called '{part}'.")
 
 
 def _function(name: str) -> Callable[..., Any]:
@@ -212,7 +212,7 @@ def _function(name: str) -> Callable[..., Any]:
         if isinstance(function, torch._ops.OpOverload) and _only_computes(function):
             return function
     raise FileFormatError(
-        f"the file asks for the operation '{name}', which this release does not run from a file. It runs the "
+        f"the file contains the operation '{name}', which this release does not run from a file. It runs the "
         f"operations of Roundwise ({', '.join(OPERATIONS)}), operations of PyTorch's 'aten' that only compute, and "
         "arithmetic on sizes."
     )
@@ -250,14 +250,14 @@ def _value_from_plain(value: Any, nodes: dict[str, fx.Node]) -> Any:
             return torch.device("cpu")
         case "torch" if isinstance(getattr(torch, content, None), torch.layout | torch.memory_format):
             return getattr(torch, content)
-    raise FileFormatError(f"a value of unknown kind {kind!r} in the graph.")
+    raise FileFormatError(f"the graph contains a value of the unknown kind {kind!r}.")
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """The dtype of a name.
+    """The dtype with a name such as `int8`.
 
     Raises:
-        FileFormatError: there is none.
+        FileFormatError: there is no such dtype.
     """
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
@@ -272,7 +272,7 @@ def _input_from_plain(entry: dict[str, Any]) -> InputSpec | ConstantInput:
 
 
 def _skeleton(entry: Any) -> Any:
-    """An object of the structure that `_spec_to_plain` described."""
+    """A pytree with the structure that `_spec_to_plain` described; its leaves are 0."""
     if entry == "*":
         return 0
     name, children, keys = entry["type"], [_skeleton(child) for child in entry["children"]], entry.get("keys")
@@ -282,7 +282,7 @@ def _skeleton(entry: Any) -> Any:
     known = None if kind is None else pytree.SUPPORTED_SERIALIZED_TYPES.get(kind)
     if kind is None or known is None or known.to_dumpable_context is not None or not _are_names(keys):
         raise FileFormatError(
-            f"the model takes or returns a {name}, which is not registered with PyTorch's pytree here. Import the "
-            "package that defines it before loading the file."
+            f"the model takes or returns a {name}, but this type is not registered with PyTorch's pytree. Import the "
+            "package that defines the type before you load the file."
         )
     return pytree.SUPPORTED_NODES[kind].unflatten_fn(children, keys)
