@@ -1,9 +1,9 @@
-"""What a run tells while it runs. Pass a function that takes an event; `progress=print` is enough.
+"""Events that report the progress of a run. Pass a function that takes an event, for example `progress=print`.
 
-Planned         once, before the samples stream: what will happen and what it will take
-PassStarted     where activations are quantized: before another pass over the samples, and what it is for
-LayerStarted    before each layer's statistics
-LayerFinished   after each layer, with its report and the time left
+Planned         once, before the first pass: the layers, and an estimate of memory and time
+PassStarted     if activations are quantized: before each further pass over the samples, with its purpose
+LayerStarted    before each layer
+LayerFinished   after each layer, with its report and the estimated time left
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from roundwise.wording import human_bytes, human_seconds, number_of
 @final
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do, known before it starts.
+    """The layers of a run, and an estimate of its memory and time before it starts.
 
     Attributes:
         layers: names of the layers that will be quantized, in order.
         samples: number of calibration samples.
-        widest_bytes: activations held between layers at the widest point, both streams, all samples.
-        widest_layer: the layer at which that is.
-        working_bytes: what is needed on top: by one batch while it runs through the operations between two layers, or
-            by one layer's statistics and solver.
-        memory_budget: bytes of activations that stay in memory.
-        seconds: an estimate from a few samples and the solvers' own counts of work; good to a factor of two or three.
+        widest_bytes: the largest number of bytes of activations held between two layers, both streams, all samples.
+        widest_layer: the layer after which so many activations are held.
+        working_bytes: further memory, for one batch while it runs from one layer to the next, or for the statistics and
+            the solver of one layer.
+        memory_budget: bytes of activations that may stay in memory.
+        seconds: estimated from one batch and the cost that each solver states; it may be wrong by a factor of three.
     """
 
     layers: tuple[str, ...]
@@ -42,7 +42,7 @@ class Plan:
 
     @property
     def spilled_bytes(self) -> int:
-        """How much will go to temporary files at the widest point."""
+        """The largest number of bytes in temporary files at any time."""
         return max(0, self.widest_bytes - self.memory_budget)
 
     def __str__(self) -> str:
@@ -52,14 +52,14 @@ class Plan:
         return (
             f"plan: {number_of(len(self.layers), 'layer')}, {number_of(self.samples, 'sample')}; "
             f"at most {human_bytes(self.widest_bytes)} of activations (at {self.widest_layer}; {where}) "
-            f"and {human_bytes(self.working_bytes)} for the work on them; about {human_seconds(self.seconds)}"
+            f"and {human_bytes(self.working_bytes)} of working memory; about {human_seconds(self.seconds)}"
         )
 
 
 @final
 @dataclass(frozen=True)
 class Planned:
-    """The run is about to start."""
+    """The first pass is about to start."""
 
     plan: Plan
 
@@ -70,7 +70,7 @@ class Planned:
 @final
 @dataclass(frozen=True)
 class PassStarted:
-    """The samples stream through the network once more; `purpose` says what for."""
+    """Another pass over all samples starts; `purpose` says why it is needed."""
 
     purpose: str
 
@@ -81,7 +81,7 @@ class PassStarted:
 @final
 @dataclass(frozen=True)
 class LayerStarted:
-    """Layer number `index` (from 0) of `total` comes next."""
+    """Layer number `index` (from 0) of `total` is quantized next."""
 
     name: str
     index: int
@@ -94,7 +94,7 @@ class LayerStarted:
 @final
 @dataclass(frozen=True)
 class LayerFinished:
-    """A layer is done; `seconds_left` is estimated from the work done so far."""
+    """A layer is quantized; `seconds_left` is estimated from the time of the layers so far."""
 
     report: LayerReport
     index: int

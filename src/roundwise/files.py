@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Write a file so that it appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from roundwise.errors import RoundwiseError
 
 @contextlib.contextmanager
 def replacing(path: Path, refusal: type[RoundwiseError], also: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
-    """A file beside `path` that takes its place at the end, or is gone if anything stops the writing.
+    """Give a temporary file in the folder of `path`; rename it to `path` at the end, or delete it after an exception.
 
     Args:
-        path: where to; an earlier file is replaced.
-        refusal: what is raised where it cannot be written.
-        also: exceptions of whoever writes that mean the same as an OSError.
+        path: the file to write; an existing file is replaced.
+        refusal: the class of the error that is raised if the file cannot be written.
+        also: exceptions besides OSError that mean that the file cannot be written.
     """
     if path.is_dir():
         raise refusal(f"cannot write '{path}': it is a folder; give the name of a file.")
@@ -26,12 +26,12 @@ def replacing(path: Path, refusal: type[RoundwiseError], also: tuple[type[Except
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # some writers let nobody but the owner read
+        temporary.chmod(mode)  # some writers make the file readable for its owner only
         temporary.replace(path)
     except FileNotFoundError as error:
         reason = f"there is no folder '{path.parent}'. Create it first."
         if path.parent.is_dir():
-            reason = f"the folder '{path.parent}' takes no new files. Choose another."
+            reason = f"no file can be created in the folder '{path.parent}'. Choose another folder."
         raise refusal(f"cannot write {path}: {reason}") from error
     except Exception as error:
         if not isinstance(error, (OSError, *also)):

@@ -1,11 +1,11 @@
-"""What was done, in figures: one record per layer and per activation, an entry per stage, and the whole.
+"""The report of a run: one entry per stage, with one entry per quantized layer and per quantized activation.
 
-An error is always *relative and measured at the layer's output*, against the float network's output y:
+A layer's error is *relative*, and measured at the layer's output against the output y of the reference network:
 
-    error = Σ ‖y − ŷ‖² / Σ ‖y‖²        over all calibration samples, before the activation function,
+    error = Σ ‖y − ŷ‖² / Σ ‖y‖²        over all calibration samples, before the nonlinearity,
 
-where ŷ is what the layer gives in the network whose earlier layers are quantized already. So it contains the error that
-the layer inherits; `error_nearest` is the same with this layer's weights rounded to nearest.
+where ŷ is the layer's output in the network so far, whose earlier layers are already quantized. So it contains the
+error that comes from earlier layers. `error_nearest` is the same error with this layer's weights rounded to nearest.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from roundwise.wording import human_bytes, number_of
 @final
 @dataclass(frozen=True)
 class WeightSummary:
-    """A layer's float weights and the grids they were put on, in a few hundred bytes: enough to draw both.
+    """A layer's float weights and grid in a few hundred bytes, enough for a figure of both.
 
-    Each scale, with its zero point, is a grid of its own. Of these the finest and the coarsest are kept, and how far
-    the ends of all of them spread.
+    Each scale, with its zero point, is a grid from a smallest to a largest number. The summary keeps the finest and the
+    coarsest of these grids, and the ranges in which the ends of all of them lie.
 
     Attributes:
-        smallest, largest: weight.
-        counts: of weights in bins of equal width from `smallest` to `largest`; one bin where all are equal.
-        scales: how many there are.
+        smallest, largest: the smallest and the largest weight.
+        counts: number of weights in bins of equal width from `smallest` to `largest`; one bin if all are equal.
+        scales: number of scales.
         finest, coarsest: the smallest and the largest scale, each with its zero point.
-        lower_ends: the lowest and the highest among the smallest numbers that the grids reach.
-        upper_ends: the lowest and the highest among the largest numbers that the grids reach.
-        clipped: share of the weights more than half a step beyond their grid's ends, 0 to 1.
+        lower_ends: the lowest and the highest lower end of all grids.
+        upper_ends: the lowest and the highest upper end of all grids.
+        clipped: share of the weights that lie more than half a step outside of their grid, 0 to 1.
     """
 
     smallest: float
@@ -56,15 +56,15 @@ class LayerReport:
     Attributes:
         name: the layer's name in the model.
         operation: `linear`, `conv2d`, `conv_transpose1d`, …
-        shape: of the weight tensor.
-        bits, granularity, symmetric, ranges, rounding: how it was quantized, in the recipe's words.
-        error_nearest: relative output error with nearest rounding; NaN where there was no data to measure it on. Of 256
-            samples and more, from how the two compare on 128 to 256 of them.
-        error: relative output error with the rounding that was chosen, on all samples; NaN likewise.
+        shape: shape of the weight tensor.
+        bits, granularity, symmetric, ranges, rounding: how it was quantized, with the names that recipes use.
+        error_nearest: relative output error with nearest rounding; NaN without data. With 256 samples or more it is
+            estimated: `error`, times the ratio of both errors on at least 128 of the samples.
+        error: relative output error with the chosen rounding, on all samples; NaN without data.
         flips: share of the weights whose code is not the nearest one on the layer's final grid, 0 to 1.
-        seconds: spent on ranges and rounding.
-        note: anything a reader must know ("shared by 2 calls", …), or empty.
-        summary: of the weights and their grid; None in files of earlier releases.
+        seconds: time spent on ranges and rounding.
+        note: further information ("used by 2 calls; …"), or empty.
+        summary: the weights and their grid; None in files of earlier releases.
     """
 
     name: str
@@ -80,26 +80,26 @@ class LayerReport:
     flips: float
     seconds: float
     note: str = ""
-    summary: WeightSummary | None = field(default=None, repr=False)  # a page of bins would hide the rest
+    summary: WeightSummary | None = field(default=None, repr=False)  # its many numbers would hide the other fields
 
     @property
     def weights(self) -> int:
-        """How many weights the layer has."""
+        """Number of weights in the layer."""
         return math.prod(self.shape)
 
 
 @final
 @dataclass(frozen=True)
 class ActivationReport:
-    """One quantized tensor between operations.
+    """One quantized activation: a tensor between operations.
 
     Attributes:
-        name: of the operation or input that gives it, in the graph.
+        name: name of the operation or input in the graph that gives it.
         bits, symmetric: of its codes.
         scale, zero_point: step in real units per code; the code of 0.0.
-        low, high: the smallest and the largest value that the calibration samples showed; or that was expected, where
-            the range was not read off them.
-        shared_with: other tensors that have the same scale and zero point, since a concatenation joins them.
+        low, high: its smallest and largest value for the calibration samples; or the expected limits, if the range was
+            estimated without samples.
+        shared_with: other activations with the same scale and zero point, because a concatenation joins them.
     """
 
     name: str
@@ -115,7 +115,7 @@ class ActivationReport:
 @final
 @dataclass(frozen=True)
 class KeptFloat:
-    """A parameter that stayed in float, and why."""
+    """A parameter that stayed in float, and the reason."""
 
     name: str
     weights: int
@@ -125,18 +125,17 @@ class KeptFloat:
 @final
 @dataclass(frozen=True)
 class StageReport:
-    """What one stage of the recipe did.
+    """The report of one stage of the recipe.
 
     Attributes:
-        stage: its name in the table of stages: `rewrite`, `quantize`.
-        seconds: wall time by what it was spent on.
-        notes: what a reader must know about this stage as a whole.
+        stage: name of the stage: `rewrite`, `quantize`.
+        seconds: wall time of each activity.
+        notes: notes about the stage as a whole.
         output_error: relative error of the network's outputs, Σ‖y − ŷ‖²/Σ‖y‖², on the calibration samples, against the
-            network that the stage was given; None where it was not measured.
-        layers: the layers that the stage quantized, in the order in which they ran.
-        kept_float: float parameters with more than one dimension that remain, each with the reason.
-        activations: the tensors between operations that the stage quantized, in order. All errors are measured with
-            them quantized.
+            network that the stage was given; None if it was not measured.
+        layers: the layers that the stage quantized, in the order in which they run.
+        kept_float: the parameters with two or more dimensions that stay in float, each with the reason.
+        activations: the activations that the stage quantized, in order. All errors include theirs.
     """
 
     stage: str
@@ -151,16 +150,16 @@ class StageReport:
 @final
 @dataclass(frozen=True)
 class Report:
-    """The whole run. `print(report)` gives a table; `as_dict()` gives plain data for scripts.
+    """The report of a run. `print(report)` gives a table; `as_dict()` gives plain data for scripts.
 
     Attributes:
-        stages: an entry for each stage of the recipe, in order.
-        samples: how many calibration samples there were; 0 where it went without data, and no error was measured.
-        float_bytes: size of the model's parameters and statistics before.
-        quantized_bytes: size of codes (packed to their bits), scales, zero points and float parameters after.
+        stages: the report of each stage of the recipe, in order.
+        samples: number of calibration samples; 0 for a run without data, in which no error is measured.
+        float_bytes: size of the model's parameters and buffers before the run.
+        quantized_bytes: size of codes (packed to their bits), scales, zero points and float parameters after the run.
         setup_seconds: wall time before the first stage: `read`, `capture`.
-        peak_activation_bytes: the most that the run held between layers at any time, memory and disk together.
-        setup_notes: what a reader must know about the samples and the captured network.
+        peak_activation_bytes: the largest number of bytes held between layers at any time, in memory and on disk.
+        setup_notes: notes about the samples and the captured network.
     """
 
     stages: tuple[StageReport, ...]
@@ -178,27 +177,27 @@ class Report:
 
     @property
     def activations(self) -> tuple[ActivationReport, ...]:
-        """The quantized tensors between operations; none where activations stay in float."""
+        """The quantized activations of all stages; empty if activations stay in float."""
         return tuple(activation for stage in self.stages for activation in stage.activations)
 
     @property
     def kept_float(self) -> tuple[KeptFloat, ...]:
-        """Float parameters with more than one dimension that remain after the last stage that quantizes."""
+        """The parameters with two or more dimensions that are still float after the last stage that quantizes."""
         return next((stage.kept_float for stage in reversed(self.stages) if stage.layers), ())
 
     @property
     def output_error(self) -> float:
-        """The error of the last stage that measured one; NaN where none did."""
+        """The error of the last stage that measured one; NaN if no stage did."""
         return next((s.output_error for s in reversed(self.stages) if s.output_error is not None), math.nan)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know about the run as a whole."""
+        """All notes about the run as a whole."""
         return (*self.setup_notes, *(note for stage in self.stages for note in stage.notes))
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Wall time by what it was spent on, over all stages."""
+        """Wall time of each activity, over all stages."""
         total = dict(self.setup_seconds)
         for stage in self.stages:
             for name, seconds in stage.seconds.items():
@@ -207,31 +206,31 @@ class Report:
 
     @property
     def measured(self) -> bool:
-        """Whether there was data to measure errors on."""
+        """Whether errors were measured: False for a run without data."""
         return self.samples > 0
 
     @property
     def layer_notes(self) -> list[str]:
-        """What a reader must know about single layers, each note once, with the names of those that have it."""
+        """The notes about single layers; each note once, with the names of the layers that have it."""
         names: dict[str, list[str]] = {}
         for layer in self.layers:
             if layer.note:
                 names.setdefault(layer.note, []).append(layer.name)
         count = len(self.layers)
 
-        def told(those: list[str]) -> str:
-            return f"all {count} layers" if len(those) == count > 1 else ", ".join(those)
+        def join(layers: list[str]) -> str:
+            return f"all {count} layers" if len(layers) == count > 1 else ", ".join(layers)
 
-        return [f"{told(those)}: {note}" for note, those in names.items()]
+        return [f"{join(layers)}: {note}" for note, layers in names.items()]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: dicts, lists, strings and numbers, and None for an error that is no finite number."""
+        """Plain data for JSON: dicts, lists, strings and numbers, and None for an error that is NaN or infinite."""
         plain: dict[str, Any] = _CONVERTER.unstructure(self)
         return plain
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
-        """The inverse of `as_dict`, also after a trip through JSON; an error that is None becomes NaN."""
+        """The inverse of `as_dict`, also for data read from JSON; an error that is None becomes NaN."""
         return _CONVERTER.structure(data, cls)
 
     def __str__(self) -> str:
@@ -268,19 +267,19 @@ class Report:
             + (
                 f"relative error of the network's output {self.output_error:.5f}."
                 if self.measured
-                else "no error was measured, since there was nothing to measure it on."
+                else "no error was measured, since there was no data."
             )
         )
         if self.activations:
             bits = "/".join(map(str, sorted({activation.bits for activation in self.activations})))
             lines.append(
                 f"{number_of(len(self.activations), 'activation')} quantized to {bits} bits"
-                + ("; errors are measured with them." if self.measured else ".")
+                + ("; errors include theirs." if self.measured else ".")
             )
         if self.measured:
             lines.append(
-                "nearest, chosen: relative error of the layer's output before its activation function, "
-                "Σ‖y − ŷ‖²/Σ‖y‖², with the layers before it quantized as chosen."
+                "nearest, chosen: relative error of the layer's output before its nonlinearity, Σ‖y − ŷ‖²/Σ‖y‖², with "
+                "nearest and with the chosen rounding of this layer; earlier layers are quantized as chosen."
             )
         lines += self.layer_notes
         lines += [
@@ -291,7 +290,7 @@ class Report:
         return "\n".join(lines)
 
 
-# JSON has no NaN. Errors are not finite where there was no data, or where a network in float16 overflows.
+# JSON has no NaN. Errors are NaN without data, and may be infinite if a network in float16 overflows.
 _CONVERTER = cattrs.Converter(detailed_validation=False, forbid_extra_keys=True)
 _CONVERTER.register_unstructure_hook(float, lambda value: value if math.isfinite(value) else None)
 _CONVERTER.register_structure_hook(float, lambda value, _: math.nan if value is None else float(value))

@@ -1,4 +1,4 @@
-"""Sizes, durations and counts as people read them."""
+"""Sizes, durations and counts in a form that people can read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import humanize
 
 
 def human_bytes(count: float) -> str:
-    """A number of bytes for people.
+    """A number of bytes, with a unit.
 
     Example:
         >>> human_bytes(1536), human_bytes(999)
@@ -16,7 +16,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """A duration for people: in seconds, above an hour in minutes.
+    """A duration, rounded to seconds; from one hour on, to minutes.
 
     Example:
         >>> human_seconds(200), human_seconds(7380)
@@ -27,7 +27,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def number_of(number: int, what: str) -> str:
-    """A number of things, with the noun in the singular or the plural, which humanize cannot form.
+    """A number with a noun in the singular or plural; humanize cannot form plurals.
 
     Example:
         >>> number_of(1, "image"), number_of(1200, "class")

@@ -1,1 +1,1 @@
-"""What a run leaves: the model that runs, and its file."""
+"""The result of a run: the quantized model, and its file."""

@@ -1,4 +1,4 @@
-"""The operations of a quantized network that are Roundwise's own: their names, their arguments, what they compute.
+"""Roundwise's own operations in quantized networks: their names, their arguments, and their arithmetic.
 
     name in graphs and files            what it does
     roundwise.quantize                  real numbers to codes, one scale for the tensor
@@ -6,17 +6,17 @@
     roundwise.dequantize_per_channel    codes to real numbers, one scale for each index along an axis
     roundwise.dequantize_per_group      codes to real numbers, one scale for each group of neighbours in a row
 
-Every other operation of a graph is PyTorch's (ATEN). These four exist in three forms, with the same arguments in the
+All other operations of a graph are PyTorch's (ATEN). These four exist in three forms, with the same arguments in the
 same order:
 
-1. *The name* stands in a `.rw` file. It does not depend on what PyTorch calls anything.
-2. *The function* is the target of a node in a graph, and what the module runs. It is arithmetic on tensors
+1. *The name* is written in a `.rw` file. It does not depend on names in PyTorch.
+2. *The function* is the target of a node in a graph, and runs when the module runs. It is arithmetic on tensors
    (`numerics/affine.py`), so `torch.compile` and `torch.export` see plain ATEN operations.
-3. *The operator* (`torch.ops.roundwise.…`) stands in programs made for an exporter, where each operation must stay one
-   node so that it can be translated. `with_operators` brings a graph into this form.
+3. *The operator* (`torch.ops.roundwise.…`) is used in programs for an exporter, where each operation must stay one node
+   so that it can be translated. `with_operators` changes a graph to this form.
 
-An exporter binds the operations to what others call them, in one table: `exporters/pt2e.py` for PyTorch's quantization
-tools, `exporters/onnx/operators.py` for ONNX. To find quantizers in a graph, ask `operation_of`.
+Each exporter has one table that maps the operations to those of another format: `exporters/pt2e.py` for PyTorch's
+quantization tools, `exporters/onnx/operators.py` for ONNX. `operation_of` finds these operations in a graph.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def dequantize_per_group(
 @final
 @dataclass(frozen=True)
 class Operation:
-    """One operation of the dialect: its name, as in `roundwise.quantize`, and the function that computes it."""
+    """One operation of Roundwise: its name, such as `roundwise.quantize`, and the function that computes it."""
 
     name: str
     function: Callable[..., Tensor]
@@ -83,22 +83,22 @@ class Operation:
         return dict(zip(self.parameters, node.args, strict=True))
 
     def check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Make sure that a node can call the operation with these arguments; a node is a tensor.
+        """Raise unless a node can call the operation with these arguments. A node as an argument counts as a tensor.
 
         Raises:
-            TypeError: names the argument that is of another type.
+            TypeError: names the argument that has the wrong type.
         """
         parameters = self.parameters
         if kwargs or len(args) != len(parameters):
             raise TypeError(
-                f"{self.name} takes {len(parameters)} arguments by position, and the graph gives {len(args)} by "
+                f"{self.name} takes {len(parameters)} arguments by position, but the graph gives {len(args)} by "
                 f"position and {len(kwargs)} by name."
             )
         for (name, kind), value in zip(parameters.items(), args, strict=True):
             fits = isinstance(value, fx.Node if kind is Tensor else kind) and not isinstance(value, bool)
             if not fits:
                 raise TypeError(
-                    f"the argument '{name}' of {self.name} must be of type {kind.__name__}, and is {value!r}."
+                    f"the argument '{name}' of {self.name} must be of type {kind.__name__}, but it is {value!r}."
                 )
 
 
@@ -110,14 +110,14 @@ DEQUANTIZE_PER_GROUP = Operation("roundwise.dequantize_per_group", dequantize_pe
 OPERATIONS: dict[str, Operation] = {
     operation.name: operation for operation in (QUANTIZE, DEQUANTIZE, DEQUANTIZE_PER_CHANNEL, DEQUANTIZE_PER_GROUP)
 }
-"""All operations of the dialect by their names. A new one needs an entry here and in each exporter's table."""
+"""All operations of Roundwise by their names. A new one needs an entry here and in each exporter's table."""
 
 DEQUANTIZERS = (DEQUANTIZE, DEQUANTIZE_PER_CHANNEL, DEQUANTIZE_PER_GROUP)
 """The operations that read codes."""
 
 
 def operation_of(node: fx.Node) -> Operation | None:
-    """The operation of the dialect that a node of a graph calls, or None."""
+    """The operation of Roundwise that a node of a graph calls, or None."""
     return next((operation for operation in OPERATIONS.values() if node.target is operation.function), None)
 
 
@@ -126,7 +126,7 @@ def operation_of(node: fx.Node) -> Operation | None:
 
 @functools.cache
 def _library() -> torch.library.Library:
-    """Register the operators in PyTorch; kept by the cache, since PyTorch forgets operators whose library is freed."""
+    """Register the operators in PyTorch. The cache keeps the library, because freeing it would remove the operators."""
     library = torch.library.Library("roundwise", "DEF")
     for operation in OPERATIONS.values():
         name = operation.name.partition(".")[2]
@@ -136,9 +136,9 @@ def _library() -> torch.library.Library:
 
 
 def operator_for(operation: Operation) -> torch._ops.OpOverload:
-    """The operator of PyTorch that stands for an operation in programs.
+    """The PyTorch operator for an operation.
 
-    The first call registers all of them in PyTorch, for the rest of the process.
+    The first call registers all operators in PyTorch, for the rest of the process.
     """
     namespace = getattr(torch.ops, _library().ns)
     operator: torch._ops.OpOverload = getattr(namespace, operation.name.partition(".")[2]).default
@@ -146,12 +146,12 @@ def operator_for(operation: Operation) -> torch._ops.OpOverload:
 
 
 def with_operators(graph: Graph) -> Graph:
-    """A copy of the graph in which the dialect's operations are the registered operators."""
+    """A copy of the graph in which Roundwise's operations are the registered operators."""
     return _retargeted(graph, ((one.function, operator_for(one)) for one in OPERATIONS.values()))
 
 
 def with_functions(graph: Graph) -> Graph:
-    """A copy of the graph in which the dialect's operations are functions again: the inverse of `with_operators`."""
+    """A copy of the graph in which Roundwise's operations are functions again: the inverse of `with_operators`."""
     return _retargeted(graph, ((operator_for(one), one.function) for one in OPERATIONS.values()))
 
 

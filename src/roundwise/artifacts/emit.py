@@ -1,12 +1,12 @@
-"""From codes and grids to a graph: each quantized weight becomes integer codes and an operation that reads them.
+"""Emit the quantized graph: replace each quantized weight by integer codes and an operation that dequantizes them.
 
     codes, scale, zero point ──▶ roundwise.dequantize… ──▶ the layer's weight
 
-The codes have the weight's own shape where the granularity allows it: per tensor, per channel, and per group of a
-linear layer. Otherwise (per group of a convolution, per channel of a grouped transposed convolution) the codes are the
-layer's matrix `[groups · rows, cols]`, and reshapes behind the operation bring the result into the weight's shape.
+The codes have the shape of the weight if the granularity allows it: per tensor, per channel, and per group of a linear
+layer. Otherwise (per group of a convolution, per channel of a grouped transposed convolution) the codes are the layer's
+matrix `[groups · rows, cols]`, and reshapes after the operation give the result the shape of the weight.
 
-The operation stands directly before the layer, so that no more than one layer's float weight exists at a time.
+The operation is directly before the layer, so that only one layer's float weight exists at a time.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from roundwise.numerics.quantizer import Quantizer
 aten = torch.ops.aten
 
 CODES, SCALE, ZERO_POINT = "_codes", "_scale", "_zero_point"
-"""What the names of a quantized weight's constants end in, after the name of the weight."""
+"""Suffixes of a quantized weight's constants: the name of the weight, then one of these."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """A layer's codes `[groups, rows, cols]`, of any integer dtype that holds them, and the grid they are on.
+    """The codes, the grid and the bias of one quantized layer.
 
     Attributes:
-        bias_shift: what the layer's own bias takes up, `[groups, rows]`; None where it stays as it is.
+        layer: the layer.
+        codes: in any integer dtype that holds them.
+        grid: the grid of the codes.
+        bias_shift: to be added to the layer's bias; None if the bias does not change.
     """
 
     layer: Layer
@@ -47,7 +50,7 @@ class QuantizedWeight:
 
     @property
     def bias(self) -> Tensor | None:
-        """The layer's bias, shifted."""
+        """The layer's bias plus the shift; None if the layer has no bias."""
         bias = self.layer.map.bias
         if self.bias_shift is None or bias is None:
             return bias
@@ -59,11 +62,11 @@ class QuantizedWeight:
 
 
 def emit(graph: Graph, weights: list[QuantizedWeight], quantizers: Mapping[fx.Node, Quantizer] | None = None) -> Graph:
-    """Return the graph with each of the weights given by codes, and with quantizers behind the operations they are for.
+    """Return a graph in which the layers read codes instead of float weights, and quantizers follow their operations.
 
-    Other uses of a shared weight keep the float one.
+    If an operation other than the layer reads the same weight, it keeps the float weight.
 
-    The result shares no memory with the graph, and so none with the model that it was captured from.
+    The result shares no memory with the graph, and so none with the model that the graph was captured from.
     """
     emitted = graph.copy()
     nodes = {node.name: node for node in emitted.operations.nodes}
@@ -78,13 +81,13 @@ def emit(graph: Graph, weights: list[QuantizedWeight], quantizers: Mapping[fx.No
     emitted.prune()
     for name in emitted.constants.keys() & graph.constants.keys():
         value = emitted.constants[name]
-        if isinstance(value, Tensor):  # and not a piece of control flow
+        if isinstance(value, Tensor):  # a constant may also be the sub-graph of a branch or loop
             emitted.constants[name] = value.clone()
     return emitted
 
 
 def insert_quantizers(graph: Graph, quantizers: Mapping[str, Quantizer]) -> None:
-    """Put quantizers behind the operations and inputs of the given names; changes the graph."""
+    """Insert quantizers after the operations and inputs with the given names; changes the graph."""
     operations = graph.operations
     first = next(node for node in operations.nodes if node.op not in ("placeholder", "get_attr"))
     for node in list(operations.nodes):
@@ -100,7 +103,7 @@ def insert_quantizers(graph: Graph, quantizers: Mapping[str, Quantizer]) -> None
 
 
 def without_quantizers(graph: Graph) -> Graph:
-    """A copy of the graph with all tensors between operations in float; weights stay quantized."""
+    """A copy of the graph with all activations in float; weights stay quantized."""
     graph = graph.copy()
     for node in graph.operations.nodes:
         codes = node.args[0] if node.target is dialect.dequantize else None
@@ -113,7 +116,7 @@ def without_quantizers(graph: Graph) -> Graph:
 
 
 def _dequantize(graph: Graph, weight: QuantizedWeight, before: fx.Node) -> fx.Node:
-    """Add the constants, and directly before the layer the operations, that give its weight."""
+    """Add the constants of a quantized weight, and directly before the layer the operations that dequantize it."""
     name, layer, grid, book = weight.layer.weight, weight.layer.map, weight.grid, weight.grid.codebook
     groups, rows, blocks = grid.granularity_shape
     _, matrix_rows, cols = layer.matrix_shape
@@ -153,9 +156,9 @@ def _dequantize(graph: Graph, weight: QuantizedWeight, before: fx.Node) -> fx.No
 
 
 def packed_bits(graph: Graph) -> dict[str, int]:
-    """How many bits each number takes in a file, for the constants that hold codes and zero points, by their names.
+    """The number of bits per element in a file, for each constant that holds codes or zero points, by its name.
 
-    It is 0 for zero points that are all 0. Constants that are not in the result are stored as they are.
+    It is 0 for zero points that are all 0. A file stores all other constants unchanged.
     """
     packed: dict[str, int] = {}
     for node in graph.operations.nodes:

@@ -1,4 +1,4 @@
-"""The result: a network that computes with integer codes, what was done to get it, and how to keep it."""
+"""The quantized model: it runs, saves itself to a file, and holds its recipe and report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from roundwise.wording import number_of
 
 
 def versions() -> dict[str, str]:
-    """What a result depends on besides the recipe."""
+    """The versions of the software on which a result depends."""
     return {
         "roundwise": importlib.metadata.version("roundwise"),
         "torch": str(torch.__version__),
@@ -42,17 +42,17 @@ def versions() -> dict[str, str]:
 
 @final
 class Model(nn.Module):
-    """A quantized network: call it as the model was called; it returns outputs of the same structure.
+    """A quantized network. Call it like the original model; it returns outputs of the same structure.
 
-    It moves between devices as any module does, and keeps the dtype of the network that it was made from. It has no
-    training behaviour, and its weights take no gradients.
+    It can be moved to another device like any module, but its dtype cannot change. It cannot be trained: `train()` has
+    no effect, and its weights have no gradients.
 
     Attributes:
         graph_module: the operations and tensors that run.
-        report: what was done, per layer, with errors.
-        recipe: what was asked for.
-        versions: of the software that made it.
-        samples: `(args, kwargs)` of a few calibration samples to check exports with; None after loading, or without
+        report: the report of the run, with errors per layer.
+        recipe: the recipe of the run.
+        versions: versions of the software that made it.
+        samples: `(args, kwargs)` with a few calibration samples, for checking exports; None after loading, or without
             data.
     """
 
@@ -75,13 +75,13 @@ class Model(nn.Module):
         """Run the network.
 
         Raises:
-            ModelError: an input that became part of the graph has another value than it had then.
+            ModelError: an input that is a constant of the graph has another value than at capture.
         """
         self._signature.check_constants(args, kwargs)
         try:
             return self.graph_module(*args, **kwargs)
         except Exception as error:
-            with contextlib.suppress(Exception):  # Odd tensors cannot describe themselves; the error itself must stay.
+            with contextlib.suppress(Exception):  # Describing unusual inputs may fail; the first error must be raised.
                 if note := self._signature.explain(args, kwargs, self.device):
                     error.add_note(note)
             raise
@@ -90,7 +90,7 @@ class Model(nn.Module):
 
     @property
     def graph(self) -> Graph:
-        """The operations and constants; quantized weights are codes that operations of the dialect read."""
+        """The operations and constants; quantized weights are codes that operations of Roundwise dequantize."""
         return Graph.of_module(
             self.graph_module, self._signature.inputs, self._signature.structure, self._signature.batch
         )
@@ -123,11 +123,11 @@ class Model(nn.Module):
         return export_program(self.graph, self.device)
 
     def example(self, batch: int) -> Arguments:
-        """`(args, kwargs)` of the right structure: zeros for a batch of this size (or of the only one that works)."""
+        """`(args, kwargs)` of zeros for a batch of this size, or of the fixed size if the network has one."""
         return self._signature.example(batch, self.device)
 
     def with_float_activations(self) -> Model:
-        """The network with the same weights and no quantizers between operations; shares its tensors."""
+        """The network with the same quantized weights and float activations; it shares all tensors with this one."""
         return Model(without_quantizers(self.graph), self.report, self.recipe, self.versions, self.samples)
 
     def extra_repr(self) -> str:
@@ -142,22 +142,23 @@ class Model(nn.Module):
         return next((tensor.device for tensor in self.state_dict().values()), torch.device("cpu"))
 
     def on_cpu(self) -> Model:
-        """A copy on the CPU, or itself if it is there."""
+        """The model itself if it is on the CPU, otherwise a copy on the CPU."""
         return self if self.device.type == "cpu" else copy.deepcopy(self).to("cpu")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
-        """Change every tensor: `to`, `cuda`, `half` and the like all call this.
+        """Change every tensor; `to`, `cuda`, `half` and similar methods call this.
 
         Raises:
-            ModelError: the dtype would change; scales and the operations between layers are made for one.
+            ModelError: the dtype would change, but scales and operations are made for the present one.
         """
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             if moved.dtype != tensor.dtype:
                 raise ModelError(
-                    f"a quantized network keeps its dtype: {tensor.dtype} cannot become {moved.dtype}. Quantize the "
-                    f"model in that dtype instead: `rw.quantize(model.to({moved.dtype}), …)`."
+                    f"the dtype of a quantized network cannot change, here from {tensor.dtype} to {moved.dtype}, "
+                    "because its scales are made for one dtype. Quantize the model in the new dtype instead: "
+                    f"`rw.quantize(model.to({moved.dtype}), …)`."
                 )
             return moved
 
@@ -172,7 +173,7 @@ class Model(nn.Module):
         """Write the model to one `.rw` file. The file appears complete or not at all.
 
         Raises:
-            FileFormatError: it cannot be written, or the graph holds something that has no safe form in a file.
+            FileFormatError: the file cannot be written, or the graph holds a value that a `.rw` file cannot store.
         """
         write(Contents(self.graph, self.report, self.recipe, self.versions), Path(path))
 
@@ -181,7 +182,7 @@ class Model(nn.Module):
         return Model(graph, self.report, self.recipe, self.versions, copy.deepcopy(self.samples, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as plain data, like a file: PyTorch's own way for graphs would be to keep and run Python text."""
+        """Pickle plain data, as in a file. PyTorch's own pickle of a graph contains Python code, which loading runs."""
         graph = self.graph
         return _revive, (graph_to_plain(graph), graph.constants, self.report, self.recipe, self.versions, self.samples)
 
@@ -191,7 +192,7 @@ def _revive(graph: dict[str, Any], constants: dict[str, Tensor], *rest: Any) -> 
 
 
 def make_tensors_on(module: fx.GraphModule, device: torch.device) -> None:
-    """Let the operations of a module that make tensors (`arange`, `zeros`, …) make them on a device."""
+    """Change the operations of a module that create tensors (`arange`, `zeros`, …) so that they use this device."""
 
     def moved(value: Any) -> Any:
         return device if isinstance(value, torch.device) else value
@@ -207,7 +208,7 @@ def make_tensors_on(module: fx.GraphModule, device: torch.device) -> None:
 
 
 def load(path: str | Path) -> Model:
-    """Read a model that `Model.save` wrote; it computes on the CPU until it is moved.
+    """Read a model that `Model.save` wrote; it is on the CPU until you move it.
 
     Raises:
         FileFormatError: the file is missing, truncated, changed, of another layout version, or names an operation that

@@ -1,12 +1,12 @@
-"""A graph as plain data, which is what JSON can hold, and back: the part of a `.rw` file that is not numbers.
+"""Convert a graph to plain data that JSON can hold, and back: the part of a `.rw` file that describes the network.
 
-Plain data may come from anywhere, so the way back takes nothing that could do more than compute on tensors:
+A file may come from anywhere, so reading it allows nothing but computing on tensors:
 
-- operations are looked up by name: the dialect's own (`artifacts/dialect.py`), PyTorch's ATEN, and arithmetic on
-  sizes. Of ATEN, only operations that return something new and change nothing are taken;
-- PyTorch turns a graph into Python text, so every name that stands in it as it is must be an identifier;
-- of containers, tuples, lists and dicts are known here. Any other type must have been registered with PyTorch's pytree
-  by the reader's own program; nothing is imported. (PyTorch's own form of such descriptions names modules to import.)
+- Operations are looked up by name: those of Roundwise (`artifacts/dialect.py`), PyTorch's ATEN, and arithmetic on
+  sizes. Of ATEN, only operations that return new tensors and change nothing are allowed.
+- PyTorch turns a graph into Python code, so every name that appears in the code must be an identifier.
+- The known containers are tuples, lists and dicts. Any other type must already be registered with PyTorch's pytree by
+  the program that reads the file; nothing is imported. (PyTorch's own descriptions of types name modules to import.)
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ _DAMAGED = "The file contradicts itself: get the original, or quantize the netwo
 
 
 def graph_to_plain(graph: Graph) -> dict[str, Any]:
-    """A description of everything but the tensors.
+    """A description of the graph without its tensors.
 
     Raises:
-        FileFormatError: the graph holds something that has no plain form.
+        FileFormatError: the graph holds a value that has no plain form.
     """
     structure = graph.structure
     return {
@@ -96,7 +96,7 @@ def _value_to_plain(value: Any) -> Any:
         case torch.dtype():
             return {"dtype": dtype_name(value)}
         case torch.device():
-            return {"device": "cpu"}  # where a model is after loading
+            return {"device": "cpu"}  # a loaded model is on the CPU
         case torch.layout() | torch.memory_format():
             return {"torch": str(value).removeprefix("torch.")}
     raise FileFormatError(
@@ -116,7 +116,7 @@ def _input_to_plain(spec: InputSpec | ConstantInput) -> dict[str, Any]:
 
 
 def _spec_to_plain(spec: pytree.TreeSpec) -> Any:
-    """How a structure is nested: "*" for a leaf, else a container by name, its children, and keys if it has any."""
+    """A pytree as plain data: "*" for a leaf, otherwise the container's name, its children, and its keys if any."""
     if spec.is_leaf():
         return "*"
     assert spec.type is not None
@@ -135,7 +135,7 @@ def _spec_to_plain(spec: pytree.TreeSpec) -> Any:
 
 
 def _are_names(keys: Any) -> bool:
-    """What a registered type may need to know besides its parts: names, or lists of names."""
+    """Whether the context of a registered type consists of names and lists of names only."""
     return isinstance(keys, list | tuple) and all(isinstance(key, str) or _are_names(key) for key in keys)
 
 
@@ -146,8 +146,8 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
     """The graph that `graph_to_plain` described, with the tensors that it reads.
 
     Raises:
-        FileFormatError: it names an operation, a type or a name that is not taken from a file. A description that is
-            wrong in other ways raises what its use raises.
+        FileFormatError: the description has an operation, a type or a name that a file may not use. A description that
+            is wrong in another way may raise any exception.
     """
     for name in tensors:
         _check_tensor_name(name)
@@ -193,14 +193,14 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
 
 
 def _identifier(name: Any) -> str:
-    """A name that may stand in Python text as it is."""
+    """Check a name that will appear in Python code, and return it."""
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
         raise FileFormatError(f"{name!r} is not a name that a Python program can have. {_DAMAGED}")
     return name
 
 
 def _check_tensor_name(name: str) -> None:
-    """`part.part.…`: each an attribute of a module, or what may stand between quotation marks."""
+    """Check a name `part.part.…`: each part is an attribute of a module, or safe between quotation marks."""
     for part in name.split("."):
         if part.isidentifier():
             sound = not keyword.iskeyword(part) and not part.startswith("__") and not hasattr(fx.GraphModule, part)
@@ -266,10 +266,10 @@ def _value_from_plain(value: Any, nodes: dict[str, fx.Node]) -> Any:
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """The dtype of a name.
+    """The dtype with a name such as `int8`.
 
     Raises:
-        FileFormatError: there is none.
+        FileFormatError: there is no such dtype.
     """
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
@@ -284,7 +284,7 @@ def _input_from_plain(entry: dict[str, Any]) -> InputSpec | ConstantInput:
 
 
 def _skeleton(entry: Any) -> Any:
-    """An object of the structure that `_spec_to_plain` described."""
+    """A pytree with the structure that `_spec_to_plain` described; its leaves are 0."""
     if entry == "*":
         return 0
     name, children, keys = entry["type"], [_skeleton(child) for child in entry["children"]], entry.get("keys")
@@ -294,7 +294,7 @@ def _skeleton(entry: Any) -> Any:
     known = None if kind is None else pytree.SUPPORTED_SERIALIZED_TYPES.get(kind)
     if kind is None or known is None or known.to_dumpable_context is not None or not _are_names(keys):
         raise FileFormatError(
-            f"the model takes or returns a {name}, which is not registered with PyTorch's pytree here. Import the "
-            "package that defines it before loading the file."
+            f"the model takes or returns a {name}, but this type is not registered with PyTorch's pytree. Import the "
+            "package that defines the type before you load the file."
         )
     return pytree.SUPPORTED_NODES[kind].unflatten_fn(children, keys)

@@ -1,4 +1,4 @@
-"""A graph as a `torch.export` program."""
+"""Turn a graph into a `torch.export` program."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from roundwise.errors import ExportError
 from roundwise.graph.graph import Graph, InputSpec
 
 EXAMPLE_BATCH = 23
-"""Samples in the batch that a program is traced with.
+"""The batch size with which a program is traced.
 
-PyTorch may take two equal sizes for the same size. So this is a number that hardly any layer has for a size.
+PyTorch may treat two dimensions of equal size as one dimension. So this is a size that hardly any layer has.
 """
 
 
 def export_program(graph: Graph, device: torch.device) -> ExportedProgram:
-    """Trace a graph whose tensors are on `device`; the program takes any number of samples if the graph does.
+    """Trace a graph whose tensors are on `device`. The program takes any number of samples if the graph does.
 
     Raises:
         ExportError: PyTorch cannot export the graph.
@@ -29,7 +29,7 @@ def export_program(graph: Graph, device: torch.device) -> ExportedProgram:
         return _export(graph, device, None)
     try:
         return _export(graph, device, Dim("batch", min=1))
-    except ExportError:  # Some operations exclude a few batch sizes, which PyTorch finds out only if it may choose.
+    except ExportError:  # Some operations exclude a few batch sizes; only with `DYNAMIC` PyTorch finds out which.
         return _export(graph, device, Dim.DYNAMIC)
 
 

@@ -1,15 +1,14 @@
 """The `.rw` file: a safetensors file whose metadata describes the network. No pickle, no code.
 
-    tensors     float constants as they are; codes and zero points packed to their bits: a 4-bit weight takes half a
-                byte
+    tensors     float constants unchanged; codes and zero points packed to their bits: a 4-bit weight takes half a byte
     metadata    format      "roundwise"
                 version     of this layout
                 model       JSON: the graph's nodes, its inputs and outputs, which tensors are packed and how,
                             the recipe, the report, the versions of the software that made it
                 sha256      of `model` and all tensors
 
-Any safetensors reader can open it. The checksum finds accidents. Against files that were made with intent,
-`artifacts/plain.py` takes nothing from a file but arithmetic on tensors.
+Any safetensors reader can open it. The checksum detects damage by accident. It does not stop an attacker; so
+`artifacts/plain.py` runs nothing from a file but arithmetic on tensors.
 """
 
 from __future__ import annotations
@@ -37,15 +36,16 @@ from roundwise.report import Report
 from roundwise.wording import number_of
 
 VERSION = "2"
-"""Of the layout. 1 was that of Roundwise 0.1, whose files name quantization operations of PyTorch."""
+"""The version of the layout. Version 1 was that of Roundwise 0.1; its files name quantization operations of PyTorch."""
 
-_CHUNK = 1 << 20  # codes packed at a time; a multiple of 8, so that chunks end on whole bytes
+_CHUNK = 1 << 20
+"""Codes that are packed at once: a multiple of 8, so that chunks end on whole bytes. More take more memory."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """Everything that a file holds."""
+    """The contents of a file."""
 
     graph: Graph
     report: Report
@@ -57,10 +57,10 @@ class Contents:
 
 
 def write(contents: Contents, path: Path) -> None:
-    """Write a file; the file appears complete or not at all.
+    """Write a file; it appears complete or not at all.
 
     Raises:
-        FileFormatError: it cannot be written, or the graph holds something that has no safe form in a file.
+        FileFormatError: the file cannot be written, or the graph holds a value that a `.rw` file cannot store.
     """
     tensors: dict[str, Tensor] = {}
     packed: dict[str, dict[str, Any]] = {}
@@ -83,7 +83,7 @@ def write(contents: Contents, path: Path) -> None:
         "report": contents.report.as_dict(),
         "versions": contents.versions,
     }
-    graph_from_plain(description["graph"], tensors)  # what could not be read shall not be written
+    graph_from_plain(description["graph"], tensors)  # raises if the file could not be read again
     text = json.dumps(description)
     metadata = {"format": "roundwise", "version": VERSION, "model": text, "sha256": _digest(text, tensors)}
     with replacing(path, FileFormatError, (SafetensorError,)) as temporary:
@@ -91,7 +91,7 @@ def write(contents: Contents, path: Path) -> None:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes as a row of bytes, each code in `bits` bits, two's complement, lowest bit first.
+    """Codes as bytes: each code takes `bits` bits, in two's complement, lowest bit first.
 
     Example:
         >>> pack(torch.tensor([1, -1, 2], dtype=torch.int8), 4)
@@ -107,10 +107,10 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, shape: list[int], dtype: torch.dtype) -> Tensor:
-    """The inverse of `pack`; whether codes are signed follows from the dtype (int32 holds unsigned 16-bit codes).
+    """The inverse of `pack`. Codes are signed if the dtype is int8 or int16 (int32 holds unsigned 16-bit codes).
 
     Raises:
-        FileFormatError: the bytes are not as many as the codes need.
+        FileFormatError: the number of bytes does not match the number of codes.
     """
     count = math.prod(shape)
     if not 0 <= bits <= 16 or packed.dtype != torch.uint8 or packed.numel() != -(-count * bits // 8):
@@ -119,7 +119,7 @@ def unpack(packed: Tensor, bits: int, shape: list[int], dtype: torch.dtype) -> T
             "itself: get the original, or quantize the network again."
         )
 
-    if bits == 0:  # takes no memory, whatever size the file claims
+    if bits == 0:  # an expanded tensor takes no memory, even if the file states a very large size
         return torch.zeros((), dtype=dtype).expand(shape)
 
     def unpack_chunk(start: int) -> Tensor:
@@ -164,7 +164,7 @@ def read(path: Path) -> Contents:
         raise FileFormatError(f"cannot read {path}: {error}. Check the path, and whether you may read it.") from error
     except SafetensorError as error:
         raise FileFormatError(
-            f"{path} is not a complete Roundwise file: {error}. It was cut short, or is something else; get the "
+            f"{path} is not a complete Roundwise file: {error}. It is truncated, or has another format; get the "
             "original, or quantize again (`roundwise quantize … -o FILE`, or `quantized.save(FILE)` in Python)."
         ) from error
     if metadata.get("format") != "roundwise" or "model" not in metadata:
@@ -176,7 +176,7 @@ def read(path: Path) -> Contents:
         raise FileFormatError(_other_version(path, metadata.get("version")))
     if metadata.get("sha256") != _digest(metadata["model"], tensors):
         raise FileFormatError(
-            f"{path} was changed after it was written: its checksum does not fit its content. Get the original again."
+            f"{path} was changed after it was written: its checksum does not match its content. Get the original again."
         )
     try:
         return _rebuild(json.loads(metadata["model"]), tensors)
@@ -195,13 +195,13 @@ def no_network(path: Path, error: Exception) -> FileFormatError:
 
 
 def _other_version(path: Path, found: str | None) -> str:
-    told = f"{path} has layout version {found!r}; this release reads version {VERSION!r} only."
+    message = f"{path} has layout version {found!r}; this release reads version {VERSION!r} only."
     if found == "1":
         return (
-            f"{told} Version '1' is that of Roundwise 0.1, whose files name operations that PyTorch is removing. "
+            f"{message} Version '1' is that of Roundwise 0.1, whose files name operations that PyTorch is removing. "
             "Quantize the network again with this release."
         )
-    return f"{told} Install a newer Roundwise."
+    return f"{message} Install a newer Roundwise."
 
 
 def _rebuild(description: dict[str, Any], tensors: dict[str, Tensor]) -> Contents:

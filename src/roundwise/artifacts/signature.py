@@ -1,4 +1,4 @@
-"""How a network is called: which inputs it takes, and what an error about other inputs must say."""
+"""The signature of a network: which inputs it takes, and explanations for errors about other inputs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 @final
 @dataclass(frozen=True, eq=False)
 class CallSignature:
-    """The inputs that a network was made for.
+    """The inputs that a network takes.
 
     Attributes:
-        inputs: what each leaf of the arguments is, in order.
-        batch: None where any number of samples will do; else the only number that works.
-        structure: how arguments are put together from leaves, and the names of the arguments.
+        inputs: the kind of each leaf of the arguments, in order.
+        batch: the fixed number of samples; None if the network takes any number.
+        structure: the pytree that makes arguments from leaves, and the names of the arguments.
     """
 
     inputs: tuple[InputSpec | ConstantInput, ...]
@@ -38,7 +38,7 @@ class CallSignature:
         return cls(graph.inputs, graph.batch, graph.structure)
 
     def example(self, batch: int, device: torch.device) -> Arguments:
-        """`(args, kwargs)` of the right structure: zeros for `batch` samples, or for the only number that works."""
+        """`(args, kwargs)` of zeros for `batch` samples, or for the fixed number if there is one."""
         leaves = [
             spec.example(self.batch or batch).to(device) if isinstance(spec, InputSpec) else spec.value
             for spec in self.inputs
@@ -47,7 +47,7 @@ class CallSignature:
         return args, kwargs
 
     def check_constants(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Make sure that inputs which became part of the graph have the values that they had then.
+        """Raise unless the inputs that are constants of the graph have the same values as at capture.
 
         Raises:
             ModelError: names the input that has another value.
@@ -57,14 +57,15 @@ class CallSignature:
         for spec, (name, leaf) in zip(self.inputs, self._leaves(args, kwargs) or (), strict=False):
             if isinstance(spec, ConstantInput) and (isinstance(leaf, Tensor | np.ndarray) or leaf != spec.value):
                 raise ModelError(
-                    f"'{name}' was {spec.value!r} when the network was quantized, and is {_describe(leaf)} now: what "
-                    "the model does then is not part of the quantized network. Quantize the model with that value too."
+                    f"'{name}' was {spec.value!r} when the network was quantized, but it is {_describe(leaf)} now. The "
+                    "quantized network contains only what the model computes for the first value. Quantize the model "
+                    "with the new value too."
                 )
 
     def explain(self, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> str | None:
-        """What to add to an error of a call: which inputs the network takes, and which were given.
+        """A note to add to the error of a call: which inputs the network takes, and which were given.
 
-        None where the inputs are as the network was made for, so that the error has another cause.
+        None if the given inputs fit, so that the error has another cause.
         """
         leaves = self._leaves(args, kwargs)
         tensors = [
@@ -85,13 +86,13 @@ class CallSignature:
             for spec in self.inputs
         ]
         found = [*map(_describe, args), *(f"{name}={_describe(value)}" for name, value in kwargs.items())]
-        note = f"The quantized network was made for {', '.join(takes)}, and was given {', '.join(found) or 'nothing'}."
+        note = f"The quantized network takes {', '.join(takes)}, but was given {', '.join(found) or 'nothing'}."
         if alike:
-            note += " Other sizes work only where each of its operations can take them."
+            note += " Other sizes work only if every operation of the network can take them."
         return note
 
     def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]] | None:
-        """The inputs, each with the name of its argument; None if their structure is another than the network's."""
+        """The inputs, each with the name of its argument; None if their structure differs from the network's."""
         names, spec = self.structure.arguments, self.structure.in_spec
         made_args, made_kwargs = pytree.tree_unflatten([0] * spec.num_leaves, spec)
         made = dict(zip(names, [*made_args, *made_kwargs.values()], strict=True))
@@ -108,7 +109,7 @@ def _dtype_and_shape(dtype: torch.dtype, shape: Iterable[object]) -> str:
 
 
 def _describe(value: Any) -> str:
-    """An input in a few words, such as `float32 [2, 3]`."""
+    """A short description of an input, such as `float32 [2, 3]`."""
     match value:
         case Tensor():
             layout = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
@@ -119,4 +120,4 @@ def _describe(value: Any) -> str:
         case list() | tuple() | dict():
             return f"a {type(value).__name__} of {len(value)}"
         case _:
-            return f"a {type(value).__name__}, which is no tensor"
+            return f"a {type(value).__name__}, which is not a tensor"

@@ -1,4 +1,4 @@
-"""The quantized weights of a network, read off its graph."""
+"""Read the quantized weights of a network from its graph."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class StoredWeight:
     """A layer's codes and grid, as a quantized network stores them: real weight = (code − zero point) · scale.
 
     Attributes:
-        codes: integers, one to an element. They have the weight's own shape, or `[groups · rows, cols]` where the
-            scales lie along no axis of that shape (groups of a convolution, channels of a grouped transposed one).
+        codes: integers, one per element. They have the shape of the weight, or `[groups · rows, cols]` if no axis of
+            that shape has the scales along it (`PerGroup` in a convolution, `PerChannel` in a grouped transposed one).
         scale: float32: no dimension (per tensor), `[channels]` (per channel), or `[rows, blocks]` (per group).
         zero_point: the codes of 0.0, int64, in the shape of `scale`.
-        qmin, qmax: the smallest and the largest code that the grid has.
+        qmin, qmax: the smallest and the largest code.
         axis: the dimension of `codes` along which the scale changes, if there is one scale per channel; else None.
     """
 
@@ -54,7 +54,7 @@ def stored_weights(graph: Graph) -> dict[str, StoredWeight]:
             continue
         arguments = operation.arguments(node)
         codes = graph.constant(arguments["codes"])
-        if codes is None:  # of a tensor between operations
+        if codes is None:  # the codes of an activation, which are computed
             continue
         name = str(arguments["codes"].target).rpartition(CODES)[0]
         found[name] = StoredWeight(
