@@ -187,10 +187,10 @@ def read(path: Path) -> Contents:
 
 
 def no_network(path: Path, error: Exception) -> FileFormatError:
-    """The exception for a file whose checksum fits, and from which no network could be built because of `error`."""
+    """The exception for a file that is as it was written, and from which no network can be built."""
     return FileFormatError(
-        f"{path} describes no network that can run ({type(error).__name__}: {error}), although its checksum fits: the "
-        "program that wrote it was wrong. Quantize the network again, and report it if Roundwise wrote this file."
+        f"{path} describes no network that can run ({type(error).__name__}: {error}), and was not damaged later: "
+        "what wrote it was wrong. Quantize the network again, and report it if Roundwise wrote this file."
     )
 
 
