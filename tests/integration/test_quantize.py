@@ -693,7 +693,8 @@ def test_an_error_for_other_inputs_says_what_the_network_was_made_for(call, foun
         call(reference())
     (note,) = caught.value.__notes__
     takes, given = note.split(" given ")
-    assert takes.count("float32") == 1 and "float32 [samples, 3, 6, 6]" in takes
+    assert takes.count("float32") == 1
+    assert "float32 [samples, 3, 6, 6]" in takes
     assert given.startswith(found)
     assert given == found or "Other sizes" in found
 
