@@ -137,10 +137,7 @@ def _changes(before: list[Tensor], after: list[Tensor], word: str) -> list[float
     """The relative difference of each output; NaN if a finite value has become infinite or NaN."""
     shapes = [[(list(t.shape), t.dtype) for t in tensors] for tensors in (before, after)]
     if shapes[0] != shapes[1]:
-        raise ModelError(
-            f"the rewrite '{word}' changed the shapes or dtypes of the network's outputs, from {shapes[0]} to "
-            f"{shapes[1]}. Leave it out of the recipe's rewrites for this network."
-        )
+        raise ModelError(f"the rewrite '{word}' changed what the network returns, from {shapes[0]} to {shapes[1]}.")
     changes = []
     for was, now in zip(before, after, strict=True):
         finite = was.isfinite()  # leave out the −∞ of a mask
@@ -155,9 +152,9 @@ def _check_same(before: list[Tensor], changes: list[float], word: str) -> None:
         allowed = _allowed(was)
         if not error <= allowed:
             raise ModelError(
-                f"the rewrite '{word}' changed the outputs of the float network: output {number} has a relative "
-                f"difference of {error:.2g}, but rounding errors of {was.dtype} explain only {allowed:.2g}. Leave the "
-                "rewrite out of the recipe for this network; if it is one of Roundwise's own, please report this."
+                f"the rewrite '{word}' changed what the float network computes: output {number} differs by {error:.2g} "
+                f"of its size, where rounding errors of {was.dtype} explain no more than {allowed:.2g}. Leave it out "
+                "of the recipe's rewrites for this network; if it is one of Roundwise's own, please report it."
             )
 
 
