@@ -25,7 +25,7 @@ class Plan:
         layers: names of the layers that will be quantized, in order.
         samples: number of calibration samples.
         widest_bytes: the largest number of bytes of activations held between two layers, both streams, all samples.
-        widest_layer: the layer after which so many activations are held.
+        widest_layer: the layer after which `widest_bytes` are held.
         working_bytes: further memory, for one batch while it runs from one layer to the next, or for the statistics and
             the solver of one layer.
         memory_budget: bytes of activations that may stay in memory.

@@ -86,7 +86,7 @@ class Model(nn.Module):
                     error.add_note(note)
             raise
 
-    # ------------------------------------------------------------------------------------------ what is inside
+    # ------------------------------------------------------------------------------------- graph, weights, program
 
     @property
     def graph(self) -> Graph:
@@ -134,7 +134,7 @@ class Model(nn.Module):
         bits = sorted({layer.bits for layer in self.report.layers})
         return f"{number_of(len(self.report.layers), 'quantized layer')}, {'/'.join(map(str, bits))} bits"
 
-    # --------------------------------------------------------------------------------------------- where it is
+    # --------------------------------------------------------------------------------------------------- device
 
     @property
     def device(self) -> torch.device:
@@ -167,7 +167,7 @@ class Model(nn.Module):
         make_tensors_on(self.graph_module, self.device)
         return self
 
-    # --------------------------------------------------------------------------------------------- keeping it
+    # ------------------------------------------------------------------------------------------ saving and copying
 
     def save(self, path: str | Path) -> None:
         """Write the model to one `.rw` file. The file appears complete or not at all.

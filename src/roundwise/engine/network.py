@@ -94,6 +94,7 @@ def capture(model: nn.Module | ExportedProgram, samples: Any) -> Network:
 
     Example:
         >>> import roundwise as rw
+        >>> import torch
         >>> model, images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval(), torch.randn(16, 3, 8, 8)
         >>> captured = rw.capture(model, images[:2])
         >>> stages = [rw.Quantize(rw.Weights(bits=bits), rw.rounding.Nearest()) for bits in (4, 3)]
@@ -167,7 +168,7 @@ def _check_structure(model: Network, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _captured_inputs(graph: Graph) -> list[Any]:
-    """What `_kind_of_input` gave for the inputs that a graph was captured for."""
+    """The results of `_kind_of_input` for the inputs with which a graph was captured."""
     return [spec.value if isinstance(spec, ConstantInput) else (spec.dtype, *spec.shape[1:]) for spec in graph.inputs]
 
 

@@ -109,9 +109,10 @@ def apply_rewrites(
         else:
             if not all(change <= _allowed(was) for was, change in zip(before, changes, strict=True)):
                 said.append(
-                    f"the float network's outputs moved by {max(changes):.2g} of their size; errors count from there"
+                    f"changed the float network's outputs, by a relative {max(changes):.2g}; errors in this report are "
+                    "measured against the changed outputs"
                     if real
-                    else "the float network's outputs moved; how far was not measured, without data"
+                    else "changed the float network's outputs; without data it was not measured by how much"
                 )
             before = after  # so that the next rewrite is not held responsible for this change
         notes += [f"{word}: {'; '.join(filter(None, said))}"] if any(said) else []
