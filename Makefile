@@ -12,6 +12,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One process per core with one thread each is faster than many threads in one, and as fast where cores are shared.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical
+# With COVERAGE=1 the tests also count which branches of src they run.
+COVER = $(if $(COVERAGE),--cov --cov-append --cov-report=)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 # Real networks and images, for what is marked `real`; those tests are skipped where the folder is absent.
@@ -22,7 +24,7 @@ CREATED := $(VENV)/.created
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo test slow coverage wheel lint format types imports docs check accuracy bench clean
+.PHONY: help demo test slow coverage report wheel lint format types imports docs check accuracy bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -31,14 +33,16 @@ demo: $(DEMO)  ## train a small network, quantize it, compare, export, run: abou
 	@$(BIN)/roundwise demo
 
 test: $(DEV)  ## the tests, without those that take minutes
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) $(COVER) -m "not slow"
 
 slow: $(DEV)  ## the tests that take minutes
-	@$(PYTEST) -m slow
+	@$(PYTEST) $(COVER) -m slow
 
 coverage: $(DEV)  ## all tests, and which branches of src they run: the total, and the files below 90 %
 	@$(BIN)/coverage erase
-	@$(PYTEST) --cov --cov-report=
+	@$(MAKE) COVERAGE=1 test slow report
+
+report: $(DEV)
 	@$(BIN)/coverage report --sort=cover | awk 'NR <= 2 || /^TOTAL/ || $$NF + 0 < 90'
 
 wheel: $(CREATED)  ## build the wheel, and test it in empty environments, the core alone and with each extra
