@@ -12,8 +12,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One process per core with one thread each is faster than many threads in one, and as fast where cores are shared.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical
-# With COVERAGE=1 the tests also count which branches of src they run.
-COVER = $(if $(COVERAGE),--cov --cov-append --cov-report=)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 # Real networks and images, for what is marked `real`; those tests are skipped where the folder is absent.
@@ -24,7 +22,7 @@ CREATED := $(VENV)/.created
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo test slow coverage report wheel lint format types imports docs check accuracy bench clean
+.PHONY: help demo test slow coverage wheel lint format types imports docs check accuracy bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -33,16 +31,14 @@ demo: $(DEMO)  ## train a small network, quantize it, compare, export, run: abou
 	@$(BIN)/roundwise demo
 
 test: $(DEV)  ## the tests, without those that take minutes
-	@$(PYTEST) $(COVER) -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 slow: $(DEV)  ## the tests that take minutes
-	@$(PYTEST) $(COVER) -m slow
+	@$(PYTEST) -m slow
 
 coverage: $(DEV)  ## all tests, and which branches of src they run: the total, and the files below 90 %
 	@$(BIN)/coverage erase
-	@$(MAKE) COVERAGE=1 test slow report
-
-report: $(DEV)
+	@-$(PYTEST) --cov --cov-report=  # `make test` and `make slow` judge; here only branches are counted
 	@$(BIN)/coverage report --sort=cover | awk 'NR <= 2 || /^TOTAL/ || $$NF + 0 < 90'
 
 wheel: $(CREATED)  ## build the wheel, and test it in empty environments, the core alone and with each extra
