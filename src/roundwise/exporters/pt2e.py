@@ -54,7 +54,7 @@ def to_quantized_decomposed(model: Model) -> ExportedProgram:
     Example:
         >>> import roundwise as rw
         >>> layers = torch.nn.Sequential(torch.nn.Linear(8, 4)).eval()
-        >>> quantized = rw.quantize(layers, torch.randn(16, 8), rw.Recipe(rounding=rw.rounding.Nearest()))
+        >>> quantized = rw.quantize(layers, torch.randn(16, 8), rw.Quantize(rounding=rw.rounding.Nearest()))
         >>> program = to_quantized_decomposed(quantized)
         >>> [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
         ['quantized_decomposed.dequantize_per_channel.default', 'aten.linear.default']

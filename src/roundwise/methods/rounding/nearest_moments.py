@@ -14,7 +14,7 @@ have to compute for every sample. The mean of this, ξ_c μ_c Σ_j E[x_j], is a 
 to `EmpiricalBias`, which corrects the mean of every output, this part included; that needs samples, and this method
 needs none. What is missing against the source's simulation is ξ_c μ_c Σ_j (x_j − E[x_j]), which varies with the sample.
 
-    rw.Recipe(rw.Weights(ranges=rw.ranges.ACIQ()), rw.rounding.NearestMoments(),
+    rw.Quantize(rw.Weights(ranges=rw.ranges.ACIQ()), rw.rounding.NearestMoments(),
     correction=rw.corrections.EmpiricalBias())
 
 The squared error of the weights becomes larger: the scale with the smallest squared error makes weights smaller.
