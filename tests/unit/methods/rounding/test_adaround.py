@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
@@ -94,7 +95,7 @@ def two_layers():
 def codes_of(asymmetric, overrides):
     model, samples = two_layers()
     solver = rw.rounding.AdaRound(iterations=300, asymmetric=asymmetric)
-    recipe = rw.Recipe(rw.Weights(bits=2), solver, overrides=overrides)
+    recipe = quantizing(rw.Weights(bits=2), solver, overrides=overrides)
     quantized = rw.quantize(model, samples, recipe)
     return [value for name, value in quantized.state_dict().items() if name.endswith("_codes")]
 
