@@ -243,5 +243,5 @@ def test_nothing_is_known_of_the_parts_of_a_split():
             left, right = self.norm(self.first(x)).chunk(2, 1)
             return self.last(left * right)
 
-    graph = normal_form(capture_graph(Net().eval(), (torch.randn(2, 3, 5, 5),), {}))
+    graph = normal_form(TorchExport().graph(Net().eval(), (torch.randn(2, 3, 5, 5),), {}))
     assert list(propagate(graph)) == [find_layers(graph)[0].node]

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import final
 
@@ -165,3 +166,19 @@ def _place_of_specialization(model: nn.Module, again: Callable[[], object]) -> P
         log.propagate, log.handlers = propagate, handlers
         log.setLevel(level)
     return places[0] if places else None
+
+
+def callers_level() -> int:
+    """The `stacklevel` at which a warning, issued by the function that calls this, names the user's own line.
+
+    Frames of Roundwise and of the context managers that it stands in are passed over.
+    """
+    level, frame = 0, sys._getframe(1)
+    own = Path(__file__).parents[1]
+    while frame.f_back is not None and (own in Path(frame.f_code.co_filename).parents or _is_contextlib(frame)):
+        level, frame = level + 1, frame.f_back
+    return level + 1
+
+
+def _is_contextlib(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__") == "contextlib"

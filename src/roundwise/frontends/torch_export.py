@@ -31,7 +31,7 @@ from torch.nn.parameter import is_lazy
 
 from roundwise.errors import CalibrationError, CaptureError, ModelError
 from roundwise.frontends.dropout import DistinctDropout, hide_dropout, show_dropout
-from roundwise.frontends.explain import explain, first_lines, locate, way_out
+from roundwise.frontends.explain import callers_level, explain, first_lines, locate, way_out
 from roundwise.frontends.interface import Facts, Frontend, Signature
 from roundwise.frontends.preserve import model_left_as_it_was, quiet_and_unfused
 from roundwise.frontends.program import graph_of_program, read_inputs
@@ -126,7 +126,7 @@ class TorchExport(Frontend):
                     "the model is in training mode; its evaluation behaviour is quantized (dropout off, batch-norm "
                     "with its running statistics). Call `model.eval()` first to say that this is what you mean.",
                     UserWarning,
-                    stacklevel=4,  # the caller of `quantize` or `capture`
+                    stacklevel=callers_level(),
                 )
         with model_left_as_it_was(module), quiet_and_unfused(), torch.inference_mode(False), torch.no_grad():
             for part in module.modules():

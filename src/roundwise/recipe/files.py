@@ -24,7 +24,14 @@ from typing import Any, NamedTuple, NoReturn
 from roundwise.errors import RecipeError
 from roundwise.methods.activations import ACTIVATION_RANGES
 from roundwise.methods.corrections import CORRECTIONS
-from roundwise.methods.interfaces import ActivationRanges, Correction, GraphRewrite, RangeEstimator, RoundingSolver
+from roundwise.methods.interfaces import (
+    ActivationRanges,
+    Correction,
+    GraphRewrite,
+    RangeEstimator,
+    RoundingSolver,
+    Traits,
+)
 from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rewrites import REWRITES
 from roundwise.methods.rounding import ROUNDING_SOLVERS
@@ -261,7 +268,7 @@ def _placeholder(interface: Any) -> Any:
         )
 
     body: dict[str, Any] = dict.fromkeys(interface.__abstractmethods__, refuse)
-    body |= {"exact": True, "measures_moments": False}
+    body |= {"exact": True, "measures_moments": False, "traits": Traits()}  # what interfaces declare
     body |= {"__annotations__": {"text": str}, "needs": Extremes if interface is ActivationRanges else Nothing}
     body |= {"__doc__": f"The place of a {interface.__name__} that is in no table. It tells its text and cannot run."}
     kind: Callable[..., Any] = types.new_class(
