@@ -20,6 +20,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from time import perf_counter
 
 PACKAGES = {
     "cli": {"click", "PIL", "rich"},
@@ -243,11 +244,14 @@ def main() -> None:
     checks = [value for name, value in globals().items() if name.startswith("check_")]
     failed = 0
     for check in checks:
+        started = perf_counter()
         try:
             check(extra)
         except Exception:
             failed += 1
-            print(f"wheel: {extra}: {check.__name__}", traceback.format_exc(), sep="\n", file=sys.stderr)
+            traceback.print_exc()
+            print(f"wheel: {extra}: {check.__name__} failed", file=sys.stderr, flush=True)
+        print(f"wheel: {extra}: {check.__name__}, {perf_counter() - started:.1f} s", flush=True)
     print(f"wheel: {extra}: {len(checks) - failed} passed, {failed} failed", flush=True)
     sys.exit(failed > 0)
 
