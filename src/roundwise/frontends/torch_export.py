@@ -186,8 +186,6 @@ def _signature_of_program(program: ExportedProgram) -> Signature:
 def _check_parameters(model: nn.Module) -> None:
     devices: dict[torch.device, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if is_lazy(tensor):
-            raise ModelError(f"'{name}' has no shape yet: its module is lazy. Call the model once on a sample first.")
         if tensor.is_meta:
             raise ModelError(
                 f"'{name}' is on the 'meta' device: it has a shape but no values. Load the model's weights first."

@@ -133,3 +133,45 @@ def test_a_correction_survives_a_trip_through_toml_and_is_named_in_a_table_of_it
         quantizing(correction="empirical-bias")
     with raises(rw.RecipeError, "correction", "'empirical-bais'", "empirical-bias", "analytic-bias"):
         rw.Recipe.from_dict({"stages": [{"stage": "quantize", "correction": "empirical-bais"}]})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "facts"),
+    [
+        (lambda: rw.Recipe(seed=1.5), ("seed", 1.5)),
+        (lambda: rw.Recipe(batch_size=0), ("batch_size", 0, 1)),
+        (lambda: rw.Recipe(memory_budget=-1), ("memory_budget", -1, 0)),
+        (lambda: rw.Override(weights=8), ("weights", 8, "Weights(bits=8)", "'float'")),
+        (lambda: rw.Override(), ("weights", "activations")),
+        (lambda: rw.Quantize(8), ("weights", 8, "Weights(bits=4)")),
+        (lambda: rw.Quantize(overrides=["classifier"]), ("overrides", "['classifier']", "dict")),
+        (lambda: rw.Quantize(overrides={7: None}), ("overrides", 7, "'features.0'")),
+        (lambda: rw.Quantize(overrides={"classifier": 8}), ("'classifier'", 8, "Weights(bits=8)")),
+    ],
+)
+def test_values_of_the_wrong_type_are_named_with_what_to_write(wrong, facts):
+    with raises(rw.RecipeError, *facts):
+        wrong()
+
+
+def test_a_sequence_of_stages_is_a_recipe():
+    stages = [rw.Rewrite(), rw.Quantize(rw.Weights(bits=3))]
+    assert rw.Recipe.of(stages) == rw.Recipe(tuple(stages))
+
+
+def test_an_error_in_a_recipe_file_names_the_file(tmp_path):
+    path = tmp_path / "recipe.toml"
+    with raises(rw.RecipeError, str(path)):
+        rw.Recipe.from_toml(path)
+    for text, found in (("stages = [", path.name), ('[[stages]]\nstage = "quantise"\n', "'quantise'")):
+        path.write_text(text)
+        with raises(rw.RecipeError, str(path), found):
+            rw.Recipe.from_toml(path)
+
+
+def test_overrides_are_equal_where_keys_values_and_their_order_are():
+    eight = rw.Weights(bits=8)
+    one = rw.Quantize(overrides={"a": eight, "b.*": None}).overrides
+    assert one == rw.Quantize(overrides={"a": eight, "b.*": None}).overrides
+    assert one != rw.Quantize(overrides={"b.*": None, "a": eight}).overrides
+    assert "'b.*'" in repr(one)
