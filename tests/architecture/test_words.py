@@ -12,6 +12,7 @@ import roundwise
 SOURCE = Path(roundwise.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
+TEXTS = [*FILES, *sorted(SOURCE.rglob("*.jinja"))]
 ARCHITECTURE = Path(__file__).parents[2] / "ARCHITECTURE.md"
 
 UNUSED = {
@@ -19,6 +20,7 @@ UNUSED = {
     "CapturedModel": "Network",
     "QuantizedModel": "Model",
     "W_q": "codes",
+    "activation function": "nonlinearity",
     "adaround_sgd": "adaround",
     "bitwidth": "bits",
     "cached_outs": "targets",
@@ -76,7 +78,7 @@ def lines_with(word: str, path: Path) -> list[str]:
     return [line for line in text.splitlines() if re.search(rf"(?<![A-Za-z0-9_]){word}(?![A-Za-z0-9_])", line)]
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_a_file_has_none_of_the_words_that_mean_one_thing(path):
     assert {word: lines for word in UNUSED if (lines := lines_with(word, path))} == {}
 

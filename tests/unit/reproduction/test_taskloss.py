@@ -22,7 +22,7 @@ PER_TENSOR = rw.Weights(bits=3, granularity=rw.PerTensor())
 
 
 class Tiny(nn.Module):
-    """A convolution of two groups, batch-norm, a smooth activation function, and three classes."""
+    """A convolution of two groups, batch-norm, a smooth nonlinearity, and three classes."""
 
     def __init__(self):
         super().__init__()
