@@ -22,7 +22,7 @@ from roundwise.numerics.grid import Grid, expand_blocks
 from roundwise.numerics.quadratic import Quadratic
 from roundwise.numerics.search.choices import Choices
 from roundwise.numerics.search.cross_entropy import CrossEntropy
-from roundwise.numerics.search.tabu import TabuWalk
+from roundwise.numerics.search.tabu import Tabu
 from roundwise.recipe.checks import check_whole_number
 from roundwise.reproduction.taskloss.hessian import TaskHessian
 
@@ -90,11 +90,11 @@ def solve_qubo_tabu(
         Glover, Tabu Search, ORSA Journal on Computing 1(3), 1989.
     """
     TabuSearch(iterations, tenure)  # checks them
-    return _solve(task, grid, first_order, seed, TabuWalk(iterations, tenure))
+    return _solve(task, grid, first_order, seed, Tabu(iterations, tenure))
 
 
 def _solve(
-    task: TaskHessian, grid: Grid, first_order: bool, seed: int, method: CrossEntropy | TabuWalk
+    task: TaskHessian, grid: Grid, first_order: bool, seed: int, method: CrossEntropy | Tabu
 ) -> Int[Tensor, "groups rows cols"]:
     """Search on the layer as one row; nearest rounding where that is better."""
     for what, value, kind in (("task", task, TaskHessian), ("grid", grid, Grid)):
