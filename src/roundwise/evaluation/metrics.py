@@ -29,7 +29,8 @@ from roundwise.errors import CalibrationError, ModelError
 from roundwise.evaluation.arrays import as_labels
 from roundwise.evaluation.data import Batches
 from roundwise.evaluation.outputs import Outputs, outputs_of, paired, wide
-from roundwise.evaluation.segmentation import IGNORE, Confusion, Segmentation
+from roundwise.evaluation.segmentation import Confusion, Segmentation
+from roundwise.loading.preprocessing import IGNORE
 from roundwise.wording import number_of
 
 Network = Callable[[Tensor], Any]

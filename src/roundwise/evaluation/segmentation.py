@@ -27,9 +27,7 @@ from torch.nn import functional as F
 
 from roundwise.errors import CalibrationError
 from roundwise.evaluation.arrays import described
-
-IGNORE = 255
-"""The label of pixels that are not counted, as in Pascal VOC."""
+from roundwise.loading.preprocessing import IGNORE
 
 
 @final

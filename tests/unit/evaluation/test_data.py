@@ -22,7 +22,7 @@ from roundwise.evaluation import (
     load_data,
 )
 from roundwise.evaluation.arrays import read_labels
-from roundwise.evaluation.preprocessing import of_timm, of_torchvision, read_image
+from roundwise.loading.preprocessing import of_timm, of_torchvision, read_image
 
 PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 GREY = Preprocessing(mean=(0.0,), std=(1.0,))
@@ -63,7 +63,7 @@ def test_one_value_of_mean_means_grey():
 
 @pytest.fixture(scope="module")
 def torchvision_transforms():
-    from roundwise.cli.vision import import_collection
+    from roundwise.loading.vision import import_collection
 
     try:
         import_collection("torchvision")

@@ -12,7 +12,7 @@ from vocfiles import classes_of, palette_image, write_voc
 
 from roundwise import FileFormatError
 from roundwise.evaluation import Cover, DataOptions, Fit, Preprocessing, ShorterSide, Stretch, load_data
-from roundwise.evaluation.preprocessing import read_mask
+from roundwise.loading.preprocessing import read_mask
 
 AS_STORED = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 PLAIN = DataOptions(preprocessing=Preprocessing(**AS_STORED))

@@ -16,7 +16,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from roundwise.cli.models import load_model, move
+from roundwise.cli.measuring import check_first_batch, measure
 from roundwise.cli.options import (
     ADVANCED,
     DATA,
@@ -31,17 +31,16 @@ from roundwise.cli.options import (
 )
 from roundwise.cli.outputs import check_apart, check_journal, check_place
 from roundwise.cli.parameters import EXISTING_PATH, writable
-from roundwise.cli.runnable import Runnable
 from roundwise.cli.samples import BatchOptions, LabelOptions, SampleOptions, describe
-from roundwise.cli.terminal import sample_progress, say, show_json
+from roundwise.cli.terminal import say, show_json
 from roundwise.cli.weights import WeightOptions
 from roundwise.engine.network import Network, capture
 from roundwise.errors import CalibrationError, FileFormatError, ModelError
 from roundwise.evaluation.data import Dataset, load_data
-from roundwise.evaluation.metrics import evaluate
-from roundwise.evaluation.outputs import check_classes
 from roundwise.evaluation.voc import is_voc
 from roundwise.files import replacing
+from roundwise.loading.models import move
+from roundwise.loading.runnable import Runnable, run_on
 from roundwise.numerics.grid import BITS, PerChannel, PerTensor
 from roundwise.reproduction import PAPERS, Journal, Settings, Study, of_others, page, run, run_key, runs
 from roundwise.wording import number_of
@@ -147,7 +146,7 @@ def command(
     options.check_files()
     place, test = options.places(samples.data)
     known = Journal(options.journal)
-    loaded = load_model(model, weights.source(), weights.num_classes)
+    loaded = weights.load(model)
     if not isinstance(loaded.network, nn.Module):
         raise ModelError(f"{model}: a .pt2 program cannot be run again and again here; give the module it came from.")
     network = move(loaded.network, where.device)
@@ -172,8 +171,7 @@ def command(
     meter = Meter(testing, batch.batch_size, where.device)
     batches = list(calibration.batches(batch.batch_size))
     captured = capture(network, torch.cat(batches[:2])[:2])
-    with torch.no_grad():
-        check_classes(meter.runnable(network)(next(iter(testing.batches(batch.batch_size)))), testing)
+    check_first_batch(meter.runnable(network), testing, batch.batch_size)
     float_score = meter.score(network)
     say(f"float: {float_score:.2f} %")
     content = _fingerprint(captured, batches, meter.hashes())
@@ -212,20 +210,19 @@ class Meter:
 
     def runnable(self, module: nn.Module) -> Runnable:
         """The module, to call with a batch that may be on another device."""
-        return Runnable("the network", lambda inputs: module(inputs.to(self._device)))
+        return run_on(self._device, "the network", module)
 
     def score(self, module: nn.Module) -> float:
         """Top-1 accuracy or mean IoU, in percent."""
         self._read = [hashlib.sha256(), hashlib.sha256()]
         masks = self._testing.mask_batches(self._batch_size)
-        with sample_progress(len(self._testing)) as progress:
-            measured = evaluate(
-                self.runnable(module),
-                _hashed(self._testing.batches(self._batch_size), self._read[0]),
-                labels=self._testing.labels,
-                masks=None if masks is None else _hashed(masks, self._read[1]),
-                progress=progress,
-            )
+        measured = measure(
+            self.runnable(module),
+            self._testing,
+            self._batch_size,
+            inputs=_hashed(self._testing.batches(self._batch_size), self._read[0]),
+            masks=None if masks is None else _hashed(masks, self._read[1]),
+        )
         if measured.segmentation is not None:
             return 100 * measured.segmentation.mean_iou
         assert measured.accuracy is not None

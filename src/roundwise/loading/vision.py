@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from roundwise.errors import ModelError
-from roundwise.evaluation.preprocessing import Preprocessing, of_timm, of_torchvision
+from roundwise.loading.preprocessing import Preprocessing, of_timm, of_torchvision
 
 COLLECTIONS = ("torchvision", "timm")
 
