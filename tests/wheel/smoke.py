@@ -226,7 +226,7 @@ def check_the_demo(extra: str) -> None:
     if not has("cli"):
         return
     if has("demo"):
-        from roundwise.cli.demo import load_digits
+        from roundwise.cli.commands.demo import load_digits
 
         assert load_digits().train_images.shape[1:] == (1, 8, 8)
         return

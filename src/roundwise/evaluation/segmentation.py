@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from roundwise.errors import CalibrationError
-from roundwise.evaluation.arrays import described
+from roundwise.loading.labels import described
 from roundwise.loading.preprocessing import IGNORE
 
 

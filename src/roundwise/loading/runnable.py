@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from roundwise.artifacts.model import load
 from roundwise.errors import FileFormatError, InferenceError, ModelError, RoundwiseError
+from roundwise.loading.labels import described
 from roundwise.loading.models import load_model, move
 from roundwise.loading.preprocessing import Preprocessing
 from roundwise.loading.training import refuse_training_onnx, refuse_training_program
@@ -46,9 +47,8 @@ class Runnable:
         except (Exception, SystemExit) as error:  # any code can run in here
             if isinstance(error, RoundwiseError) and not isinstance(error, InferenceError):
                 raise
-            shape = f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape)}"
             raise ModelError(
-                f"{self.name} fails on inputs {shape}: {type(error).__name__}: {error}. Give inputs that "
+                f"{self.name} fails on inputs {described(inputs)}: {type(error).__name__}: {error}. Give inputs that "
                 "it accepts: see --size and --preprocess-as for images, and --batch-size if its batch size is fixed."
             ) from error
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from roundwise.errors import FileFormatError, ModelError
+from roundwise.loading.labels import described
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -85,7 +86,7 @@ def load_weights(model: nn.Module, path: Path) -> tuple[str, ...]:
     missing = [name for name in absent if name not in tied and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in found if name not in expected]
     differing = [
-        f"{name}: {_described(found[name])} in the file, {_described(expected[name])} in the model"
+        f"{name}: {described(found[name])} in the file, {described(expected[name])} in the model"
         for name in found
         if name in expected and not _fits(found[name], expected[name])
     ]
@@ -174,10 +175,6 @@ def _unwrap(content: Mapping[Any, Any], path: Path) -> tuple[dict[str, Tensor], 
 
 def _fits(stored: Tensor, wanted: Tensor) -> bool:
     return stored.shape == wanted.shape and stored.is_floating_point() == wanted.is_floating_point()
-
-
-def _described(tensor: Tensor) -> str:
-    return f"{_name(tensor.dtype)} {list(tensor.shape)}"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -14,7 +14,7 @@ from roundwise import quantize
 from roundwise.cli.datafree import DataFreeOptions
 from roundwise.cli.measuring import accuracy as accuracy_of
 from roundwise.cli.options import OUTPUT, RunOptions, as_command, file, option
-from roundwise.cli.outputs import check_outputs, check_targets, write_outputs, write_report
+from roundwise.cli.outputs import check_outputs, check_targets
 from roundwise.cli.parameters import writable
 from roundwise.cli.recipes import RecipeOptions, build_recipe
 from roundwise.cli.samples import SampleOptions, describe
@@ -22,9 +22,12 @@ from roundwise.cli.terminal import layer_progress, say, show_json
 from roundwise.cli.weights import WeightOptions
 from roundwise.engine.calibration import BATCH
 from roundwise.evaluation.data import Dataset, load_data
+from roundwise.exporters import export
 from roundwise.loading.models import move
 from roundwise.loading.runnable import run_on
 from roundwise.recipe.recipe import Recipe
+from roundwise.reporting import html_report
+from roundwise.wording import human_bytes
 
 HELP = """
 Give a trained network low-bit weights, from a few hundred unlabelled inputs.
@@ -111,9 +114,12 @@ def command(
     if dataset is not None and before:
         after = accuracy_of(run_on(run.device, "the quantized network", quantized), dataset, batch_size)
         accuracy = {name: (before[name], after[name]) for name in before}
-    written = write_outputs(quantized, output.out)
+    files = [export(quantized, path) for path in output.out]
+    written = [(file.as_dict(), str(file)) for file in files]
     if output.report is not None:
-        written.append(write_report(quantized, output.report, title=model, facts=facts, accuracy=accuracy))
+        html_report(quantized, output.report, title=model, facts=facts, accuracy=accuracy)
+        size = output.report.stat().st_size
+        written.append(({"path": str(output.report), "bytes": size}, f"{output.report}: {human_bytes(size)}"))
     if run.as_json:
         show_json(
             {

@@ -37,6 +37,7 @@ from roundwise.cli.weights import WeightOptions
 from roundwise.engine.network import Network, capture
 from roundwise.errors import CalibrationError, FileFormatError, ModelError
 from roundwise.evaluation.data import Dataset, load_data
+from roundwise.evaluation.metrics import Evaluation
 from roundwise.evaluation.voc import is_voc
 from roundwise.files import replacing
 from roundwise.loading.models import move
@@ -168,17 +169,17 @@ def command(
     settings = Settings(
         options.bits, PerChannel() if options.by_channel else PerTensor(), options.iterations, options.seeds
     )
-    meter = Meter(testing, batch.batch_size, where.device)
     batches = list(calibration.batches(batch.batch_size))
     captured = capture(network, torch.cat(batches[:2])[:2])
-    check_first_batch(meter.runnable(network), testing, batch.batch_size)
-    float_score = meter.score(network)
+    runnable = run_on(where.device, "the network", network)
+    check_first_batch(runnable, testing, batch.batch_size)
+    float_score, hashes = _score_and_hashes(runnable, testing, batch.batch_size)
     say(f"float: {float_score:.2f} %")
-    content = _fingerprint(captured, batches, meter.hashes())
+    content = _fingerprint(captured, batches, hashes)
     study = Study(
         network,
         batches,
-        meter.score,
+        lambda quantized: _percent(measure(run_on(where.device, "the network", quantized), testing, batch.batch_size)),
         # A key of the journal: if one word of it changes, no finished run counts any more.
         f"{model} on {test} ({len(testing)} sample{'s' * (len(testing) != 1)}), "
         f"calibrated on {len(calibration)} of {place} [{content}]",
@@ -200,39 +201,28 @@ def command(
     show_json({"paper": paper, "table": table, "study": study.name, "float": float_score, "rows": rows})
 
 
-@final
-class Meter:
-    """Measures networks on the test samples, and remembers the hashes of what it has read."""
+def _percent(measured: Evaluation) -> float:
+    """Mean IoU, or top-1 accuracy, in percent."""
+    if measured.segmentation is not None:
+        return 100 * measured.segmentation.mean_iou
+    assert measured.accuracy is not None
+    return 100 * measured.accuracy.top1
 
-    def __init__(self, testing: Dataset, batch_size: int, device: torch.device) -> None:
-        self._testing, self._batch_size, self._device = testing, batch_size, device
-        self._read: list[hashlib._Hash] = []
 
-    def runnable(self, module: nn.Module) -> Runnable:
-        """The module, to call with a batch that may be on another device."""
-        return run_on(self._device, "the network", module)
-
-    def score(self, module: nn.Module) -> float:
-        """Top-1 accuracy or mean IoU, in percent."""
-        self._read = [hashlib.sha256(), hashlib.sha256()]
-        masks = self._testing.mask_batches(self._batch_size)
-        measured = measure(
-            self.runnable(module),
-            self._testing,
-            self._batch_size,
-            inputs=_hashed(self._testing.batches(self._batch_size), self._read[0]),
-            masks=None if masks is None else _hashed(masks, self._read[1]),
-        )
-        if measured.segmentation is not None:
-            return 100 * measured.segmentation.mean_iou
-        assert measured.accuracy is not None
-        return 100 * measured.accuracy.top1
-
-    def hashes(self) -> list[bytes]:
-        """Of the test samples and of their labels or masks, however many there are in a batch."""
-        inputs, masks = self._read
-        truth = masks if self._testing.labels is None else hashlib.sha256(_bytes(self._testing.labels))
-        return [inputs.digest(), truth.digest()]
+def _score_and_hashes(network: Runnable, testing: Dataset, batch_size: int) -> tuple[float, list[bytes]]:
+    """The network's score, and hashes of the samples and of their labels or masks, all of which are read once."""
+    samples, truth = hashlib.sha256(), hashlib.sha256()
+    masks = testing.mask_batches(batch_size)
+    measured = measure(
+        network,
+        testing,
+        batch_size,
+        inputs=_hashed(testing.batches(batch_size), samples),
+        masks=None if masks is None else _hashed(masks, truth),
+    )
+    if testing.labels is not None:
+        truth.update(_bytes(testing.labels))
+    return _percent(measured), [samples.digest(), truth.digest()]
 
 
 def _hashed(batches: Iterable[Tensor], digest: hashlib._Hash) -> Iterator[Tensor]:
