@@ -14,11 +14,13 @@ from torch.utils.data import TensorDataset
 
 import roundwise as rw
 from roundwise.cli.recipes import RecipeOptions, build_recipe
+from roundwise.data.arrays import Keys, read_labels
+from roundwise.data.dataset import DataOptions, load_data
+from roundwise.data.preprocessing import Preprocessing
 from roundwise.engine.calibration import Signature, read_calibration
 from roundwise.engine.store import ActivationStore
 from roundwise.errors import RoundwiseError
-from roundwise.evaluation import DataOptions, Keys, Preprocessing, check_classes, evaluate, load_data
-from roundwise.evaluation.arrays import read_labels
+from roundwise.evaluation import check_classes, evaluate
 from roundwise.loading.models import load_model, load_program, stated_preprocessing
 from roundwise.loading.weights import Random, load_weights
 from roundwise.numerics.grid import check_groups

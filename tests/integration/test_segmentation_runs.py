@@ -11,7 +11,9 @@ from vocfiles import classes_of, write_voc
 
 import roundwise as rw
 from roundwise.cli.app import app
-from roundwise.evaluation import DataOptions, Preprocessing, ShorterSide, evaluate, load_data
+from roundwise.data.dataset import DataOptions, load_data
+from roundwise.data.preprocessing import Preprocessing, ShorterSide
+from roundwise.evaluation import evaluate
 from roundwise.loading.runnable import open_runnable
 
 pytest.importorskip("onnxruntime")

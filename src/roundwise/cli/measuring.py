@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from roundwise.cli.terminal import sample_progress
-from roundwise.evaluation.data import Dataset
+from roundwise.data.dataset import Dataset
 from roundwise.evaluation.metrics import Evaluation, evaluate
 from roundwise.evaluation.outputs import check_classes
 from roundwise.loading.runnable import Runnable

@@ -11,10 +11,10 @@ import click
 from roundwise.cli.options import ADVANCED, DATA, choice, file, number, option
 from roundwise.cli.parameters import EXISTING_PATH, channel_values, size
 from roundwise.cli.terminal import say
-from roundwise.evaluation.arrays import Keys
-from roundwise.evaluation.data import DataOptions, Dataset
+from roundwise.data.arrays import Keys
+from roundwise.data.dataset import DataOptions, Dataset
+from roundwise.data.preprocessing import INTERPOLATIONS, Cover, Preprocessing, ShorterSide
 from roundwise.loading.models import stated_preprocessing
-from roundwise.loading.preprocessing import INTERPOLATIONS, Cover, Preprocessing, ShorterSide
 
 
 @final

@@ -25,12 +25,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from roundwise.data.dataset import Batches
+from roundwise.data.labels import as_labels
+from roundwise.data.preprocessing import IGNORE
 from roundwise.errors import CalibrationError, ModelError
-from roundwise.evaluation.data import Batches
 from roundwise.evaluation.outputs import Outputs, outputs_of, paired, wide
 from roundwise.evaluation.segmentation import Confusion, Segmentation
-from roundwise.loading.labels import as_labels
-from roundwise.loading.preprocessing import IGNORE
 from roundwise.wording import number_of
 
 Network = Callable[[Tensor], Any]

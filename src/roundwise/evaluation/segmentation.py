@@ -25,9 +25,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from roundwise.data.labels import described
+from roundwise.data.preprocessing import IGNORE
 from roundwise.errors import CalibrationError
-from roundwise.loading.labels import described
-from roundwise.loading.preprocessing import IGNORE
 
 
 @final

@@ -1,29 +1,22 @@
-"""Find a network by its name, fill it with weights, and say how its images are prepared.
+"""Find a network by its name, fill it with weights, and run it.
 
-models         which network a name means: of a collection, of a Python file, or a program of torch.export
-weights        trained weights from a file, without running anything in it
-preprocessing  from an image to the input of a network
-runnable       whatever can be run on a batch of inputs: a network by its name, a .rw file, a file of a runtime
+models    which network a name means: of a collection, of a Python file, or a program of torch.export
+weights   trained weights from a file, without running anything in it
+runnable  whatever can be run on a batch of inputs: a network by its name, a .rw file, a file of a runtime
 
 What a network needs is read from files of other people, so every error says which file or name it is about.
 """
 
 from roundwise.loading.models import LoadedModel, load_model, stated_preprocessing
-from roundwise.loading.preprocessing import Cover, Fit, Preprocessing, ShorterSide, Stretch
 from roundwise.loading.runnable import Runnable, open_runnable
 from roundwise.loading.weights import FromFile, Pretrained, Random, WeightSource
 
 __all__ = [
-    "Cover",
-    "Fit",
     "FromFile",
     "LoadedModel",
-    "Preprocessing",
     "Pretrained",
     "Random",
     "Runnable",
-    "ShorterSide",
-    "Stretch",
     "WeightSource",
     "load_model",
     "open_runnable",

@@ -20,8 +20,8 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
+from roundwise.data.preprocessing import Preprocessing
 from roundwise.errors import ModelError, RecipeError
-from roundwise.loading.preprocessing import Preprocessing
 from roundwise.loading.programs import load_program
 from roundwise.loading.python_files import from_function, functions_in
 from roundwise.loading.vision import COLLECTIONS, build, check_name, preprocessing_of, preprocessing_of_module

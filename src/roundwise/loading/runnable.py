@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from roundwise.artifacts.model import load
+from roundwise.data.labels import described
+from roundwise.data.preprocessing import Preprocessing
 from roundwise.errors import FileFormatError, InferenceError, ModelError, RoundwiseError
-from roundwise.loading.labels import described
 from roundwise.loading.models import load_model, move
-from roundwise.loading.preprocessing import Preprocessing
 from roundwise.loading.training import refuse_training_onnx, refuse_training_program
 from roundwise.loading.weights import WeightSource
 from roundwise.runtimes import Runtime, runtime_for

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from roundwise.data.labels import described
 from roundwise.errors import FileFormatError, ModelError
-from roundwise.loading.labels import described
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 

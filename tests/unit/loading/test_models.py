@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from roundwise import FileFormatError, ModelError, RecipeError
-from roundwise.evaluation import ShorterSide
+from roundwise.data.preprocessing import ShorterSide
 from roundwise.loading.models import load_model, load_program, stated_preprocessing
 from roundwise.loading.vision import import_collection
 from roundwise.loading.weights import FromFile, Pretrained, Random, load_weights

@@ -15,8 +15,8 @@ from roundwise.cli.parameters import seed
 from roundwise.cli.samples import BatchOptions, LabelOptions, SampleOptions, describe
 from roundwise.cli.terminal import show_json
 from roundwise.cli.weights import WeightOptions
-from roundwise.evaluation.data import load_data
-from roundwise.evaluation.voc import is_voc
+from roundwise.data.dataset import load_data
+from roundwise.data.voc import is_voc
 from roundwise.loading.runnable import takes_weights
 from roundwise.loading.weights import FromFile, WeightSource
 

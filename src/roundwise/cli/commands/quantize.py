@@ -20,8 +20,8 @@ from roundwise.cli.recipes import RecipeOptions, build_recipe
 from roundwise.cli.samples import SampleOptions, describe
 from roundwise.cli.terminal import layer_progress, say, show_json
 from roundwise.cli.weights import WeightOptions
+from roundwise.data.dataset import Dataset, load_data
 from roundwise.engine.calibration import BATCH
-from roundwise.evaluation.data import Dataset, load_data
 from roundwise.exporters import export
 from roundwise.loading.models import move
 from roundwise.loading.runnable import run_on

@@ -34,11 +34,11 @@ from roundwise.cli.parameters import EXISTING_PATH, writable
 from roundwise.cli.samples import BatchOptions, LabelOptions, SampleOptions, describe
 from roundwise.cli.terminal import say, show_json
 from roundwise.cli.weights import WeightOptions
+from roundwise.data.dataset import Dataset, load_data
+from roundwise.data.voc import is_voc
 from roundwise.engine.network import Network, capture
 from roundwise.errors import CalibrationError, FileFormatError, ModelError
-from roundwise.evaluation.data import Dataset, load_data
 from roundwise.evaluation.metrics import Evaluation
-from roundwise.evaluation.voc import is_voc
 from roundwise.files import replacing
 from roundwise.loading.models import move
 from roundwise.loading.runnable import Runnable, run_on

@@ -39,6 +39,7 @@ from torch.export import ExportedProgram
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from roundwise.data.labels import as_labels
 from roundwise.engine.calibration import Batch, Calibration, DataFree, read_calibration
 from roundwise.engine.network import Network, facts_of, graph_of
 from roundwise.engine.rewriting import folded
@@ -47,7 +48,6 @@ from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.errors import CalibrationError, ModelError, RecipeError
 from roundwise.graph.analysis.layers import Layer, find_layers
 from roundwise.graph.graph import Graph
-from roundwise.loading.labels import as_labels
 from roundwise.numerics.grid import Grid
 from roundwise.recipe.checks import check_whole_number
 from roundwise.recipe.files import did_you_mean

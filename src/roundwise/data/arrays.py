@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from roundwise.data.labels import check_plain, described, tensor_of
+from roundwise.data.textfiles import read_lines
 from roundwise.errors import FileFormatError
-from roundwise.evaluation.textfiles import read_lines
-from roundwise.loading.labels import check_plain, described, tensor_of
 
 INPUT_KEYS = ("images", "inputs", "x", "data")
 LABEL_KEYS = ("labels", "targets", "y")
