@@ -13,7 +13,7 @@ from torch import nn
 import roundwise as rw
 from roundwise.errors import CalibrationError, ModelError, RecipeError
 from roundwise.numerics.search.cross_entropy import CrossEntropy
-from roundwise.numerics.search.tabu import TabuWalk
+from roundwise.numerics.search.tabu import Tabu
 from roundwise.reproduction import taskloss
 from roundwise.reproduction.taskloss.hessian import TaskHessian
 
@@ -315,7 +315,7 @@ def test_the_cross_entropy_method_comes_near_the_best_of_all_roundings(first_ord
     assert left <= 0.3 * lost
 
 
-@pytest.mark.parametrize("search", [CrossEntropy(iterations=1, samples=2), TabuWalk(moves=1)], ids=["cem", "tabu"])
+@pytest.mark.parametrize("search", [CrossEntropy(iterations=1, samples=2), Tabu(moves=1)], ids=["cem", "tabu"])
 def test_even_cut_short_it_is_not_worse_than_nearest_rounding(search):
     for seed in range(20):
         task = task_of(weights=60, seed=seed)
@@ -361,8 +361,8 @@ def test_seeds_tasks_and_grids_that_do_not_fit_are_refused(search):
     [
         (CrossEntropy(iterations=0), "iterations=0"),
         (CrossEntropy(elite=1.0), "elite=1.0"),
-        (TabuWalk(moves=0), "moves=0"),
-        (TabuWalk(tenure=0), "tenure=0"),
+        (Tabu(moves=0), "moves=0"),
+        (Tabu(tenure=0), "tenure=0"),
         ("tabu", "'tabu'"),
     ],
     ids=str,

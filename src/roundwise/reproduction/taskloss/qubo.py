@@ -22,21 +22,21 @@ from roundwise.numerics.grid import Grid, expand_blocks
 from roundwise.numerics.quadratic import Quadratic
 from roundwise.numerics.search.choices import Choices
 from roundwise.numerics.search.cross_entropy import CrossEntropy
-from roundwise.numerics.search.tabu import TabuWalk
+from roundwise.numerics.search.tabu import Tabu
 from roundwise.recipe.checks import check_whole_number
 from roundwise.reproduction.taskloss.hessian import TaskHessian
 
 CROSS_ENTROPY = CrossEntropy(iterations=200, samples=2000)
 """The paper's choice; a whole layer takes more samples than a row. It starts from stochastic rounding's chances."""
 
-TABU = TabuWalk(moves=2000)
+TABU = Tabu(moves=2000)
 """Single changes, from nearest rounding."""
 
 
 def solve_qubo(
     task: TaskHessian,
     grid: Grid,
-    search: CrossEntropy | TabuWalk = CROSS_ENTROPY,
+    search: CrossEntropy | Tabu = CROSS_ENTROPY,
     *,
     first_order: bool = False,
     seed: int = 0,
@@ -62,11 +62,11 @@ def solve_qubo(
     """
     if isinstance(search, CrossEntropy):
         CrossEntropyMethod(search.iterations, search.samples, search.elite, search.smoothing)  # checks them
-    elif isinstance(search, TabuWalk):
+    elif isinstance(search, Tabu):
         check_whole_number("moves", search.moves, at_least=1)
         check_whole_number("tenure", search.tenure, at_least=1)
     else:
-        raise RecipeError(f"search is {search!r}; it must be a CrossEntropy or a TabuWalk, such as CROSS_ENTROPY.")
+        raise RecipeError(f"search is {search!r}; it must be a CrossEntropy or a Tabu, such as CROSS_ENTROPY.")
     for what, value, kind in (("task", task, TaskHessian), ("grid", grid, Grid)):
         if not isinstance(value, kind):
             raise RecipeError(f"{what} is a {type(value).__name__}; it must be a {kind.__name__}.")
