@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -216,6 +216,11 @@ class Graph:
         """Note how the output of a layer is distributed, with the weight and bias that it has now."""
         node = next(node for node in self.operations.nodes if node.op == "get_attr" and node.target == weight)
         self._moments[weight] = _Recorded(moments, tuple(map(weakref.ref, self._read(node))))
+
+    def forget_moments(self, weights: Iterable[str]) -> None:
+        """Drop the moments of the layers with these weights, where any are recorded."""
+        for weight in weights:
+            self._moments.pop(weight, None)
 
     def _read(self, constant: fx.Node) -> list[Tensor]:
         """All constants that the operations read that read this one."""
