@@ -168,8 +168,14 @@ def _signature_of_module(model: nn.Module) -> Signature:
     plain = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     required = tuple(p.name for p in plain if p.default is p.empty)
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    any_names = not plain and not variadic and len(parameters) > 0
-    return Signature(required, tuple(p.name for p in plain), variadic, any_names)
+    return Signature(
+        required,
+        tuple(p.name for p in plain),
+        variadic,
+        any_names=any(p.kind is p.VAR_KEYWORD for p in parameters),
+        keyword_only=tuple(p.name for p in plain if p.kind is p.KEYWORD_ONLY),
+        defaults={p.name: p.default for p in plain if p.default is not p.empty},
+    )
 
 
 def _signature_of_program(program: ExportedProgram) -> Signature:
