@@ -41,6 +41,17 @@ def isolated_torch_state(device: torch.device) -> Iterator[None]:
         yield
 
 
+def notes_on_settings(device: torch.device) -> tuple[str, ...]:
+    """Notes for the report on settings of the caller that change what a model computes, and that a run switches off."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return ()
+    dtype = str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
+    return (
+        f"autocast was on: with it, operations of the model compute in {dtype}. The network was quantized, and errors "
+        f"were measured, without autocast. To quantize it in {dtype}, give the model in that dtype.",
+    )
+
+
 @contextlib.contextmanager
 def _full_float32_precision() -> Iterator[None]:
     """Compute float32 products in float32 on all processors, and restore the caller's settings afterwards.
