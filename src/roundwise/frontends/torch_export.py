@@ -33,6 +33,7 @@ from roundwise.errors import CalibrationError, CaptureError, ModelError
 from roundwise.frontends.dropout import DistinctDropout, hide_dropout, show_dropout
 from roundwise.frontends.explain import callers_level, explain, first_lines, locate, way_out
 from roundwise.frontends.interface import Facts, Frontend, Signature
+from roundwise.frontends.memory import RecordedContiguous, has_strided_reads
 from roundwise.frontends.preserve import model_left_as_it_was, quiet_and_unfused
 from roundwise.frontends.program import graph_of_program, read_inputs
 from roundwise.frontends.training import training_information
@@ -141,6 +142,8 @@ def _capture(model: nn.Module, inputs: _Inputs, dynamic: Any, batch: int | None)
     """The graph of a model in evaluation mode, and a note if it could not keep dropout."""
     exported, sizes = _take(inputs, batch or _SAMPLES), (2, 1) if batch is None else (batch,)
     program, kept = _export(model, exported, dynamic)
+    if has_strided_reads(program.graph):
+        program, kept = _export(model, exported, dynamic, record_contiguous=True)
     graph = graph_of_program(program, model)
     try:
         _check_equal(model, graph, inputs, sizes)
@@ -206,7 +209,12 @@ def _batch_dimension(model: nn.Module) -> Dim:
 
 
 def _export(
-    model: nn.Module, inputs: _Inputs, dynamic: Any, *, keep_dropout: bool = True
+    model: nn.Module,
+    inputs: _Inputs,
+    dynamic: Any,
+    *,
+    keep_dropout: bool = True,
+    record_contiguous: bool = False,
 ) -> tuple[ExportedProgram, int]:
     """Export a model and make the program pure; also say how many dropouts were led through decompositions."""
     args, kwargs = inputs
@@ -218,7 +226,7 @@ def _export(
         )
         # With gradients, as most people export: a model that switches them on itself cannot be exported without.
         with torch.enable_grad():
-            with DistinctDropout():
+            with DistinctDropout(), RecordedContiguous() if record_contiguous else contextlib.nullcontext():
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
             _replace_in_place(program.graph_module)
             if _is_plain(program.graph):
