@@ -30,8 +30,8 @@ _Switch = tuple[Callable[[], Any], Callable[[Any], Any]]
 def isolated_torch_state(device: torch.device) -> Iterator[None]:
     """Compute in the network's own precision and allow gradients, independent of the caller's settings.
 
-    Only one thread at a time can be inside; other threads wait. New tensors without a stated dtype or device are float32
-    and on the CPU, for operations of the model too; without that, the same model would compute something else after
+    Only one thread at a time can be inside; other threads wait. New tensors without a stated dtype or device are
+    float32 and on the CPU, for operations of the model too; without that, the same model would compute something else after
     `torch.set_default_dtype`.
 
     By default PyTorch lets CUDA convolutions round their inputs to 10 bits (TF32). With TF32 an exact rewrite would
