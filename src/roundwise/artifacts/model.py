@@ -23,7 +23,8 @@ from roundwise.artifacts.program import export_program
 from roundwise.artifacts.rwfile import Contents, no_network, read, write
 from roundwise.artifacts.signature import Arguments, CallSignature
 from roundwise.artifacts.weights import StoredWeight, stored_weights
-from roundwise.errors import ModelError
+from roundwise.errors import FileFormatError, ModelError
+from roundwise.files import named
 from roundwise.graph.graph import Graph
 from roundwise.recipe.recipe import Recipe
 from roundwise.report import Report
@@ -173,9 +174,11 @@ class Model(nn.Module):
         """Write the model to one `.rw` file. The file appears complete or not at all.
 
         Raises:
-            FileFormatError: the file cannot be written, or the graph holds a value that a `.rw` file cannot store.
+            FileFormatError: the name does not end in `.rw`, the file cannot be written, or the graph holds a value
+                that a `.rw` file cannot store.
         """
-        write(Contents(self.graph, self.report, self.recipe, self.versions), Path(path))
+        place = named(path, FileFormatError, ".rw")
+        write(Contents(self.graph, self.report, self.recipe, self.versions), place)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
         graph = dataclasses.replace(self.graph, constants=copy.deepcopy(self.graph.constants, memo))
@@ -214,8 +217,9 @@ def load(path: str | Path) -> Model:
         FileFormatError: the file is missing, truncated, changed, of another layout version, or names an operation that
             is not arithmetic on tensors.
     """
-    contents = read(Path(path))
+    path = named(path, FileFormatError)
+    contents = read(path)
     try:
         return Model(contents.graph, contents.report, contents.recipe, contents.versions)
     except Exception as error:  # a file can be wrong in any way
-        raise no_network(Path(path), error) from error
+        raise no_network(path, error) from error
