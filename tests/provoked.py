@@ -59,6 +59,11 @@ def array(folder, values, name="x.npy"):
     return folder / name
 
 
+def pickled(folder, content):
+    torch.save(content, folder / "x.pt")
+    return folder / "x.pt"
+
+
 def text(folder, content, name="text.txt"):
     (folder / name).write_text(content)
     return folder / name
@@ -465,6 +470,14 @@ FILES = {
     "a program that is none": (lambda folder: load_program(text(folder, "", "net.pt2")), ("net.pt2",)),
     "data of an unknown kind": (lambda folder: load_data(text(folder, "1", "x.csv")), ("x.csv", "'.csv'", ".npz")),
     "text for inputs": (lambda folder: load_data(array(folder, np.array(["a"]))), ("x.npy", "<U1 [1]", 64)),
+    "a whole model for data": (
+        lambda folder: load_data(pickled(folder, nn.Linear(2, 2))),
+        ("x.pt", "'torch.nn.modules.linear.Linear'", "torch.save({'inputs': …, 'labels': …}, path)"),
+    ),
+    "a number beside arrays": (
+        lambda folder: load_data(pickled(folder, {"x": SAMPLES, "y": 3})),
+        ("x.pt", "'y'", "int", "tensor"),
+    ),
     "no samples in a file": (lambda folder: load_data(array(folder, np.zeros((0, 3)))), ("x.npy", "[0, 3]")),
     "images of an unknown layout": (
         lambda folder: load_data(array(folder, np.zeros((6, 8), np.uint8))),

@@ -1,8 +1,14 @@
-"""Sizes, durations and counts in a form that people can read."""
+"""Sizes, durations and counts in a form that people can read, and the name that somebody meant."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 import humanize
+
+BEGINNING = 3
+"""Letters that are enough for the beginning of a name. With fewer, hints would be guesses."""
 
 
 def human_bytes(count: float) -> str:
@@ -45,3 +51,25 @@ def number_of(number: int, what: str) -> str:
     """
     plural = ("es" if what.endswith("s") else "s") if number != 1 else ""
     return f"{number:,} {what}{plural}"
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """A hint at the known name that was probably meant, or nothing.
+
+    Capitals, dashes and underscores do not count, and the beginning of a name is enough.
+
+    Example:
+        >>> did_you_mean("HalfUp", ["nearest", "half-up"])
+        " Did you mean 'half-up'?"
+        >>> did_you_mean("gram", ["adaround", "gram-adaround"]), did_you_mean("xyz", ["nearest"])
+        (" Did you mean 'gram-adaround'?", '')
+    """
+    plain = {_plain(one): one for one in known}
+    wanted = _plain(str(name))
+    near = difflib.get_close_matches(wanted, plain, n=1)
+    near = near or [one for one in plain if len(wanted) >= BEGINNING and one.startswith(wanted)]
+    return f" Did you mean '{plain[near[0]]}'?" if near else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from roundwise.cli import started
-from roundwise.errors import RoundwiseError
+from roundwise.errors import RecipeError, RoundwiseError
 from roundwise.events import Event, LayerFinished, LayerStarted, PassStarted, Planned
 from roundwise.wording import human_seconds
 
@@ -47,6 +47,15 @@ def exits(command: Callable[P, None]) -> Callable[P, None]:
             context.exit(INTERRUPTED)
 
     return run
+
+
+@contextmanager
+def wrong_usage() -> Iterator[None]:
+    """Make a request that contradicts itself, or what there is, wrong usage of the command line."""
+    try:
+        yield
+    except RecipeError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def say(message: str) -> None:

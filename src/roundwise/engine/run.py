@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from roundwise.engine.calibration import Calibration, DataFree, copy_samples, read_calibration
 from roundwise.engine.network import Network, facts_of, graph_of, made_up_inputs
 from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.engine.torch_state import isolated_torch_state, notes_on_settings
-from roundwise.errors import RecipeError
+from roundwise.errors import CalibrationError, RecipeError
 from roundwise.events import Progress
 from roundwise.recipe.recipe import Recipe
 
@@ -95,7 +96,7 @@ def prepared_run(
         inputs = data.samples(facts.dtype, facts.signature.batch or 2) if isinstance(data, DataFree) else data
         calibration = read_calibration(inputs, facts.signature, recipe.batch_size, store)
         read = time.perf_counter()
-        with made_up_inputs(not has_data):
+        with made_up_inputs(not has_data), _hinting_at_single_samples(data):
             graph = graph_of(model, *calibration.example(2, device))
         captured = time.perf_counter()
         run = Run(
@@ -111,6 +112,22 @@ def prepared_run(
         )
         del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)
         yield run, Network(graph, facts, {})
+
+
+@contextlib.contextmanager
+def _hinting_at_single_samples(data: Any) -> Iterator[None]:
+    """Where the model does not run on the samples, say that each item of a list counts as a batch."""
+    try:
+        yield
+    except CalibrationError as error:
+        alike = isinstance(data, list) and len({(type(one), getattr(one, "shape", None)) for one in data}) == 1
+        if not alike or not isinstance(data[0], Tensor | np.ndarray):
+            raise
+        stack = "torch.stack" if isinstance(data[0], Tensor) else "numpy.stack"
+        raise CalibrationError(
+            f"{error} (Each of the {len(data)} items of the list counts as a batch, of {data[0].shape[0]} samples. If "
+            f"an item is a single sample, give {stack}(samples).)"
+        ) from error
 
 
 def _notes_on_samples(calibration: Calibration, has_data: bool) -> tuple[str, ...]:

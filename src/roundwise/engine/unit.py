@@ -173,7 +173,9 @@ class LayerTask:
                 raise RecipeError(
                     f"layer '{self.layer.name}': {type(method).__name__} needs samples of the layer's inputs "
                     f"({kind.__name__}), but there is no data. Give calibration samples, or choose methods that need "
-                    "none: rounding=Nearest(), ranges=WeightMSE() or MinMax(), correction=AnalyticBias() or None."
+                    "none: rounding=Nearest(), ranges=WeightMSE() or MinMax(), correction=AnalyticBias() or None; "
+                    "on the command line --rounding nearest, --ranges weight-mse or min-max, --correction "
+                    "analytic-bias or none."
                 )
 
 

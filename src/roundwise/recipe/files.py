@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import types
 import typing
@@ -41,6 +40,7 @@ from roundwise.recipe.checks import is_required
 from roundwise.recipe.settings import FLOAT, GRANULARITIES, Activations, Override, Overrides, Weights
 from roundwise.recipe.stages import STAGES, Stage
 from roundwise.statistics import Extremes, Nothing
+from roundwise.wording import did_you_mean
 
 
 class _Choice(NamedTuple):
@@ -267,12 +267,6 @@ def settings_from_dict(data: Any, known: Sequence[str], where: str) -> dict[str,
 def name_of(method: object, table: Mapping[str, type]) -> str:
     """A method's name in its table; the name of its class where it is in none."""
     return next((name for name, kind in table.items() if type(method) is kind), type(method).__name__)
-
-
-def did_you_mean(name: object, known: Mapping[str, Any] | Sequence[str]) -> str:
-    """A hint at the known name that is nearest, or nothing."""
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def _example(kind: Any) -> str:

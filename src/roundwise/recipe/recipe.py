@@ -44,9 +44,10 @@ from roundwise.methods.corrections import AnalyticBias
 from roundwise.methods.rewrites import CrossLayerEqualization, HighBiasAbsorption
 from roundwise.methods.rounding import Nearest
 from roundwise.recipe.checks import check_whole_number
-from roundwise.recipe.files import did_you_mean, from_plain, methods_of_ones_own, to_plain
+from roundwise.recipe.files import from_plain, methods_of_ones_own, to_plain
 from roundwise.recipe.settings import Activations, Weights
 from roundwise.recipe.stages import STAGES, Quantize, Rewrite, Stage
+from roundwise.wording import did_you_mean
 
 S = TypeVar("S", Rewrite, Quantize)
 
