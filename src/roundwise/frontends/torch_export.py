@@ -34,12 +34,13 @@ from roundwise.frontends.double import Double
 from roundwise.frontends.dropout import DistinctDropout, hide_dropout, show_dropout
 from roundwise.frontends.explain import callers_level, explain, first_lines, locate, way_out
 from roundwise.frontends.interface import Facts, Frontend, Signature
+from roundwise.frontends.outputs import explain_outputs
 from roundwise.frontends.program import graph_of_program, read_inputs
 from roundwise.frontends.scripted import signature_of_scripted
 from roundwise.frontends.settings import fast_path, quiet, without_fast_path
 from roundwise.frontends.training import training_information
 from roundwise.frontends.wrappers import unwrapped
-from roundwise.graph.graph import Graph, bind
+from roundwise.graph.graph import CallStructure, Graph, bind
 from roundwise.graph.operators import WEIGHTED
 from roundwise.wording import number_of
 
@@ -129,6 +130,7 @@ class TorchExport(Frontend):
             )
         with quiet(), torch.inference_mode(False), torch.no_grad():
             graph, double, lost = _capture(double, (args, kwargs), dynamic, batch)
+            graph.structure = _with_defaults(graph.structure, self.facts(model).signature)
             training = training_information(double.module, graph, exported=exported)
             graph.training = replace(training, notes=(*lost, *training.notes))
         return graph
@@ -176,6 +178,15 @@ def _signature_of_module(model: nn.Module) -> Signature:
         keyword_only=tuple(p.name for p in plain if p.kind is p.KEYWORD_ONLY),
         defaults={p.name: p.default for p in plain if p.default is not p.empty},
     )
+
+
+def _with_defaults(structure: CallStructure, signature: Signature) -> CallStructure:
+    """A structure that knows the parameters that the samples did not give."""
+    positional = () if signature.variadic else tuple(it for it in signature.names if it not in signature.keyword_only)
+    constants = {
+        name: value for name, value in signature.defaults.items() if isinstance(value, bool | int | float | str | None)
+    }
+    return replace(structure, parameters=positional, defaults=constants)
 
 
 def _signature_of_program(program: ExportedProgram) -> Signature:
@@ -238,9 +249,12 @@ def _export(double: Double, inputs: _Inputs, dynamic: Any, *, keep_dropout: bool
         with contextlib.redirect_stderr(printed):
             exported = attempt(double.module)
     except Exception as error:
-        few = inputs if dynamic is None else _take(inputs, 2)
+        few, outputs = inputs if dynamic is None else _take(inputs, 2), None
         for samples in (few, inputs):  # few samples first: the error shows their shapes
-            _run(double.another(copies_weights=True), samples)
+            outputs = _run(double.another(copies_weights=True), samples)
+        unknown = explain_outputs(double.module, outputs) if "in output" in str(error) else None
+        if unknown is not None:
+            raise CaptureError(unknown) from error
         with contextlib.redirect_stderr(printed):
             again = double.another()
             explanation = explain(double.module, error, lambda: attempt(again.module))
