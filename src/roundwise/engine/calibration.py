@@ -124,6 +124,14 @@ class Calibration:
         """The leaves of the first batches, joined: as few batches as hold `count` samples, or all batches."""
         return _join(self.batches[: -(-count // _count(self.batches[0]))])
 
+    def last(self, count: int) -> Calibration:
+        """The last batches: as few as hold `count` samples, or all batches."""
+        chosen: list[Batch] = []
+        for batch in reversed(self.batches):
+            if sum(map(_count, chosen)) < count:
+                chosen.insert(0, batch)
+        return Calibration(chosen, self.spec, sum(map(_count, chosen)))
+
 
 def read_calibration(data: Any, signature: Signature, batch_size: int | None, store: ActivationStore) -> Calibration:
     """Read all samples.

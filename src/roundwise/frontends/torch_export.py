@@ -34,6 +34,7 @@ from roundwise.frontends.double import Double
 from roundwise.frontends.dropout import DistinctDropout, hide_dropout, show_dropout
 from roundwise.frontends.explain import callers_level, explain, first_lines, locate, way_out
 from roundwise.frontends.interface import Facts, Frontend, Signature
+from roundwise.frontends.memory import RecordedContiguous, has_strided_reads
 from roundwise.frontends.outputs import explain_outputs
 from roundwise.frontends.program import graph_of_program, read_inputs
 from roundwise.frontends.scripted import signature_of_scripted
@@ -140,6 +141,8 @@ def _capture(double: Double, inputs: _Inputs, dynamic: Any, batch: int | None) -
     """The graph of a model in evaluation mode, the double with its tensors, and a note if dropout could not be kept."""
     exported, sizes = _take(inputs, batch or _SAMPLES), (2, 1) if batch is None else (batch,)
     program, kept = _export(double, exported, dynamic)
+    if has_strided_reads(program.graph):
+        program, kept = _export(double, exported, dynamic, record_contiguous=True)
     graph = graph_of_program(program, double.module)
     try:
         graph.notes = _check_equal(double, graph, inputs, sizes)
@@ -223,7 +226,9 @@ def _batch_dimension(model: nn.Module) -> Dim:
 # ------------------------------------------------------------------------------------------------------------- export
 
 
-def _export(double: Double, inputs: _Inputs, dynamic: Any, *, keep_dropout: bool = True) -> tuple[ExportedProgram, int]:
+def _export(
+    double: Double, inputs: _Inputs, dynamic: Any, *, keep_dropout: bool = True, record_contiguous: bool = False
+) -> tuple[ExportedProgram, int]:
     """Export a model and make the program pure; also say how many dropouts were led through decompositions."""
     args, kwargs = inputs
 
@@ -234,7 +239,8 @@ def _export(double: Double, inputs: _Inputs, dynamic: Any, *, keep_dropout: bool
         )
         # With gradients, as most people export: a model that switches them on itself cannot be exported without.
         with torch.enable_grad():
-            with DistinctDropout(), without_fast_path():
+            recorded = RecordedContiguous() if record_contiguous else contextlib.nullcontext()
+            with DistinctDropout(), without_fast_path(), recorded:
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
             _replace_in_place(program.graph_module)
             if _is_plain(program.graph):
