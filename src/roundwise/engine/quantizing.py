@@ -63,7 +63,8 @@ def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
     report = StageReport(
         stage="quantize",
         seconds=result.seconds,
-        output_error=result.output_error if run.has_data else None,
+        notes=result.notes,
+        output_error=None if math.isnan(result.output_error) else result.output_error,
         layers=tuple(result.reports),
         kept_float=tuple(kept_float(graph, result.weights)),
         activations=outcome.activations.reports,

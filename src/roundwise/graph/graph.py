@@ -116,6 +116,8 @@ class Graph:
         inputs: what each placeholder takes, in order.
         structure: how the network is called.
         batch: None where any batch size will do; else the only one that works.
+        notes: what a reader of the report must know about the capture, in sentences.
+        order_matters: whether outputs depend on how the inputs lie in memory, so that only contiguous ones are right.
         training: what training must know besides. Constants that were dropped from the graph may still have entries.
     """
 
@@ -124,6 +126,8 @@ class Graph:
     inputs: tuple[InputSpec | ConstantInput, ...]
     structure: CallStructure
     batch: int | None = None
+    notes: tuple[str, ...] = ()
+    order_matters: bool = False
     training: TrainingInformation = field(default_factory=TrainingInformation)
     _moments: dict[str, _Recorded] = field(default_factory=dict)
 
