@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from roundwise.errors import ModelError
-from roundwise.numerics.kinds import odd_kind, what_to_do
+from roundwise.tensor_kinds import odd_kind, what_to_do
 
 
 def check_weights_and_names(model: object) -> None:

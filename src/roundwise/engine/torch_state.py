@@ -22,7 +22,7 @@ import torch
 ONE_THREAD_AT_A_TIME = threading.RLock()
 """`torch.export` cannot run in two threads at once, and the settings below belong to the whole process.
 
-While `torch.export` traces a model, the model's parameters are replaced. So who only looks at a model needs this too."""
+While `torch.export` traces a model, the model has other parameters. So who only looks at a model needs this, too."""
 
 _Switch = tuple[Callable[[], Any], Callable[[Any], Any]]
 """The functions that read and write one setting."""
@@ -32,10 +32,11 @@ _Switch = tuple[Callable[[], Any], Callable[[Any], Any]]
 def isolated_torch_state(device: torch.device) -> Iterator[None]:
     """Compute in the network's own precision and allow gradients, independent of the caller's settings.
 
-    Only one thread at a time can be inside; other threads wait. Threads that run networks of their own meanwhile may get
-    results that differ in their last digits, because settings belong to the whole process. A tensor that is made without a dtype is float32, and
-    one that is made without a device is on the CPU. While a model is captured, this holds for its operations too: the
-    same model would otherwise be another network after `torch.set_default_dtype`. (`capturing_on` is the exception.)
+    Only one thread at a time can be inside; other threads wait. Threads that run networks of their own meanwhile may
+    get results that differ in their last digits, because settings belong to the whole process. A tensor that is made
+    without a dtype is float32, and one that is made without a device is on the CPU. While a model is captured, this
+    holds for its operations too: the same model would otherwise be another network after `torch.set_default_dtype`.
+    (`capturing_on` is the exception.)
 
     By default PyTorch lets CUDA convolutions round their inputs to 10 bits (TF32). With TF32 an exact rewrite would
     seem to change the network's outputs by half a percent, and codes would be chosen for the rounded outputs.
@@ -53,6 +54,17 @@ def isolated_torch_state(device: torch.device) -> Iterator[None]:
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(_float32_by_default())
         yield
+
+
+def notes_on_settings(device: torch.device) -> tuple[str, ...]:
+    """Notes for the report on settings of the caller that change what a model computes, and that a run switches off."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return ()
+    dtype = str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
+    return (
+        f"autocast was on: with it, operations of the model compute in {dtype}. The network was quantized, and errors "
+        f"were measured, without autocast. To quantize it in {dtype}, give the model in that dtype.",
+    )
 
 
 def default_device() -> torch.device | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -116,6 +116,8 @@ class Graph:
         inputs: what each placeholder takes, in order.
         structure: how the network is called.
         batch: None where any batch size will do; else the only one that works.
+        notes: what a reader of the report must know about the capture, in sentences.
+        order_matters: whether outputs depend on how the inputs lie in memory, so that only contiguous ones are right.
         training: what training must know besides. Constants that were dropped from the graph may still have entries.
     """
 
@@ -124,6 +126,8 @@ class Graph:
     inputs: tuple[InputSpec | ConstantInput, ...]
     structure: CallStructure
     batch: int | None = None
+    notes: tuple[str, ...] = ()
+    order_matters: bool = False
     training: TrainingInformation = field(default_factory=TrainingInformation)
     _moments: dict[str, _Recorded] = field(default_factory=dict)
 
@@ -216,6 +220,11 @@ class Graph:
         """Note how the output of a layer is distributed, with the weight and bias that it has now."""
         node = next(node for node in self.operations.nodes if node.op == "get_attr" and node.target == weight)
         self._moments[weight] = _Recorded(moments, tuple(map(weakref.ref, self._read(node))))
+
+    def forget_moments(self, weights: Iterable[str]) -> None:
+        """Drop the moments of the layers with these weights, where any are recorded."""
+        for weight in weights:
+            self._moments.pop(weight, None)
 
     def _read(self, constant: fx.Node) -> list[Tensor]:
         """All constants that the operations read that read this one."""

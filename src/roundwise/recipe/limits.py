@@ -80,7 +80,7 @@ def check_size(data: object) -> None:
             waiting += [(it, depth + 1) for it in value]
         elif isinstance(value, int) and abs(value) >= LARGEST_NUMBER:
             raise RecipeError(
-                f"a whole number of {value.bit_length()} bits is in the recipe. Whole numbers in a recipe are below 2**63."
+                f"a whole number of {value.bit_length()} bits is in the recipe. Whole numbers in it are below 2**63."
             )
 
 

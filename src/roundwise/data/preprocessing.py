@@ -28,7 +28,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from roundwise.errors import FileFormatError, RecipeError
-from roundwise.evaluation.segmentation import IGNORE
+
+IGNORE = 255
+"""In a mask, the label of pixels that are not counted, as in Pascal VOC."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -269,8 +271,8 @@ def _decoded(path: Path, what: str) -> Iterator[Image.Image]:
     with _opened(path, what) as image:
         if image.width * image.height > MOST_PIXELS:
             raise FileFormatError(
-                f"{path} has {image.width}×{image.height} pixels, more than {MOST_PIXELS:,}. Make it smaller, or remove "
-                "it (and its name from a split): no image is skipped silently."
+                f"{path} has {image.width}×{image.height} pixels, more than {MOST_PIXELS:,}. Make it smaller, or "
+                "remove it (and its name from a split): no image is skipped silently."
             )
         image.load()
         yield image
