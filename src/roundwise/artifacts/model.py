@@ -24,6 +24,7 @@ from roundwise.artifacts.program import export_program
 from roundwise.artifacts.rwfile import Contents, no_network, read, write
 from roundwise.artifacts.signature import CallSignature
 from roundwise.artifacts.weights import StoredWeight, stored_weights
+from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.errors import ModelError
 from roundwise.graph.graph import Graph
 from roundwise.recipe.recipe import Recipe
@@ -218,8 +219,9 @@ def load(path: str | Path) -> Model:
         FileFormatError: the file is missing, truncated, changed, of another layout version, or names an operation that
             is not arithmetic on tensors.
     """
-    contents = read(Path(path))
-    try:
-        return Model(contents.graph, contents.report, contents.recipe, contents.versions)
-    except Exception as error:  # a file can be wrong in any way
-        raise no_network(Path(path), error) from error
+    with isolated_torch_state(torch.device("cpu")):
+        contents = read(Path(path))
+        try:
+            return Model(contents.graph, contents.report, contents.recipe, contents.versions)
+        except Exception as error:  # a file can be wrong in any way
+            raise no_network(Path(path), error) from error

@@ -219,7 +219,7 @@ def _check_parameters(model: nn.Module) -> None:
 
 def _batch_dimension(model: nn.Module) -> Dim:
     """Any number of samples; on CUDA up to 65,535, because beyond that PyTorch's batch-norm uses another kernel."""
-    on_cuda = any(tensor.device.type == "cuda" for tensor in model.state_dict().values())
+    on_cuda = any(it.device.type == "cuda" for it in itertools.chain(model.parameters(), model.buffers()))
     return Dim("batch", min=1, max=_CUDA_BATCH if on_cuda else None)
 
 
