@@ -25,7 +25,8 @@ from roundwise.artifacts.rwfile import Contents, no_network, read, write
 from roundwise.artifacts.signature import CallSignature
 from roundwise.artifacts.weights import StoredWeight, stored_weights
 from roundwise.engine.torch_state import isolated_torch_state
-from roundwise.errors import ModelError
+from roundwise.errors import FileFormatError, ModelError
+from roundwise.files import named
 from roundwise.graph.graph import Graph
 from roundwise.recipe.recipe import Recipe
 from roundwise.report import Report
@@ -178,9 +179,11 @@ class Model(nn.Module):
         """Write the model to one `.rw` file. The file appears complete or not at all.
 
         Raises:
-            FileFormatError: the file cannot be written, or the graph holds a value that a `.rw` file cannot store.
+            FileFormatError: the name does not end in `.rw`, the file cannot be written, or the graph holds a value
+                that a `.rw` file cannot store.
         """
-        write(Contents(self.graph, self.report, self.recipe, self.versions), Path(path))
+        place = named(path, FileFormatError, ".rw")
+        write(Contents(self.graph, self.report, self.recipe, self.versions), place)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
         graph = dataclasses.replace(self.graph, constants=copy.deepcopy(self.graph.constants, memo))
@@ -219,9 +222,10 @@ def load(path: str | Path) -> Model:
         FileFormatError: the file is missing, truncated, changed, of another layout version, or names an operation that
             is not arithmetic on tensors.
     """
+    path = named(path, FileFormatError)
     with isolated_torch_state(torch.device("cpu")):
-        contents = read(Path(path))
+        contents = read(path)
         try:
             return Model(contents.graph, contents.report, contents.recipe, contents.versions)
         except Exception as error:  # a file can be wrong in any way
-            raise no_network(Path(path), error) from error
+            raise no_network(path, error) from error

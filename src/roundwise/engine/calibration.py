@@ -125,6 +125,13 @@ class Calibration:
         """The leaves of the first batches, joined: as few batches as hold `count` samples, or all batches."""
         return _join(self.batches[: -(-count // _count(self.batches[0]))])
 
+    @property
+    def alike(self) -> bool:
+        """Whether there are several samples, and each is the same as the first, in all inputs."""
+        first = self.batches[0]
+        pairs = (pair for batch in self.batches for pair in zip(batch, first, strict=True))
+        return self.samples > 1 and all(bool((a == b[:1]).all()) for a, b in pairs if _is_batched(a))
+
     def last(self, count: int) -> Calibration:
         """The last batches: as few as hold `count` samples, or all batches."""
         chosen: list[Batch] = []

@@ -16,6 +16,7 @@ from roundwise.engine.calibration import Calibration, DataFree, copy_samples, re
 from roundwise.engine.network import Network, facts_of, graph_of, made_up_inputs
 from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.engine.torch_state import capturing_on, default_device, isolated_torch_state, notes_on_settings
+from roundwise.errors import RecipeError
 from roundwise.events import Progress
 from roundwise.recipe.recipe import Recipe
 
@@ -79,8 +80,12 @@ def prepared_run(
     settings are as they were, and files with activations are deleted.
 
     Raises:
-        CalibrationError, CaptureError, ModelError, MemoryBudgetError: as `quantize`.
+        CalibrationError, CaptureError, ModelError, MemoryBudgetError, RecipeError: as `quantize`.
     """
+    if progress is not None and not callable(progress):
+        raise RecipeError(
+            f"progress={progress!r}: it must be a function that takes an event. Give print, for instance."
+        )
     facts = facts_of(model)
     device = facts.device
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
@@ -101,8 +106,17 @@ def prepared_run(
             seed=recipe.seed,
             progress=progress or (lambda _: None),
             inputs=copy_samples(calibration, graph.batch or 8) if has_data else None,
-            notes=(*settings, *calibration.notes, *graph.notes),
+            notes=(*settings, *calibration.notes, *_notes_on_samples(calibration, has_data), *graph.notes),
             seconds={"read": read - start, "capture": captured - read},
         )
         del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)
         yield run, Network(graph, facts, {})
+
+
+def _notes_on_samples(calibration: Calibration, has_data: bool) -> tuple[str, ...]:
+    if not has_data or not calibration.alike:
+        return ()
+    return (
+        f"all {calibration.samples} samples are alike, so errors in this report say nothing about other inputs. Give "
+        "inputs of the kind that the network will meet",
+    )
