@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from roundwise.engine.calibration import Calibration, DataFree, copy_samples, read_calibration
 from roundwise.engine.network import Network, facts_of, graph_of, made_up_inputs
 from roundwise.engine.store import ActivationStore, default_budget
-from roundwise.engine.torch_state import isolated_torch_state, notes_on_settings
+from roundwise.engine.torch_state import capturing_on, default_device, isolated_torch_state, notes_on_settings
 from roundwise.errors import CalibrationError, RecipeError
 from roundwise.events import Progress
 from roundwise.recipe.recipe import Recipe
@@ -90,13 +90,14 @@ def prepared_run(
     facts = facts_of(model)
     device = facts.device
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
-    start, settings = time.perf_counter(), notes_on_settings(device)
+    start, settings, callers = time.perf_counter(), notes_on_settings(device), default_device()
     with isolated_torch_state(device), ActivationStore(budget, device) as store:
         has_data = not isinstance(data, DataFree)
         inputs = data.samples(facts.dtype, facts.signature.batch or 2) if isinstance(data, DataFree) else data
         calibration = read_calibration(inputs, facts.signature, recipe.batch_size, store)
         read = time.perf_counter()
-        with made_up_inputs(not has_data), _hinting_at_single_samples(data):
+        capturing = capturing_on(device, callers)
+        with made_up_inputs(not has_data), _hinting_at_single_samples(data), capturing:
             graph = graph_of(model, *calibration.example(2, device))
         captured = time.perf_counter()
         run = Run(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from roundwise.data.labels import described
 from roundwise.data.pickles import RUNS_CODE, code_in
 from roundwise.errors import FileFormatError, ModelError
+from roundwise.tensor_kinds import odd_kind, what_to_do
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -67,6 +68,12 @@ def load_weights(model: nn.Module, path: Path) -> tuple[str, ...]:
         ModelError: the weights belong to another model; names and shapes that differ are listed.
     """
     found, notes = _unwrap(read_state_dict(path), path)
+    for name, tensor in found.items():
+        if (kind := odd_kind(tensor)) is not None:
+            raise FileFormatError(
+                f"{path}: '{name}' is a {kind} tensor, and weights are plain tensors of floats or integers. "
+                f"{what_to_do(kind)} Then save the weights again."
+            )
     expected = model.state_dict(keep_vars=True)
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in found) and not any(name.startswith(prefix) for name in expected):

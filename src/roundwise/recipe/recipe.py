@@ -45,6 +45,7 @@ from roundwise.methods.rewrites import CrossLayerEqualization, HighBiasAbsorptio
 from roundwise.methods.rounding import Nearest
 from roundwise.recipe.checks import check_whole_number
 from roundwise.recipe.files import from_plain, methods_of_ones_own, to_plain
+from roundwise.recipe.limits import check_size, parse_toml, read_text
 from roundwise.recipe.settings import Activations, Weights
 from roundwise.recipe.stages import STAGES, Quantize, Rewrite, Stage
 from roundwise.wording import did_you_mean
@@ -172,6 +173,7 @@ class Recipe:
         Raises:
             RecipeError: a name or a value is unknown.
         """
+        check_size(data)
         recipe: Recipe = from_plain(data, cls, "recipe")
         return recipe
 
@@ -204,19 +206,20 @@ class Recipe:
         """Read a recipe from a TOML file laid out as above.
 
         Raises:
-            RecipeError: the file cannot be read, is not TOML, or a name or value in it is unknown.
+            RecipeError: the file cannot be read, is too large, is not TOML, or a name or value in it is unknown.
         """
         path = named(path, RecipeError)
         try:
-            # Some editors begin UTF-8 files with a byte-order mark, which is not TOML.
-            return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8-sig")))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            text = read_text(path)
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{path} is not a TOML file: {error}. Give a file of text in UTF-8.") from error
+        try:
+            return cls.from_dict(parse_toml(text))
+        except tomllib.TOMLDecodeError as error:
             raise RecipeError(
                 f"{path} is not a TOML file: {error}. Repair that place, or start from the file that "
                 "Recipe().to_toml(path) writes: it has tables such as [[stages]], with all settings."
             ) from error
-        except OSError as error:
-            raise RecipeError(f"cannot read the recipe {path}: {error.strerror}. Check the path.") from error
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from error
 

@@ -24,10 +24,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from roundwise.artifacts.binding import Arguments
 from roundwise.artifacts.dialect import with_operators
 from roundwise.artifacts.model import Model
 from roundwise.artifacts.program import export_program
-from roundwise.artifacts.signature import Arguments
 from roundwise.errors import ExportError
 from roundwise.exporters.interface import Check, ExportedFile, Exporter
 from roundwise.exporters.onnx.datafile import replacing_pair
