@@ -65,8 +65,8 @@ def html_report(
     place = named(path, ExportError, *PAGE_ENDINGS)
     if not isinstance(getattr(quantized, "report", None), Report):
         raise ExportError(
-            f"there is no report on a {type(quantized).__name__}: only a quantized network has one. Give what `quantize` "
-            "returns."
+            f"there is no report on a {type(quantized).__name__}: only a quantized network has one. Give what "
+            "`quantize` returns."
         )
     text = render(quantized, title=title, facts=facts or {}, accuracy=accuracy or {})
     with replacing(place, ExportError) as temporary:
