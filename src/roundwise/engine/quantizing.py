@@ -63,7 +63,7 @@ def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
     report = StageReport(
         stage="quantize",
         seconds=result.seconds,
-        notes=(*outcome.activations.notes, *result.notes),
+        notes=(*result.notes, *outcome.activations.notes),
         output_error=None if math.isnan(result.output_error) else result.output_error,
         layers=tuple(result.reports),
         kept_float=tuple(kept_float(graph, result.weights)),
