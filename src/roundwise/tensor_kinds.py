@@ -6,10 +6,19 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-_INTEGERS = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
-_INTEGERS += (torch.int8, torch.int16, torch.int32, torch.int64)
+_UNSIGNED = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 PLAIN_DTYPES = frozenset(
-    (*_INTEGERS, torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128)
+    (
+        *_UNSIGNED,
+        *_SIGNED,
+        torch.bfloat16,
+        torch.float16,
+        torch.float32,
+        torch.float64,
+        torch.complex64,
+        torch.complex128,
+    )
 )
 """The dtypes with which PyTorch computes. Others, such as float8, only store numbers."""
 
