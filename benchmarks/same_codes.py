@@ -32,7 +32,7 @@ RECIPES: dict[str, Any] = {
 }
 CONDITIONS = {
     "again": (1, 32, None),
-    "budget 0": (1, 32, 0),
+    "budget of 0": (1, 32, 0),
     "batches of 7": (1, 7, None),
     "2 threads": (2, 32, None),
     "2 threads, batches of 7": (2, 7, None),
@@ -68,9 +68,7 @@ def run(network: str, recipe: rw.Quantize, threads: int, batch_size: int, budget
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        made = rw.Recipe(
-            (rw.Rewrite(), recipe), batch_size=batch_size, memory_budget=1 << 40 if budget is None else budget
-        )
+        made = rw.Recipe((rw.Rewrite(), recipe), batch_size=batch_size, memory_budget=budget)
         return rw.quantize(model, inputs[:count], made)
     finally:
         torch.set_num_threads(before)

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from recipes import quantizing
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,7 +18,7 @@ import roundwise as rw
 from roundwise.cli.recipes import RecipeOptions, build_recipe
 from roundwise.data.arrays import Keys, read_labels
 from roundwise.data.dataset import DataOptions, load_data
-from roundwise.data.preprocessing import Preprocessing
+from roundwise.data.preprocessing import Preprocessing, read_image
 from roundwise.engine.calibration import Signature, read_calibration
 from roundwise.engine.store import ActivationStore
 from roundwise.errors import RoundwiseError
@@ -106,6 +108,29 @@ def newer(folder):
     return path
 
 
+def endless():
+    data = {}
+    data["stages"] = [data]
+    return data
+
+
+def odd_weights(folder):
+    torch.save(nn.Linear(4, 2).state_dict() | {"weight": torch.ones(2, 4).to_sparse_csr()}, folder / "weights.pt")
+    return folder / "weights.pt"
+
+
+def image(path, kind, size=(4, 4)):
+    Image.new("1", size).save(path, kind)
+    return path
+
+
+def weighted(values):
+    layer = nn.Linear(4, 2)
+    del layer.weight
+    layer.weight = nn.Parameter(values, requires_grad=False)
+    return layer.eval()
+
+
 class Branching(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
@@ -152,6 +177,24 @@ CLASSES = torch.arange(6) % 3
 IN_FILE = {"x": torch.zeros(6, 3), "y": torch.arange(6)}
 
 SETTINGS = {
+    "a recipe nested too deep": (
+        lambda folder: rw.Recipe.from_toml(text(folder, "a = " + "[" * 50_000 + "]" * 50_000)),
+        ("text.txt", 32),
+    ),
+    "a recipe with too many digits": (
+        lambda folder: rw.Recipe.from_toml(text(folder, "seed = " + "9" * 5000)),
+        ("text.txt", "2**63"),
+    ),
+    "a recipe with a number that is too large": (
+        lambda folder: rw.Recipe.from_toml(text(folder, "seed = 0x" + "f" * 5000)),
+        ("text.txt", "20000 bits"),
+    ),
+    "a recipe that is too large": (
+        lambda folder: rw.Recipe.from_toml(text(folder, "#" * (5 << 20))),
+        ("text.txt", "4,194,304"),
+    ),
+    "a recipe that contains itself": (lambda _: rw.Recipe.from_dict(endless()), (32,)),
+    "a recipe in a folder's place": (lambda folder: rw.Recipe().to_toml(folder), ("folder",)),
     "bits that no grid has": (lambda _: rw.Weights(bits=9), ("bits=9", 2, 8, 16)),
     "a granularity by its name": (
         lambda _: rw.Weights(granularity="per-tensor"),
@@ -353,6 +396,15 @@ SETTINGS = {
 }
 
 SAMPLES_AND_LABELS = {
+    "samples of an odd kind": (
+        lambda _: read(torch.ones(8, 4).to_sparse()),
+        ("sparse_coo", "to_dense()"),
+    ),
+    "samples of a dtype that only stores": (lambda _: read(SAMPLES.to(torch.float8_e4m3fn)), ("float8_e4m3fn",)),
+    "samples with missing values": (
+        lambda _: read(np.ma.masked_greater(np.arange(8.0).reshape(4, 2), 5)),
+        ("[4, 2]", 2, "filled"),
+    ),
     "a path": (lambda _: read("images/"), ("str", "DataLoader")),
     "nothing": (lambda _: read([]), ("DataLoader",)),
     "a dataset": (lambda _: read(TensorDataset(SAMPLES)), ("TensorDataset", "DataLoader(dataset, batch_size=32)")),
@@ -398,6 +450,14 @@ MODELS = {
         ("'weight'", "'meta'"),
     ),
     "no layer": (lambda _: rw.quantize(nn.ReLU().eval(), SAMPLES), ("linear", "convolution")),
+    "weights of an odd kind": (
+        lambda _: rw.quantize(weighted(torch.ones(2, 4).to_sparse()), SAMPLES),
+        ("'weight'", "sparse_coo", "[2, 4]", "to_dense()"),
+    ),
+    "a name with a quotation mark": (
+        lambda _: rw.quantize(nn.Sequential(OrderedDict({'a"b': nn.Linear(4, 2)})).eval(), SAMPLES),
+        ("'a\"b'",),
+    ),
     "another dtype": (lambda _: quantized().half(), ("torch.float32", "torch.float16", "model.to(torch.float16)")),
     "outputs of other shapes": (
         lambda _: evaluate(nn.Identity(), [SAMPLES], against=lambda x: x[:, 1:]),
@@ -466,6 +526,19 @@ FILES = {
         lambda folder: load_weights(nn.Linear(4, 2), text(folder, "hello", "w.safetensors")),
         ("w.safetensors",),
     ),
+    "a device in place of a file": (lambda _: quantized().save("/dev/null"), ("/dev/null", "device")),
+    "weights of an odd kind in a file": (
+        lambda folder: load_weights(nn.Linear(4, 2), odd_weights(folder)),
+        ("weights.pt", "'weight'", "sparse_csr", "to_dense()"),
+    ),
+    "an image of a format that is not read": (
+        lambda folder: read_image(image(folder / "x.png", "ICO")),
+        ("x.png", "PNG", "JPEG"),
+    ),
+    "an image of too many pixels": (
+        lambda folder: read_image(image(folder / "x.png", "PNG", (40_000, 3_000))),
+        ("x.png", "40000×3000", 100_000_000),
+    ),
     "no program": (lambda folder: load_program(folder / "net.pt2"), ("net.pt2",)),
     "a program that is none": (lambda folder: load_program(text(folder, "", "net.pt2")), ("net.pt2",)),
     "data of an unknown kind": (lambda folder: load_data(text(folder, "1", "x.csv")), ("x.csv", "'.csv'", ".npz")),
@@ -525,6 +598,12 @@ FILES = {
 }
 
 EXPORTS = {
+    "a page in place of a folder": (lambda folder: rw.html_report(quantized(), folder), ("folder",)),
+    "a name that is too long": (
+        lambda folder: rw.html_report(quantized(), folder / ("a" * 300)),
+        ("a" * 300, 300, 255),
+    ),
+    "a name with a null character": (lambda folder: rw.html_report(quantized(), folder / "a\0b"), ("null",)),
     "a file without its suffix": (lambda folder: rw.export(quantized(), folder / "net"), ("net", ".onnx", ".rw")),
     "no folder for an export": (
         lambda folder: rw.export(quantized(), folder / "absent" / "net.onnx"),

@@ -103,6 +103,9 @@ def destination(path: Path, refusal: type[RoundwiseError]) -> Path:
             reason = f"its name is too long, with {len(os.fsencode(path.name))} bytes (most disks take 255)"
         elif error.errno == errno.ELOOP:
             reason = "it is a link that leads back to itself"
+        elif isinstance(error, NotADirectoryError):
+            file = next((folder for folder in path.parents if folder.exists()), path.parent)
+            reason = f"'{file}' is a file, not a folder"
         raise refuse(f"{reason}. Give another name.") from error
 
 

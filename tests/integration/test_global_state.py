@@ -168,3 +168,37 @@ def test_codes_are_the_same_in_every_process_whatever_seeds_its_hashes():
         return done.stdout
 
     assert codes("0") == codes("1") == codes("12345")
+
+
+def quantized_with(threads, batch_size, budget, rounding):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        stage = rw.Quantize(rw.Weights(bits=3), rounding)
+        return rw.quantize(wide(), wide_samples(), rw.Recipe((rw.Rewrite(), stage), 0, batch_size, budget))
+    finally:
+        torch.set_num_threads(before)
+
+
+def wide():
+    """A network whose matrices are large enough for several threads."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 40, 3), nn.ReLU()).eval()
+
+
+def wide_samples():
+    return torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gram-adaround", "gptq"])
+def test_threads_batch_sizes_and_budgets_change_no_code_and_errors_by_their_last_digits_only(name):
+    """Threads add the squares of an error in another order, and so do batches of another size: 1e-5 is the bound."""
+    wanted = quantized_with(1, 32, None, ROUNDINGS[name])
+    for threads, batch_size, budget in [(1, 32, 0), (2, 32, None), (2, 7, 0), (1, 7, None)]:
+        found = quantized_with(threads, batch_size, budget, ROUNDINGS[name])
+        for key, value in numbers(wanted).items():
+            assert torch.equal(value, numbers(found)[key]) or (
+                not key.endswith("_codes") and torch.allclose(value, numbers(found)[key], rtol=1e-5)
+            ), (threads, batch_size, budget, key)
+        assert found.report.output_error == pytest.approx(wanted.report.output_error, rel=1e-5)

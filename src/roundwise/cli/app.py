@@ -61,7 +61,8 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""
     \b
-    Exit codes: 0 done; 1 it cannot be done, and the message says why; 2 wrong usage; 130 stopped by Ctrl-C.
+    Exit codes: 0 done; 1 it cannot be done, and the message says why; 2 wrong usage; 130 stopped by Ctrl-C
+    (143 by SIGTERM).
     Results go to stdout, progress and messages to stderr.
     """,
 )

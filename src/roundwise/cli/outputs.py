@@ -11,6 +11,7 @@ import click
 
 from roundwise.errors import ExportError
 from roundwise.exporters import EXPORTERS, exporter_for, require_packages
+from roundwise.files import destination
 from roundwise.recipe.recipe import Recipe
 from roundwise.reporting.page import PAGE_ENDINGS
 
@@ -96,16 +97,13 @@ def check_apart(first: str, one: Path, second: str, other: Path) -> None:
 
 
 def _check_folder(option: str, path: Path) -> None:
-    if path.is_dir():
-        raise click.UsageError(f"{option} {path} is a folder; give the name of a file.")
-    for folder in path.parents:
-        if folder.exists() and not folder.is_dir():
-            raise click.UsageError(f"{option} {path}: '{folder}' is a file, not a folder. Choose another place.")
-    if not path.parent.is_dir():
-        raise click.UsageError(f"{option} {path}: there is no folder '{path.parent}'. Create it first.")
     try:
-        tempfile.TemporaryFile(dir=path.parent).close()
+        folder = destination(path, ExportError).parent
+    except ExportError as error:
+        raise click.UsageError(f"{option}: {error}") from error
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ExportError(
-            f"{option} {path}: the folder '{path.parent}' does not accept new files ({error.strerror}). Choose another."
+            f"{option} {path}: the folder '{folder}' does not accept new files ({error.strerror}). Choose another."
         ) from error

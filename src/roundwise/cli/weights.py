@@ -13,6 +13,7 @@ import torch
 from roundwise.cli.options import ADVANCED, MODEL, file, flag, number
 from roundwise.cli.parameters import EXISTING_FILE
 from roundwise.cli.terminal import say, wrong_usage
+from roundwise.errors import FileFormatError
 from roundwise.loading.models import LoadedModel, load_model
 from roundwise.loading.runnable import Runnable, open_runnable
 from roundwise.loading.weights import PICKLES, FromFile, Pretrained, Random, WeightSource
@@ -30,6 +31,9 @@ class WeightOptions:
     weights: Path | None = file(MODEL, f"A state dict, tensors only: .safetensors {' '.join(PICKLES)}.")
     pretrained: bool = flag(MODEL, "Download the weights that torchvision or timm offer.")
     random_weights: bool = flag(MODEL, "Leave the network untrained, to try things out.")
+    trust_program: bool = flag(
+        MODEL, "Read a .pt2 program. Reading one can run code that is in it: only from people you trust."
+    )
     num_classes: int | None = number(ADVANCED, "Classes that --weights were trained for.")
 
     def __post_init__(self) -> None:
@@ -47,6 +51,7 @@ class WeightOptions:
     def load(self, model: str, seed: int = 0) -> LoadedModel:
         """As `load_model`; options that do not go with the model are wrong usage."""
         _check_there(model)
+        self._check_trust(model)
         with wrong_usage():
             loaded = load_model(model, self.source(seed), self.num_classes)
         _tell(model, loaded.notes)
@@ -55,10 +60,18 @@ class WeightOptions:
     def open(self, model: str, source: WeightSource | None, device: torch.device) -> Runnable:
         """As `open_runnable`; options that do not go with the model are wrong usage."""
         _check_there(model)
+        self._check_trust(model)
         with wrong_usage():
             runnable = open_runnable(model, source, device, self.num_classes)
         _tell(model, runnable.notes)
         return runnable
+
+    def _check_trust(self, model: str) -> None:
+        if model.lower().endswith(".pt2") and not self.trust_program:
+            raise FileFormatError(
+                f"{model} is a program of torch.export, and PyTorch can run code that is in such a file while it reads "
+                "it. If it comes from you or from people you trust, give --trust-program."
+            )
 
 
 def _check_there(model: str) -> None:

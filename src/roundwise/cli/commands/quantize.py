@@ -38,7 +38,7 @@ Give a trained network low-bit weights, from a few hundred unlabelled inputs.
   roundwise quantize timm:resnet50 --pretrained --data-free --activations 8 --out net.onnx
 
 MODEL is torchvision:NAME or timm:NAME, file.py:function (the network that the function returns), or program.pt2 (a
-program of torch.export; only from people you trust).
+program of torch.export; reading one can run code that is in it, so it needs --trust-program).
 """
 
 
