@@ -186,6 +186,12 @@ class Report:
         return next((stage.kept_float for stage in reversed(self.stages) if stage.layers), ())
 
     @property
+    def float_share(self) -> float:
+        """The share of the network's weights that stay in float, 0 to 1: of `layers` and `kept_float` together."""
+        kept = sum(one.weights for one in self.kept_float)
+        return kept / (kept + sum(layer.weights for layer in self.layers)) if kept else 0.0
+
+    @property
     def output_error(self) -> float:
         """The error of the last stage that measured one; NaN if no stage did."""
         return next((s.output_error for s in reversed(self.stages) if s.output_error is not None), math.nan)
@@ -274,6 +280,12 @@ class Report:
                 else f"relative error of the network's output {error_in_words(self.output_error)}."
             )
         )
+        if self.kept_float:
+            count, weights = len(self.kept_float), sum(kept.weights for kept in self.kept_float)
+            lines.append(
+                f"{number_of(count, 'parameter')} with {number_of(weights, 'weight')} "
+                f"{'stay' if count > 1 else 'stays'} in float: {self.float_share:.1%} of all weights."
+            )
         if self.activations:
             bits = "/".join(map(str, sorted({activation.bits for activation in self.activations})))
             lines.append(

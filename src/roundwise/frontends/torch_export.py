@@ -101,7 +101,8 @@ class TorchExport(Frontend):
                 "the model has lazy parameters, which get their shapes and values when the model is first called. Call "
                 "it once, or load trained weights into it, and quantize it then."
             )
-        floats = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+        numbers = [buffer for buffer in model.buffers() if buffer.is_floating_point() or buffer.is_complex()]
+        floats = [*model.parameters(), *numbers]
         return Facts(
             _signature_of_program(model) if isinstance(model, ExportedProgram) else _signature_of_module(model),
             device=tensors[0].device if tensors else torch.device("cpu"),

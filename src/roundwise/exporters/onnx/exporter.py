@@ -190,7 +190,15 @@ def _describe(model: onnx_ir.Model, recipe: Recipe) -> None:
 
 
 def _refuse_float_types(program: ExportedProgram) -> None:
+    ends = {*program.graph_signature.user_inputs, *program.graph_signature.user_outputs}
     for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.name in ends and isinstance(value, Tensor) and value.is_complex():
+            end = "input" if node.op == "placeholder" else "output"
+            raise ExportError(
+                f"The {end} '{node.name}' is of complex numbers, which ONNX Runtime does not have as inputs and "
+                "outputs. Let the model take and return `torch.view_as_real(…)`."
+            )
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype not in ORT_CPU.float_types:
             dtype = str(value.dtype).removeprefix("torch.")
