@@ -1,8 +1,13 @@
-"""Sizes, durations and counts in a form that people can read."""
+"""Sizes, durations and counts in a form that people can read, and names in a form that a terminal can show."""
 
 from __future__ import annotations
 
+import re
+
 import humanize
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal obeys instead of showing them: line ends, escape sequences, changes of direction."""
 
 
 def human_bytes(count: float) -> str:
@@ -35,3 +40,13 @@ def number_of(number: int, what: str) -> str:
     """
     plural = ("es" if what.endswith("s") else "s") if number != 1 else ""
     return f"{number:,} {what}{plural}"
+
+
+def printable(text: str) -> str:
+    r"""A text without characters that a terminal obeys; each of them is shown as Python writes it.
+
+    Example:
+        >>> print(printable("red \x1b[31m"))
+        red \x1b[31m
+    """
+    return CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], text)
