@@ -13,14 +13,16 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import roundwise as rw
-from roundwise.cli.models import load_model, load_program, stated_preprocessing
 from roundwise.cli.recipes import RecipeOptions, build_recipe
-from roundwise.cli.weights import load_weights
+from roundwise.data.arrays import Keys, read_labels
+from roundwise.data.dataset import DataOptions, load_data
+from roundwise.data.preprocessing import Preprocessing
 from roundwise.engine.calibration import Signature, read_calibration
 from roundwise.engine.store import ActivationStore
 from roundwise.errors import RoundwiseError
-from roundwise.evaluation import DataOptions, Keys, Preprocessing, check_classes, evaluate, load_data
-from roundwise.evaluation.arrays import read_labels
+from roundwise.evaluation import check_classes, evaluate
+from roundwise.loading.models import load_model, load_program, stated_preprocessing
+from roundwise.loading.weights import Random, load_weights
 from roundwise.numerics.grid import check_groups
 from roundwise.reproduction import Journal, Settings
 from roundwise.runtimes import OnnxRuntime
@@ -171,6 +173,88 @@ SETTINGS = {
         lambda _: rw.activations.ActivationBatchNorm(input_low=1.0, input_high=1.0),
         ("input_low=1.0", "input_high=1.0"),
     ),
+    "bits of activations that no grid has": (
+        lambda _: rw.Activations(bits=32),
+        ("Activations", "bits=32", 2, 8, 16, "activations=None"),
+    ),
+    "a fraction for a percentage": (
+        lambda _: rw.activations.ActivationPercentile(0.999),
+        ("covered=0.999", 50, 100, "99.9"),
+    ),
+    "other settings of a class that is no stage": (
+        lambda _: rw.Recipe().with_settings(rw.Weights, bits=3),
+        ("Weights", "with_settings(Quantize, weights=Weights(…))"),
+    ),
+    "other settings of a stage that is named": (
+        lambda _: rw.Recipe().with_settings("quantize", rounding=rw.rounding.Nearest()),
+        ("with_settings(Quantize, …)",),
+    ),
+    "a setting of the weights for a stage": (
+        lambda _: rw.Recipe().with_settings(rw.Quantize, bits=3),
+        ("'bits'", "weights=Weights(bits=…)"),
+    ),
+    "a setting that a stage does not have": (
+        lambda _: rw.Recipe().with_settings(rw.Quantize, roundings=3),
+        ("'roundings'", "'rounding'"),
+    ),
+    "other settings of a stage that is not there": (
+        lambda _: rw.Recipe((rw.Rewrite(),)).with_settings(rw.Quantize, correction=None),
+        ("Quantize", "Rewrite"),
+    ),
+    "a kind of stage by its name": (lambda _: rw.Recipe().stage("quantize"), ("stage(Quantize, …)",)),
+    "two stages that quantize": (
+        lambda _: rw.Recipe((rw.Quantize(), rw.Quantize())),
+        ("stages[1]", "stages[0]", "overrides"),
+    ),
+    "two stages that quantize in a file": (
+        lambda folder: rw.Recipe.from_toml(text(folder, 2 * '[[stages]]\nstage = "quantize"\n', "r.toml")),
+        ("r.toml", "stages[1]", "stages[0]", "overrides"),
+    ),
+    "a rewrite of a quantized network": (
+        lambda _: rw.Recipe((rw.Quantize(), rw.Rewrite((rw.rewrites.CrossLayerEqualization(),)))),
+        ("stages[1]", "stages[0]", "Rewrite"),
+    ),
+    "a setting of a stage beside the stages": (
+        lambda _: rw.Recipe.from_dict({"weights": {"bits": 3}}),
+        ("'weights'", "[stages.weights]", "[[stages]]", 'stage = "quantize"'),
+    ),
+    "a method of a stage beside the stages": (
+        lambda _: rw.Recipe.from_dict({"rounding": "nearest"}),
+        ("'rounding'", "rounding = …", "[[stages]]", 'stage = "quantize"'),
+    ),
+    "no method by a word": (
+        lambda _: read_stages({"stage": "quantize", "correction": "none"}),
+        ("stages[0]", "correction", "'none'"),
+    ),
+    "a truth value in quotes": (
+        lambda _: read_stages({"stage": "quantize", "weights": {"symmetric": "no"}}),
+        ("stages[0]", "weights", "symmetric", "'no'", "true", "false"),
+    ),
+    "a number in quotes": (
+        lambda _: read_stages({"stage": "quantize", "weights": {"bits": "4"}}),
+        ("stages[0]", "weights", "bits", "'4'"),
+    ),
+    "a number out of range in a file": (
+        lambda _: read_stages({"stage": "quantize", "activations": {"bits": 32}}),
+        ("stages[0]", "activations", "bits=32"),
+    ),
+    "an override in a file that changes nothing": (
+        lambda _: override({"features.0": {}}),
+        ("stages[0]", "overrides 'features.0'", "weights=…"),
+    ),
+    "an override in a file that is out of range": (
+        lambda _: override({"features.0": {"weights": {"bits": 9}}}),
+        ("stages[0]", "overrides 'features.0'", "bits=9"),
+    ),
+    "a truth value for a function": (
+        lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, progress=True),
+        ("progress=True", "print"),
+    ),
+    "a recipe file in a folder that is not there": (
+        lambda folder: rw.Recipe().to_toml(folder / "absent" / "r.toml"),
+        ("absent", "r.toml"),
+    ),
+    "nothing for a recipe file": (lambda _: rw.Recipe.from_toml(None), ("None", "pathlib.Path")),
     "more than all percent": (lambda _: rw.activations.ActivationPercentile(100.5), ("covered=100.5", 100)),
     "one rewrite alone": (lambda _: rw.Rewrite(rw.rewrites.OutlierChannelSplitting()), ("methods", "tuple")),
     "a method of one's own in a file": (lambda _: quantizing(rewrites=(Mine(),)).as_toml(), ("Mine", "TOML")),
@@ -352,6 +436,11 @@ MODELS = {
 
 FILES = {
     "no file": (lambda folder: rw.load(folder / "absent.rw"), ("absent.rw", "No such file")),
+    "nothing for a file": (lambda _: rw.load(None), ("None", "pathlib.Path")),
+    "a model in a file of another kind": (
+        lambda folder: quantized().save(folder / "model.pt"),
+        ("model.pt", ".rw", "model.rw"),
+    ),
     "a file cut short": (
         lambda folder: rw.load(saved(folder, lambda it: it[:99])),
         ("model.rw", "quantized.save(FILE)"),
@@ -432,6 +521,14 @@ EXPORTS = {
         lambda folder: rw.export(nn.Linear(4, 2), folder / "net.onnx"),
         ("Linear", "quantize"),
     ),
+    "a page without its suffix": (
+        lambda folder: rw.html_report(quantized(), folder / "page"),
+        ("page", ".html", "page.html"),
+    ),
+    "a page on a model that is not quantized": (
+        lambda folder: rw.html_report(nn.Linear(4, 2), folder / "page.html"),
+        ("Linear", "quantize"),
+    ),
     "a folder instead of a page": (lambda folder: rw.html_report(quantized(), folder), ()),
 }
 
@@ -456,10 +553,22 @@ OTHERS = {
     ),
 }
 
+SOURCES = {
+    "random weights for a function": (
+        lambda _: load_model("net.py:f", Random()),
+        ("net.py:f", "--pretrained", "--random-weights"),
+    ),
+    "weights for a program": (lambda _: load_model("net.pt2", Random()), (".pt2", "--weights")),
+    "a number of classes for a function": (
+        lambda _: load_model("net.py:f", num_classes=3),
+        ("net.py:f", "--num-classes"),
+    ),
+}
+
 CASES = OTHERS | {
     name: Case(kind, *case)
     for kind, table in (
-        (rw.RecipeError, SETTINGS),
+        (rw.RecipeError, SETTINGS | SOURCES),
         (rw.CalibrationError, SAMPLES_AND_LABELS),
         (rw.ModelError, MODELS),
         (rw.FileFormatError, FILES),

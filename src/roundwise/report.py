@@ -16,7 +16,7 @@ from typing import Any, final
 
 import cattrs
 
-from roundwise.wording import human_bytes, number_of
+from roundwise.wording import error_in_words, human_bytes, number_of
 
 
 @final
@@ -219,7 +219,9 @@ class Report:
         count = len(self.layers)
 
         def join(layers: list[str]) -> str:
-            return f"all {count} layers" if len(layers) == count > 1 else ", ".join(layers)
+            if len(layers) == count > 1:
+                return f"all {count} layers"
+            return f"layer{'s' if len(layers) > 1 else ''} " + ", ".join(f"'{layer}'" for layer in layers)
 
         return [f"{join(layers)}: {note}" for note, layers in names.items()]
 
@@ -243,7 +245,7 @@ class Report:
                 "×".join(map(str, layer.shape)),
                 str(layer.bits),
                 layer.granularity,
-                *((f"{layer.error_nearest:.5f}", f"{layer.error:.5f}") if errors else ()),
+                *((error_in_words(layer.error_nearest), error_in_words(layer.error)) if errors else ()),
                 f"{layer.flips:.1%}",
                 f"{layer.seconds:.1f}",
             )
@@ -265,9 +267,11 @@ class Report:
             + f" in {sum(self.seconds.values()):.1f} s; "
             f"weights {human_bytes(self.float_bytes)} → {human_bytes(self.quantized_bytes)}; "
             + (
-                f"relative error of the network's output {self.output_error:.5f}."
-                if self.measured
-                else "no error was measured, since there was no data."
+                "no error was measured, since there was no data."
+                if not self.measured
+                else "the error of the network's output was not measured."
+                if math.isnan(self.output_error)
+                else f"relative error of the network's output {error_in_words(self.output_error)}."
             )
         )
         if self.activations:

@@ -31,6 +31,16 @@ def human_seconds(seconds: float) -> str:
     return humanize.precisedelta(round(seconds), minimum_unit=unit, format="%.0f")
 
 
+def error_in_words(error: float) -> str:
+    """An error with five decimals; below 0.001, with three significant digits.
+
+    Example:
+        >>> error_in_words(0.0123456), error_in_words(1.23456e-9), error_in_words(0.0)
+        ('0.01235', '1.23e-09', '0.00000')
+    """
+    return f"{error:.3g}" if 0 < error < 0.001 else f"{error:.5f}"
+
+
 def number_of(number: int, what: str) -> str:
     """A number with a noun in the singular or plural; humanize cannot form plurals.
 

@@ -64,7 +64,7 @@ EVIL += ["'); import os; os.system('x') #", "{{ 7 * 7 }}", "../../x", "*", "a.b.
 TEXTS = ["none", "tanh", "same", "valid", "constant", "reflect", "replicate", "circular", "floor", "trunc", "ij", "xy"]
 TEXTS += ["ab,bc->ac", "ab->ba", "a,b->ab", "bij,bjk->bik", "...a,a", "zzz", ""]
 DTYPES = ["float32", "float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
-DTYPES += ["complex64", "quint8", "float8_e4m3fn", "uint16", "bits8"]
+DTYPES += ["complex64", "complex64", "complex128", "quint8", "float8_e4m3fn", "uint16", "bits8"]
 
 
 class Small(nn.Module):
@@ -277,6 +277,8 @@ def _supply(chance: random.Random) -> dict[str, torch.Tensor]:
         "volume": torch.randn(1, 3, 4, 4, 4),
         "kernel": torch.randn(6, 3, 3, 3),
         "kernel1": torch.randn(6, 3, 3),
+        "complex": torch.randn(size, size, dtype=torch.complex64),
+        "pairs": torch.randn(size, size, 2),
         "grid": torch.randn(2, 5, 5, 2) * chance.choice([1.0, 1e20, float("nan"), float("inf")]),
         "places": torch.randint(0, size, (size, size)),
         "place": torch.tensor([0, 1]),
@@ -463,6 +465,8 @@ def _graph(nodes, outputs, shape=(None, 4), dtype="float32"):
         "inputs": [{"name": "x", "shape": list(shape), "dtype": dtype}],
         "batch": None,
         "arguments": ["x"],
+        "parameters": [],
+        "defaults": {},
         "in_spec": {
             "type": "tuple",
             "children": [{"type": "tuple", "children": ["*"]}, {"type": "dict", "children": [], "keys": []}],

@@ -37,7 +37,7 @@ import torch
 import torch.utils._pytree as pytree
 
 import roundwise as rw
-from roundwise.artifacts.guard import Bound
+from roundwise.artifacts.guard import Memory
 
 LOAD, CALL = (64 << 20, 40), 160 << 20
 """Bytes that loading may take, and for each byte of the file; and that a call may take besides its bound."""
@@ -117,7 +117,7 @@ def trial(path: Path, folder: Path, export: bool) -> dict:
 def call(model: rw.Model, size: int) -> dict:
     """Call a network twice, with free memory filled with other bytes; a fault or nothing."""
     args, kwargs = model.example(3)
-    allowed = Bound(size).of(pytree.tree_leaves((args, kwargs))) + CALL
+    allowed = Memory(size).of(pytree.tree_leaves((args, kwargs))) + CALL
     before, results = forget_peak(), []
     try:
         for fill in (0x11, 0xEE):

@@ -1,4 +1,4 @@
-"""A short run over hostile files: no crash, no error but Roundwise's own, no memory beyond the bounds, no foreign bytes."""
+"""A short run over hostile files finds no crash, no foreign error, no memory beyond the bounds and no foreign bytes."""
 
 import os
 import subprocess

@@ -36,7 +36,7 @@ _REMEMBERED = 256
 
 @final
 @dataclass(frozen=True)
-class Bound:
+class Memory:
     """How much memory a call of a network may take.
 
     Attributes:
@@ -63,11 +63,11 @@ class Guard:
         UnsafeError: an operation must not run, with the inputs that the network says it takes.
     """
 
-    def __init__(self, graph: Graph, bound: Bound) -> None:
+    def __init__(self, graph: Graph, memory: Memory) -> None:
         for name, value in graph.constants.items():
             if value.dtype not in DTYPES or value.layout is not torch.strided:
                 raise UnsafeError(f"the tensor {name!r} is in {value.dtype} and {value.layout}, which no file may have")
-        self._bound = bound
+        self._memory = memory
         self._safe: dict[tuple[Any, ...], None] = {}
         self._graph = graph
         self.check_batch(REHEARSED_BATCH)
@@ -114,7 +114,7 @@ class Guard:
         key = tuple((value.shape, value.dtype) if isinstance(value, Tensor) else None for value in inputs)
         if key in self._safe:
             return
-        rehearse(self._graph, inputs, self._bound.of(inputs))
+        rehearse(self._graph, inputs, self._memory.of(inputs))
         if len(self._safe) >= _REMEMBERED:
             del self._safe[next(iter(self._safe))]
         self._safe[key] = None

@@ -62,7 +62,8 @@ def check_arguments(function: OpOverload, arguments: Arguments, limit: int) -> N
         UnsafeError: says which argument is wrong, and why.
     """
     for name in _FROM_ONE:
-        _check_range(name, arguments.get(name), 1, WIDEST)
+        if name in arguments and function is not aten.as_strided.default:
+            _check_range(name, arguments[name], 1, WIDEST)
     for name in _FROM_ZERO:
         _check_range(name, arguments.get(name), 0, None)
     for name in _FACTORS:
@@ -227,6 +228,17 @@ def _no_stated_size(_: OpOverload, arguments: Arguments) -> None:
         raise UnsafeError("is told the size of its result")
 
 
+def _strided(_: OpOverload, arguments: Arguments) -> None:
+    """PyTorch keeps such a view within the tensor's own memory; strides and offset must not be negative."""
+    for name in ("stride", "storage_offset"):
+        _check_range(name, arguments[name], 0, None)
+
+
+def _bits(_: OpOverload, arguments: Arguments) -> None:
+    if arguments["dtype"] is torch.bool:
+        raise UnsafeError("takes bytes for truth values, which may be neither 0 nor 1")
+
+
 def _steps(_: OpOverload, arguments: Arguments) -> None:
     _check_range("step", arguments["step"], 1, None)
 
@@ -236,6 +248,8 @@ _RULES: tuple[tuple[frozenset[OpOverload], Callable[[OpOverload, Arguments], Non
     (NORMALIZATIONS, _normalization),
     (WHOLE_DIVISIONS, _whole_division),
     (SPLITS, _pieces),
+    (frozenset({aten.as_strided.default}), _strided),
+    (frozenset({aten.view.dtype}), _bits),
     (frozenset({aten.repeat_interleave.self_int}), _no_stated_size),
     (frozenset({aten.slice.Tensor, aten.slice_scatter.default, aten.unfold.default}), _steps),
     (ATTENTION, _attention),

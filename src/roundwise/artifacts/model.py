@@ -18,15 +18,18 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
+from roundwise.artifacts.binding import Arguments, bound
 from roundwise.artifacts.emit import without_quantizers
-from roundwise.artifacts.guard import Bound, Guard
+from roundwise.artifacts.guard import Guard, Memory
 from roundwise.artifacts.plain import graph_from_plain, graph_to_plain
 from roundwise.artifacts.program import EXAMPLE_BATCH, export_program
 from roundwise.artifacts.rwfile import Contents, no_network, read, write
 from roundwise.artifacts.schema import UnsafeError
-from roundwise.artifacts.signature import Arguments, CallSignature
+from roundwise.artifacts.signature import CallSignature
 from roundwise.artifacts.weights import StoredWeight, stored_weights
-from roundwise.errors import ExportError, ModelError
+from roundwise.engine.torch_state import isolated_torch_state
+from roundwise.errors import ExportError, FileFormatError, ModelError
+from roundwise.files import named
 from roundwise.graph.graph import Graph
 from roundwise.recipe.recipe import Recipe
 from roundwise.report import Report
@@ -58,7 +61,7 @@ class Model(nn.Module):
         samples: `(args, kwargs)` with a few calibration samples, for checking exports; None after loading, or without
             data.
 
-    A network that came from a file has a `bound` on the memory of a call, and is rehearsed before it runs.
+    A network that came from a file has a limit on the memory of a call, and is rehearsed before it runs.
     """
 
     def __init__(
@@ -68,10 +71,10 @@ class Model(nn.Module):
         recipe: Recipe,
         made_with: dict[str, str],
         samples: Arguments | None = None,
-        bound: Bound | None = None,
+        memory: Memory | None = None,
     ) -> None:
         super().__init__()
-        self._bound, self._guard = bound, None if bound is None else Guard(graph, bound)
+        self._memory, self._guard = memory, None if memory is None else Guard(graph, memory)
         self.graph_module: fx.GraphModule = graph.module()
         self.report, self.recipe, self.versions, self.samples = report, recipe, made_with, samples
         self._signature = CallSignature.of(graph)
@@ -82,14 +85,17 @@ class Model(nn.Module):
         """Run the network.
 
         Raises:
-            ModelError: an input that is a constant of the graph has another value than at capture. Of a network that
-                was loaded from a file also if it cannot compute on the inputs, or would take more memory than allowed.
+            ModelError: an input that is a constant of the graph has another value than at capture, or an input that was
+                not there at capture is not the default of the model's parameter. Of a network that was loaded from a
+                file also if it cannot compute on the inputs, or would take more memory than allowed.
         """
-        self._signature.check_constants(args, kwargs)
+        bound_args, bound_kwargs = bound(self._signature.structure, args, kwargs)
+        self._signature.check_tensors(bound_args, bound_kwargs)
+        self._signature.check_constants(bound_args, bound_kwargs)
         if self._guard is not None and not torch.compiler.is_compiling():
-            return self._guarded(self._guard, args, kwargs)
+            return self._guarded(self._guard, bound_args, bound_kwargs)
         try:
-            return self.graph_module(*args, **kwargs)
+            return self.graph_module(*bound_args, **bound_kwargs)
         except Exception as error:
             with contextlib.suppress(Exception):  # Describing unusual inputs may fail; the first error must be raised.
                 if note := self._signature.explain(args, kwargs, self.device):
@@ -164,7 +170,8 @@ class Model(nn.Module):
 
     def with_float_activations(self) -> Model:
         """The network with the same quantized weights and float activations; it shares all tensors with this one."""
-        return Model(without_quantizers(self.graph), self.report, self.recipe, self.versions, self.samples, self._bound)
+        graph = without_quantizers(self.graph)
+        return Model(graph, self.report, self.recipe, self.versions, self.samples, self._memory)
 
     def extra_repr(self) -> str:
         bits = sorted({layer.bits for layer in self.report.layers})
@@ -209,18 +216,20 @@ class Model(nn.Module):
         """Write the model to one `.rw` file. The file appears complete or not at all.
 
         Raises:
-            FileFormatError: the file cannot be written, or the graph holds a value that a `.rw` file cannot store.
+            FileFormatError: the name does not end in `.rw`, the file cannot be written, or the graph holds a value
+                that a `.rw` file cannot store.
         """
-        write(Contents(self.graph, self.report, self.recipe, self.versions), Path(path))
+        place = named(path, FileFormatError, ".rw")
+        write(Contents(self.graph, self.report, self.recipe, self.versions), place)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
         graph = dataclasses.replace(self.graph, constants=copy.deepcopy(self.graph.constants, memo))
-        return Model(graph, self.report, self.recipe, self.versions, copy.deepcopy(self.samples, memo), self._bound)
+        return Model(graph, self.report, self.recipe, self.versions, copy.deepcopy(self.samples, memo), self._memory)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle plain data, as in a file. PyTorch's own pickle of a graph contains Python code, which loading runs."""
         graph = self.graph
-        rest = (self.report, self.recipe, self.versions, self.samples, self._bound)
+        rest = (self.report, self.recipe, self.versions, self.samples, self._memory)
         return _revive, (graph_to_plain(graph), graph.constants, *rest)
 
 
@@ -260,10 +269,10 @@ def load(path: str | Path, memory_limit: int | None = None) -> Model:
         FileFormatError: the file is missing, truncated, changed, of another layout version, names an operation that is
             not arithmetic on tensors, or describes a network that cannot run or needs more memory than allowed.
     """
-    path = Path(path)
-    contents, size = read(path), path.stat().st_size
-    try:
-        bound = Bound(size, memory_limit)
-        return Model(contents.graph, contents.report, contents.recipe, contents.versions, bound=bound)
-    except Exception as error:  # a file can be wrong in any way
-        raise no_network(path, error) from error
+    path = named(path, FileFormatError)
+    with isolated_torch_state(torch.device("cpu")):
+        contents, memory = read(path), Memory(path.stat().st_size, memory_limit)
+        try:
+            return Model(contents.graph, contents.report, contents.recipe, contents.versions, memory=memory)
+        except Exception as error:  # a file can be wrong in any way
+            raise no_network(path, error) from error

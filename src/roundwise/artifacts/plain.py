@@ -5,7 +5,8 @@ A file may come from anywhere, so reading it allows nothing but computing on ten
 - Operations are looked up by name in lists: those of Roundwise (`artifacts/dialect.py`), those of PyTorch that
   networks have (`graph/vocabulary.py`), and arithmetic on sizes.
 - PyTorch turns a graph into Python code, so every name that appears in the code must be an identifier.
-- The known containers are tuples, lists and dicts. Any other type must already be registered with PyTorch's pytree by
+- The known containers are tuples, lists and dicts. A named tuple gets a new class of the same name and fields. Any
+  other type must already be registered with PyTorch's pytree by
   the program that reads the file; nothing is imported. (PyTorch's own descriptions of types name modules to import.)
 """
 
@@ -15,7 +16,7 @@ import keyword
 import math
 import operator
 import re
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,9 @@ _CONTAINERS: dict[str, Callable[..., Any]] = {"tuple": tuple, "list": list, "dic
 MOST_NODES = 50_000
 """Operations of a network, with its inputs and tensors. The largest ones of common collections have some 5,000."""
 
+_MOST_CONTAINERS = 1000
+"""Tuples, lists and dicts, in each other, that a network takes and returns. Networks need some ten."""
+
 _FLOATS = {str(value): value for value in (math.inf, -math.inf, math.nan)}
 _NAMED = {str(value).removeprefix("torch."): value for value in (torch.strided, *MEMORY_FORMATS)}
 _DTYPES = {str(value).removeprefix("torch."): value for value in DTYPES}
@@ -68,6 +72,8 @@ def graph_to_plain(graph: Graph) -> dict[str, Any]:
         "inputs": [_input_to_plain(spec) for spec in graph.inputs],
         "batch": graph.batch,
         "arguments": list(structure.arguments),
+        "parameters": list(structure.parameters),
+        "defaults": {name: _value_to_plain(value) for name, value in structure.defaults.items()},
         "in_spec": _spec_to_plain(structure.in_spec),
         "out_spec": None if structure.out_spec is None else _spec_to_plain(structure.out_spec),
     }
@@ -134,21 +140,41 @@ def _spec_to_plain(spec: pytree.TreeSpec) -> Any:
         return "*"
     assert spec.type is not None
     children, keys = [_spec_to_plain(child) for child in spec.children()], spec.context
+    if spec.type is namedtuple:
+        return {"type": "namedtuple", "children": children, "name": keys.__name__, "keys": list(keys._fields)}
+    kind_name = str(spec.type.__name__)
+    if spec.type is _torch_result(kind_name):
+        return {"type": "torch", "children": children, "name": kind_name}
     name = next((name for name, kind in _CONTAINERS.items() if spec.type is kind), None)
     if name is None:
         registered = pytree.SUPPORTED_SERIALIZED_TYPES.get(spec.type)
-        if registered is None or registered.to_dumpable_context is not None or not _are_names(keys):
+        name = None if registered is None else registered.serialized_type_name
+        if registered is None or registered.to_dumpable_context is not None or not _is_plain_context(keys):
             raise FileFormatError(
                 f"the model takes or returns a {spec.type.__name__}, which a .rw file cannot describe. Wrap the model "
                 "so that it takes and returns tensors in tuples, lists and dicts."
             )
-        name = registered.serialized_type_name
+        if name == pytree.NO_SERIALIZED_TYPE_NAME_FOUND:
+            raise FileFormatError(
+                f"the model takes or returns a {spec.type.__name__}, which was registered with PyTorch without a name "
+                "for files. Register it with one: `torch.export.register_dataclass(…, serialized_type_name=…)`."
+            )
     entry = {"type": name, "children": children}
-    return entry if keys is None else {**entry, "keys": list(keys)}
+    return entry if keys is None else {**entry, "keys": list(keys) if isinstance(keys, tuple) else keys}
+
+
+def _torch_result(name: str) -> type | None:
+    """The named tuple that PyTorch's operations of this name return, `max` for example."""
+    kind = getattr(torch.return_types, name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, tuple) else None
+
+
+def _is_plain_context(keys: Any) -> bool:
+    """Whether the context of a registered type is nothing, a name, or a list of names and lists of names."""
+    return keys is None or isinstance(keys, str) or _are_names(keys)
 
 
 def _are_names(keys: Any) -> bool:
-    """Whether the context of a registered type consists of names and lists of names only."""
     return isinstance(keys, list | tuple) and all(isinstance(key, str) or _are_names(key) for key in keys)
 
 
@@ -188,6 +214,7 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
         kwargs = {_identifier(key): _value_from_plain(value, nodes) for key, value in entry["kwargs"].items()}
         nodes[name] = graph.create_node(op, target, args, kwargs, name=name)
     inputs = tuple(_input_from_plain(entry) for entry in description["inputs"])
+    _check_containers(description["in_spec"], description["out_spec"])
     in_spec = pytree.tree_structure(_skeleton(description["in_spec"]))
     out_spec = None if description["out_spec"] is None else pytree.tree_structure(_skeleton(description["out_spec"]))
     arguments = [_identifier(name) for name in description["arguments"]]
@@ -207,7 +234,9 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
         )
     _check_output(list(graph.nodes)[-1], out_spec)
     graph.lint()
-    structure, batch = CallStructure(tuple(arguments), in_spec, out_spec), description["batch"]
+    parameters = tuple(_identifier(name) for name in description["parameters"])
+    defaults = {_identifier(name): _constant(value) for name, value in description["defaults"].items()}
+    structure, batch = CallStructure(tuple(arguments), in_spec, out_spec, parameters, defaults), description["batch"]
     if batch is not None and not _is_size(batch):
         raise FileFormatError(f"the network takes {batch!r} samples, which is no number of samples. {DAMAGED}")
     return Graph(graph, tensors, inputs, structure, batch)
@@ -296,14 +325,33 @@ def dtype_named(name: str) -> torch.dtype:
 
 def _input_from_plain(entry: dict[str, Any]) -> InputSpec | ConstantInput:
     if "constant" in entry:
-        value = entry["constant"]
-        if value is not None and not isinstance(value, bool | int | float | str):
-            raise FileFormatError(f"an input of the network is fixed to {value!r}, which no input can be. {DAMAGED}")
-        return ConstantInput(value)
+        return ConstantInput(_constant(entry["constant"]))
     name, shape = _identifier(entry["name"]), tuple(entry["shape"])
     if not all(_is_size(size) or (size is None and place == 0) for place, size in enumerate(shape)):
         raise FileFormatError(f"the input '{name}' has the shape {list(shape)}, which no input can have. {DAMAGED}")
     return InputSpec(name, shape, dtype_named(entry["dtype"]))
+
+
+def _constant(entry: Any) -> bool | int | float | str | None:
+    """The value of an input that is not a tensor."""
+    value = _value_from_plain(entry, {})
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise FileFormatError(f"an input of the network is fixed to {value!r}, which no input can be. {DAMAGED}")
+    return value
+
+
+def _check_containers(*entries: Any) -> None:
+    """Raise if inputs and outputs have more containers than a network needs: each may become a class of its own."""
+    rest, count = list(entries), 0
+    while rest:
+        entry = rest.pop()
+        if isinstance(entry, dict):
+            count += 1
+            rest += entry["children"]
+    if count > _MOST_CONTAINERS:
+        raise FileFormatError(
+            f"the network takes and returns {count} containers; at most {_MOST_CONTAINERS} are read. {DAMAGED}"
+        )
 
 
 def _skeleton(entry: Any) -> Any:
@@ -311,11 +359,15 @@ def _skeleton(entry: Any) -> Any:
     if entry == "*":
         return 0
     name, children, keys = entry["type"], [_skeleton(child) for child in entry["children"]], entry.get("keys")
+    if name == "namedtuple":
+        return namedtuple(_identifier(entry["name"]), [_identifier(key) for key in keys])(*children)
+    if name == "torch" and (result := _torch_result(entry["name"])) is not None:
+        return result(children)
     if name in _CONTAINERS:
         return _CONTAINERS[name](children if keys is None else zip(keys, children, strict=True))
     kind = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.get(name)
     known = None if kind is None else pytree.SUPPORTED_SERIALIZED_TYPES.get(kind)
-    if kind is None or known is None or known.to_dumpable_context is not None or not _are_names(keys):
+    if kind is None or known is None or known.to_dumpable_context is not None or not _is_plain_context(keys):
         raise FileFormatError(
             f"the model takes or returns a {name}, but this type is not registered with PyTorch's pytree. Import the "
             "package that defines the type before you load the file."

@@ -32,7 +32,7 @@ from torch import Tensor
 from roundwise.artifacts.codes import CODE_DTYPES
 from roundwise.artifacts.description import LONGEST, from_text, to_text
 from roundwise.artifacts.emit import packed_bits
-from roundwise.artifacts.guard import Bound, Guard
+from roundwise.artifacts.guard import Guard, Memory
 from roundwise.artifacts.plain import DAMAGED, dtype_name, dtype_named, graph_from_plain, graph_to_plain
 from roundwise.artifacts.schema import DTYPES, UnsafeError
 from roundwise.errors import FileFormatError
@@ -115,7 +115,7 @@ def write(contents: Contents, path: Path) -> None:
 def _check_readable(description: dict[str, Any], constants: dict[str, Tensor]) -> None:
     """Raise if the file could not be read again."""
     try:
-        Guard(graph_from_plain(description, dict(constants)), Bound(0, limit=1 << 62))
+        Guard(graph_from_plain(description, dict(constants)), Memory(0, limit=1 << 62))
     except UnsafeError as error:
         raise FileFormatError(
             f"the network cannot be saved to a .rw file, because it could not be read again: {error}. Save it with "

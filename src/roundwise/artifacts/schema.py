@@ -19,6 +19,7 @@ from torch._ops import OpOverload
 DTYPES = (
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.complex64, torch.complex128),
 )
 """The dtypes that tensors of a file and results of its operations may have."""
 

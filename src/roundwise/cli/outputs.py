@@ -6,18 +6,13 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from roundwise.artifacts.model import Model
 from roundwise.errors import ExportError
-from roundwise.exporters import EXPORTERS, export, exporter_for, require_packages
+from roundwise.exporters import EXPORTERS, exporter_for, require_packages
 from roundwise.recipe.recipe import Recipe
-from roundwise.reporting import html_report
-from roundwise.wording import human_bytes
-
-REPORT_SUFFIXES = (".html", ".htm")
+from roundwise.reporting.page import PAGE_ENDINGS
 
 
 def check_outputs(paths: Sequence[Path], report: Path | None) -> None:
@@ -33,7 +28,7 @@ def check_outputs(paths: Sequence[Path], report: Path | None) -> None:
     if len({path.resolve() for path in paths}) < len(paths):
         raise click.UsageError(f"--out names the same file twice: {', '.join(map(str, paths))}. Give each file once.")
     if report is not None:
-        check_place("--report", report, REPORT_SUFFIXES)
+        check_place("--report", report, PAGE_ENDINGS)
 
 
 def check_targets(paths: Sequence[Path], recipe: Recipe) -> None:
@@ -114,31 +109,3 @@ def _check_folder(option: str, path: Path) -> None:
         raise ExportError(
             f"{option} {path}: the folder '{path.parent}' does not accept new files ({error.strerror}). Choose another."
         ) from error
-
-
-def write_outputs(quantized: Model, paths: Sequence[Path]) -> list[tuple[dict[str, Any], str]]:
-    """Write the files. Returns the figures of each as plain data, and as a text for people.
-
-    Raises:
-        RoundwiseError: an export failed or does not agree with the model; that file is not left behind.
-    """
-    written = [export(quantized, path) for path in paths]
-    return [(file.as_dict(), str(file)) for file in written]
-
-
-def write_report(
-    quantized: Model,
-    path: Path,
-    *,
-    title: str,
-    facts: dict[str, str],
-    accuracy: dict[str, tuple[float, float]],
-) -> tuple[dict[str, Any], str]:
-    """Write the page of `--report`. Returns its figures like `write_outputs`.
-
-    Raises:
-        ExportError: it cannot be written.
-    """
-    html_report(quantized, path, title=title, facts=facts, accuracy=accuracy)
-    size = path.stat().st_size
-    return {"path": str(path), "bytes": size}, f"{path}: {human_bytes(size)}"

@@ -28,6 +28,7 @@ from roundwise.methods.rewrites import REWRITES
 from roundwise.methods.rounding import ROUNDING_SOLVERS
 from roundwise.numerics.grid import BITS
 from roundwise.recipe.files import name_of, to_plain
+from roundwise.recipe.limits import parse_toml
 from roundwise.recipe.recipe import Recipe
 from roundwise.recipe.settings import FLOAT, GRANULARITIES, Activations, Weights, granularity_name
 from roundwise.recipe.stages import Quantize, Rewrite
@@ -261,7 +262,7 @@ def parse_value(text: str) -> Any:
     if text.lower() in words:
         return words[text.lower()]
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 

@@ -20,7 +20,7 @@ import torch
 from torch._ops import OpOverload
 
 from roundwise.graph import operators
-from roundwise.graph.operators import Operators
+from roundwise.graph.operators import FAST_PATH, Operators
 
 aten = torch.ops.aten
 
@@ -109,6 +109,17 @@ UPSAMPLES: Operators = frozenset(
 )
 """Weighted averages or copies of neighbours, in another size."""
 
+COMPLEX: Operators = frozenset(
+    {
+        *(aten.view_as_complex.default, aten.view_as_real.default, aten.complex.default, aten.polar.default),
+        *(aten.real.default, aten.imag.default, aten._conj.default, aten._conj_physical.default),
+        *(aten.fft_fft.default, aten.fft_ifft.default, aten.fft_rfft.default, aten.fft_irfft.default),
+        *(aten.fft_fft2.default, aten.fft_ifft2.default, aten.fft_rfft2.default, aten.fft_irfft2.default),
+        *(aten.fft_fftn.default, aten.fft_ifftn.default, aten.fft_rfftn.default, aten.fft_irfftn.default),
+    }
+)
+"""Complex numbers, and the Fourier transform."""
+
 RECURRENT: Operators = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
 """Layers that go through a sequence step by step."""
 
@@ -121,6 +132,7 @@ FURTHER_MOVES: Operators = frozenset(
         *(aten.broadcast_to.default, aten.repeat_interleave.self_int, aten.tile.default),
         *(aten.diagonal.default, aten.tril.default, aten.triu.default),
         *(aten.meshgrid.default, aten.meshgrid.indexing),
+        *(aten.as_strided.default, aten.view.dtype),
         *(aten.im2col.default, aten.col2im.default, aten.unfold.default),
         *(aten.reflection_pad1d.default, aten.reflection_pad2d.default),
         *(aten.replication_pad1d.default, aten.replication_pad2d.default),
@@ -174,5 +186,8 @@ def _members(families: Mapping[str, Any]) -> set[OpOverload]:
     return {member for member in members if isinstance(member, OpOverload)}
 
 
-VOCABULARY: Operators = frozenset(_members(vars(operators)) | _members(globals())) - ZEROED.keys()
-"""Every operation that a file may have, besides those of Roundwise (`artifacts/dialect.py`)."""
+VOCABULARY: Operators = frozenset(_members(vars(operators)) | _members(globals())) - ZEROED.keys() - FAST_PATH
+"""Every operation that a file may have, besides those of Roundwise (`artifacts/dialect.py`).
+
+PyTorch's fast path for transformers is left out: it trusts the sizes that it is given.
+"""

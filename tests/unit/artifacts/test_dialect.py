@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import roundwise
 import roundwise as rw
 from roundwise.artifacts import dialect
-from roundwise.artifacts.guard import Bound, Guard
+from roundwise.artifacts.guard import Guard, Memory
 from roundwise.artifacts.model import Model, versions
 from roundwise.artifacts.plain import graph_from_plain, graph_to_plain
 from roundwise.artifacts.schema import UnsafeError
@@ -265,7 +265,7 @@ def test_arguments_of_other_types_are_refused_when_a_file_is_read(change, argume
     entry = next(entry for entry in description["nodes"] if entry["target"] == name)
     entry["args"]["list"] = change(entry["args"]["list"])
     with pytest.raises(UnsafeError, match=f"{name}.*{argument}|{argument}.*{name}"):
-        Guard(graph_from_plain(description, graph.constants), Bound(1 << 20))
+        Guard(graph_from_plain(description, graph.constants), Memory(1 << 20))
 
 
 def test_a_graph_with_operators_has_no_form_in_a_file(tmp_path):

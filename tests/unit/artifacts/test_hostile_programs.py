@@ -53,7 +53,8 @@ REFUSED = {
     "a sparse matrix without checks": (call("aten._sparse_csr_tensor_unsafe.default", X, X, X, many(4, 4)), ()),
     "memory as it was found": (call("aten.empty.memory_format", many(1 << 20)), ("aten.empty.memory_format",)),
     "memory as it was found, in a shape": (call("aten.new_empty.default", X, many(9)), ("aten.new_empty.default",)),
-    "a view of foreign memory": (call("aten.as_strided.default", X, many(9), many(1), 1 << 20), ("aten.as_strided",)),
+    "a view before the tensor": (call("aten.as_strided.default", X, many(4), many(-1), 3), ("stride", -1)),
+    "bytes as truth values": (call("aten.view.dtype", X, {"dtype": "bool"}), ("y",)),
     "another storage": (call("aten.set_.source_Tensor", X, X), ("aten.set_",)),
     "a resize": (call("aten.resize.default", X, many(1 << 20)), ("aten.resize",)),
     "places without checks": (call("aten._unsafe_index.Tensor", X, many(X)), ("aten._unsafe_index",)),
@@ -164,6 +165,13 @@ def test_places_beyond_a_table_are_an_error_of_the_call(nodes, beyond, tmp_path)
     model = rw.load(hostile(tmp_path, nodes, tensors))
     with raises(rw.ModelError, "out of"):
         model(torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("view", [(many(9), many(1), 1 << 20), (many(9), many(1 << 30), 0), (many(17), many(1), 0)])
+def test_a_view_beyond_the_memory_of_its_tensor_is_refused(view, tmp_path):
+    nodes = [dict(*call("aten.mul.Tensor", matrix, 2.0), name="z"), *call("aten.as_strided.default", value("z"), *view)]
+    with pytest.raises(rw.RoundwiseError, match="y|storage"):
+        rw.load(hostile(tmp_path, nodes))(torch.ones(2, 4))
 
 
 def test_a_table_is_looked_up_at_its_own_places(tmp_path):
