@@ -170,7 +170,7 @@ def test_places_beyond_a_table_are_an_error_of_the_call(nodes, beyond, tmp_path)
 @pytest.mark.parametrize("view", [(many(9), many(1), 1 << 20), (many(9), many(1 << 30), 0), (many(17), many(1), 0)])
 def test_a_view_beyond_the_memory_of_its_tensor_is_refused(view, tmp_path):
     nodes = [dict(*call("aten.mul.Tensor", matrix, 2.0), name="z"), *call("aten.as_strided.default", value("z"), *view)]
-    with pytest.raises(rw.RoundwiseError, match="y|storage"):
+    with pytest.raises(rw.RoundwiseError, match=r"y|storage"):
         rw.load(hostile(tmp_path, nodes))(torch.ones(2, 4))
 
 
