@@ -48,8 +48,8 @@ ROOM = 6 << 30
 IN_ONE_CHILD = 50
 """Files that one child tries. After a crash, the next child goes on with the next file."""
 
-PATIENCE = 120
-"""Seconds until a child hangs."""
+PATIENCE = 900
+"""Seconds until a child hangs. A busy machine may need a hundred for one file."""
 
 FAULTS = ("crash", "foreign", "memory", "leak")
 _LIBC = ctypes.CDLL(None)

@@ -43,7 +43,7 @@ _ON_SIZES: dict[str, Callable[..., Any]] = {
     f"{module.__name__}.{name}": getattr(module, name) for module, names in _ARITHMETIC.items() for name in names
 }
 _CONTAINERS: dict[str, Callable[..., Any]] = {"tuple": tuple, "list": list, "dict": dict, "ordered": OrderedDict}
-MOST_NODES = 50_000
+MOST_NODES = 20_000
 """Operations of a network, with its inputs and tensors. The largest ones of common collections have some 5,000."""
 
 _MOST_CONTAINERS = 1000
@@ -244,11 +244,17 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
 
 def _check_output(output: fx.Node, out_spec: pytree.TreeSpec | None) -> None:
     """Raise unless the output node has one value for each leaf of what the network returns."""
-    results = output.args[0] if len(output.args) == 1 and not output.kwargs else None
-    leaves = pytree.tree_leaves(results, is_leaf=lambda value: value is None)
-    if results is None or (out_spec is not None and len(leaves) != out_spec.num_leaves):
-        wanted = "one value" if out_spec is None else f"{out_spec.num_leaves} values"
-        raise FileFormatError(f"the network's output has {len(leaves)} values; it must have {wanted}. {DAMAGED}")
+    rest, found = list(output.args[:1]), 0
+    while rest:
+        value = rest.pop()
+        if isinstance(value, list | tuple):
+            rest += value
+        found += not isinstance(value, list | tuple) or not value
+    wanted = found if out_spec is None else out_spec.num_leaves
+    if len(output.args) != 1 or output.kwargs or found != wanted or found > MOST_NODES:
+        raise FileFormatError(
+            f"the network's output has {found} values; it must have {wanted}, and at most {MOST_NODES}. {DAMAGED}"
+        )
 
 
 def _is_size(value: Any) -> bool:
