@@ -30,6 +30,7 @@ from roundwise.engine.activations import (
     expected_values,
     plan_activations,
 )
+from roundwise.engine.biases import fit_biases
 from roundwise.engine.network import Network
 from roundwise.engine.run import Run
 from roundwise.engine.stream import Stream, StreamResult
@@ -40,7 +41,7 @@ from roundwise.graph.graph import Graph
 from roundwise.methods.rounding import Given
 from roundwise.numerics.quantizer import Quantizer
 from roundwise.recipe.stages import Quantize
-from roundwise.report import ActivationReport, StageReport
+from roundwise.report import ActivationReport, LayerReport, StageReport
 from roundwise.wording import number_of
 
 
@@ -63,20 +64,26 @@ def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
     else:
         outcome = _run_without_data(graph, tasks, stage, run.seed)
     result = outcome.result
+    weights, notes = fit_biases(graph, result.weights, outcome.quantizers)
     report = StageReport(
         stage="quantize",
         seconds=result.seconds,
         output_error=result.output_error if run.has_data else None,
-        layers=tuple(result.reports),
+        outputs=result.outputs,
+        layers=tuple(_with_note(layer, notes.get(layer.name, "")) for layer in result.reports),
         kept_float=tuple(kept_float(graph, result.weights)),
         activations=outcome.activations,
     )
     return dataclasses.replace(
         network,
-        weights=(*network.weights, *result.weights),
+        weights=(*network.weights, *weights),
         quantizers={**network.quantizers, **outcome.quantizers},
         reports=(*network.reports, report),
     )
+
+
+def _with_note(layer: LayerReport, note: str) -> LayerReport:
+    return dataclasses.replace(layer, note="; ".join(filter(None, (layer.note, note))))
 
 
 @final
@@ -145,7 +152,7 @@ def _run_without_data(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize,
         reports.append(layer_report(solved, math.nan, math.nan))
         seconds["ranges"] += solved.seconds_ranges
         seconds["rounding"] += solved.seconds_rounding
-    return PassResult(StreamResult(weights, reports, math.nan, seconds), quantizers, activations)
+    return PassResult(StreamResult(weights, reports, (), seconds), quantizers, activations)
 
 
 def _with_rounded(

@@ -28,6 +28,7 @@ from roundwise.graph.transforms.drop_dropout import drop_dropout
 from roundwise.graph.transforms.normalize import normalize
 from roundwise.methods.interfaces import GraphRewrite
 from roundwise.methods.rewrites import ALWAYS, REWRITES
+from roundwise.numerics.output_error import ErrorSums
 from roundwise.recipe.files import name_of
 from roundwise.recipe.stages import Quantize, Rewrite, Stage
 from roundwise.report import StageReport
@@ -146,10 +147,10 @@ def _changes(before: list[Tensor], after: list[Tensor], word: str) -> list[float
         )
     changes = []
     for was, now in zip(before, after, strict=True):
-        finite = was.isfinite()  # leave out the −∞ of a mask
-        energy = torch.linalg.vector_norm(was[finite].double())
-        error = float(torch.linalg.vector_norm(now[finite].double() - was[finite].double()) / energy.clamp(min=1e-30))
-        changes.append(error if torch.equal(finite, now.isfinite()) else math.nan)
+        sums = ErrorSums()
+        sums.add(now, was)
+        found = sums.result()
+        changes.append(math.nan if found.apart else math.sqrt(found.error))
     return changes
 
 

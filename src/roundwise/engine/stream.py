@@ -33,10 +33,11 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from roundwise.artifacts.emit import QuantizedWeight
-from roundwise.engine.measure import distance, distance_by_rows, energy, relative_error
+from roundwise.engine.measure import distance_by_rows
 from roundwise.engine.plan import forecast
 from roundwise.engine.schedule import Schedule, Segment, Step
 from roundwise.engine.store import ActivationStore
@@ -45,10 +46,13 @@ from roundwise.engine.values import Executor, Values, count, each, fetch
 from roundwise.errors import ModelError
 from roundwise.events import LayerFinished, LayerStarted, Planned, Progress
 from roundwise.graph.graph import Graph, bind
+from roundwise.graph.leaves import leaf_paths, output_name
 from roundwise.graph.run import execute, fast_layout
 from roundwise.graph.unit import Unit
+from roundwise.numerics.output_error import ErrorSums, as_tensor
 from roundwise.numerics.quantizer import Quantizer
-from roundwise.report import LayerReport
+from roundwise.numerics.squares import distance, energy, relative_error
+from roundwise.report import LayerReport, OutputReport, worst_error
 from roundwise.statistics import Addend, ValueStatistic
 
 NEAREST_SAMPLES = 128
@@ -69,12 +73,17 @@ COMPENSATES = (
 @final
 @dataclass(frozen=True, eq=False)
 class StreamResult:
-    """The result of a pass: codes and a report for each layer, the error of the outputs, and the time by activity."""
+    """The result of a pass: codes and a report for each layer, the errors of the outputs, and the time by activity."""
 
     weights: list[QuantizedWeight]
     reports: list[LayerReport]
-    output_error: float
+    outputs: tuple[OutputReport, ...]
     seconds: dict[str, float]
+
+    @property
+    def output_error(self) -> float:
+        """The error of the output that is furthest from the reference."""
+        return worst_error(self.outputs)
 
 
 @final
@@ -144,9 +153,9 @@ class Stream:
             elapsed, done = time.perf_counter() - begin, sum(self._costs[: index + 1])
             left = elapsed * (sum(self._costs) - done) / done if done else 0.0
             self._progress(LayerFinished(reports[-1], index, total, left))
-        output_error = self._finish()
+        outputs = self._finish()
         self._seconds["forward"] = time.perf_counter() - begin - sum(self._seconds.values())
-        return StreamResult(weights, reports, output_error, self._seconds)
+        return StreamResult(weights, reports, outputs, self._seconds)
 
     def _quantize_unit(self, segment: Segment) -> list[tuple[QuantizedWeight, LayerReport]]:
         """Collect the unit's statistics, choose its codes, and run it with them in the current stream."""
@@ -271,34 +280,36 @@ class Stream:
                 constants[bias] = quantized.bias
         return constants
 
-    def _finish(self) -> float:
-        """Run the operations after the last unit; return the relative error of all outputs of the network."""
-        difference = total = 0.0
+    def _finish(self) -> tuple[OutputReport, ...]:
+        """Run the operations after the last unit; return the error of each output of the network."""
+        names = _output_names(self._schedule.graph)
+        sums = {current: ErrorSums() for _, current in self._schedule.outputs if current.op != "get_attr"}
+        masked: set[fx.Node] = set()  # outputs to which the float network gives infinite values
         for number, values in enumerate(self._batches):
             self._forward(self._schedule.tail, values)
             for reference, current in self._schedule.outputs:
-                if current.op == "get_attr":
+                if current not in sums:
                     continue
-                target = fetch(values[self._schedule.key(reference)].reference, self._store)
-                if not isinstance(target, Tensor) or not target.is_floating_point():
+                target = as_tensor(fetch(values[self._schedule.key(reference)].reference, self._store))
+                output = as_tensor(fetch(values[current].current, self._store))
+                if target is None or output is None:  # such as a size of the input
                     continue
                 if target.isnan().any():
                     raise ModelError(
                         f"the float network's outputs contain NaN for samples in batch {number} (of "
                         f"{len(self._batches)}). Check these samples' preprocessing, or the network itself."
                     )
-                finite = torch.isfinite(target)  # leave out the −∞ of a mask
-                total += energy(target[finite])
-                if current in self._schedule.differing or current in self._quantizers:
-                    output = fetch(values[current].current, self._store)
-                    difference += distance(output[finite], target[finite])
+                if target.isinf().any():
+                    masked.add(current)
+                sums[current].add(output, target)
+                if output.isnan().any():
+                    raise _overflow(f"{int(output.isnan().sum())} NaN in the output '{names[current]}'")
             values.clear()
-        if not math.isfinite(difference):
-            raise ModelError(
-                "the quantized network's outputs are NaN or infinite where the float network's are not. Use more bits, "
-                "or quantize the model in float32 or bfloat16."
-            )
-        return relative_error(difference, total)
+        errors = {node: one.result() for node, one in sums.items()}
+        for node, found in errors.items():
+            if found.apart and node not in masked:
+                raise _overflow(f"{found.apart} infinite values in the output '{names[node]}'")
+        return tuple(OutputReport(names[node], found.error, found.whole, found.note) for node, found in errors.items())
 
     def _forward(self, steps: Iterable[Step], values: Values) -> None:
         """Run steps in both streams, or once if the streams do not differ."""
@@ -319,3 +330,23 @@ class Stream:
         if quantizer is None:
             return pair
         return StreamPair(pair.reference, quantizer.fake_quantize(self._store.fetch(pair.current)))
+
+
+def _output_names(graph: Graph) -> dict[fx.Node, str]:
+    """The name of each output, by the operation or input that gives it."""
+    (result,) = next(node for node in graph.operations.nodes if node.op == "output").args
+    leaves = pytree.tree_leaves(result)
+    spec = graph.structure.out_spec
+    paths = leaf_paths(result if spec is None else pytree.tree_unflatten(leaves, spec))
+    names: dict[fx.Node, str] = {}
+    for leaf, path in zip(leaves, paths, strict=True):
+        if isinstance(leaf, fx.Node):
+            names.setdefault(leaf, output_name(path))
+    return names
+
+
+def _overflow(found: str) -> ModelError:
+    return ModelError(
+        f"the quantized network gives {found} where the float network gives finite numbers. Use more bits, or quantize "
+        "the model in float32 or bfloat16."
+    )

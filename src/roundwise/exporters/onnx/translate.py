@@ -2,7 +2,8 @@
 
 The program has the dialect's operations as operators, so that each is one node.
 
-program ──▶ `torch.onnx`, with the dialect's translations ──▶ weights stored as integers ──▶ optimised ──▶ named
+program ──▶ `torch.onnx`, with the dialect's translations ──▶ weights stored as integers ──▶ optimised
+        ──▶ in forms that ONNX Runtime runs right ──▶ named
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.export.graph_signature import ConstantArgument
 
 from roundwise.errors import ExportError
 from roundwise.exporters.names import input_names, output_names
+from roundwise.exporters.onnx.forms import use_safe_forms
 from roundwise.exporters.onnx.operators import translation_table
 from roundwise.exporters.onnx.weights import store_weights
 
@@ -61,6 +63,7 @@ def build_graph(program: ExportedProgram) -> tuple[ir.Model, dict[str, int]]:
             translated.rename_axes({batch: "batch"})
         stored = store_weights(model, translated.exported_program)
         onnxscript.optimizer.optimize(model)
+        use_safe_forms(model)
         ir.passes.Sequential(
             passes.DeduplicateInitializersPass(size_limit=2**62),
             passes.CommonSubexpressionEliminationPass(),
