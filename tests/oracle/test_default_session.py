@@ -104,6 +104,16 @@ def test_a_raised_scale_changes_no_other_channel_and_is_reported(tmp_path):
     assert export(quantized, tmp_path / "m.onnx").bytes
 
 
+def test_sums_of_very_many_products_do_not_overflow(tmp_path):
+    layer = nn.Linear(70_000, 2)
+    with torch.no_grad():
+        layer.weight.fill_(0.01)
+    found, _ = difference(layer, torch.full((2, 70_000), 3.0), tmp_path, **EIGHT)
+    assert found < 0.01
+    path = export(rw.quantize(layer, torch.rand(2, 70_000), quantizing(rounding=NEAREST, **EIGHT)), tmp_path / "n.onnx")
+    assert path.weight_types == {"INT16": 1}
+
+
 # ------------------------------------------------------------------------------------------------ rewrites of a runtime
 
 

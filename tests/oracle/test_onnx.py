@@ -498,6 +498,29 @@ def test_an_operation_unknown_to_onnx_is_named(tmp_path):
         export(quantized_by_hand(Strange(Conv(8, 3, 3, 3)), torch.randn(2, 3, 8, 8)), tmp_path / "m.onnx")
 
 
+def test_the_words_about_a_custom_operation_recommend_what_works(tmp_path):
+    @torch.library.custom_op("tested::cube", mutates_args=())
+    def cube(x: torch.Tensor) -> torch.Tensor:
+        return x**3
+
+    cube.register_fake(torch.empty_like)
+
+    class Custom(nn.Sequential):
+        def forward(self, x):
+            return cube(super().forward(x))
+
+    samples = torch.randn(8, 4)
+    quantized = rw.quantize(Custom(nn.Linear(4, 3)).eval(), samples, quantizing(rounding=rw.rounding.Nearest()))
+    with pytest.raises(rw.ExportError, match=r"tested::cube") as caught:
+        export(quantized, tmp_path / "m.onnx")
+    assert "torch.export.save" in str(caught.value)
+    with pytest.raises(rw.FileFormatError):
+        quantized.save(tmp_path / "m.rw")
+    torch.export.save(quantized.program, tmp_path / "m.pt2")
+    again = torch.export.load(tmp_path / "m.pt2").module()
+    assert torch.equal(again(samples), quantized(samples))
+
+
 def test_an_output_that_is_no_tensor_is_named(tmp_path):
     class Constant(nn.Sequential):
         def forward(self, x):
