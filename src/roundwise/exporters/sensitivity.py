@@ -20,9 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from roundwise.artifacts import dialect
 from roundwise.exporters.names import constant_inputs, input_names, output_leaves
+from roundwise.graph.operators import MATRIX_INPUTS
 from roundwise.runtimes.interface import Array
-
-aten = torch.ops.aten
 
 CHANGE = 1e-6
 """Relative size of the changes of sums. Larger changes give larger tolerances."""
@@ -98,8 +97,8 @@ class _Changed(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._steps and func is self._quantize:
             args = (args[0] + self._uniform(args[0], 2 * self._steps * args[1]), *args[1:])
-        elif self._products and func in _PRODUCTS:
-            place = _PRODUCTS[func]
+        elif self._products and func in MATRIX_INPUTS:
+            place = MATRIX_INPUTS[func]
             step = args[place].abs().amax(-1, keepdim=True) / INPUT_CODES
             args = (*args[:place], args[place] + self._uniform(args[place], step), *args[place + 1 :])
         return pytree.tree_map_only(Tensor, self._change, func(*args, **(kwargs or {})))
@@ -114,10 +113,6 @@ class _Changed(TorchDispatchMode):
         # Relative, and no less than neighbouring numbers of the dtype differ by.
         size = max(CHANGE, torch.finfo(value.dtype).eps) if value.dtype.itemsize < 4 else CHANGE
         return value * (1 + size * torch.randn(value.shape, generator=self._generator)).to(value)
-
-
-_PRODUCTS = {aten.mm.default: 0, aten.addmm.default: 1, aten.linear.default: 0}
-"""Matrix products, and which argument holds the inputs."""
 
 
 def _array(value: Any) -> Array:

@@ -159,6 +159,9 @@ FACTORS: Mapping[Any, tuple[int, int]] = {
 }
 """Products of matrices, with or without a sum, and which arguments are multiplied."""
 
+MATRIX_INPUTS: Mapping[Any, int] = {aten.linear.default: 0, aten.mm.default: 0, aten.addmm.default: 1}
+"""Products of a layer's inputs and its weight: which argument holds the inputs."""
+
 ATTENTION: Operators = frozenset({aten.scaled_dot_product_attention.default})
 """softmax(q kᵀ / √d) v as one operation."""
 
