@@ -73,17 +73,25 @@ COMPENSATES = (
 @final
 @dataclass(frozen=True, eq=False)
 class StreamResult:
-    """The result of a pass: codes and a report for each layer, the errors of the outputs, and the time by activity."""
+    """The result of a pass.
+
+    Attributes:
+        weights, reports: codes and a report for each layer.
+        outputs: the error of each output that was measured.
+        seconds: time by activity.
+        notes: which outputs were not measured.
+    """
 
     weights: list[QuantizedWeight]
     reports: list[LayerReport]
     outputs: tuple[OutputReport, ...]
     seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     @property
     def output_error(self) -> float:
-        """The error of the output that is furthest from the reference."""
-        return worst_error(self.outputs)
+        """The error of the output that is furthest from the reference; NaN if none was measured."""
+        return worst_error(self.outputs) if self.outputs else math.nan
 
 
 @final
@@ -135,7 +143,7 @@ class Stream:
         """Quantize every unit.
 
         Raises:
-            ModelError: an activation is NaN or infinite.
+            ModelError: an activation is NaN or infinite, or a unit's tensors differ in shape between the two streams.
             MemoryBudgetError: the disk is full.
         """
         self._progress(Planned(self.plan))
@@ -153,9 +161,9 @@ class Stream:
             elapsed, done = time.perf_counter() - begin, sum(self._costs[: index + 1])
             left = elapsed * (sum(self._costs) - done) / done if done else 0.0
             self._progress(LayerFinished(reports[-1], index, total, left))
-        outputs = self._finish()
+        outputs, notes = self._finish()
         self._seconds["forward"] = time.perf_counter() - begin - sum(self._seconds.values())
-        return StreamResult(weights, reports, outputs, self._seconds)
+        return StreamResult(weights, reports, outputs, self._seconds, notes)
 
     def _quantize_unit(self, segment: Segment) -> list[tuple[QuantizedWeight, LayerReport]]:
         """Collect the unit's statistics, choose its codes, and run it with them in the current stream."""
@@ -169,6 +177,8 @@ class Stream:
             self._executor.hold((*(step.key for step in segment.steps), unit.output), values)
             addend = self._addend(task, values, target)
             inputs = [values[node] for node in unit.inputs]
+            for pair in inputs:
+                _check_shape(unit, "input", pair.reference, pair.current)
             task.collect(statistics, inputs, values[unit.output].reference, self._counts[number], addend)
             compensates |= addend is not None
         for step in segment.steps:
@@ -227,6 +237,7 @@ class Stream:
         for number, values in enumerate(self._batches):
             target = fetch(values[unit.output].reference, self._store)
             output = self._output(unit, values, constants)
+            _check_shape(unit, "output", target, output)
             error = distance(output, target)
             difference += error
             if not same and number % every == 0:
@@ -280,11 +291,15 @@ class Stream:
                 constants[bias] = quantized.bias
         return constants
 
-    def _finish(self) -> tuple[OutputReport, ...]:
-        """Run the operations after the last unit; return the error of each output of the network."""
+    def _finish(self) -> tuple[tuple[OutputReport, ...], tuple[str, ...]]:
+        """Run the operations after the last unit; return the errors of the network's outputs, and notes about them.
+
+        An output whose shape is not the same in both networks, because it depends on values, is left out.
+        """
         names = _output_names(self._schedule.graph)
         sums = {current: ErrorSums() for _, current in self._schedule.outputs if current.op != "get_attr"}
         masked: set[fx.Node] = set()  # outputs to which the float network gives infinite values
+        apart: dict[fx.Node, str] = {}  # outputs with two shapes
         for number, values in enumerate(self._batches):
             self._forward(self._schedule.tail, values)
             for reference, current in self._schedule.outputs:
@@ -299,17 +314,26 @@ class Stream:
                         f"the float network's outputs contain NaN for samples in batch {number} (of "
                         f"{len(self._batches)}). Check these samples' preprocessing, or the network itself."
                     )
+                if output.shape != target.shape:
+                    apart.setdefault(current, f"{list(target.shape)} and {list(output.shape)}")
+                    continue
                 if target.isinf().any():
                     masked.add(current)
                 sums[current].add(output, target)
                 if output.isnan().any():
                     raise _overflow(f"{int(output.isnan().sum())} NaN in the output '{names[current]}'")
             values.clear()
-        errors = {node: one.result() for node, one in sums.items()}
+        errors = {node: one.result() for node, one in sums.items() if node not in apart}
         for node, found in errors.items():
             if found.apart and node not in masked:
                 raise _overflow(f"{found.apart} infinite values in the output '{names[node]}'")
-        return tuple(OutputReport(names[node], found.error, found.whole, found.note) for node, found in errors.items())
+        notes = tuple(
+            f"the error of the output '{names[node]}' (of {len(sums)}) was not measured: its shape depends on values, "
+            f"and is {shapes} in a batch of the float and of the quantized network"
+            for node, shapes in apart.items()
+        )
+        reports = (OutputReport(names[node], one.error, one.whole, one.note) for node, one in errors.items())
+        return tuple(reports), notes
 
     def _forward(self, steps: Iterable[Step], values: Values) -> None:
         """Run steps in both streams, or once if the streams do not differ."""
@@ -350,3 +374,16 @@ def _overflow(found: str) -> ModelError:
         f"the quantized network gives {found} where the float network gives finite numbers. Use more bits, or quantize "
         "the model in float32 or bfloat16."
     )
+
+
+def _check_shape(unit: Unit, what: str, reference: Any, current: Any) -> None:
+    """Raise if an input or output of a unit has other shapes in the two streams: nothing can be compared then."""
+    both = isinstance(reference, Tensor) and isinstance(current, Tensor)
+    if both and reference.shape != current.shape:
+        name = unit.name
+        raise ModelError(
+            f"layer '{name}': its {what} has the shape {list(reference.shape)} in the float network and "
+            f"{list(current.shape)} in the quantized one, because the shape depends on values, as behind a mask. So "
+            f"there is no output to compare with. Quantize the part of the model before '{name}' alone, or keep "
+            f"'{name}' and the layers after it in float (--override {name}=float, or overrides={{'{name}': None}})."
+        )

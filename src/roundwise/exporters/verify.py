@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from roundwise.artifacts.signature import Arguments
+from roundwise.artifacts.binding import Arguments
 from roundwise.errors import ExportError
 from roundwise.exporters.names import constant_inputs, input_names, output_leaves, output_names
 from roundwise.exporters.sensitivity import changed_outputs, quantizes_activations
