@@ -11,6 +11,7 @@ error that comes from earlier layers. `error_nearest` is the same error with thi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -124,6 +125,36 @@ class KeptFloat:
 
 @final
 @dataclass(frozen=True)
+class OutputReport:
+    """One output of the network, compared with the network that the stage was given.
+
+    Attributes:
+        name: its place in the result: `output`, `output_1` in a tuple, `logits` in a dict.
+        error: Σ‖y − ŷ‖²/Σ‖y‖². Values that both networks mask with the same huge or infinite number are left out; the
+            error is infinite if only one of them is infinite somewhere. For whole numbers, the share that differs.
+        whole: whether it is of whole numbers or truth values.
+        note: what was left out, and what the error says nothing about, because few values hold nearly all of Σ‖y‖².
+    """
+
+    name: str
+    error: float
+    whole: bool = False
+    note: str = ""
+
+    @property
+    def figure(self) -> str:
+        """The error in words."""
+        return f"{self.error:.3%} of the numbers differ" if self.whole else f"relative error {self.error:.5f}"
+
+
+def worst_error(outputs: Iterable[OutputReport]) -> float:
+    """The largest error of the outputs of floats; of those of whole numbers if there are no others; 0 without any."""
+    outputs = list(outputs)
+    return max([one.error for one in outputs if not one.whole] or [one.error for one in outputs], default=0.0)
+
+
+@final
+@dataclass(frozen=True)
 class StageReport:
     """The report of one stage of the recipe.
 
@@ -131,11 +162,13 @@ class StageReport:
         stage: name of the stage: `rewrite`, `quantize`.
         seconds: wall time of each activity.
         notes: notes about the stage as a whole.
-        output_error: relative error of the network's outputs, Σ‖y − ŷ‖²/Σ‖y‖², on the calibration samples, against the
-            network that the stage was given; None if it was not measured.
+        output_error: relative error of the network's output, Σ‖y − ŷ‖²/Σ‖y‖², on the calibration samples, against the
+            network that the stage was given; of several outputs, that of the one with the largest error. None if it was
+            not measured.
         layers: the layers that the stage quantized, in the order in which they run.
         kept_float: the parameters with two or more dimensions that stay in float, each with the reason.
         activations: the activations that the stage quantized, in order. All errors include theirs.
+        outputs: the error of each output of the network, if it was measured.
     """
 
     stage: str
@@ -145,6 +178,7 @@ class StageReport:
     layers: tuple[LayerReport, ...] = ()
     kept_float: tuple[KeptFloat, ...] = ()
     activations: tuple[ActivationReport, ...] = ()
+    outputs: tuple[OutputReport, ...] = ()
 
 
 @final
@@ -197,9 +231,15 @@ class Report:
         return next((s.output_error for s in reversed(self.stages) if s.output_error is not None), math.nan)
 
     @property
+    def outputs(self) -> tuple[OutputReport, ...]:
+        """The outputs that `output_error` is about."""
+        return next((stage.outputs for stage in reversed(self.stages) if stage.outputs), ())
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """All notes about the run as a whole."""
-        return (*self.setup_notes, *(note for stage in self.stages for note in stage.notes))
+        """All notes about the run as a whole, and about what the errors of its outputs say nothing about."""
+        stages = [note for stage in self.stages for note in stage.notes]
+        return (*self.setup_notes, *stages, *(f"output '{one.name}': {one.note}" for one in self.outputs if one.note))
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -297,6 +337,8 @@ class Report:
                 "nearest, chosen: relative error of the layer's output before its nonlinearity, Σ‖y − ŷ‖²/Σ‖y‖², with "
                 "nearest and with the chosen rounding of this layer; earlier layers are quantized as chosen."
             )
+        if len(self.outputs) > 1:
+            lines += [f"output '{one.name}': {one.figure}" for one in self.outputs]
         lines += self.layer_notes
         lines += [
             f"kept in float: {kept.name} ({number_of(kept.weights, 'weight')}): {kept.reason}"

@@ -29,6 +29,7 @@ from roundwise.engine.activations import (
     expected_values,
     plan_activations,
 )
+from roundwise.engine.biases import fit_biases
 from roundwise.engine.network import Network
 from roundwise.engine.run import Run
 from roundwise.engine.stream import Stream, StreamResult
@@ -38,7 +39,7 @@ from roundwise.events import PassStarted, Progress
 from roundwise.graph.graph import Graph
 from roundwise.methods.rounding import Given, Nearest
 from roundwise.recipe.stages import Quantize
-from roundwise.report import StageReport
+from roundwise.report import LayerReport, StageReport
 from roundwise.wording import number_of
 
 
@@ -60,21 +61,27 @@ def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
     else:
         outcome = _run_without_data(graph, tasks, stage, run.seed)
     result = outcome.result
+    weights, notes = fit_biases(graph, result.weights, outcome.activations.quantizers)
     report = StageReport(
         stage="quantize",
         seconds=result.seconds,
         notes=(*result.notes, *outcome.activations.notes),
         output_error=None if math.isnan(result.output_error) else result.output_error,
-        layers=tuple(result.reports),
+        outputs=result.outputs,
+        layers=tuple(_with_note(layer, notes.get(layer.name, "")) for layer in result.reports),
         kept_float=tuple(kept_float(graph, result.weights)),
         activations=outcome.activations.reports,
     )
     return dataclasses.replace(
         network,
-        weights=(*network.weights, *result.weights),
+        weights=(*network.weights, *weights),
         quantizers={**network.quantizers, **outcome.activations.quantizers},
         reports=(*network.reports, report),
     )
+
+
+def _with_note(layer: LayerReport, note: str) -> LayerReport:
+    return dataclasses.replace(layer, note="; ".join(filter(None, (layer.note, note))))
 
 
 def nearest_error(graph: Graph, stage: Quantize, run: Run, samples: int) -> float:
@@ -160,7 +167,7 @@ def _run_without_data(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize,
         reports.append(layer_report(solved, math.nan, math.nan))
         seconds["ranges"] += solved.seconds_ranges
         seconds["rounding"] += solved.seconds_rounding
-    return PassResult(StreamResult(weights, reports, math.nan, seconds), chosen)
+    return PassResult(StreamResult(weights, reports, (), seconds), chosen)
 
 
 def _with_rounded(

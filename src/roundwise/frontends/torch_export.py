@@ -43,6 +43,7 @@ from roundwise.frontends.training import training_information
 from roundwise.frontends.wrappers import unwrapped
 from roundwise.graph.graph import CallStructure, Graph, bind
 from roundwise.graph.operators import WEIGHTED
+from roundwise.numerics.output_error import INTEGER_TOLERANCE, as_tensor, compare
 from roundwise.wording import number_of
 
 aten = torch.ops.aten
@@ -404,14 +405,21 @@ def _difference(expected: list[Any], found: list[Any]) -> str:
     if len(expected) != len(found):
         return f"it gives {number_of(len(found), 'value')} instead of {len(expected)}"
     for number, (one, other) in enumerate(zip(expected, found, strict=True)):
-        if isinstance(one, Tensor) and isinstance(other, Tensor):
-            if (one.shape, one.dtype) != (other.shape, other.dtype):
-                return f"output {number} is {other.dtype} {list(other.shape)} instead of {one.dtype} {list(one.shape)}"
-            if one.is_floating_point() and one.numel():
-                tolerance = torch.finfo(one.dtype).eps ** 0.5  # 3e-4 in float32, 0.03 in float16
-                difference, size = (one - other).float().nan_to_num().abs().max(), one.float().nan_to_num().abs().max()
-                if difference > tolerance * size:
-                    return f"output {number} differs by up to {difference:.2g}, where its values reach {size:.2g}"
-        elif isinstance(one, Tensor) or isinstance(other, Tensor) or one != other:
-            return f"output {number} is {other!r} instead of {one!r}"
+        y, y_hat = as_tensor(one), as_tensor(other)
+        if y is None or y_hat is None or isinstance(one, Tensor) != isinstance(other, Tensor):
+            if one is not other and one != other:
+                return f"output {number} is {other!r} instead of {one!r}"
+            continue
+        if (y.shape, y.dtype) != (y_hat.shape, y_hat.dtype):
+            return f"output {number} is {y_hat.dtype} {list(y_hat.shape)} instead of {y.dtype} {list(y.shape)}"
+        error = compare(y_hat, y)
+        # 3e-4 in float32, 0.03 in float16. A class may change with the last digit of a logit.
+        tolerance = INTEGER_TOLERANCE if error.whole else torch.finfo(y.dtype).eps ** 0.5
+        if error.relative_difference > tolerance:
+            share = (
+                f"in {error.relative_difference:.1%} of its values"
+                if error.whole
+                else (f"by up to {error.largest_difference:.2g}, {error.relative_difference:.2g} of its largest value")
+            )
+            return f"output {number} differs {share}"
     return ""

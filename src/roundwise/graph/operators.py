@@ -160,6 +160,9 @@ FACTORS: Mapping[Any, tuple[int, int]] = {
 }
 """Products of matrices, with or without a sum, and which arguments are multiplied."""
 
+MATRIX_INPUTS: Mapping[Any, int] = {aten.linear.default: 0, aten.mm.default: 0, aten.addmm.default: 1}
+"""Products of a layer's inputs and its weight: which argument holds the inputs."""
+
 TENSOR_PRODUCTS: Operators = frozenset({aten.inner.default, aten.tensordot.default})
 """Sums of products over dimensions of two tensors that the arguments, or the name, tell."""
 

@@ -31,7 +31,9 @@ from roundwise.artifacts.program import export_program
 from roundwise.errors import ExportError
 from roundwise.exporters.interface import Check, ExportedFile, Exporter
 from roundwise.exporters.onnx.datafile import replacing_pair
-from roundwise.exporters.verify import OutputDifference, Reference, make_reference, quantizes_activations
+from roundwise.exporters.onnx.decompose import decomposed
+from roundwise.exporters.sensitivity import quantizes_activations
+from roundwise.exporters.verify import OutputDifference, Reference, make_reference
 from roundwise.recipe.recipe import Recipe
 from roundwise.targets import Target
 from roundwise.targets.ort_cpu import ORT_CPU
@@ -57,9 +59,10 @@ class OnnxExport(ExportedFile):
         outputs: these figures for each output, with predicted classes.
         outputs_of_weights: the same for a file without the quantizers of activations, made only to judge the weights
             alone; empty where activations are not quantized.
-        default_outputs: the same as ONNX Runtime runs the file by default. Where weights feed a MatMul it rounds that
-            layer's inputs to 8 bits, unless the session sets `session.qdq_matmulnbits_accuracy_level` to "0"; where
-            activations are quantized it uses integer kernels that round their results once more.
+        default_outputs: the same as ONNX Runtime runs the file by default, with the tolerance of such runs. Where
+            weights feed a MatMul it rounds that layer's inputs to 8 bits, unless the session sets
+            `session.qdq_matmulnbits_accuracy_level` to "0"; where activations are quantized it uses integer kernels
+            that round their results once more.
         verified_on: on which inputs the figures were found.
         opset: of the file.
         weight_types: how many quantized weight tensors are stored in each ONNX type.
@@ -94,6 +97,7 @@ class OnnxExport(ExportedFile):
                 "note: with its default settings ONNX Runtime rounds elsewhere too (the inputs of MatMul layers to 8",
                 "bits, the results of integer kernels), and then",
                 *(f"  {output}" for output in self.default_outputs),
+                f"  of {max(output.tolerance for output in self.default_outputs):.2g} that such roundings explain.",
                 "  Graph optimisations switched off (where activations are quantized), or the session entry",
                 '  "session.qdq_matmulnbits_accuracy_level" at "0" (where weights feed a MatMul), give those above.',
             ]
@@ -145,8 +149,8 @@ class OnnxExporter(Exporter):
 
 
 def _program(model: Model) -> ExportedProgram:
-    """The model as a program in which each quantizer is one operator, so that it can be translated."""
-    return export_program(with_operators(model.graph), model.device)
+    """The model as a program of operations that can be translated; each quantizer is one operator."""
+    return export_program(with_operators(decomposed(model.graph)), model.device)
 
 
 def _check_weights(model: Model, path: Path, check: Check) -> tuple[OutputDifference, ...]:
@@ -157,7 +161,7 @@ def _check_weights(model: Model, path: Path, check: Check) -> tuple[OutputDiffer
     program = _program(model)
     built, _ = translate.build_graph(program)
     _write(built, path, path.with_name(f"{path.name}.data"))
-    return onnx_check.verify(path, _reference(model, program, check), literally=False).outputs
+    return onnx_check.verify_content(path, _reference(model, program, check), literally=False)
 
 
 def _reference(model: Model, program: ExportedProgram, check: Check) -> Reference:

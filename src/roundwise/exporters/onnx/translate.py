@@ -2,7 +2,8 @@
 
 The program has the dialect's operations as operators, so that each is one node.
 
-program ──▶ `torch.onnx`, with the dialect's translations ──▶ weights stored as integers ──▶ optimised ──▶ named
+program ──▶ `torch.onnx`, with the dialect's translations ──▶ weights stored as integers ──▶ optimised
+        ──▶ in forms that ONNX Runtime runs right ──▶ named
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.export.graph_signature import ConstantArgument
 
 from roundwise.errors import ExportError
 from roundwise.exporters.names import input_names, output_names
+from roundwise.exporters.onnx.forms import use_safe_forms
 from roundwise.exporters.onnx.operators import translation_table
 from roundwise.exporters.onnx.weights import store_weights
 
@@ -51,7 +53,7 @@ def build_graph(program: ExportedProgram) -> tuple[ir.Model, dict[str, int]]:
         except torch.onnx.OnnxExporterError as error:
             raise ExportError(
                 f"The model has an operation that ONNX or its exporter does not know: {_first_cause(error)}. Export a "
-                "part of the model without it, or save the model with `quantized.save` and run it in PyTorch."
+                f"part of the model without it, or {_way_out(program)}"
             ) from error
         assert translated is not None
         assert translated.exported_program is not None
@@ -61,6 +63,7 @@ def build_graph(program: ExportedProgram) -> tuple[ir.Model, dict[str, int]]:
             translated.rename_axes({batch: "batch"})
         stored = store_weights(model, translated.exported_program)
         onnxscript.optimizer.optimize(model)
+        use_safe_forms(model)
         ir.passes.Sequential(
             passes.DeduplicateInitializersPass(size_limit=2**62),
             passes.CommonSubexpressionEliminationPass(),
@@ -89,6 +92,18 @@ def _refuse_constant_outputs(program: ExportedProgram) -> None:
                 f"The model returns the constant {spec.arg.value!r} among its outputs. ONNX outputs are tensors: wrap "
                 "the model so that it returns only those."
             )
+
+
+def _way_out(program: ExportedProgram) -> str:
+    """What else can be done with a model that has no ONNX form."""
+    targets = [node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    custom = sorted({target.name() for target in targets if target.namespace not in ("aten", "prim", "roundwise")})
+    if not custom:
+        return "save the model with `quantized.save` and run it in PyTorch."
+    return (
+        f"write {', '.join(custom)} in operations of PyTorch. The model runs in PyTorch wherever this custom operation "
+        "is registered, and `torch.export.save(quantized.program, …)` saves it (`quantized.save` cannot)."
+    )
 
 
 def _first_cause(error: BaseException) -> str:
