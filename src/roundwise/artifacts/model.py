@@ -75,9 +75,10 @@ class Model(nn.Module):
         """Run the network.
 
         Raises:
-            ModelError: an input that is a constant of the graph has another value than at capture.
+            ModelError: an input has another dtype or size than the network was captured for; or an input that is a
+                constant of the graph has another value than at capture.
         """
-        self._signature.check_constants(args, kwargs)
+        self._signature.check(args, kwargs)
         try:
             return self.graph_module(*args, **kwargs)
         except Exception as error:
@@ -91,9 +92,10 @@ class Model(nn.Module):
     @property
     def graph(self) -> Graph:
         """The operations and constants; quantized weights are codes that operations of Roundwise dequantize."""
-        return Graph.of_module(
-            self.graph_module, self._signature.inputs, self._signature.structure, self._signature.batch
-        )
+        signature = self._signature
+        graph = Graph.of_module(self.graph_module, signature.inputs, signature.structure, signature.batch)
+        graph.limits = signature.limits
+        return graph
 
     @property
     def weights(self) -> dict[str, StoredWeight]:

@@ -26,6 +26,7 @@ from torch import Tensor, fx
 from roundwise.artifacts.dialect import OPERATIONS, Operation, operation_of
 from roundwise.errors import FileFormatError
 from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec
+from roundwise.graph.sizes import Limits, Range, VariableSize
 
 _ARITHMETIC = {
     operator: (
@@ -58,6 +59,7 @@ def graph_to_plain(graph: Graph) -> dict[str, Any]:
         "nodes": [_node_to_plain(node) for node in graph.operations.nodes],
         "inputs": [_input_to_plain(spec) for spec in graph.inputs],
         "batch": graph.batch,
+        "limits": {"batches": _range_to_plain(graph.limits.batches), "contiguous": graph.limits.contiguous},
         "arguments": list(structure.arguments),
         "in_spec": _spec_to_plain(structure.in_spec),
         "out_spec": None if structure.out_spec is None else _spec_to_plain(structure.out_spec),
@@ -112,7 +114,12 @@ def dtype_name(dtype: torch.dtype) -> str:
 def _input_to_plain(spec: InputSpec | ConstantInput) -> dict[str, Any]:
     if isinstance(spec, ConstantInput):
         return {"constant": spec.value}
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": dtype_name(spec.dtype)}
+    variable = [{"dim": one.dim, "name": one.name, "sizes": _range_to_plain(one.sizes)} for one in spec.variable]
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": dtype_name(spec.dtype), "variable": variable}
+
+
+def _range_to_plain(numbers: Range) -> list[int | None]:
+    return [numbers.low, numbers.high]
 
 
 def _spec_to_plain(spec: pytree.TreeSpec) -> Any:
@@ -189,7 +196,8 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
         )
     graph.lint()
     structure, batch = CallStructure(tuple(arguments), in_spec, out_spec), description["batch"]
-    return Graph(graph, tensors, inputs, structure, None if batch is None else int(batch))
+    limits = Limits(_range_from_plain(description["limits"]["batches"]), bool(description["limits"]["contiguous"]))
+    return Graph(graph, tensors, inputs, structure, None if batch is None else int(batch), limits)
 
 
 def _identifier(name: Any) -> str:
@@ -280,7 +288,15 @@ def dtype_named(name: str) -> torch.dtype:
 def _input_from_plain(entry: dict[str, Any]) -> InputSpec | ConstantInput:
     if "constant" in entry:
         return ConstantInput(entry["constant"])
-    return InputSpec(entry["name"], tuple(entry["shape"]), dtype_named(entry["dtype"]))
+    variable = tuple(
+        VariableSize(int(one["dim"]), str(one["name"]), _range_from_plain(one["sizes"])) for one in entry["variable"]
+    )
+    return InputSpec(_identifier(entry["name"]), tuple(entry["shape"]), dtype_named(entry["dtype"]), variable)
+
+
+def _range_from_plain(ends: list[int | None]) -> Range:
+    low, high = ends
+    return Range(int(low or 1), None if high is None else int(high))
 
 
 def _skeleton(entry: Any) -> Any:

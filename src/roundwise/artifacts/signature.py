@@ -11,8 +11,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from roundwise.artifacts.fit import check_fit
 from roundwise.errors import ModelError
 from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec
+from roundwise.graph.sizes import Limits
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -24,18 +26,20 @@ class CallSignature:
 
     Attributes:
         inputs: the kind of each leaf of the arguments, in order.
-        batch: the fixed number of samples; None if the network takes any number.
+        batch: the fixed number of samples; None if the network takes several.
+        limits: how many samples a call may have, and whether inputs must be contiguous.
         structure: the pytree that makes arguments from leaves, and the names of the arguments.
     """
 
     inputs: tuple[InputSpec | ConstantInput, ...]
     batch: int | None
+    limits: Limits
     structure: CallStructure
 
     @classmethod
     def of(cls, graph: Graph) -> CallSignature:
         """The signature of a graph."""
-        return cls(graph.inputs, graph.batch, graph.structure)
+        return cls(graph.inputs, graph.batch, graph.limits, graph.structure)
 
     def example(self, batch: int, device: torch.device) -> Arguments:
         """`(args, kwargs)` of zeros for `batch` samples, or for the fixed number if there is one."""
@@ -46,15 +50,23 @@ class CallSignature:
         args, kwargs = pytree.tree_unflatten(leaves, self.structure.in_spec)
         return args, kwargs
 
-    def check_constants(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise unless the inputs that are constants of the graph have the same values as at capture.
+    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise unless the graph computes for these inputs what the model would.
+
+        Inputs of another structure pass: the graph itself refuses them.
 
         Raises:
-            ModelError: names the input that has another value.
+            ModelError: an input that is a constant of the graph has another value than at capture, or a tensor another
+                dtype or size; names the input.
         """
-        if not any(isinstance(spec, ConstantInput) for spec in self.inputs):
-            return
-        for spec, (name, leaf) in zip(self.inputs, self._leaves(args, kwargs) or (), strict=False):
+        leaves = self._leaves(args, kwargs) or []
+        given = [(spec, leaf) for spec, (_, leaf) in zip(self.inputs, leaves, strict=False)]
+        check_fit(
+            [(spec, leaf) for spec, leaf in given if isinstance(spec, InputSpec) and isinstance(leaf, Tensor)],
+            self.batch,
+            self.limits,
+        )
+        for spec, (name, leaf) in zip(self.inputs, leaves, strict=False):
             if isinstance(spec, ConstantInput) and (isinstance(leaf, Tensor | np.ndarray) or leaf != spec.value):
                 raise ModelError(
                     f"'{name}' was {spec.value!r} when the network was quantized, but it is {_describe(leaf)} now. The "
@@ -69,27 +81,14 @@ class CallSignature:
         """
         leaves = self._leaves(args, kwargs)
         tensors = [
-            (spec, leaf)
-            for spec, (_, leaf) in zip(self.inputs, leaves or (), strict=False)
-            if isinstance(spec, InputSpec)
+            leaf for spec, (_, leaf) in zip(self.inputs, leaves or (), strict=False) if isinstance(spec, InputSpec)
         ]
-        alike = leaves is not None and all(spec.is_like(leaf, device) for spec, leaf in tensors)
-        if alike:
-            batches = {leaf.shape[0] for spec, leaf in tensors if spec.shape}
-            if len(batches) <= 1 and all(spec.fits(leaf, self.batch) for spec, leaf in tensors):
-                return None
+        if leaves is not None and all(_is_plain(leaf, device) for leaf in tensors):
+            return None  # they fit, since `check` let them pass
         size = "samples" if self.batch is None else self.batch
-        takes = [
-            _dtype_and_shape(spec.dtype, (size if n is None else n for n in spec.shape))
-            if isinstance(spec, InputSpec)
-            else repr(spec.value)
-            for spec in self.inputs
-        ]
+        takes = [spec.in_words(size) if isinstance(spec, InputSpec) else repr(spec.value) for spec in self.inputs]
         found = [*map(_describe, args), *(f"{name}={_describe(value)}" for name, value in kwargs.items())]
-        note = f"The quantized network takes {', '.join(takes)}, but was given {', '.join(found) or 'nothing'}."
-        if alike:
-            note += " Other sizes work only if every operation of the network can take them."
-        return note
+        return f"The quantized network takes {', '.join(takes)}, but was given {', '.join(found) or 'nothing'}."
 
     def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]] | None:
         """The inputs, each with the name of its argument; None if their structure differs from the network's."""
@@ -102,6 +101,10 @@ class CallSignature:
         if any(pytree.tree_structure(given[name]) != pytree.tree_structure(made[name]) for name in names):
             return None
         return [(name, leaf) for name in names for leaf in pytree.tree_leaves(given[name])]
+
+
+def _is_plain(leaf: object, device: torch.device) -> bool:
+    return isinstance(leaf, Tensor) and leaf.layout == torch.strided and leaf.device == device
 
 
 def _dtype_and_shape(dtype: torch.dtype, shape: Iterable[object]) -> str:

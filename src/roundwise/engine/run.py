@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -17,6 +17,8 @@ from roundwise.engine.network import Network, facts_of, graph_of, made_up_inputs
 from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.events import Progress
+from roundwise.graph.graph import Graph, InputSpec
+from roundwise.graph.sizes import Dynamic, Range
 from roundwise.recipe.recipe import Recipe
 
 
@@ -71,7 +73,11 @@ class Run:
 
 @contextlib.contextmanager
 def prepared_run(
-    model: nn.Module | ExportedProgram | Network, data: Any, recipe: Recipe, progress: Progress | None
+    model: nn.Module | ExportedProgram | Network,
+    data: Any,
+    recipe: Recipe,
+    progress: Progress | None,
+    dynamic: Dynamic | None,
 ) -> Iterator[tuple[Run, Network]]:
     """Read the samples and capture the model; gives the state of the run, and the network for the first stage.
 
@@ -91,7 +97,9 @@ def prepared_run(
         calibration = read_calibration(inputs, facts.signature, recipe.batch_size, store)
         read = time.perf_counter()
         with made_up_inputs(not has_data):
-            graph = graph_of(model, *calibration.example(2, device))
+            graph = graph_of(model, *calibration.example(2, device), dynamic)
+        if graph.batch is None:
+            calibration = calibration.within(graph.limits.batches, chosen=recipe.batch_size is not None)
         captured = time.perf_counter()
         run = Run(
             calibration=calibration,
@@ -100,9 +108,35 @@ def prepared_run(
             store=store,
             seed=recipe.seed,
             progress=progress or (lambda _: None),
-            inputs=copy_samples(calibration, graph.batch or 8) if has_data else None,
-            notes=calibration.notes,
+            inputs=copy_samples(calibration, _example_size(graph)) if has_data else None,
+            notes=(*calibration.notes, *_notes_on_sizes(graph)),
             seconds={"read": read - start, "capture": captured - read},
         )
         del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)
         yield run, Network(graph, facts, {})
+
+
+def _example_size(graph: Graph) -> int:
+    """The number of samples that the finished model keeps."""
+    return graph.batch or min(8, graph.limits.batches.high or 8)
+
+
+def _notes_on_sizes(graph: Graph) -> tuple[str, ...]:
+    """Notes for the report: which inputs the network takes beside those like the samples."""
+    notes, batches = [], graph.limits.batches
+    if graph.batch is None and batches != Range():
+        notes.append(
+            f"the network takes batches of {batches} samples: for other numbers of samples the model's code does "
+            "something else. A file for another runtime does not check this"
+        )
+    specs = [spec for spec in graph.inputs if isinstance(spec, InputSpec)]
+    named = {size.name: f"{size.name} ({size.sizes})" for spec in specs for size in spec.variable if size.name}
+    if named:
+        inputs = ", ".join(replace(spec, variable=()).in_words() for spec in specs)
+        notes.append(
+            f"dynamic sizes: {', '.join(named.values())}. Errors, memory and time in this report are for the "
+            f"calibration samples, {inputs}"
+        )
+    if graph.limits.contiguous:
+        notes.append("the network takes contiguous inputs only: the model reads memory in its order (`as_strided`)")
+    return tuple(notes)

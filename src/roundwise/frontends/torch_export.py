@@ -19,8 +19,7 @@ import itertools
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, final
 
 import torch
@@ -29,22 +28,34 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.parameter import is_lazy
 
-from roundwise.errors import CalibrationError, CaptureError, ModelError
+from roundwise.errors import CalibrationError, CaptureError, ModelError, RecipeError
 from roundwise.frontends.dropout import DistinctDropout, hide_dropout, show_dropout
 from roundwise.frontends.explain import callers_level, explain, first_lines, locate, way_out
 from roundwise.frontends.interface import Facts, Frontend, Signature
 from roundwise.frontends.memory import RecordedContiguous, has_strided_reads
 from roundwise.frontends.preserve import model_left_as_it_was, quiet_and_unfused
-from roundwise.frontends.program import graph_of_program, read_inputs
+from roundwise.frontends.program import batch_range, graph_of_program, read_inputs
+from roundwise.frontends.sizes import SizeWatch, dynamic_leaves, free_sizes
 from roundwise.frontends.training import training_information
-from roundwise.graph.graph import Graph, bind
+from roundwise.graph.graph import ConstantInput, Graph, InputSpec, bind
 from roundwise.graph.operators import WEIGHTED
+from roundwise.graph.sizes import Dynamic, Range
 from roundwise.wording import number_of
 
 aten = torch.ops.aten
 
 _SAMPLES = 23
 """Samples in the exported batch. PyTorch may take two equal sizes for one, and layers hardly ever have 23 channels."""
+
+_FEW = 5
+"""Samples in the exported batch if the model's code does something else for 23 samples than for fewer."""
+
+_SMALLEST = 2
+"""The smallest batch for which PyTorch finds a graph to hold, if it is to find out by itself."""
+
+_ANY = "any number"
+_TRIES = ((_SAMPLES, _ANY), (_SAMPLES, Dim.DYNAMIC), (_FEW, Dim.DYNAMIC))
+"""Any batch size; else those that PyTorch finds the exported operations to hold for: `if x.shape[0] >= 64: …`."""
 
 _CUDA_BATCH = (1 << 16) - 1
 """The largest batch for which PyTorch's batch-norm uses one and the same kernel on CUDA."""
@@ -110,18 +121,22 @@ class TorchExport(Frontend):
             size=sum({(t.data_ptr(), t.nbytes): t.nbytes for t in floats}.values()),
         )
 
-    def graph(self, model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
+    def graph(
+        self,
+        model: nn.Module | ExportedProgram,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        dynamic: Dynamic | None = None,
+    ) -> Graph:
         exported = isinstance(model, ExportedProgram)
-        dynamic: Any
         if isinstance(model, ExportedProgram):
             module: nn.Module = model.module(check_guards=False)
-            assert isinstance(module, fx.GraphModule)
-            batch = read_inputs(module.graph)[1]
-            dynamic = Dim.DYNAMIC if batch is None else None  # the program may have limits of its own
+            plan = _plan_of_program(model, module, (args, kwargs), dynamic)
         else:
-            module, batch = model, None
+            module = model
             _check_parameters(module)
-            dynamic = _batch_dimension(module)
+            named = dynamic_leaves(_named_signature(module, kwargs).bind(*args, **kwargs).arguments, dynamic or {})
+            plan = _Plan(_TRIES, named, _batches_of(module))
             if any(part.training for part in module.modules()):
                 warnings.warn(
                     "the model is in training mode; its evaluation behaviour is quantized (dropout off, batch-norm "
@@ -132,34 +147,114 @@ class TorchExport(Frontend):
         with model_left_as_it_was(module), quiet_and_unfused(), torch.inference_mode(False), torch.no_grad():
             for part in module.modules():
                 part.training = False
-            graph, lost = _capture(module, (args, kwargs), dynamic, batch)
+            graph, lost = _capture(module, (args, kwargs), plan)
             training = training_information(module, graph, exported=exported)
             graph.training = replace(training, notes=(*lost, *training.notes))
         return graph
 
 
-def _capture(model: nn.Module, inputs: _Inputs, dynamic: Any, batch: int | None) -> tuple[Graph, tuple[str, ...]]:
-    """The graph of a model in evaluation mode, and a note if it could not keep dropout."""
-    exported, sizes = _take(inputs, batch or _SAMPLES), (2, 1) if batch is None else (batch,)
-    program, kept = _export(model, exported, dynamic)
-    if has_strided_reads(program.graph):
-        program, kept = _export(model, exported, dynamic, record_contiguous=True)
-    graph = graph_of_program(program, model)
+@final
+@dataclass(frozen=True)
+class _Plan:
+    """How a model is to be exported.
+
+    Attributes:
+        tries: numbers of samples to export with, and what PyTorch is told of the batch: a dimension, a hint, or None
+            for a fixed batch; the next one is taken where the model does not allow the one before.
+        named: for each leaf of the inputs the names of its dynamic dimensions.
+        batches: how many samples the model may be given.
+        of_program: what the inputs of a program are; None for a module.
+    """
+
+    tries: tuple[tuple[int, Any], ...]
+    named: list[dict[int, str]]
+    batches: Range = field(default_factory=Range)
+    of_program: tuple[InputSpec | ConstantInput, ...] | None = None
+
+
+def _plan_of_program(program: ExportedProgram, module: nn.Module, inputs: _Inputs, dynamic: Dynamic | None) -> _Plan:
+    """A program has sizes of its own; the samples must have them.
+
+    Raises:
+        CalibrationError: the samples have another dtype or size than the program.
+        RecipeError: the sizes that are to be dynamic are fixed in the program.
+    """
+    assert isinstance(module, fx.GraphModule)
+    specs, batch = read_inputs(module.graph, program.range_constraints)
+    leaves = pytree.tree_leaves(inputs)
+    if dynamic:
+        raise RecipeError(
+            "dynamic is for models that are captured here, and the model is a program whose sizes are fixed or dynamic "
+            "already. Export it with `dynamic_shapes` instead."
+        )
+    for spec, leaf in zip(specs, leaves, strict=False):
+        if isinstance(spec, InputSpec) and isinstance(leaf, Tensor):
+            misfit = spec.misfit(leaf)
+            if misfit:
+                raise CalibrationError(
+                    f"the program was exported for {spec.in_words()} as '{spec.name}', and {misfit} in these samples. "
+                    "Numbers in it may come from the sizes of its own inputs. Give samples like those, or export the "
+                    "model again with these."
+                )
+    named = [spec.names if isinstance(spec, InputSpec) else {} for spec in specs]
+    if batch is not None:
+        return _Plan(((batch, None),), named, of_program=specs)
+    batches = batch_range(program)
+    samples = next(one for one in (_SAMPLES, _FEW, batches.low) if batches.holds(one))
+    return _Plan(((samples, Dim.DYNAMIC),), named, of_program=specs, batches=batches)
+
+
+def _capture(model: nn.Module, inputs: _Inputs, plan: _Plan) -> tuple[Graph, tuple[str, ...]]:
+    """The graph of a model in evaluation mode, and notes on what it could not keep."""
+    watch = SizeWatch(model) if plan.of_program is None else None
+    program, kept = _export(model, inputs, plan, watch=watch)
+    strided = has_strided_reads(program.graph)
+    if strided:
+        program, kept = _export(model, inputs, plan, record_contiguous=True)
+    graph = graph_of_program(program, model, plan.named)
+    notes: tuple[str, ...] = ()
     try:
-        _check_equal(model, graph, inputs, sizes)
+        _check_equal(model, graph, inputs)
     except CaptureError:
         if not kept:
             raise
-    else:
-        return graph, ()
-    program, _ = _export(model, exported, dynamic, keep_dropout=False)
-    graph = graph_of_program(program, model)
-    _check_equal(model, graph, inputs, sizes)
-    note = (
-        f"{number_of(kept, 'dropout operation')} could not be kept in the graph: the model overwrites the result of "
-        "dropout, and with it, in evaluation mode, the input of dropout."
-    )
-    return graph, (note,)
+        program, _ = _export(model, inputs, plan, keep_dropout=False, record_contiguous=strided)
+        graph = graph_of_program(program, model, plan.named)
+        _check_equal(model, graph, inputs)
+        notes = (
+            f"{number_of(kept, 'dropout operation')} could not be kept in the graph: the model overwrites the result "
+            "of dropout, and with it, in evaluation mode, the input of dropout.",
+        )
+    if plan.of_program is not None:
+        graph.inputs = plan.of_program
+        batches = Range(graph.limits.batches.low, plan.batches.high)
+        graph.limits = replace(graph.limits, batches=plan.batches if plan.batches.low > _SMALLEST else batches)
+    elif watch is not None and not watch.reads:
+        _find_free_sizes(model, graph, inputs)
+    return graph, notes
+
+
+def _find_free_sizes(model: nn.Module, graph: Graph, inputs: _Inputs) -> None:
+    """Note which sizes the graph does not depend on. The model's code reads none."""
+    samples = 2 if graph.batch is None else graph.batch
+    leaves, spec = pytree.tree_flatten(_take(inputs, samples))
+    numbers = [number for number, one in enumerate(graph.inputs) if isinstance(one, InputSpec)]
+    specs = [one for one in graph.inputs if isinstance(one, InputSpec)]
+
+    def agree(tensors: list[Tensor]) -> bool | None:
+        changed = list(leaves)
+        for number, tensor in zip(numbers, tensors, strict=True):
+            changed[number] = tensor
+        args, kwargs = pytree.tree_unflatten(changed, spec)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                expected = _run(model, (args, kwargs))
+        except CalibrationError:
+            return None
+        return not _difference_of(expected, graph, (args, kwargs))
+
+    for spec_, variable in zip(specs, free_sizes(specs, [leaves[n] for n in numbers], agree), strict=True):
+        graph.inputs = tuple(replace(one, variable=variable) if one is spec_ else one for one in graph.inputs)
 
 
 # ------------------------------------------------------------------------------------------------------- what it takes
@@ -199,10 +294,10 @@ def _check_parameters(model: nn.Module) -> None:
         raise ModelError(f"the model is spread over several devices: {where}. Move it to one, e.g. `model.to('cpu')`.")
 
 
-def _batch_dimension(model: nn.Module) -> Dim:
+def _batches_of(model: nn.Module) -> Range:
     """Any number of samples; on CUDA up to 65,535, because beyond that PyTorch's batch-norm uses another kernel."""
     on_cuda = any(tensor.device.type == "cuda" for tensor in model.state_dict().values())
-    return Dim("batch", min=1, max=_CUDA_BATCH if on_cuda else None)
+    return Range(1, _CUDA_BATCH if on_cuda else None)
 
 
 # ------------------------------------------------------------------------------------------------------------- export
@@ -211,23 +306,49 @@ def _batch_dimension(model: nn.Module) -> Dim:
 def _export(
     model: nn.Module,
     inputs: _Inputs,
-    dynamic: Any,
+    plan: _Plan,
     *,
     keep_dropout: bool = True,
     record_contiguous: bool = False,
+    watch: SizeWatch | None = None,
 ) -> tuple[ExportedProgram, int]:
-    """Export a model and make the program pure; also say how many dropouts were led through decompositions."""
-    args, kwargs = inputs
+    """Export a model and make the program pure; also say how many dropouts were led through decompositions.
 
-    def attempt() -> tuple[ExportedProgram, int]:
-        shapes = pytree.tree_map(
-            lambda leaf: {0: dynamic} if dynamic is not None and isinstance(leaf, Tensor) and leaf.dim() else None,
-            _named_signature(model, kwargs).bind(*args, **kwargs).arguments,
-        )
-        # With gradients, as most people export: a model that switches them on itself cannot be exported without.
-        with torch.enable_grad():
-            with DistinctDropout(), RecordedContiguous() if record_contiguous else contextlib.nullcontext():
-                program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+    Args:
+        model: in evaluation mode.
+        inputs: samples.
+        plan: what is dynamic.
+        keep_dropout: whether dropout becomes an operation of the graph.
+        record_contiguous: whether calls of `contiguous` do.
+        watch: sees whether the model's code reads sizes.
+
+    Raises:
+        CalibrationError: the model does not run on the samples.
+        CaptureError: it cannot be exported; says why.
+    """
+
+    def attempt(samples: int, batch: Any) -> tuple[ExportedProgram, int]:
+        if batch == _ANY:
+            batch = Dim("batch", min=1, max=plan.batches.high)
+        args, kwargs = _take(inputs, samples)
+        arguments = _named_signature(model, kwargs).bind(*args, **kwargs).arguments
+        leaves, spec = pytree.tree_flatten(dict(arguments))
+        shapes = [
+            {**({0: batch} if batch is not None else {}), **dict.fromkeys(named, Dim.DYNAMIC)}
+            if isinstance(leaf, Tensor) and leaf.dim()
+            else None
+            for leaf, named in zip(leaves, plan.named, strict=True)
+        ]
+        with contextlib.ExitStack() as stack:
+            # With gradients, as most people export: a model that switches them on itself cannot be exported without.
+            stack.enter_context(torch.enable_grad())
+            with contextlib.ExitStack() as modes:
+                modes.enter_context(DistinctDropout())
+                if record_contiguous:
+                    modes.enter_context(RecordedContiguous())
+                if watch is not None:
+                    modes.enter_context(watch)
+                program = torch.export.export(model, args, kwargs, dynamic_shapes=pytree.tree_unflatten(shapes, spec))
             _replace_in_place(program.graph_module)
             if _is_plain(program.graph):
                 return program, 0
@@ -237,18 +358,24 @@ def _export(
             return program, len(hidden)
 
     printed = io.StringIO()  # on failure, PyTorch prints the graph that it has so far
-    try:
-        with contextlib.redirect_stderr(printed):
-            exported = attempt()
-    except Exception as error:
-        few = inputs if dynamic is None else _take(inputs, 2)
-        for samples in (few, inputs):  # few samples first: the error shows their shapes
-            _run(model, samples)
-        with contextlib.redirect_stderr(printed):
-            explanation = explain(model, error, attempt)
-        raise CaptureError(explanation) from error
-    sys.stderr.write(printed.getvalue())
-    return exported
+    errors: list[Exception] = []
+    for samples, batch in plan.tries:
+        try:
+            with contextlib.redirect_stderr(printed):
+                exported = attempt(samples, batch)
+            if plan.of_program is not None or batch_range(exported[0]).low <= _SMALLEST:
+                sys.stderr.write(printed.getvalue())
+                return exported
+        except Exception as error:
+            errors.append(error)
+            if "Constraints violated" not in str(error):
+                break
+    samples, batch = plan.tries[0]
+    for few in (samples if batch is None else 2, samples):  # few samples first: the error shows their shapes
+        _run(model, _take(inputs, few))
+    with contextlib.redirect_stderr(printed):
+        explanation = explain(model, errors[0], lambda: attempt(samples, batch), plan.named)
+    raise CaptureError(explanation) from errors[0]
 
 
 def _replace_in_place(module: fx.GraphModule) -> None:
@@ -330,14 +457,24 @@ def _run(model: nn.Module, inputs: _Inputs) -> Any:
         ) from error
 
 
-def _check_equal(model: nn.Module, graph: Graph, inputs: _Inputs, sizes: Sequence[int]) -> None:
-    """Compare the graph with the model on real samples, in batches of some sizes.
+def _check_equal(model: nn.Module, graph: Graph, inputs: _Inputs) -> None:
+    """Compare the graph with the model on real samples, in batches of other sizes than the one exported.
+
+    PyTorch's own ranges begin at 2. If the graph is right for one sample too, its range begins at 1.
 
     Raises:
         CaptureError: their outputs differ by more than rounding explains.
     """
+    sizes = (2, 1) if graph.batch is None else (graph.batch,)
     for samples in sizes:
-        _check_equal_batch(model, graph, _take(inputs, samples), samples)
+        try:
+            _check_equal_batch(model, graph, _take(inputs, samples), samples)
+        except CaptureError:
+            if samples == 1 and graph.limits.batches.low == _SMALLEST:
+                return
+            raise
+    if graph.limits.batches.low == _SMALLEST:
+        graph.limits = replace(graph.limits, batches=Range(1, graph.limits.batches.high))
 
 
 def _check_equal_batch(model: nn.Module, graph: Graph, inputs: _Inputs, samples: int) -> None:
@@ -347,12 +484,7 @@ def _check_equal_batch(model: nn.Module, graph: Graph, inputs: _Inputs, samples:
         if samples > 1:
             raise
         return  # the model needs several samples, for batch-norm with the batch's own statistics for example
-    args, kwargs = inputs
-    try:
-        difference = _difference(pytree.tree_leaves(expected), pytree.tree_leaves(graph.module()(*args, **kwargs)))
-    except Exception as error:
-        difference = f"it raises {type(error).__name__}: {first_lines(error)}"
-    if difference:
+    if difference := _difference_of(expected, graph, inputs):
         raise CaptureError(
             "the captured graph does not compute what the model computes; on a batch of "
             f"{number_of(samples, 'sample')}, {difference}. The model's code decides by something that "
@@ -360,6 +492,15 @@ def _check_equal_batch(model: nn.Module, graph: Graph, inputs: _Inputs, samples:
             "clock. Or it overwrites what dropout handed on, and with it dropout's input (`y = drop(x); y += 1`). Take "
             f"that out of its forward.\n{way_out(model, '')}"
         )
+
+
+def _difference_of(expected: Any, graph: Graph, inputs: _Inputs) -> str:
+    """Where the graph's outputs differ from those of the model, in words; empty if they agree."""
+    args, kwargs = inputs
+    try:
+        return _difference(pytree.tree_leaves(expected), pytree.tree_leaves(graph.module()(*args, **kwargs)))
+    except Exception as error:
+        return f"it raises {type(error).__name__}: {first_lines(error)}"
 
 
 def _difference(expected: list[Any], found: list[Any]) -> str:
