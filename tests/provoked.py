@@ -13,14 +13,16 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import roundwise as rw
-from roundwise.cli.models import load_model, load_program, stated_preprocessing
 from roundwise.cli.recipes import RecipeOptions, build_recipe
-from roundwise.cli.weights import load_weights
+from roundwise.data.arrays import Keys, read_labels
+from roundwise.data.dataset import DataOptions, load_data
+from roundwise.data.preprocessing import Preprocessing
 from roundwise.engine.calibration import Signature, read_calibration
 from roundwise.engine.store import ActivationStore
 from roundwise.errors import RoundwiseError
-from roundwise.evaluation import DataOptions, Keys, Preprocessing, check_classes, evaluate, load_data
-from roundwise.evaluation.arrays import read_labels
+from roundwise.evaluation import check_classes, evaluate
+from roundwise.loading.models import load_model, load_program, stated_preprocessing
+from roundwise.loading.weights import Random, load_weights
 from roundwise.numerics.grid import check_groups
 from roundwise.reproduction import Journal, Settings
 from roundwise.runtimes import OnnxRuntime
@@ -456,10 +458,22 @@ OTHERS = {
     ),
 }
 
+SOURCES = {
+    "random weights for a function": (
+        lambda _: load_model("net.py:f", Random()),
+        ("net.py:f", "--pretrained", "--random-weights"),
+    ),
+    "weights for a program": (lambda _: load_model("net.pt2", Random()), (".pt2", "--weights")),
+    "a number of classes for a function": (
+        lambda _: load_model("net.py:f", num_classes=3),
+        ("net.py:f", "--num-classes"),
+    ),
+}
+
 CASES = OTHERS | {
     name: Case(kind, *case)
     for kind, table in (
-        (rw.RecipeError, SETTINGS),
+        (rw.RecipeError, SETTINGS | SOURCES),
         (rw.CalibrationError, SAMPLES_AND_LABELS),
         (rw.ModelError, MODELS),
         (rw.FileFormatError, FILES),

@@ -1,4 +1,4 @@
-"""Roundwise: quantize trained networks to 4-bit weights by choosing, for every weight, whether to round up or down.
+"""Roundwise: quantize trained networks to 4-bit weights by choosing codes that keep each layer's outputs as they were.
 
     import roundwise as rw
 

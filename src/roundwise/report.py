@@ -265,9 +265,11 @@ class Report:
             + f" in {sum(self.seconds.values()):.1f} s; "
             f"weights {human_bytes(self.float_bytes)} → {human_bytes(self.quantized_bytes)}; "
             + (
-                f"relative error of the network's output {self.output_error:.5f}."
-                if self.measured
-                else "no error was measured, since there was no data."
+                "no error was measured, since there was no data."
+                if not self.measured
+                else "the error of the network's output was not measured."
+                if math.isnan(self.output_error)
+                else f"relative error of the network's output {self.output_error:.5f}."
             )
         )
         if self.activations:

@@ -15,7 +15,7 @@ SOURCE = Path(roundwise.__file__).parent
 # Files that may list operations of their own, and why.
 EXCEPTIONS = {
     "graph/operators.py": "the table",
-    "frontends/torch_export.py": "which in-place operations `torch.export` leaves, and how to take them apart",
+    "frontends/exporting.py": "which in-place operations `torch.export` leaves, and how to take them apart",
     "frontends/dropout.py": "which pure operation of dropout stands for one in place",
     "frontends/training.py": "the two forms in which `torch.export` gives batch-norm",
     "artifacts/dialect.py": "what the operations of the file format are called in PyTorch",

@@ -6,16 +6,12 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from roundwise.artifacts.model import Model
 from roundwise.errors import ExportError
-from roundwise.exporters import EXPORTERS, export, exporter_for, require_packages
+from roundwise.exporters import EXPORTERS, exporter_for, require_packages
 from roundwise.recipe.recipe import Recipe
-from roundwise.reporting import html_report
-from roundwise.wording import human_bytes
 
 REPORT_SUFFIXES = (".html", ".htm")
 
@@ -114,31 +110,3 @@ def _check_folder(option: str, path: Path) -> None:
         raise ExportError(
             f"{option} {path}: the folder '{path.parent}' does not accept new files ({error.strerror}). Choose another."
         ) from error
-
-
-def write_outputs(quantized: Model, paths: Sequence[Path]) -> list[tuple[dict[str, Any], str]]:
-    """Write the files. Returns the figures of each as plain data, and as a text for people.
-
-    Raises:
-        RoundwiseError: an export failed or does not agree with the model; that file is not left behind.
-    """
-    written = [export(quantized, path) for path in paths]
-    return [(file.as_dict(), str(file)) for file in written]
-
-
-def write_report(
-    quantized: Model,
-    path: Path,
-    *,
-    title: str,
-    facts: dict[str, str],
-    accuracy: dict[str, tuple[float, float]],
-) -> tuple[dict[str, Any], str]:
-    """Write the page of `--report`. Returns its figures like `write_outputs`.
-
-    Raises:
-        ExportError: it cannot be written.
-    """
-    html_report(quantized, path, title=title, facts=facts, accuracy=accuracy)
-    size = path.stat().st_size
-    return {"path": str(path), "bytes": size}, f"{path}: {human_bytes(size)}"

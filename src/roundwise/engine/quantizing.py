@@ -37,7 +37,7 @@ from roundwise.engine.tasks import kept_float, plan_layers
 from roundwise.engine.unit import LayerTask, layer_report
 from roundwise.events import PassStarted, Progress
 from roundwise.graph.graph import Graph
-from roundwise.methods.rounding import Given
+from roundwise.methods.rounding import Given, Nearest
 from roundwise.numerics.quantizer import Quantizer
 from roundwise.recipe.stages import Quantize
 from roundwise.report import ActivationReport, StageReport
@@ -66,7 +66,8 @@ def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
     report = StageReport(
         stage="quantize",
         seconds=result.seconds,
-        output_error=result.output_error if run.has_data else None,
+        notes=result.notes,
+        output_error=None if math.isnan(result.output_error) else result.output_error,
         layers=tuple(result.reports),
         kept_float=tuple(kept_float(graph, result.weights)),
         activations=outcome.activations,
@@ -77,6 +78,26 @@ def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
         quantizers={**network.quantizers, **outcome.quantizers},
         reports=(*network.reports, report),
     )
+
+
+def nearest_error(graph: Graph, stage: Quantize, run: Run, samples: int) -> float:
+    """The relative error of the outputs, with the settings of a stage but with all weights rounded to nearest.
+
+    Args:
+        graph: the network.
+        stage: says which weights and activations are quantized, and how.
+        run: with samples; it stays as it is.
+        samples: how many of the last samples are used, or a few more if they fill a batch.
+
+    Raises:
+        CalibrationError, ModelError, RecipeError: as `run_quantize`.
+    """
+    assert run.calibration is not None
+    few = dataclasses.replace(
+        run, calibration=(last := run.calibration.last(samples)), samples=last.samples, progress=lambda _: None
+    )
+    tasks = [dataclasses.replace(task, rounding=Nearest()) for task in plan_layers(graph, stage)]
+    return _run_passes(graph, tasks, stage, few).result.output_error
 
 
 @final

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from roundwise.engine.calibration import Calibration, DataFree, copy_samples, read_calibration
 from roundwise.engine.network import Network, facts_of, graph_of, made_up_inputs
 from roundwise.engine.store import ActivationStore, default_budget
-from roundwise.engine.torch_state import isolated_torch_state
+from roundwise.engine.torch_state import isolated_torch_state, notes_on_settings
 from roundwise.events import Progress
 from roundwise.graph.graph import Graph, InputSpec
 from roundwise.graph.sizes import Dynamic, Range
@@ -35,7 +35,7 @@ class Run:
         seed: seed of all random choices.
         progress: called with an event for each step of the run.
         inputs: copies of the first samples, which the finished model keeps as its example; None without data.
-        notes: for the report: which values of the data were not used.
+        notes: for the report: on the caller's settings, on values of the data that were not used, on the capture.
         seconds: what the preparation took: reading the samples, and capturing the model.
         last: whether the current stage is the last one, so that the samples need not be kept after it; `run_stage`
             sets it.
@@ -90,7 +90,7 @@ def prepared_run(
     facts = facts_of(model)
     device = facts.device
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
-    start = time.perf_counter()
+    start, settings = time.perf_counter(), notes_on_settings(device)
     with isolated_torch_state(device), ActivationStore(budget, device) as store:
         has_data = not isinstance(data, DataFree)
         inputs = data.samples(facts.dtype, facts.signature.batch or 2) if isinstance(data, DataFree) else data
@@ -109,7 +109,7 @@ def prepared_run(
             seed=recipe.seed,
             progress=progress or (lambda _: None),
             inputs=copy_samples(calibration, _example_size(graph)) if has_data else None,
-            notes=(*calibration.notes, *_notes_on_sizes(graph)),
+            notes=(*settings, *calibration.notes, *graph.notes, *_notes_on_sizes(graph)),
             seconds={"read": read - start, "capture": captured - read},
         )
         del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)

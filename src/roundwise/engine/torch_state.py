@@ -1,7 +1,12 @@
 """Isolate the run from PyTorch's process-wide settings.
 
-A caller may have switched on inference mode or autocast, or allowed a lower precision for float32 products. Results do
-not depend on these settings, and after the run every setting is what it was before.
+A caller may have switched on inference mode or autocast, chosen another default dtype or device, or allowed a lower
+precision for float32 products. Results do not depend on these settings, and after the run every setting is what it was
+before.
+
+The number of threads stays as it is, because fewer threads take more time. Sums over many numbers are added in another
+order with another number of threads, and PyTorch chooses some kernels by it: results differ in their last digits, and a
+code may differ where two codes are nearly as good. `benchmarks/same_codes.py` measures how much.
 """
 
 from __future__ import annotations
@@ -25,7 +30,9 @@ _Switch = tuple[Callable[[], Any], Callable[[Any], Any]]
 def isolated_torch_state(device: torch.device) -> Iterator[None]:
     """Compute in the network's own precision and allow gradients, independent of the caller's settings.
 
-    Only one thread at a time can be inside; other threads wait.
+    Only one thread at a time can be inside; other threads wait. New tensors without a stated dtype or device are
+    float32 and on the CPU, for operations of the model too; without that, the same model would compute something else after
+    `torch.set_default_dtype`.
 
     By default PyTorch lets CUDA convolutions round their inputs to 10 bits (TF32). With TF32 an exact rewrite would
     seem to change the network's outputs by half a percent, and codes would be chosen for the rounded outputs.
@@ -36,9 +43,37 @@ def isolated_torch_state(device: torch.device) -> Iterator[None]:
     with _ONE_THREAD_AT_A_TIME, contextlib.ExitStack() as stack:
         stack.enter_context(_full_float32_precision())
         stack.enter_context(torch.inference_mode(False))
-        if device.type != "meta" and torch.is_autocast_enabled(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
+        for kind in {device.type, "cpu"} - {"meta"}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(_float32_by_default())
         yield
+
+
+def notes_on_settings(device: torch.device) -> tuple[str, ...]:
+    """Notes for the report on settings of the caller that change what a model computes, and that a run switches off."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return ()
+    dtype = str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
+    return (
+        f"autocast was on: with it, operations of the model compute in {dtype}. The network was quantized, and errors "
+        f"were measured, without autocast. To quantize it in {dtype}, give the model in that dtype.",
+    )
+
+
+@contextlib.contextmanager
+def _float32_by_default() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    if before == torch.float32:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager

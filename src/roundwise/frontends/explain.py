@@ -38,13 +38,13 @@ class Place:
         return f"{self.file}:{self.line}, in {self.function}" + (f" (`{source}`)" if source else "")
 
 
-def explain(model: nn.Module, error: Exception, again: Callable[[], object], named: Sequence[Mapping[int, str]]) -> str:
+def explain(model: nn.Module, error: Exception, limit: Limit | None, named: Sequence[Mapping[int, str]]) -> str:
     """The message for an error of `torch.export`: the reason, the place in the user's code, and a way out.
 
     Args:
         model: the model whose capture failed.
         error: the error that PyTorch raised.
-        again: repeats the capture, to find the place where the error itself does not name it.
+        limit: where the model's code limits a size, if that is the reason.
         named: for each leaf of the inputs the names of its dynamic dimensions.
     """
     place = locate(model, traceback.walk_tb(error.__traceback__))
@@ -55,8 +55,7 @@ def explain(model: nn.Module, error: Exception, again: Callable[[], object], nam
             "which operations run depends on the values of a tensor (an `if` or a loop over something computed, "
             "`int(…)`, `.item()`), as in the post-processing of detectors"
         )
-    elif "Constraints violated" in str(error):
-        limit = find_limit(model, again)
+    elif limit is not None:
         place, says = limit.place, "" if limit.place else says
         if isinstance(limit.module, nn.RNNBase) and not limit.module.batch_first:
             return _time_first(limit)
@@ -192,15 +191,18 @@ class Limit:
     dim: int = 0
 
 
-def find_limit(model: nn.Module, again: Callable[[], object]) -> Limit:
-    """Find the first place that limits a size. PyTorch says so only in its log, at the moment when it happens."""
+def find_limit(model: nn.Module, export: Callable[[], object]) -> Limit:
+    """Find the first place that limits a size, by exporting the model once more.
+
+    PyTorch says so only in its log, at the moment when it happens.
+    """
     listener, log = _LimitListener(model), logging.getLogger("torch.fx.experimental.symbolic_shapes")
     level, propagate, handlers = log.level, log.propagate, log.handlers
     log.propagate, log.handlers = False, [listener]
     log.setLevel(logging.INFO)
     try:
         with contextlib.suppress(Exception):
-            again()
+            export()
     finally:
         log.propagate, log.handlers = propagate, handlers
         log.setLevel(level)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from roundwise.errors import RecipeError
+from roundwise.frontends.scripted import Scripted
 from roundwise.graph.graph import InputSpec
 from roundwise.graph.sizes import Dynamic, VariableSize
 
@@ -98,7 +99,8 @@ class SizeWatch(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._model, self.reads = model, False
+        # What TorchScript has compiled reads sizes without a call that can be seen here.
+        self._model, self.reads = model, any(isinstance(part, Scripted) for part in model.modules())
         self._forward = inspect.unwrap(model.forward).__code__ if hasattr(model.forward, "__code__") else None
 
     def __torch_function__(

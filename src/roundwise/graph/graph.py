@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -138,6 +138,7 @@ class Graph:
         structure: how the network is called.
         batch: None where any batch size will do; else the only one that works.
         limits: how many samples a call may have, and whether inputs must be contiguous.
+        notes: what a reader of the report must know about the capture, in sentences.
         training: what training must know besides. Constants that were dropped from the graph may still have entries.
     """
 
@@ -147,6 +148,7 @@ class Graph:
     structure: CallStructure
     batch: int | None = None
     limits: Limits = field(default_factory=Limits)
+    notes: tuple[str, ...] = ()
     training: TrainingInformation = field(default_factory=TrainingInformation)
     _moments: dict[str, _Recorded] = field(default_factory=dict)
 
@@ -239,6 +241,11 @@ class Graph:
         """Note how the output of a layer is distributed, with the weight and bias that it has now."""
         node = next(node for node in self.operations.nodes if node.op == "get_attr" and node.target == weight)
         self._moments[weight] = _Recorded(moments, tuple(map(weakref.ref, self._read(node))))
+
+    def forget_moments(self, weights: Iterable[str]) -> None:
+        """Drop the moments of the layers with these weights, where any are recorded."""
+        for weight in weights:
+            self._moments.pop(weight, None)
 
     def _read(self, constant: fx.Node) -> list[Tensor]:
         """All constants that the operations read that read this one."""

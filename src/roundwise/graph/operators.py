@@ -162,6 +162,15 @@ FACTORS: Mapping[Any, tuple[int, int]] = {
 ATTENTION: Operators = frozenset({aten.scaled_dot_product_attention.default})
 """softmax(q kᵀ / √d) v as one operation."""
 
+FAST_PATH: Operators = frozenset(
+    {
+        aten._nested_tensor_from_mask.default,
+        aten._native_multi_head_attention.default,
+        aten._transformer_encoder_layer_fwd.default,
+    }
+)
+"""PyTorch's fast path for transformers in evaluation; the first operation drops the places that a mask marks."""
+
 # ----------------------------------------------------------------------------------------- averages and reductions
 
 AVERAGE_POOLS: Operators = frozenset({aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default})

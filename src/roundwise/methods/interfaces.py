@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar, final
+from typing import Any, ClassVar, Generic, Literal, TypeVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -236,8 +236,12 @@ class GraphRewrite(ABC):
 
     @property
     @abstractmethod
-    def measures_moments(self) -> bool:
-        """Whether `graph.moments` must be measured on samples first, instead of read off batch-norms."""
+    def measures_moments(self) -> bool | Literal["where-unknown"]:
+        """Whether `graph.moments` is measured on samples before `apply`.
+
+        True measures the moments of all layers, and there must be samples. False leaves those that batch-norms give.
+        "where-unknown" adds those of the other layers for this rewrite alone, if there are samples.
+        """
 
     @abstractmethod
     def apply(self, graph: Graph) -> Graph:

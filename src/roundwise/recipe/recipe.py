@@ -39,6 +39,7 @@ from typing import Any, TypeVar, final
 import tomli_w
 
 from roundwise.errors import RecipeError
+from roundwise.files import replacing
 from roundwise.methods.corrections import AnalyticBias
 from roundwise.methods.rewrites import CrossLayerEqualization, HighBiasAbsorption
 from roundwise.methods.rounding import Nearest
@@ -172,12 +173,15 @@ class Recipe:
         return tomli_w.dumps(self.as_dict())
 
     def to_toml(self, path: str | Path) -> None:
-        """Write `as_toml` to a file.
+        """Write `as_toml` to a file, which appears complete or not at all.
 
         Raises:
-            RecipeError: a method is of your own making, and so has no name that a file could hold.
+            RecipeError: a method is of your own making, and so has no name that a file could hold; or the file cannot
+                be written.
         """
-        Path(path).write_text(self.as_toml(), encoding="utf-8")
+        text = self.as_toml()
+        with replacing(Path(path), RecipeError) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:

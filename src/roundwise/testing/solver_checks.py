@@ -13,7 +13,7 @@ from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
 from roundwise.methods.rounding import Nearest
 from roundwise.statistics import Gram, Nothing
 from roundwise.testing.cases import Case
-from roundwise.testing.requirement import require, unchanged
+from roundwise.testing.requirement import checks_in, require, unchanged
 
 
 def solve(solver: RoundingSolver[Any], problem: Problem[Any], seed: int = 0) -> Rounding:
@@ -115,15 +115,8 @@ def check_arguments_are_left_alone(solver: RoundingSolver[Any], case: Case) -> N
         solve(solver, problem)
 
 
-SOLVER_CHECKS: tuple[Callable[[RoundingSolver[Any], Case], None], ...] = (
-    check_codes_are_integers_of_the_codebook,
-    check_what_else_it_chooses_fits_the_layer,
-    check_it_is_not_worse_than_nearest,
-    check_codes_are_next_to_their_weights,
-    check_the_generator_decides,
-    check_batches_make_no_difference,
-    check_arguments_are_left_alone,
-)
+SOLVER_CHECKS: tuple[Callable[[RoundingSolver[Any], Case], None], ...] = checks_in(globals())
+"""The checks above; the one below takes all cases together."""
 
 
 def check_learns_from_the_statistic(solver: RoundingSolver[Any], cases: Sequence[Case]) -> float:

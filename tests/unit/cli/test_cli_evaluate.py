@@ -235,5 +235,5 @@ def test_ctrl_c_ends_an_evaluation_with_130(folder, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate_command, "evaluate", interrupted)
+    monkeypatch.setattr(evaluate_command, "measure", interrupted)
     assert failed(run("evaluate", f"{folder}/net.py:build", "--data", folder / "labelled.npz"), 130, "interrupted")

@@ -207,6 +207,13 @@ def test_wrong_usage_ends_with_2_before_anything_runs(folder, no_run, monkeypatc
     assert failed(run("quantize", "net.py:build", *data, *options), 2, *facts)
 
 
+@pytest.mark.parametrize("command", [("quantize",), ("evaluate",), ("reproduce", "adaround", "table1")], ids=str)
+def test_weights_that_do_not_go_with_the_model_are_wrong_usage(folder, monkeypatch, command):
+    monkeypatch.chdir(folder)
+    places = ("--data", "labelled.npz", *(("--test", "labelled.npz") if command[0] == "reproduce" else ()))
+    assert failed(run(*command, "net.py:build", *places, "--random-weights"), 2, "net.py:build", "--random-weights")
+
+
 @pytest.mark.parametrize(
     ("options", "facts"),
     [

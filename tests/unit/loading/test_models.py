@@ -3,18 +3,17 @@
 import sys
 import warnings
 
-import click
 import pytest
 import torch
 from facts import has, missing, raises
 from safetensors.torch import save_file
 from torch import nn
 
-from roundwise import FileFormatError, ModelError
-from roundwise.cli.models import load_model, load_program, stated_preprocessing
-from roundwise.cli.vision import import_collection
-from roundwise.cli.weights import FromFile, Pretrained, Random, load_weights
-from roundwise.evaluation import ShorterSide
+from roundwise import FileFormatError, ModelError, RecipeError
+from roundwise.data.preprocessing import ShorterSide
+from roundwise.loading.models import load_model, load_program, stated_preprocessing
+from roundwise.loading.vision import import_collection
+from roundwise.loading.weights import FromFile, Pretrained, Random, load_weights
 
 FILE = '''
 """A file with models."""
@@ -133,7 +132,7 @@ def test_a_missing_file_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("source", [Pretrained(), Random()])
 def test_only_named_models_have_pretrained_or_random_weights(file, source):
-    with raises(click.UsageError, "nets.py:build", "--pretrained", "--random-weights"):
+    with raises(RecipeError, "nets.py:build", "--pretrained", "--random-weights"):
         load_model(f"{file}:build", source)
 
 
@@ -180,7 +179,7 @@ def test_a_number_of_classes_can_be_given(torchvision, timm):
 
 
 def test_a_name_alone_does_not_say_where_weights_come_from(torchvision):
-    with raises(click.UsageError, "torchvision:resnet18", "--weights", "--pretrained", "--random-weights"):
+    with raises(RecipeError, "torchvision:resnet18", "--weights", "--pretrained", "--random-weights"):
         load_model("torchvision:resnet18")
 
 
@@ -198,7 +197,7 @@ def test_unknown_names_get_the_nearest_ones(torchvision, timm, spec, facts):
 
 
 def test_pretrained_weights_come_with_their_own_classes(torchvision):
-    with raises(click.UsageError, "--pretrained", "--num-classes"):
+    with raises(RecipeError, "--pretrained", "--num-classes"):
         load_model("torchvision:resnet18", Pretrained(), num_classes=3)
 
 
@@ -268,7 +267,7 @@ def test_a_program_is_loaded(program):
 
 
 def test_a_program_has_its_weights_inside(program):
-    with raises(click.UsageError, ".pt2", "--weights"):
+    with raises(RecipeError, ".pt2", "--weights"):
         load_model(str(program), Random())
 
 
@@ -314,7 +313,7 @@ def test_a_file_without_a_function_gets_a_list_of_them(file):
 
 
 def test_a_number_of_classes_is_for_named_models(file):
-    with raises(click.UsageError, "--num-classes", "nets.py:build", "torchvision:"):
+    with raises(RecipeError, "--num-classes", "nets.py:build", "torchvision:"):
         load_model(f"{file}:build", num_classes=3)
 
 

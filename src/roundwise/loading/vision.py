@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from roundwise.data.preprocessing import Preprocessing, of_timm, of_torchvision
 from roundwise.errors import ModelError
-from roundwise.evaluation.preprocessing import Preprocessing, of_timm, of_torchvision
 
 COLLECTIONS = ("torchvision", "timm")
 

@@ -11,8 +11,8 @@ from PIL import Image
 from vocfiles import classes_of, palette_image, write_voc
 
 from roundwise import FileFormatError
-from roundwise.evaluation import Cover, DataOptions, Fit, Preprocessing, ShorterSide, Stretch, load_data
-from roundwise.evaluation.preprocessing import read_mask
+from roundwise.data.dataset import DataOptions, load_data
+from roundwise.data.preprocessing import Cover, Fit, Preprocessing, ShorterSide, Stretch, read_mask
 
 AS_STORED = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 PLAIN = DataOptions(preprocessing=Preprocessing(**AS_STORED))

@@ -10,19 +10,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from roundwise import CalibrationError, FileFormatError, RecipeError
-from roundwise.evaluation import (
+from roundwise.data.arrays import Keys, read_labels
+from roundwise.data.dataset import DataOptions, load_data
+from roundwise.data.preprocessing import (
     Cover,
-    DataOptions,
     Fit,
-    Keys,
     Preprocessing,
     ShorterSide,
     Stretch,
-    check_classes,
-    load_data,
+    of_timm,
+    of_torchvision,
+    read_image,
 )
-from roundwise.evaluation.arrays import read_labels
-from roundwise.evaluation.preprocessing import of_timm, of_torchvision, read_image
+from roundwise.evaluation import check_classes
 
 PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 GREY = Preprocessing(mean=(0.0,), std=(1.0,))
@@ -63,7 +63,7 @@ def test_one_value_of_mean_means_grey():
 
 @pytest.fixture(scope="module")
 def torchvision_transforms():
-    from roundwise.cli.vision import import_collection
+    from roundwise.loading.vision import import_collection
 
     try:
         import_collection("torchvision")

@@ -27,7 +27,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from roundwise.errors import FileFormatError, RecipeError
-from roundwise.evaluation.segmentation import IGNORE
+
+IGNORE = 255
+"""In a mask, the label of pixels that are not counted, as in Pascal VOC."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

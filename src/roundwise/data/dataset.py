@@ -23,11 +23,12 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
+from roundwise.data.arrays import Keys, read_arrays, read_labels
+from roundwise.data.folders import scan_folder
+from roundwise.data.labels import as_labels, described
+from roundwise.data.preprocessing import Preprocessing, read_image, read_mask
+from roundwise.data.voc import is_voc, refuse_voc_inside, scan_voc
 from roundwise.errors import FileFormatError, RecipeError
-from roundwise.evaluation.arrays import Keys, as_labels, described, read_arrays, read_labels
-from roundwise.evaluation.folders import scan_folder
-from roundwise.evaluation.preprocessing import Preprocessing, read_image, read_mask
-from roundwise.evaluation.voc import is_voc, refuse_voc_inside, scan_voc
 from roundwise.wording import number_of
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from roundwise.data.textfiles import read_lines
 from roundwise.errors import FileFormatError
-from roundwise.evaluation.textfiles import read_lines
 from roundwise.wording import number_of
 
 SUFFIXES = frozenset(

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from roundwise.data.textfiles import read_lines
 from roundwise.errors import FileFormatError
-from roundwise.evaluation.textfiles import read_lines
 
 IMAGES, MASKS, SPLITS = Path("JPEGImages"), Path("SegmentationClass"), Path("ImageSets", "Segmentation")
 

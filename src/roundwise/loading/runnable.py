@@ -1,21 +1,24 @@
-"""Anything that `roundwise evaluate` can run: a model, a .rw file, an .onnx file, a .pt2 program."""
+"""Whatever can be run on a batch of inputs: a network by its name, a .rw file, an .onnx file, a .pt2 program."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from roundwise.cli.models import load_model, move
-from roundwise.cli.training import refuse_training_onnx, refuse_training_program
-from roundwise.cli.weights import WeightSource
+from roundwise.artifacts.model import load
+from roundwise.data.labels import described
+from roundwise.data.preprocessing import Preprocessing
 from roundwise.errors import FileFormatError, InferenceError, ModelError, RoundwiseError
-from roundwise.evaluation.preprocessing import Preprocessing
+from roundwise.loading.models import load_model, move
+from roundwise.loading.training import refuse_training_onnx, refuse_training_program
+from roundwise.loading.weights import WeightSource
 from roundwise.runtimes import Runtime, runtime_for
 
 
@@ -44,9 +47,8 @@ class Runnable:
         except (Exception, SystemExit) as error:  # any code can run in here
             if isinstance(error, RoundwiseError) and not isinstance(error, InferenceError):
                 raise
-            shape = f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape)}"
             raise ModelError(
-                f"{self.name} fails on inputs {shape}: {type(error).__name__}: {error}. Give inputs that "
+                f"{self.name} fails on inputs {described(inputs)}: {type(error).__name__}: {error}. Give inputs that "
                 "it accepts: see --size and --preprocess-as for images, and --batch-size if its batch size is fixed."
             ) from error
 
@@ -76,21 +78,20 @@ def open_runnable(
             raise FileFormatError(f"{path}: there is no such file. Check the path.")
         if runtime is not None:
             return Runnable(spec, RuntimeNetwork(path, runtime()))
-        from roundwise import load
-
-        return Runnable(spec, _on(load(path).to(device), device))
+        return run_on(device, spec, load(path).to(device))
     if not takes_weights(spec):
         source, num_classes = None, None
     loaded = load_model(spec, source, num_classes)
     if not isinstance(loaded.network, nn.Module):
         refuse_training_program(spec, loaded.network)
-    network = move(loaded.network, device)
+    network = run_on(device, spec, move(loaded.network, device))
+    return replace(network, preprocessing=loaded.preprocessing, notes=loaded.notes)
+
+
+def run_on(device: torch.device, name: str, network: nn.Module | ExportedProgram) -> Runnable:
+    """A network that is on a device, to be called with inputs that may be elsewhere."""
     module = network if isinstance(network, nn.Module) else network.module()
-    return Runnable(spec, _on(module, device), loaded.preprocessing, loaded.notes)
-
-
-def _on(module: nn.Module, device: torch.device) -> Callable[[Tensor], Any]:
-    return lambda inputs: module(inputs.to(device))
+    return Runnable(name, lambda inputs: module(inputs.to(device)))
 
 
 @final
