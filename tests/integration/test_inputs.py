@@ -412,6 +412,13 @@ def test_time_first_is_told_by_name_and_both_ways_out_work(kind):
             torch.testing.assert_close(quantized(SEQUENCES), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_attention_along_the_first_dimension_is_in_the_report():
+    for first in (False, True):
+        model = nn.TransformerEncoderLayer(6, 2, 8, batch_first=first).eval()
+        report = rw.quantize(model, torch.randn(8, 5, 6), PRECISE).report
+        assert has(report, "batch_first=True") == (not first)
+
+
 # --------------------------------------------------------------------------------------------------------------- memory
 
 

@@ -67,25 +67,8 @@ _PURE = {aten.add_.Tensor: aten.add.Tensor, aten.mul_.Tensor: aten.mul.Tensor} |
 _FRESH = WEIGHTED | {aten.batch_norm.default, aten.add.Tensor, aten.mul.Tensor, aten.cat.default}
 """Operations whose result never shares memory with an argument."""
 
-_PLAIN = (
-    _FRESH
-    | frozenset(_PURE.values())
-    | {
-        aten.adaptive_avg_pool2d.default,
-        aten.avg_pool2d.default,
-        aten.div.Tensor,
-        aten.dropout.default,
-        aten.flatten.using_ints,
-        aten.gelu.default,
-        aten.max_pool2d.default,
-        aten.mean.dim,
-        aten.pad.default,
-        aten.slice.Tensor,
-        aten.sub.Tensor,
-    }
-)
-"""Operations that write to no tensor. A graph of nothing else needs no decompositions."""
-
+_KNOWN_VIEWS = {aten.flatten.using_ints, aten.reshape.default}
+"""Composite operations that may return memory of an argument, and that a graph may hold as they are."""
 
 # ----------------------------------------------------------------------------------------------------------------- plan
 
@@ -280,12 +263,30 @@ def _replace_in_place(module: fx.GraphModule) -> None:
 
 
 def _is_plain(graph: fx.Graph) -> bool:
-    """Whether no operation is left that the decompositions must make pure."""
-    kinds = {"placeholder", "get_attr", "output"}
+    """Whether the decompositions would leave every operation as it is, or do no more than rename a known view.
+
+    They make in-place operations pure, and take apart composite operations that may return memory of an argument. That
+    takes as long as the export itself.
+    """
     return all(
-        node.op in kinds
-        or (node.op == "call_function" and node.target in _PLAIN and not bind(node).get("training"))  # of batch-norm
+        node.op in ("placeholder", "get_attr", "output") or (node.op == "call_function" and _stays(node))
         for node in graph.nodes
+    )
+
+
+def _stays(node: fx.Node) -> bool:
+    operation = node.target
+    if not isinstance(operation, torch._ops.OpOverload):
+        return getattr(operation, "__module__", "") in ("_operator", "math")  # arithmetic on sizes
+    if operation in _KNOWN_VIEWS:
+        return True
+    if operation._schema.is_mutable or operation is aten.alias.default:
+        return False
+    if bind(node).get("training") or bind(node).get("use_input_stats"):
+        return False  # it writes running statistics, which the schema does not say
+    aliases = any(value.alias_info is not None for value in operation._schema.returns)
+    return not aliases or not torch._C._dispatch_has_kernel_for_dispatch_key(
+        operation.name(), "CompositeImplicitAutograd"
     )
 
 

@@ -85,13 +85,13 @@ def read_inputs(
                     )
                 wanted = dynamic[number].get(dim) if number < len(dynamic) else None
                 # Sizes with one symbol are equal in every call: they have one name.
-                name = named.setdefault(str(size), wanted or f"{node.name}_{dim}")
+                name = named.setdefault(str(size), wanted or f"{node.target}_{dim}")
                 variable.append(VariableSize(dim, name, _range(size, ranges)))
         if sizes and isinstance(sizes[0], torch.SymInt):
             shape[0] = None
         elif shape:
             batch = shape[0]
-        specs.append(InputSpec(node.name, tuple(shape), value.dtype, tuple(variable)))
+        specs.append(InputSpec(str(node.target), tuple(shape), value.dtype, tuple(variable)))
     return tuple(specs), batch
 
 

@@ -95,18 +95,22 @@ class SizeWatch(TorchFunctionMode):
 
     Attributes:
         reads: whether it does.
+        attends: whether attention runs along a dimension whose size is a symbol, which is the batch if no other is.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         # What TorchScript has compiled reads sizes without a call that can be seen here.
         self._model, self.reads = model, any(isinstance(part, Scripted) for part in model.modules())
+        self.attends = False
         self._forward = inspect.unwrap(model.forward).__code__ if hasattr(model.forward, "__code__") else None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward and args[0].dim() == 3:
+            self.attends = self.attends or isinstance(args[0].shape[0], torch.SymInt)
         result = func(*args, **kwargs)
         if not self.reads and func in _READS:
             frame = _caller(sys._getframe(1))

@@ -42,6 +42,13 @@ from roundwise.graph.graph import Graph, InputSpec
 from roundwise.graph.sizes import Dynamic, Range
 from roundwise.wording import number_of
 
+_ATTENTION_ALONG_BATCH = (
+    "attention runs along the first dimension of the inputs, which is taken for samples: nn.MultiheadAttention and "
+    "nn.Transformer take [time, batch, features] unless batch_first=True. If the first dimension is time here, "
+    "sequences were cut into batches: build the model with batch_first=True, or quantize a wrapper that transposes "
+    "its input"
+)
+
 
 @final
 class TorchExport(Frontend):
@@ -124,6 +131,8 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
         graph.limits = replace(graph.limits, batches=plan.batches if plan.batches.low > SMALLEST else batches)
     elif watch is not None and not watch.reads:
         _find_free_sizes(double, graph, inputs)
+    if watch is not None and watch.attends and not any(plan.named):
+        graph.notes = (*graph.notes, _ATTENTION_ALONG_BATCH)
     return graph, exported.double, lost
 
 
