@@ -11,12 +11,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from roundwise.artifacts.binding import Arguments, in_words, same_constant
 from roundwise.artifacts.fit import check_fit
 from roundwise.errors import ModelError
 from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec
 from roundwise.graph.sizes import Limits
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @final
@@ -50,29 +49,48 @@ class CallSignature:
         args, kwargs = pytree.tree_unflatten(leaves, self.structure.in_spec)
         return args, kwargs
 
-    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise unless the graph computes for these inputs what the model would.
-
-        Inputs of another structure pass: the graph itself refuses them.
+    def check_constants(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise unless the inputs that are constants of the graph have the same values as at capture.
 
         Raises:
-            ModelError: an input that is a constant of the graph has another value than at capture, or a tensor another
-                dtype or size; names the input.
+            ModelError: names the input that has another value.
         """
-        leaves = self._leaves(args, kwargs) or []
-        given = [(spec, leaf) for spec, (_, leaf) in zip(self.inputs, leaves, strict=False)]
-        check_fit(
-            [(spec, leaf) for spec, leaf in given if isinstance(spec, InputSpec) and isinstance(leaf, Tensor)],
-            self.batch,
-            self.limits,
-        )
-        for spec, (name, leaf) in zip(self.inputs, leaves, strict=False):
-            if isinstance(spec, ConstantInput) and (isinstance(leaf, Tensor | np.ndarray) or leaf != spec.value):
+        if not any(isinstance(spec, ConstantInput) for spec in self.inputs):
+            return
+        for spec, (name, leaf) in zip(self.inputs, self._leaves(args, kwargs) or (), strict=False):
+            if isinstance(spec, ConstantInput) and not same_constant(leaf, spec.value):
                 raise ModelError(
                     f"'{name}' was {spec.value!r} when the network was quantized, but it is {_describe(leaf)} now. The "
                     "quantized network contains only what the model computes for the first value. Quantize the model "
                     "with the new value too."
                 )
+
+    def check_tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise unless every input that was a tensor at capture is one now, of a dtype and size that the graph takes.
+
+        Inputs of another structure pass: the graph itself refuses them.
+
+        Raises:
+            ModelError: names the input.
+        """
+        names, in_spec = self.structure.arguments, self.structure.in_spec
+        made_args, made_kwargs = pytree.tree_unflatten(list(self.inputs), in_spec)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        for name, spec in zip(names, [*made_args, *made_kwargs.values()], strict=True):
+            leaf = given.get(name, torch.empty(0))  # a missing argument is a TypeError, as Python raises it
+            if isinstance(spec, InputSpec) and not isinstance(leaf, Tensor):
+                if leaf is None:
+                    cure = "To run the network without this input, quantize the model with samples that lack it."
+                else:
+                    cure = f"Give a tensor, `torch.{'from_numpy' if isinstance(leaf, np.ndarray) else 'tensor'}(…)`."
+                raise ModelError(
+                    f"'{name}' must be a tensor, {spec.in_words()}, as it "
+                    f"was when the network was quantized, but it is {in_words(leaf)}. {cure}"
+                )
+
+        given_leaves = zip(self.inputs, self._leaves(args, kwargs) or (), strict=False)
+        pairs = [(spec, leaf) for spec, (_, leaf) in given_leaves if isinstance(spec, InputSpec)]
+        check_fit([(spec, leaf) for spec, leaf in pairs if isinstance(leaf, Tensor)], self.batch, self.limits)
 
     def explain(self, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> str | None:
         """A note to add to the error of a call: which inputs the network takes, and which were given.
@@ -80,11 +98,10 @@ class CallSignature:
         None if the given inputs fit, so that the error has another cause.
         """
         leaves = self._leaves(args, kwargs)
-        tensors = [
-            leaf for spec, (_, leaf) in zip(self.inputs, leaves or (), strict=False) if isinstance(spec, InputSpec)
-        ]
+        given = zip(self.inputs, leaves or (), strict=False)
+        tensors = [leaf for spec, (_, leaf) in given if isinstance(spec, InputSpec)]
         if leaves is not None and all(_is_plain(leaf, device) for leaf in tensors):
-            return None  # they fit, since `check` let them pass
+            return None  # they fit, since `check_tensors` let them pass
         size = "samples" if self.batch is None else self.batch
         takes = [spec.in_words(size) if isinstance(spec, InputSpec) else repr(spec.value) for spec in self.inputs]
         found = [*map(_describe, args), *(f"{name}={_describe(value)}" for name, value in kwargs.items())]

@@ -134,7 +134,9 @@ def frames_of(node: fx.Node) -> list[tuple[str, int, str]]:
 
 def first_lines(error: BaseException, lines: int = 4, width: int = 400) -> str:
     """The beginning of an error's message, in one line."""
-    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:lines] if line.strip())
+    # PyTorch's "Caused by" names the function that called it last, which is Roundwise's own.
+    said = [line.strip() for line in str(error).strip().splitlines() if not line.startswith("Caused by")]
+    text = " ".join(line for line in said[:lines] if line)
     return text[:width] + ("…" if len(text) > width else "")
 
 

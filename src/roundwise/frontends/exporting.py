@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from roundwise.frontends.double import Double
 from roundwise.frontends.dropout import DistinctDropout, hide_dropout, show_dropout
 from roundwise.frontends.explain import explain, find_limit
 from roundwise.frontends.memory import RecordedContiguous
+from roundwise.frontends.outputs import explain_outputs
 from roundwise.frontends.program import batch_range, read_inputs
 from roundwise.frontends.settings import without_fast_path
 from roundwise.frontends.sizes import SizeWatch, dynamic_leaves
@@ -100,7 +102,7 @@ def plan_of_module(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Plan:
     """
     args, kwargs = inputs
     named = dynamic_leaves(named_signature(model, kwargs).bind(*args, **kwargs).arguments, dynamic)
-    on_cuda = any(tensor.device.type == "cuda" for tensor in model.state_dict().values())
+    on_cuda = any(it.device.type == "cuda" for it in itertools.chain(model.parameters(), model.buffers()))
     return Plan(_TRIES, named, Range(1, _CUDA_BATCH if on_cuda else None))
 
 
@@ -225,8 +227,12 @@ def export(
         used = double.another()
     assert first is not None
     samples, batch = plan.tries[0]
+    outputs = None
     for few in (samples if batch is None else 2, samples):  # few samples first: the error shows their shapes
-        run(double.another(copies_weights=True), take(inputs, few))
+        outputs = run(double.another(copies_weights=True), take(inputs, few))
+    unknown = explain_outputs(double.module, outputs) if "in output" in str(first) else None
+    if unknown is not None:
+        raise CaptureError(unknown) from first
     limit = None
     if _LIMITED in str(first):
         again = double.another()

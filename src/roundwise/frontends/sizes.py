@@ -23,7 +23,7 @@ from typing import Any, final
 import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from roundwise.errors import RecipeError
@@ -109,6 +109,8 @@ class SizeWatch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_dynamo_compiling():  # a branch or loop, in which nothing may be noted down
+            return func(*args, **kwargs)
         if func is F.multi_head_attention_forward and args[0].dim() == 3:
             self.attends = self.attends or isinstance(args[0].shape[0], torch.SymInt)
         result = func(*args, **kwargs)
@@ -139,6 +141,11 @@ def _caller(frame: FrameType) -> FrameType:
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(_MACHINERY):
         frame = frame.f_back
     return frame
+
+
+def has_control_flow(operations: fx.Graph) -> bool:
+    """Whether a graph has branches or loops, into which the watch does not see."""
+    return any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in operations.nodes)
 
 
 def _computes_with_sizes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -35,10 +35,10 @@ from roundwise.frontends.memory import has_strided_reads
 from roundwise.frontends.program import graph_of_program
 from roundwise.frontends.scripted import signature_of_scripted
 from roundwise.frontends.settings import fast_path, quiet, without_fast_path
-from roundwise.frontends.sizes import SizeWatch, free_sizes
+from roundwise.frontends.sizes import SizeWatch, free_sizes, has_control_flow
 from roundwise.frontends.training import training_information
 from roundwise.frontends.wrappers import unwrapped
-from roundwise.graph.graph import Graph, InputSpec
+from roundwise.graph.graph import CallStructure, Graph, InputSpec
 from roundwise.graph.sizes import Dynamic, Range
 from roundwise.wording import number_of
 
@@ -66,7 +66,8 @@ class TorchExport(Frontend):
                 "the model has lazy parameters, which get their shapes and values when the model is first called. Call "
                 "it once, or load trained weights into it, and quantize it then."
             )
-        floats = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+        numbers = [buffer for buffer in model.buffers() if buffer.is_floating_point() or buffer.is_complex()]
+        floats = [*model.parameters(), *numbers]
         return Facts(
             _signature_of_program(model) if isinstance(model, ExportedProgram) else _signature_of_module(model),
             device=tensors[0].device if tensors else torch.device("cpu"),
@@ -99,6 +100,7 @@ class TorchExport(Frontend):
             else:
                 plan = plan_of_module(double.module, (args, kwargs), dynamic or {})
             graph, double, lost = _capture(double, (args, kwargs), plan)
+            graph.structure = _with_defaults(graph.structure, self.facts(model).signature)
             training = training_information(double.module, graph, exported=exported)
             graph.training = replace(training, notes=(*lost, *training.notes))
         return graph
@@ -129,7 +131,7 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
         graph.inputs = plan.of_program
         batches = Range(graph.limits.batches.low, plan.batches.high)
         graph.limits = replace(graph.limits, batches=plan.batches if plan.batches.low > SMALLEST else batches)
-    elif watch is not None and not watch.reads:
+    elif watch is not None and not watch.reads and not has_control_flow(graph.operations):
         _find_free_sizes(double, graph, inputs)
     if watch is not None and watch.attends and not any(plan.named):
         graph.notes = (*graph.notes, _ATTENTION_ALONG_BATCH)
@@ -179,6 +181,15 @@ def _signature_of_module(model: nn.Module) -> Signature:
     )
 
 
+def _with_defaults(structure: CallStructure, signature: Signature) -> CallStructure:
+    """A structure that knows the parameters that the samples did not give."""
+    positional = () if signature.variadic else tuple(it for it in signature.names if it not in signature.keyword_only)
+    constants = {
+        name: value for name, value in signature.defaults.items() if isinstance(value, bool | int | float | str | None)
+    }
+    return replace(structure, parameters=positional, defaults=constants)
+
+
 def _signature_of_program(program: ExportedProgram) -> Signature:
     args, kwargs = program.call_spec.in_spec.children()
     inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
@@ -219,12 +230,22 @@ def _run(double: Double, inputs: Inputs) -> Any:
         ]
         place = locate(double.module, traceback.walk_tb(error.__traceback__))
         at = f", at {place}" if place else ""
+        dtype = _other_dtype(double.module, inputs, error)
         raise CalibrationError(
             f"the model does not run on the calibration samples. It was called with {', '.join(given)} and raised "
-            f"{type(error).__name__}: {first_lines(error)}{at}.\nGive samples of the shape, dtype and structure that "
-            "the model's forward takes. The first dimension of every tensor counts samples, and the model must take "
-            "any number of them."
+            f"{type(error).__name__}: {first_lines(error)}{at}.{dtype}\nGive samples of the shape, dtype and structure "
+            "that the model's forward takes. The first dimension of every tensor counts samples, and the model must "
+            "take any number of them."
         ) from error
+
+
+def _other_dtype(model: nn.Module, inputs: Inputs, error: Exception) -> str:
+    """A sentence on samples of another dtype than the model's weights, if the error is about dtypes."""
+    dtype = next((it.dtype for it in model.parameters() if it.is_floating_point()), None)
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if dtype is None or "type" not in str(error) or all(tensor.dtype == dtype for tensor in tensors):
+        return ""
+    return f" The model's weights are {dtype}: give inputs that are images or features as `x.to({dtype})`."
 
 
 def _check_equal(double: Double, graph: Graph, inputs: Inputs) -> tuple[str, ...]:
