@@ -126,11 +126,12 @@ class SizeWatch(TorchFunctionMode):
         return not isinstance(value, nn.Parameter) and all(value is not buffer for buffer in self._model.buffers())
 
     def _is_by_model(self, frame: FrameType | None) -> bool:
-        """Whether the model's forward is running, and not the machinery around it; and not code that is harmless."""
+        """Whether the model or one of its hooks is running, and not the machinery around it or harmless code."""
         if frame is not None and frame.f_code in _HARMLESS:
             return False
-        while frame is not None and self._forward is not None:
-            if frame.f_code is self._forward:
+        while frame is not None:
+            called = frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self")
+            if frame.f_code is self._forward or (called and type(called) is type(self._model)):
                 return True
             frame = frame.f_back
         return self._forward is None

@@ -144,6 +144,15 @@ def test_a_size_that_the_models_code_computes_with_is_fixed(way, tmp_path):
             network(LARGER)
 
 
+def test_a_hook_that_computes_with_a_size_is_seen():
+    model = Net(lambda net, x: net.conv(x)).eval()
+    model.register_forward_hook(lambda _, __, output: output / output.shape[2])
+    quantized = rw.quantize(model, IMAGES, PRECISE)
+    agree(quantized, model, IMAGES)
+    with raises(rw.ModelError, 12, 8):
+        quantized(LARGER)
+
+
 def pooled(net, x):
     return net.head(net.conv(x).mean((2, 3)))
 
@@ -292,7 +301,7 @@ def test_a_size_outside_of_the_range_of_its_branch_is_refused(tmp_path):
 
 
 def test_a_dynamic_size_that_the_code_makes_a_constant_of_is_refused_with_the_place():
-    with raises(rw.CaptureError, "dimension 2", "height", "test_inputs.py", "range(int(x.shape[2]))"):
+    with raises(rw.CaptureError, "dimension 2", "height", "test_called_inputs.py", "range(int(x.shape[2]))"):
         rw.quantize(
             Net(lambda net, x: sum(net.conv(x) * i for i in range(int(x.shape[2])))).eval(),
             IMAGES,
