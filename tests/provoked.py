@@ -369,6 +369,10 @@ SETTINGS = {
         lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, {"bits": 4}),
         ("dict", "Recipe.from_dict"),
     ),
+    "a dynamic size of no input": (
+        lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, NEAREST, dynamic={"image": {2: "height"}}),
+        ("'image'", "'input'", "{2: 'height'}"),
+    ),
     "mean and std of other lengths": (lambda _: Preprocessing(mean=(0.5,)), ("mean", 1, "std", 3)),
     "a std of 0": (lambda _: Preprocessing(std=(0.5, 0.5, 0.0)), ("std", "0.5, 0.5, 0.0")),
     "an unknown interpolation": (lambda _: Preprocessing(interpolation="cubic"), ("'cubic'", "bicubic")),
@@ -458,6 +462,15 @@ MODELS = {
         lambda _: rw.quantize(nn.Sequential(OrderedDict({'a"b': nn.Linear(4, 2)})).eval(), SAMPLES),
         ("'a\"b'",),
     ),
+    "inputs of another dtype": (
+        lambda _: quantized()(SAMPLES.double()),
+        ("'input'", "float64 [8, 4]", "float32 [samples, 4]", "input.to(torch.float32)"),
+    ),
+    "inputs of another size": (
+        lambda _: quantized()(SAMPLES[:, :3]),
+        ("'input'", "dimension 1", 3, 4, "dynamic={'input': {1: 'size'}}"),
+    ),
+    "a sample without a batch": (lambda _: quantized()(SAMPLES[0]), ("'input'", "float32 [4]", "x.unsqueeze(0)")),
     "another dtype": (lambda _: quantized().half(), ("torch.float32", "torch.float16", "model.to(torch.float16)")),
     "outputs of other shapes": (
         lambda _: evaluate(nn.Identity(), [SAMPLES], against=lambda x: x[:, 1:]),

@@ -16,7 +16,7 @@ SOURCE = Path(roundwise.__file__).parent
 EXCEPTIONS = {
     "graph/operators.py": "the table",
     "graph/vocabulary.py": "the rest of the table: operations that no analysis asks about",
-    "frontends/torch_export.py": "which in-place operations `torch.export` leaves, and how to take them apart",
+    "frontends/exporting.py": "which in-place operations `torch.export` leaves, and how to take them apart",
     "frontends/dropout.py": "which pure operation of dropout stands for one in place",
     "frontends/training.py": "the two forms in which `torch.export` gives batch-norm",
     "artifacts/kernels.py": "what PyTorch does not check by itself, operation by operation",

@@ -112,14 +112,14 @@ def graph(network):
 @pytest.fixture(scope="module")
 def exported(network, graph, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(translate, "build_graph", lambda program: graph)
+        patch.setattr(translate, "build_graph", lambda *_: graph)
         return export(network, tmp_path_factory.mktemp("network") / "m.onnx")
 
 
 @pytest.fixture
 def built_once(network, graph, monkeypatch):
     """`network` without the building of its graph: for tests of what happens afterwards."""
-    monkeypatch.setattr(translate, "build_graph", lambda program: graph)
+    monkeypatch.setattr(translate, "build_graph", lambda *_: graph)
     return network
 
 

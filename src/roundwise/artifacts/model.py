@@ -85,9 +85,10 @@ class Model(nn.Module):
         """Run the network.
 
         Raises:
-            ModelError: an input that is a constant of the graph has another value than at capture, or an input that was
-                not there at capture is not the default of the model's parameter. Of a network that was loaded from a
-                file also if it cannot compute on the inputs, or would take more memory than allowed.
+            ModelError: an input has another dtype or size than the network was captured for; an input that is a
+                constant of the graph has another value than at capture; or an input that was not there at capture is
+                not the default of the model's parameter. Of a network that was loaded from a file also if it cannot
+                compute on the inputs, or would take more memory than allowed.
         """
         bound_args, bound_kwargs = bound(self._signature.structure, args, kwargs)
         self._signature.check_tensors(bound_args, bound_kwargs)
@@ -125,9 +126,10 @@ class Model(nn.Module):
     @property
     def graph(self) -> Graph:
         """The operations and constants; quantized weights are codes that operations of Roundwise dequantize."""
-        return Graph.of_module(
-            self.graph_module, self._signature.inputs, self._signature.structure, self._signature.batch
-        )
+        signature = self._signature
+        graph = Graph.of_module(self.graph_module, signature.inputs, signature.structure, signature.batch)
+        graph.limits = signature.limits
+        return graph
 
     @property
     def weights(self) -> dict[str, StoredWeight]:

@@ -28,6 +28,7 @@ from roundwise.artifacts.dialect import OPERATIONS, operation_of
 from roundwise.artifacts.schema import DTYPES, LARGEST, MEMORY_FORMATS
 from roundwise.errors import FileFormatError
 from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec
+from roundwise.graph.sizes import Limits, Range, VariableSize
 from roundwise.graph.vocabulary import VOCABULARY, ZEROED
 
 _ARITHMETIC = {
@@ -71,6 +72,7 @@ def graph_to_plain(graph: Graph) -> dict[str, Any]:
         "nodes": [_node_to_plain(node) for node in graph.operations.nodes],
         "inputs": [_input_to_plain(spec) for spec in graph.inputs],
         "batch": graph.batch,
+        "limits": {"batches": _range_to_plain(graph.limits.batches), "contiguous": graph.limits.contiguous},
         "arguments": list(structure.arguments),
         "parameters": list(structure.parameters),
         "defaults": {name: _value_to_plain(value) for name, value in structure.defaults.items()},
@@ -131,7 +133,12 @@ def dtype_name(dtype: torch.dtype) -> str:
 def _input_to_plain(spec: InputSpec | ConstantInput) -> dict[str, Any]:
     if isinstance(spec, ConstantInput):
         return {"constant": spec.value}
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": dtype_name(spec.dtype)}
+    variable = [{"dim": one.dim, "name": one.name, "sizes": _range_to_plain(one.sizes)} for one in spec.variable]
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": dtype_name(spec.dtype), "variable": variable}
+
+
+def _range_to_plain(numbers: Range) -> list[int | None]:
+    return [numbers.low, numbers.high]
 
 
 def _spec_to_plain(spec: pytree.TreeSpec) -> Any:
@@ -239,7 +246,8 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
     structure, batch = CallStructure(tuple(arguments), in_spec, out_spec, parameters, defaults), description["batch"]
     if batch is not None and not _is_size(batch):
         raise FileFormatError(f"the network takes {batch!r} samples, which is no number of samples. {DAMAGED}")
-    return Graph(graph, tensors, inputs, structure, batch)
+    limits = Limits(_range_from_plain(description["limits"]["batches"]), bool(description["limits"]["contiguous"]))
+    return Graph(graph, tensors, inputs, structure, batch, limits)
 
 
 def _check_output(output: fx.Node, out_spec: pytree.TreeSpec | None) -> None:
@@ -335,7 +343,20 @@ def _input_from_plain(entry: dict[str, Any]) -> InputSpec | ConstantInput:
     name, shape = _identifier(entry["name"]), tuple(entry["shape"])
     if not all(_is_size(size) or (size is None and place == 0) for place, size in enumerate(shape)):
         raise FileFormatError(f"the input '{name}' has the shape {list(shape)}, which no input can have. {DAMAGED}")
-    return InputSpec(name, shape, dtype_named(entry["dtype"]))
+    return InputSpec(name, shape, dtype_named(entry["dtype"]), _variable_from_plain(name, entry["variable"], shape))
+
+
+def _variable_from_plain(name: str, entries: Any, shape: tuple[int | None, ...]) -> tuple[VariableSize, ...]:
+    """The dimensions of an input that may have other sizes."""
+    variable = []
+    for one in entries:
+        dim, size = one["dim"], str(one["name"])
+        if type(dim) is not int or not 0 < dim < len(shape) or (size and not size.isidentifier()):
+            raise FileFormatError(
+                f"dimension {dim!r} of the input '{name}', called {size!r}, is no dimension that it can have. {DAMAGED}"
+            )
+        variable.append(VariableSize(dim, size, _range_from_plain(one["sizes"])))
+    return tuple(variable)
 
 
 def _constant(entry: Any) -> bool | int | float | str | None:
@@ -358,6 +379,14 @@ def _check_containers(*entries: Any) -> None:
         raise FileFormatError(
             f"the network takes and returns {count} containers; at most {_MOST_CONTAINERS} are read. {DAMAGED}"
         )
+
+
+def _range_from_plain(ends: Any) -> Range:
+    """A range of sizes or of numbers of samples."""
+    low, high = ends
+    if not _is_size(low) or not (high is None or (_is_size(high) and high >= low)):
+        raise FileFormatError(f"sizes range from {low!r} to {high!r}, which no sizes do. {DAMAGED}")
+    return Range(low, high)
 
 
 def _skeleton(entry: Any) -> Any:

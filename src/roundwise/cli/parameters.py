@@ -103,6 +103,22 @@ def channel_values(text: str) -> tuple[float, ...]:
     return numbers
 
 
+def dimension(text: str) -> tuple[str, int, str]:
+    """Read `x:2=height`: the name of an input, one of its dimensions, and a name for the size.
+
+    Example:
+        >>> dimension("x:2=height")
+        ('x', 2, 'height')
+    """
+    match = re.fullmatch(r"(\w+):([1-9]\d?)=([A-Za-z_]\w*)", text)
+    if match is None:
+        raise click.BadParameter(
+            f"'{text}' is not a dimension of an input; write x:2=height: the parameter of forward, the dimension (from "
+            "1; 0 is the batch), and a name."
+        )
+    return match[1], int(match[2]), match[3]
+
+
 def memory(text: str) -> int:
     """Read an amount of memory, such as `2GiB`, as bytes.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -19,6 +19,8 @@ from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.engine.torch_state import capturing_on, default_device, isolated_torch_state, notes_on_settings
 from roundwise.errors import CalibrationError, RecipeError
 from roundwise.events import Progress
+from roundwise.graph.graph import Graph, InputSpec
+from roundwise.graph.sizes import Dynamic, Range
 from roundwise.recipe.recipe import Recipe
 
 
@@ -73,7 +75,11 @@ class Run:
 
 @contextlib.contextmanager
 def prepared_run(
-    model: nn.Module | ExportedProgram | Network, data: Any, recipe: Recipe, progress: Progress | None
+    model: nn.Module | ExportedProgram | Network,
+    data: Any,
+    recipe: Recipe,
+    progress: Progress | None,
+    dynamic: Dynamic | None,
 ) -> Iterator[tuple[Run, Network]]:
     """Read the samples and capture the model; gives the state of the run, and the network for the first stage.
 
@@ -98,7 +104,9 @@ def prepared_run(
         read = time.perf_counter()
         capturing = capturing_on(device, callers)
         with made_up_inputs(not has_data), _hinting_at_single_samples(data), capturing:
-            graph = graph_of(model, *calibration.example(2, device))
+            graph = graph_of(model, *calibration.example(2, device), dynamic)
+        if graph.batch is None:
+            calibration = calibration.within(graph.limits.batches, chosen=recipe.batch_size is not None)
         captured = time.perf_counter()
         run = Run(
             calibration=calibration,
@@ -107,12 +115,44 @@ def prepared_run(
             store=store,
             seed=recipe.seed,
             progress=progress or (lambda _: None),
-            inputs=copy_samples(calibration, graph.batch or 8) if has_data else None,
-            notes=(*settings, *calibration.notes, *_notes_on_samples(calibration, has_data), *graph.notes),
+            inputs=copy_samples(calibration, _example_size(graph)) if has_data else None,
+            notes=(
+                *settings,
+                *calibration.notes,
+                *_notes_on_samples(calibration, has_data),
+                *graph.notes,
+                *_notes_on_sizes(graph),
+            ),
             seconds={"read": read - start, "capture": captured - read},
         )
         del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)
         yield run, Network(graph, facts, {})
+
+
+def _example_size(graph: Graph) -> int:
+    """The number of samples that the finished model keeps."""
+    return graph.batch or min(8, graph.limits.batches.high or 8)
+
+
+def _notes_on_sizes(graph: Graph) -> tuple[str, ...]:
+    """Notes for the report: which inputs the network takes beside those like the samples."""
+    notes, batches = [], graph.limits.batches
+    if graph.batch is None and batches != Range():
+        notes.append(
+            f"the network takes batches of {batches} samples: for other numbers of samples the model's code does "
+            "something else. A file for another runtime does not check this"
+        )
+    specs = [spec for spec in graph.inputs if isinstance(spec, InputSpec)]
+    named = {size.name: f"{size.name} ({size.sizes})" for spec in specs for size in spec.variable if size.name}
+    if named:
+        inputs = ", ".join(replace(spec, variable=()).in_words() for spec in specs)
+        notes.append(
+            f"dynamic sizes: {', '.join(named.values())}. Errors, memory and time in this report are for the "
+            f"calibration samples, {inputs}"
+        )
+    if graph.limits.contiguous:
+        notes.append("the network takes contiguous inputs only: the model reads memory in its order (`as_strided`)")
+    return tuple(notes)
 
 
 @contextlib.contextmanager

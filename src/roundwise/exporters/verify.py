@@ -40,6 +40,7 @@ from roundwise.artifacts.binding import Arguments
 from roundwise.errors import ExportError
 from roundwise.exporters.names import constant_inputs, input_names, output_leaves, output_names
 from roundwise.exporters.sensitivity import changed_outputs, quantizes_activations
+from roundwise.frontends.program import batch_range
 from roundwise.numerics.output_error import INTEGER_TOLERANCE, ErrorSums
 from roundwise.runtimes.interface import Array
 from roundwise.wording import number_of
@@ -229,10 +230,16 @@ def _run_model(
     given = [(shapes[name][0], len(leaf)) for leaf, name in zip(leaves, names, strict=True) if shapes.get(name)]
     dynamic = [count for size, count in given if isinstance(size, torch.SymInt)]
     # 2 is what programs are usually traced with, 1 what people run first.
-    sizes = list(dict.fromkeys((dynamic[0], 2, 1))) if dynamic else [given[0][0] if given else 1]
+    few = [size for size in (2, 1) if batch_range(program).holds(size)]
+    sizes = list(dict.fromkeys((dynamic[0], *few))) if dynamic else [given[0][0] if given else 1]
+    batches = [
+        [_resize(leaf, shapes.get(name), size) for leaf, name in zip(leaves, names, strict=True)] for size in sizes
+    ]
+    larger = [_enlarge(leaf, shapes.get(name), program) for leaf, name in zip(batches[0], names, strict=True)]
+    if any(new is not old for new, old in zip(larger, batches[0], strict=True)):
+        batches.append(larger)
     feeds, references = [], []
-    for size in sizes:
-        resized = [_resize(leaf, shapes.get(name), size) for leaf, name in zip(leaves, names, strict=True)]
+    for resized in batches:
         args, kwargs = pytree.tree_unflatten(resized, spec)
         with torch.no_grad():
             outputs = pytree.tree_leaves(model(*args, **kwargs))
@@ -261,6 +268,16 @@ def _resize(leaf: Any, shape: tuple[Any, ...] | None, size: int) -> Any:
         return leaf
     wanted = size if isinstance(shape[0], torch.SymInt) else shape[0]
     return leaf if len(leaf) == wanted else leaf[torch.arange(wanted, device=leaf.device) % len(leaf)]
+
+
+def _enlarge(leaf: Any, shape: tuple[Any, ...] | None, program: ExportedProgram) -> Any:
+    """The sample tensor with twice the size in each dynamic dimension besides the batch, or as much as it may have."""
+    for dim, size in enumerate(shape or ()):
+        if dim and isinstance(size, torch.SymInt):
+            limit = program.range_constraints[size.node.expr].upper
+            wanted = min(2 * leaf.shape[dim], int(limit)) if limit.is_Integer else 2 * leaf.shape[dim]
+            leaf = leaf.index_select(dim, torch.arange(wanted, device=leaf.device) % leaf.shape[dim])
+    return leaf
 
 
 def _random_samples(program: ExportedProgram) -> Arguments:

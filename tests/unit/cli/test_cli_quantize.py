@@ -329,3 +329,15 @@ def test_a_bug_keeps_its_traceback(folder, monkeypatch):
     monkeypatch.setattr(quantize_command, "quantize", bug)
     result = run("quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy")
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_dynamic_sizes_reach_the_network_and_evaluate_refuses_others(folder, tmp_path):
+    common = ("quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy", "--rounding", "nearest")
+    out = tmp_path / "net.rw"
+    result = run(*common, "--out", out, "--dynamic", "input:3=width")
+    assert result.exit_code == 0, result.output
+    (spec,) = rw.load(out).graph.inputs
+    assert spec.names == {3: "width"}
+    assert failed(run(*common, "--dynamic", "image:3=width"), 1, "'image'", "'input'")
+    wider = ("--data", np_file(tmp_path, (4, 5, 8, 8)), "--against", out)
+    assert failed(run("evaluate", out, *wider), 1, "'input'", "dimension 1", 5, 3)

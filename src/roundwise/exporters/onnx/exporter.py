@@ -34,6 +34,7 @@ from roundwise.exporters.onnx.datafile import replacing_pair
 from roundwise.exporters.onnx.decompose import decomposed
 from roundwise.exporters.sensitivity import quantizes_activations
 from roundwise.exporters.verify import OutputDifference, Reference, make_reference
+from roundwise.graph.graph import InputSpec
 from roundwise.recipe.recipe import Recipe
 from roundwise.targets import Target
 from roundwise.targets.ort_cpu import ORT_CPU
@@ -122,7 +123,8 @@ class OnnxExporter(Exporter):
         model = model.on_cpu()
         program = _program(model)
         _refuse_float_types(program)
-        built, weight_types = translate.build_graph(program)
+        _refuse_limited_sizes(model)
+        built, weight_types = translate.build_graph(program, _axes(model))
         _describe(built, model.recipe)
         of_weights: tuple[OutputDifference, ...] = ()
         quantized = quantizes_activations(program)
@@ -153,13 +155,30 @@ def _program(model: Model) -> ExportedProgram:
     return export_program(with_operators(decomposed(model.graph)), model.device)
 
 
+def _axes(model: Model) -> list[dict[int, str]]:
+    """For each input that is a tensor the names of its dynamic dimensions."""
+    return [spec.names for spec in model.graph.inputs if isinstance(spec, InputSpec)]
+
+
+def _refuse_limited_sizes(model: Model) -> None:
+    """Refuse sizes with an upper limit: a file cannot check them, and would give wrong outputs beyond the limit."""
+    for spec in (spec for spec in model.graph.inputs if isinstance(spec, InputSpec)):
+        for size in spec.variable:
+            if size.name and size.sizes.high is not None:
+                raise ExportError(
+                    f"'{size.name}', dimension {size.dim} of input '{spec.name}', may be {size.sizes}: for larger ones "
+                    "the model's code does something else. An ONNX file cannot refuse larger sizes. Quantize the model "
+                    f"without '{size.name}' in `dynamic`, for each size that you need."
+                )
+
+
 def _check_weights(model: Model, path: Path, check: Check) -> tuple[OutputDifference, ...]:
     """Write the model without quantizers of activations, only to judge its weights; returns its differences."""
     from roundwise.exporters.onnx import check as onnx_check
     from roundwise.exporters.onnx import translate
 
     program = _program(model)
-    built, _ = translate.build_graph(program)
+    built, _ = translate.build_graph(program, _axes(model))
     _write(built, path, path.with_name(f"{path.name}.data"))
     return onnx_check.verify_content(path, _reference(model, program, check), literally=False)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import onnx_ir as ir
@@ -30,8 +30,12 @@ OPSET = 21
 """The first opset with 4-bit integers and with scales per block."""
 
 
-def build_graph(program: ExportedProgram) -> tuple[ir.Model, dict[str, int]]:
+def build_graph(program: ExportedProgram, axes: Sequence[Mapping[int, str]] = ()) -> tuple[ir.Model, dict[str, int]]:
     """Translate a quantized program in which the dialect's operations are operators.
+
+    Args:
+        program: what to translate.
+        axes: for each input that is a tensor the names of its dynamic dimensions besides the batch.
 
     Returns:
         The model, and how many quantized weights it stores in each type, as `{"INT4": 20, "INT8": 1}`.
@@ -61,8 +65,19 @@ def build_graph(program: ExportedProgram) -> tuple[ir.Model, dict[str, int]]:
         batch = next((value.shape[0] for value in model.graph.inputs if value.shape), None)
         if isinstance(batch, ir.SymbolicDim):
             translated.rename_axes({batch: "batch"})
+        for value, names in zip(model.graph.inputs, axes, strict=False):
+            for axis, name in names.items():
+                size = value.shape[axis] if value.shape else None
+                if isinstance(size, ir.SymbolicDim):
+                    translated.rename_axes({size: name})
         stored = store_weights(model, translated.exported_program)
-        onnxscript.optimizer.optimize(model)
+        try:
+            onnxscript.optimizer.optimize(model)
+        except ir.passes.PassError as error:
+            raise ExportError(
+                f"ONNX's optimizer fails on the model: {_first_cause(error)}. Export a part of the model without that "
+                "operation, or give samples of one size and no `dynamic`."
+            ) from error
         use_safe_forms(model)
         ir.passes.Sequential(
             passes.DeduplicateInitializersPass(size_limit=2**62),
@@ -72,8 +87,8 @@ def build_graph(program: ExportedProgram) -> tuple[ir.Model, dict[str, int]]:
             # The exporter notes the source line of each operation: paths of the user's machine, and half the file.
             passes.ClearMetadataAndDocStringPass(),
         )(model)
-        names = [name for name in input_names(program) if name is not None]
-        for value, name in zip(model.graph.inputs, names, strict=True):
+        inputs = [name for name in input_names(program) if name is not None]
+        for value, name in zip(model.graph.inputs, inputs, strict=True):
             value.name = name
         for value, name in zip(model.graph.outputs, output_names(program), strict=True):
             value.name = name
