@@ -1,8 +1,8 @@
 """Products of a value with a constant, written as sums over shared dimensions, become linear layers.
 
 A matrix product, `einsum` or `tensordot` with one constant operand multiplies and sums over dimensions. Name each
-dimension by a letter, as `einsum` does: `oi,bit->bot` is `matrix @ x`. The letters of the value fall into two kinds, and
-so do those of the constant:
+dimension by a letter, as `einsum` does: `oi,bit->bot` is `matrix @ x`. The letters of the value fall into two kinds,
+and so do those of the constant:
 
     summed    in both operands, not in the result         →  the inputs of the layer
     kept      in the value and the result                 →  samples and positions
