@@ -115,7 +115,7 @@ def endless():
 
 
 def odd_weights(folder):
-    torch.save(nn.Linear(4, 2).state_dict() | {"weight": torch.ones(2, 4).to_sparse_csr()}, folder / "weights.pt")
+    torch.save(nn.Linear(4, 2).state_dict() | {"weight": torch.ones(2, 4).to_sparse()}, folder / "weights.pt")
     return folder / "weights.pt"
 
 
@@ -529,7 +529,7 @@ FILES = {
     "a device in place of a file": (lambda _: quantized().save("/dev/null"), ("/dev/null", "device")),
     "weights of an odd kind in a file": (
         lambda folder: load_weights(nn.Linear(4, 2), odd_weights(folder)),
-        ("weights.pt", "'weight'", "sparse_csr", "to_dense()"),
+        ("weights.pt", "'weight'", "sparse_coo", "to_dense()"),
     ),
     "an image of a format that is not read": (
         lambda folder: read_image(image(folder / "x.png", "ICO")),

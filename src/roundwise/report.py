@@ -317,7 +317,28 @@ class Report:
         return "\n".join(lines)
 
 
+def _exactly(value: Any, kind: type) -> Any:
+    """A value that must be of a type as it is: a report from a file is printed, and must hold what it seems to hold.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    if type(value) is not kind:
+        raise TypeError(f"a report has {value!r}, where a value of type {kind.__name__} belongs")
+    return value
+
+
+def _number(value: Any, _: type) -> float:
+    if value is None:
+        return math.nan
+    if type(value) not in (int, float):
+        raise TypeError(f"a report has {value!r}, where a number belongs")
+    return float(value)
+
+
 # JSON has no NaN. Errors are NaN without data, and may be infinite if a network in float16 overflows.
 _CONVERTER = cattrs.Converter(detailed_validation=False, forbid_extra_keys=True)
 _CONVERTER.register_unstructure_hook(float, lambda value: value if math.isfinite(value) else None)
-_CONVERTER.register_structure_hook(float, lambda value, _: math.nan if value is None else float(value))
+_CONVERTER.register_structure_hook(float, _number)
+for _kind in (bool, int, str):
+    _CONVERTER.register_structure_hook(_kind, _exactly)

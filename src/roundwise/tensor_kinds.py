@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _UNSIGNED = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -44,9 +45,11 @@ def odd_kind(tensor: Tensor) -> str | None:
         return str(tensor.layout).removeprefix("torch.").removeprefix("_")
     if tensor.dtype not in PLAIN_DTYPES:
         return str(tensor.dtype).removeprefix("torch.")
+    if isinstance(tensor, FakeTensor):
+        return "FakeTensor"
     try:
         has_memory = tensor.numel() == 0 or tensor.untyped_storage().data_ptr() != 0
-    except RuntimeError:  # of a class that has no storage, such as FakeTensor
+    except RuntimeError:  # of a class that has no storage
         has_memory = False
     return None if has_memory else type(tensor).__name__
 

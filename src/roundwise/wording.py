@@ -1,14 +1,18 @@
-"""Sizes, durations and counts in a form that people can read, and the name that somebody meant."""
+"""Sizes, durations and counts as people read them, the name that somebody meant, and text that a terminal can show."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 import humanize
 
 BEGINNING = 3
 """Letters that are enough for the beginning of a name. With fewer, hints would be guesses."""
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal obeys instead of showing them: line ends, escape sequences, changes of direction."""
 
 
 def human_bytes(count: float) -> str:
@@ -73,3 +77,13 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 
 def _plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
+
+
+def printable(text: str) -> str:
+    r"""A text without characters that a terminal obeys; each of them is shown as Python writes it.
+
+    Example:
+        >>> print(printable("red \x1b[31m"))
+        red \x1b[31m
+    """
+    return CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], text)

@@ -111,6 +111,11 @@ class CallSignature:
             note += " Other sizes work only if every operation of the network can take them."
         return note
 
+    def leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
+        """The inputs of a call, one for each placeholder; None if their structure differs from the network's."""
+        leaves = self._leaves(args, kwargs)
+        return None if leaves is None else [leaf for _, leaf in leaves]
+
     def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]] | None:
         """The inputs, each with the name of its argument; None if their structure differs from the network's."""
         names, spec = self.structure.arguments, self.structure.in_spec

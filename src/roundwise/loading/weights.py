@@ -71,8 +71,8 @@ def load_weights(model: nn.Module, path: Path) -> tuple[str, ...]:
     for name, tensor in found.items():
         if (kind := odd_kind(tensor)) is not None:
             raise FileFormatError(
-                f"{path}: '{name}' is a {kind} tensor, and weights are plain tensors of floats or integers. "
-                f"{what_to_do(kind)} Then save the weights again."
+                f"{path}: '{name}' is a {kind} tensor, but a model's weights are plain tensors of floats or integers. "
+                f"{what_to_do(kind)} Save the weights again after that."
             )
     expected = model.state_dict(keep_vars=True)
     for prefix in PREFIXES:

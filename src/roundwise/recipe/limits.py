@@ -37,7 +37,8 @@ def read_text(path: Path) -> str:
         raise RecipeError(f"cannot read the recipe {str(path)!r}: {reason}. Check the path.") from error
     if len(content) > MOST_BYTES:
         raise RecipeError(
-            f"{path} has more than {MOST_BYTES:,} bytes, which is too much for a recipe. Is it another kind of file?"
+            f"{path} has more than {MOST_BYTES:,} bytes, too much for a recipe. Give a file such as "
+            "Recipe().to_toml(path) writes."
         )
     return content.decode("utf-8-sig")  # some editors begin UTF-8 files with a byte-order mark, which is not TOML
 
@@ -56,9 +57,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError:
         raise
     except ValueError as error:  # Python's own limit of digits
-        raise RecipeError(
-            f"a number in it has too many digits ({error}). Whole numbers in a recipe are below 2**63."
-        ) from error
+        raise RecipeError(f"a number in it has too many digits ({error}). Give a number below 2**63.") from error
     check_size(data)
     return data
 
@@ -80,12 +79,12 @@ def check_size(data: object) -> None:
             waiting += [(it, depth + 1) for it in value]
         elif isinstance(value, int) and abs(value) >= LARGEST_NUMBER:
             raise RecipeError(
-                f"a whole number of {value.bit_length()} bits is in the recipe. Whole numbers in it are below 2**63."
+                f"a whole number of {value.bit_length()} bits is in the recipe. Give a number below 2**63."
             )
 
 
 def _too_deep() -> RecipeError:
     return RecipeError(
-        f"tables or lists are nested more than {MOST_DEPTH} deep. A recipe needs 6: see the file that "
+        f"tables or lists are nested more than {MOST_DEPTH} deep, and a recipe needs 6. Start from the file that "
         "Recipe().to_toml(path) writes."
     )
