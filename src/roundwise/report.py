@@ -17,6 +17,7 @@ from typing import Any, final
 
 import cattrs
 
+from roundwise.errors import FileFormatError
 from roundwise.wording import error_in_words, human_bytes, number_of
 
 
@@ -278,8 +279,18 @@ class Report:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
-        """The inverse of `as_dict`, also for data read from JSON; an error that is None becomes NaN."""
-        return _CONVERTER.structure(data, cls)
+        """The inverse of `as_dict`, also for data read from JSON; an error that is None becomes NaN.
+
+        Raises:
+            FileFormatError: the data are not those of a report.
+        """
+        try:
+            return _CONVERTER.structure(data, cls)
+        except Exception as error:  # data can be wrong in any way
+            raise FileFormatError(
+                f"there is no report in this {type(data).__name__}: {type(error).__name__}: {error}. Give what "
+                "`Report.as_dict` returned, written by this release."
+            ) from error
 
     def __str__(self) -> str:
         errors = ("nearest", "chosen") if self.measured else ()

@@ -74,6 +74,11 @@ class Model(nn.Module):
         memory: Memory | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(graph, Graph):
+            raise ModelError(
+                f"a Model is made of a captured graph with codes, not of a {type(graph).__name__}. Call "
+                "`rw.quantize(model, data)`, or `rw.load(path)`."
+            )
         self._memory, self._guard = memory, None if memory is None else Guard(graph, memory)
         self.graph_module: fx.GraphModule = graph.module()
         self.report, self.recipe, self.versions, self.samples = report, recipe, made_with, samples
@@ -167,7 +172,13 @@ class Model(nn.Module):
         return export_program(self.graph, self.device)
 
     def example(self, batch: int) -> Arguments:
-        """`(args, kwargs)` of zeros for a batch of this size, or of the fixed size if the network has one."""
+        """`(args, kwargs)` of zeros for a batch of this size, or of the fixed size if the network has one.
+
+        Raises:
+            ModelError: the size of the batch is not a whole number of 1 or more.
+        """
+        if type(batch) is not int or batch < 1:
+            raise ModelError(f"batch={batch!r}: a batch has a whole number of samples, 1 or more. Give an int.")
         return self._signature.example(batch, self.device)
 
     def with_float_activations(self) -> Model:

@@ -265,7 +265,7 @@ def _check_header(path: Path) -> None:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError for a name with a zero byte
         raise FileFormatError(f"cannot read {path}: {error}. Check the path, and whether you may read it.") from error
     if _LONGEST_HEADER < length < path.stat().st_size:
         raise FileFormatError(

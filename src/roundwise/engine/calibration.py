@@ -49,13 +49,18 @@ class DataFree:
             weights; otherwise inputs with any content, in one of the forms that calibration samples may have.
 
     Raises:
-        CalibrationError: the example is a size in which a number is not a positive whole number.
+        CalibrationError: the example is a size in which a number is not a positive whole number, or is code.
     """
 
     example: Any
 
     def __post_init__(self) -> None:
         size = self.example
+        if any(callable(leaf) for leaf in pytree.tree_leaves(size)):
+            raise CalibrationError(
+                f"DataFree is given a {type(size).__name__}, which says nothing of the size of an input. Give the size "
+                "of one sample, such as (3, 224, 224), or inputs with any content."
+            )
         if not all(isinstance(leaf, np.generic | int | float | str | None) for leaf in pytree.tree_leaves(size)):
             return
         flat = isinstance(size, tuple | list) and not any(isinstance(number, bool) for number in size)

@@ -12,10 +12,11 @@ from roundwise.artifacts.binding import Arguments
 from roundwise.artifacts.model import Model
 from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.errors import ExportError
-from roundwise.exporters.interface import Check, ExportedFile, Exporter
+from roundwise.exporters.interface import ExportedFile, Exporter
 from roundwise.exporters.onnx.exporter import OnnxExport, OnnxExporter
+from roundwise.exporters.requests import requested_check
 from roundwise.exporters.rw import RwExporter, SavedFile
-from roundwise.files import destination
+from roundwise.files import destination, named
 
 __all__ = [
     "EXPORTERS",
@@ -74,7 +75,7 @@ def export(
         checked in ONNX Runtime on 8 calibration samples, in batches of 8, 2, 1:
           'output' differs by at most 3.8e-06 (4.1e-07 relative)
     """
-    target = Path(path)
+    target = named(path, ExportError)
     exporter = exporter_for(target)
     _check_place(target)
     require_packages(exporter)
@@ -87,7 +88,7 @@ def export(
             f"'{target}' is a {exporter.title} file, which is not compared with the model: it holds the model itself. "
             "Leave out `samples` and `tolerance`."
         )
-    check = Check(((samples,), {}) if isinstance(samples, Tensor) else samples, tolerance)
+    check = requested_check(model, samples, tolerance)
     with isolated_torch_state(model.device):
         return exporter.write(model, target, check)
 

@@ -104,6 +104,8 @@ class _Copier:
         """The double of a value, or the value itself."""
         if id(value) in self._doubles:
             return self._doubles[id(value)]
+        if type(value) in weakref.ProxyTypes:  # it looks like what it stands for
+            return self._proxy(value)
         match value:
             case nn.Module():
                 return self._module(value)
@@ -252,6 +254,13 @@ class _Copier:
                 if owner is not value.__self__:
                     return self._remember(value, getattr(owner, value.__name__))
         return value
+
+    def _proxy(self, value: Any) -> Any:
+        try:
+            target = value.__reduce_ex__.__self__
+        except ReferenceError:  # what it stood for is gone
+            return self._remember(value, value)
+        return self._remember(value, weakref.proxy(self(target)))
 
     def _object(self, value: Any) -> Any:
         """The double of an object that has attributes of its own."""

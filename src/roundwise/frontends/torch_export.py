@@ -297,8 +297,8 @@ def _check_equal_batch(double: Double, graph: Graph, inputs: Inputs, samples: in
             "the captured graph does not compute what the model computes; on a batch of "
             f"{number_of(samples, 'sample')}, {difference}. The model's code decides by something that "
             "is not in the values of its inputs: the number of samples (`if x.shape[0] > 1`), state of its own, the "
-            "clock. Or it overwrites what dropout handed on, and with it dropout's input (`y = drop(x); y += 1`). Take "
-            f"that out of its forward.\n{way_out(double.module, '')}"
+            "clock, whether gradients are computed. Or it overwrites what dropout handed on, and with it dropout's "
+            f"input (`y = drop(x); y += 1`). Take that out of its forward.\n{way_out(double.module, '')}"
         )
 
 

@@ -47,7 +47,10 @@ class Rewrite:
         if self.methods is None:
             return
         if not isinstance(self.methods, list | tuple):
-            raise RecipeError(f"Rewrite: methods is {self.methods!r}; it must be a tuple of objects, empty for none.")
+            raise RecipeError(
+                f"Rewrite: methods is {self.methods!r}; it must be a tuple of objects, such as "
+                "(CrossLayerEqualization(),), or empty for none."
+            )
         for number, one in enumerate(self.methods):
             check_choice(f"Rewrite: methods[{number}]", one, GraphRewrite, REWRITES)
         object.__setattr__(self, "methods", tuple(self.methods))

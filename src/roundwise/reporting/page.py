@@ -68,10 +68,27 @@ def html_report(
             f"there is no report on a {type(quantized).__name__}: only a quantized network has one. Give what "
             "`quantize` returns."
         )
+    if not isinstance(title, str):
+        raise ExportError(f"title={title!r}: the heading of the page must be text. Give a str.")
+    if facts is not None and not isinstance(facts, Mapping):
+        raise ExportError(f"facts={facts!r}: they must be a dict, such as {{'network': 'ResNet-18'}}.")
+    if accuracy is not None and not _are_pairs(accuracy):
+        raise ExportError(
+            f"accuracy={accuracy!r}: it must be a dict with a pair for each measure, of the float and of the quantized "
+            "network. Give for instance {'top-1': (0.698, 0.694)}."
+        )
     text = render(quantized, title=title, facts=facts or {}, accuracy=accuracy or {})
     with replacing(place, ExportError) as temporary:
         # File names can contain bytes that are not text; they become backslash escapes.
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def _are_pairs(accuracy: object) -> bool:
+    """Whether it is a dict in which every value is a pair of numbers."""
+    return isinstance(accuracy, Mapping) and all(
+        isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(one, int | float) for one in pair)
+        for pair in accuracy.values()
+    )
 
 
 def render(

@@ -64,7 +64,7 @@ class Model(nn.Module):
         self.names, self.last, self.plain, self.nested = {"a"}, None, torch.zeros(3), {"deep": [{"x": torch.zeros(2)}]}
         self.cache, self.space, self.view = Cache(), types.SimpleNamespace(steps=0), types.MappingProxyType({"a": []})
         self.slot = [0]
-        self.hidden, self.again = [self.fc], weakref.ref(self.fc)
+        self.hidden, self.again, self.once = [self.fc], weakref.ref(self.fc), [weakref.proxy(self.fc)]
         self.act = functools.partial(self.activation, scale=1.0)
         seen = []
         self.seen = seen
@@ -90,7 +90,9 @@ class Model(nn.Module):
         return self.pure(x)
 
     def pure(self, x):
-        x = self.parts[1](self.parts[0](self.normalized(self.act(self.again()(x) + self.hidden[0](x)))))
+        x = self.parts[1](
+            self.parts[0](self.normalized(self.act(self.again()(x) + self.hidden[0](x) + self.once[0](x))))
+        )
         collections.OrderedDict.clear(self.config)
         self.counts["b"] += 1
         self.recent.append(2)
@@ -155,7 +157,7 @@ class Runs(nn.Module):
 def content(value: Any, path: str = "", found: dict[str, Any] | None = None, seen: set[int] | None = None) -> dict:
     """Everything that can be reached from an object: by path, the object itself and what it holds."""
     found, seen = {} if found is None else found, set() if seen is None else seen
-    if id(value) in seen or isinstance(value, type | types.ModuleType):
+    if id(value) in seen or isinstance(value, type | types.ModuleType) or type(value) in weakref.ProxyTypes:
         return found
     seen.add(id(value))
     found[path] = (id(value), type(value))
@@ -221,6 +223,8 @@ def test_a_double_computes_the_same_and_refers_to_nothing_of_the_model():
         assert torch.equal(double.pure(X), Model.pure(Double(model).module, X))
     assert double.hidden[0] is double.fc is double.again()
     assert double.act.func.__self__ is double
+    double.once[0].bias.requires_grad_(True)
+    assert not model.fc.bias.requires_grad
     assert double.fc.weight.data_ptr() == model.fc.weight.data_ptr()
     assert not any(part.training for part in Double(model.train()).module.modules())
     assert model.training

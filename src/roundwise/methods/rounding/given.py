@@ -10,6 +10,7 @@ from torch import Tensor
 
 from roundwise.errors import RecipeError
 from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
+from roundwise.methods.settings import check_types
 from roundwise.numerics.grid import Grid
 from roundwise.statistics import Nothing
 
@@ -27,7 +28,7 @@ class Given(RoundingSolver[Nothing]):
         bias_shift: to be added to the layer's bias, `[groups, rows]`.
 
     Raises:
-        RecipeError: once the layer is reached, if the codes do not fit it.
+        RecipeError: the codes are not a tensor; or, once the layer is reached, they do not fit it.
     """
 
     codes: Tensor
@@ -35,6 +36,9 @@ class Given(RoundingSolver[Nothing]):
     bias_shift: Tensor | None = None
     needs: ClassVar[type] = Nothing
     traits: ClassVar[Traits] = Traits(floor_or_ceil=False)
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     def __repr__(self) -> str:
         """Without the codes, since it is shown in messages and kept in files."""
