@@ -63,12 +63,11 @@ def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
     report = StageReport(
         stage="quantize",
         seconds=result.seconds,
-        notes=result.notes,
+        notes=(*result.notes, *outcome.activations.notes),
         output_error=None if math.isnan(result.output_error) else result.output_error,
         layers=tuple(result.reports),
         kept_float=tuple(kept_float(graph, result.weights)),
         activations=outcome.activations.reports,
-        notes=outcome.activations.notes,
     )
     return dataclasses.replace(
         network,

@@ -13,7 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from roundwise.engine.calibration import Calibration, DataFree, copy_samples, read_calibration
-from roundwise.engine.network import Network, facts_of, graph_of, made_up_inputs
+from roundwise.engine.network import Network, facts_of, graph_for, made_up_inputs
 from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.engine.torch_state import isolated_torch_state, notes_on_settings
 from roundwise.events import Progress
@@ -91,7 +91,7 @@ def prepared_run(
         calibration = read_calibration(inputs, facts.signature, recipe.batch_size, store)
         read = time.perf_counter()
         with made_up_inputs(not has_data):
-            graph = graph_of(model, *calibration.example(2, device))
+            graph, odd = graph_for(model, calibration, device)
         captured = time.perf_counter()
         run = Run(
             calibration=calibration,
@@ -101,7 +101,7 @@ def prepared_run(
             seed=recipe.seed,
             progress=progress or (lambda _: None),
             inputs=copy_samples(calibration, graph.batch or 8) if has_data else None,
-            notes=(*settings, *calibration.notes, *graph.notes),
+            notes=(*settings, *calibration.notes, *odd, *graph.notes),
             seconds={"read": read - start, "capture": captured - read},
         )
         del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)
