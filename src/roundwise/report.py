@@ -16,7 +16,7 @@ from typing import Any, final
 
 import cattrs
 
-from roundwise.wording import human_bytes, number_of
+from roundwise.wording import error_in_words, human_bytes, number_of
 
 
 @final
@@ -186,6 +186,12 @@ class Report:
         return next((stage.kept_float for stage in reversed(self.stages) if stage.layers), ())
 
     @property
+    def float_share(self) -> float:
+        """The share of the network's weights that stay in float, 0 to 1: of `layers` and `kept_float` together."""
+        kept = sum(one.weights for one in self.kept_float)
+        return kept / (kept + sum(layer.weights for layer in self.layers)) if kept else 0.0
+
+    @property
     def output_error(self) -> float:
         """The error of the last stage that measured one; NaN if no stage did."""
         return next((s.output_error for s in reversed(self.stages) if s.output_error is not None), math.nan)
@@ -219,7 +225,9 @@ class Report:
         count = len(self.layers)
 
         def join(layers: list[str]) -> str:
-            return f"all {count} layers" if len(layers) == count > 1 else ", ".join(layers)
+            if len(layers) == count > 1:
+                return f"all {count} layers"
+            return f"layer{'s' if len(layers) > 1 else ''} " + ", ".join(f"'{layer}'" for layer in layers)
 
         return [f"{join(layers)}: {note}" for note, layers in names.items()]
 
@@ -243,7 +251,7 @@ class Report:
                 "×".join(map(str, layer.shape)),
                 str(layer.bits),
                 layer.granularity,
-                *((f"{layer.error_nearest:.5f}", f"{layer.error:.5f}") if errors else ()),
+                *((error_in_words(layer.error_nearest), error_in_words(layer.error)) if errors else ()),
                 f"{layer.flips:.1%}",
                 f"{layer.seconds:.1f}",
             )
@@ -269,9 +277,15 @@ class Report:
                 if not self.measured
                 else "the error of the network's output was not measured."
                 if math.isnan(self.output_error)
-                else f"relative error of the network's output {self.output_error:.5f}."
+                else f"relative error of the network's output {error_in_words(self.output_error)}."
             )
         )
+        if self.kept_float:
+            count, weights = len(self.kept_float), sum(kept.weights for kept in self.kept_float)
+            lines.append(
+                f"{number_of(count, 'parameter')} with {number_of(weights, 'weight')} "
+                f"{'stay' if count > 1 else 'stays'} in float: {self.float_share:.1%} of all weights."
+            )
         if self.activations:
             bits = "/".join(map(str, sorted({activation.bits for activation in self.activations})))
             lines.append(
@@ -292,7 +306,28 @@ class Report:
         return "\n".join(lines)
 
 
+def _exactly(value: Any, kind: type) -> Any:
+    """A value that must be of a type as it is: a report from a file is printed, and must hold what it seems to hold.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    if type(value) is not kind:
+        raise TypeError(f"a report has {value!r}, where a value of type {kind.__name__} belongs")
+    return value
+
+
+def _number(value: Any, _: type) -> float:
+    if value is None:
+        return math.nan
+    if type(value) not in (int, float):
+        raise TypeError(f"a report has {value!r}, where a number belongs")
+    return float(value)
+
+
 # JSON has no NaN. Errors are NaN without data, and may be infinite if a network in float16 overflows.
 _CONVERTER = cattrs.Converter(detailed_validation=False, forbid_extra_keys=True)
 _CONVERTER.register_unstructure_hook(float, lambda value: value if math.isfinite(value) else None)
-_CONVERTER.register_structure_hook(float, lambda value, _: math.nan if value is None else float(value))
+_CONVERTER.register_structure_hook(float, _number)
+for _kind in (bool, int, str):
+    _CONVERTER.register_structure_hook(_kind, _exactly)

@@ -11,9 +11,9 @@ import click
 
 from roundwise.errors import ExportError
 from roundwise.exporters import EXPORTERS, exporter_for, require_packages
+from roundwise.files import destination
 from roundwise.recipe.recipe import Recipe
-
-REPORT_SUFFIXES = (".html", ".htm")
+from roundwise.reporting.page import PAGE_ENDINGS
 
 
 def check_outputs(paths: Sequence[Path], report: Path | None) -> None:
@@ -29,7 +29,7 @@ def check_outputs(paths: Sequence[Path], report: Path | None) -> None:
     if len({path.resolve() for path in paths}) < len(paths):
         raise click.UsageError(f"--out names the same file twice: {', '.join(map(str, paths))}. Give each file once.")
     if report is not None:
-        check_place("--report", report, REPORT_SUFFIXES)
+        check_place("--report", report, PAGE_ENDINGS)
 
 
 def check_targets(paths: Sequence[Path], recipe: Recipe) -> None:
@@ -97,16 +97,13 @@ def check_apart(first: str, one: Path, second: str, other: Path) -> None:
 
 
 def _check_folder(option: str, path: Path) -> None:
-    if path.is_dir():
-        raise click.UsageError(f"{option} {path} is a folder; give the name of a file.")
-    for folder in path.parents:
-        if folder.exists() and not folder.is_dir():
-            raise click.UsageError(f"{option} {path}: '{folder}' is a file, not a folder. Choose another place.")
-    if not path.parent.is_dir():
-        raise click.UsageError(f"{option} {path}: there is no folder '{path.parent}'. Create it first.")
     try:
-        tempfile.TemporaryFile(dir=path.parent).close()
+        folder = destination(path, ExportError).parent
+    except ExportError as error:
+        raise click.UsageError(f"{option}: {error}") from error
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ExportError(
-            f"{option} {path}: the folder '{path.parent}' does not accept new files ({error.strerror}). Choose another."
+            f"{option} {path}: the folder '{folder}' does not accept new files ({error.strerror}). Choose another."
         ) from error

@@ -26,7 +26,7 @@ from torch import Tensor
 from roundwise.data.arrays import Keys, read_arrays, read_labels
 from roundwise.data.folders import scan_folder
 from roundwise.data.labels import as_labels, described
-from roundwise.data.preprocessing import Preprocessing, read_image, read_mask
+from roundwise.data.preprocessing import Preprocessing, read_image, read_mask, size_of_image
 from roundwise.data.voc import is_voc, refuse_voc_inside, scan_voc
 from roundwise.errors import FileFormatError, RecipeError
 from roundwise.wording import number_of
@@ -228,8 +228,7 @@ def _from_voc(path: Path, options: DataOptions) -> Dataset:
 
     def read_mask_of(index: int) -> Int[Tensor, "height width"]:
         file, mask = found.masks[index], read_mask(found.masks[index])
-        with Image.open(found.images[index]) as image:  # reads only the header
-            width, height = image.size
+        width, height = size_of_image(found.images[index])
         if mask.size != (width, height):
             sizes = f"{mask.height}×{mask.width} pixels, its image {found.images[index].name} is {height}×{width}"
             raise FileFormatError(

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from roundwise.errors import FileFormatError, RoundwiseError
+from roundwise.tensor_kinds import odd_kind, what_to_do
 from roundwise.wording import number_of
 
 
@@ -73,20 +74,16 @@ def tensor_of(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 def check_plain(tensor: Tensor, where: Path | str, error: type[RoundwiseError] = FileFormatError) -> None:
-    """Refuse tensors that do not store one value beside the other, as an array does: sparse, nested, quantized, meta.
+    """Refuse tensors that do not store one value beside the other, as an array does: sparse, nested, float8, ….
 
     Raises:
         FileFormatError: the tensor is of such a kind. (Or `error`.)
     """
-    kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
-    if tensor.is_quantized:
-        kind = "quantized"
-    elif tensor.is_meta:
-        kind = "meta"
-    if kind != "strided":
+    kind = odd_kind(tensor)
+    if kind is not None:
         raise error(
-            f"{where} holds a {kind} tensor, which cannot be cut into batches of samples. Store a plain tensor: "
-            "to_dense() makes one of a sparse tensor, dequantize() of a quantized one; a 'meta' tensor has no values."
+            f"{where} holds a {kind} tensor, which cannot be cut into batches of samples. Store a plain tensor "
+            f"instead. {what_to_do(kind)}"
         )
 
 

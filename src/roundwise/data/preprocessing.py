@@ -14,6 +14,7 @@ Pillow has them the other way round.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = {
     name: Image.Resampling[name.upper()] for name in ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest")
 }
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""The formats of image files that are read, whatever a file's name says. Pillow knows others, such as EPS, for which it
+starts another program."""
+
+MOST_PIXELS = 100_000_000
+"""Images with more pixels are refused: decoded, they take 3 bytes for each, however small the file is."""
 
 # How an image is decoded, by the number of values in `mean`: one for grey, three for colour.
 _MODES = {1: "L", 3: "RGB"}
@@ -216,7 +224,8 @@ def read_image(path: Path) -> Image.Image:
     """Decode an image file of 8 bits per channel, grey or colour. Rotation tags are not applied, as in torchvision.
 
     Raises:
-        FileFormatError: the file is damaged, not an image, or has more than 8 bits per channel.
+        FileFormatError: the file is damaged, not an image of a known format, too large, or has more than 8 bits per
+            channel.
     """
     with _decoded(path, "an image") as image:
         if image.mode.startswith(("I", "F")):
@@ -247,18 +256,42 @@ def read_mask(path: Path) -> Image.Image:
         )
 
 
+def size_of_image(path: Path) -> tuple[int, int]:
+    """Width and height of an image, from its header.
+
+    Raises:
+        FileFormatError: the file is not an image of a known format.
+    """
+    with _opened(path, "an image") as image:
+        return image.size
+
+
 @contextmanager
 def _decoded(path: Path, what: str) -> Iterator[Image.Image]:
+    with _opened(path, what) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise FileFormatError(
+                f"{path} has {image.width}×{image.height} pixels, more than {MOST_PIXELS:,}. Make it smaller, or "
+                "remove it (and its name from a split): no image is skipped silently."
+            )
+        image.load()
+        yield image
+
+
+@contextmanager
+def _opened(path: Path, what: str) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
-            image.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit of our own
+            image = Image.open(path, formats=FORMATS)
+        with image:
             yield image
     except FileFormatError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise FileFormatError(
-            f"{path} cannot be decoded as {what} ({type(error).__name__}: {error}). Replace the file, or remove it "
-            "(and its name from a split): no image is skipped silently."
+            f"{path} cannot be decoded as {what} ({type(error).__name__}: {error}). Replace the file by one of the "
+            f"formats {', '.join(FORMATS)}, or remove it (and its name from a split): no image is skipped silently."
         ) from error
 
 

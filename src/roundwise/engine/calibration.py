@@ -27,6 +27,7 @@ from roundwise.engine.inputs import check_single_batch, inputs_of_batch
 from roundwise.engine.store import ActivationStore
 from roundwise.errors import CalibrationError
 from roundwise.frontends import Signature
+from roundwise.tensor_kinds import odd_kind, what_to_do
 
 BATCH, INPUT_BYTES = 32, 4 << 20
 """The default batch: at most 32 samples, and on a CPU at most 4 MiB of inputs.
@@ -141,6 +142,13 @@ class Calibration:
         """The leaves of the first batches, joined: as few batches as hold `count` samples, or all batches."""
         return _join(self.batches[: -(-count // _count(self.batches[0]))])
 
+    @property
+    def alike(self) -> bool:
+        """Whether there are several samples, and each is the same as the first, in all inputs."""
+        first = self.batches[0]
+        pairs = (pair for batch in self.batches for pair in zip(batch, first, strict=True))
+        return self.samples > 1 and all(bool((a == b[:1]).all()) for a, b in pairs if _is_batched(a))
+
     def last(self, count: int) -> Calibration:
         """The last batches: as few as hold `count` samples, or all batches."""
         chosen: list[Batch] = []
@@ -246,18 +254,42 @@ def _iterate(data: Any) -> Iterator[Any]:
 
 
 def _tensor(leaf: Any) -> Any:
-    """An array, or a tensor of any class, as a plain tensor without gradient; other values are returned unchanged."""
+    """An array, or a tensor of any class, as a plain tensor without gradient; other values are returned unchanged.
+
+    Raises:
+        CalibrationError: it is of a kind that cannot be cut into batches, or has no values in places.
+    """
     if isinstance(leaf, np.ndarray):
-        try:
-            with warnings.catch_warnings():  # a read-only array will do: nothing writes to the tensor
-                warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
-                return torch.from_numpy(leaf if min(leaf.strides, default=0) >= 0 else leaf.copy())
-        except TypeError as error:
-            raise CalibrationError(
-                f"a calibration batch is an array of dtype {leaf.dtype} and shape {list(leaf.shape)}, for which "
-                "PyTorch has no tensor. Convert it to numbers first, for instance with array.astype('float32')."
-            ) from error
-    return leaf.detach().as_subclass(Tensor) if isinstance(leaf, Tensor) else leaf
+        return _tensor_of_array(leaf)
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if (kind := odd_kind(leaf)) is not None:
+        raise CalibrationError(
+            f"the calibration samples are in a {kind} tensor, which cannot be cut into batches of samples and run "
+            f"through the model. {what_to_do(kind)}"
+        )
+    return leaf.detach().as_subclass(Tensor)
+
+
+def _tensor_of_array(array: np.ndarray[Any, Any]) -> Tensor:
+    """A tensor that shares the array's memory if the array's strides and byte order are those that tensors have."""
+    if np.ma.is_masked(array):
+        raise CalibrationError(
+            f"the calibration samples are in a masked array of shape {list(array.shape)}, in which "
+            f"{int(np.ma.getmaskarray(array).sum())} values are missing. Leave out such samples, or fill the missing "
+            "values with array.filled(…)."
+        )
+    try:
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        whole = all(stride >= 0 and stride % max(1, array.itemsize) == 0 for stride in array.strides)
+        with warnings.catch_warnings():  # a read-only array will do: nothing writes to the tensor
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+            return torch.from_numpy(array if whole else array.copy())
+    except (TypeError, ValueError) as error:
+        raise CalibrationError(
+            f"a calibration batch is an array of dtype {array.dtype} and shape {list(array.shape)}, for which "
+            "PyTorch has no tensor. Convert it to numbers first, for instance with array.astype('float32')."
+        ) from error
 
 
 def _is_batched(leaf: Any) -> bool:

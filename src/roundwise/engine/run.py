@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from roundwise.engine.calibration import Calibration, DataFree, copy_samples, read_calibration
 from roundwise.engine.network import Network, facts_of, graph_for, made_up_inputs
 from roundwise.engine.store import ActivationStore, default_budget
-from roundwise.engine.torch_state import isolated_torch_state, notes_on_settings
+from roundwise.engine.torch_state import capturing_on, default_device, isolated_torch_state, notes_on_settings
+from roundwise.errors import CalibrationError, RecipeError
 from roundwise.events import Progress
 from roundwise.recipe.recipe import Recipe
 
@@ -79,18 +81,23 @@ def prepared_run(
     settings are as they were, and files with activations are deleted.
 
     Raises:
-        CalibrationError, CaptureError, ModelError, MemoryBudgetError: as `quantize`.
+        CalibrationError, CaptureError, ModelError, MemoryBudgetError, RecipeError: as `quantize`.
     """
+    if progress is not None and not callable(progress):
+        raise RecipeError(
+            f"progress={progress!r}: it must be a function that takes an event. Give print, for instance."
+        )
     facts = facts_of(model)
     device = facts.device
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
-    start, settings = time.perf_counter(), notes_on_settings(device)
+    start, settings, callers = time.perf_counter(), notes_on_settings(device), default_device()
     with isolated_torch_state(device), ActivationStore(budget, device) as store:
         has_data = not isinstance(data, DataFree)
         inputs = data.samples(facts.dtype, facts.signature.batch or 2) if isinstance(data, DataFree) else data
         calibration = read_calibration(inputs, facts.signature, recipe.batch_size, store)
         read = time.perf_counter()
-        with made_up_inputs(not has_data):
+        capturing = capturing_on(device, callers)
+        with made_up_inputs(not has_data), _hinting_at_single_samples(data), capturing:
             graph, odd = graph_for(model, calibration, device)
         captured = time.perf_counter()
         run = Run(
@@ -101,8 +108,33 @@ def prepared_run(
             seed=recipe.seed,
             progress=progress or (lambda _: None),
             inputs=copy_samples(calibration, graph.batch or 8) if has_data else None,
-            notes=(*settings, *calibration.notes, *odd, *graph.notes),
+            notes=(*settings, *calibration.notes, *odd, *_notes_on_samples(calibration, has_data), *graph.notes),
             seconds={"read": read - start, "capture": captured - read},
         )
         del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)
         yield run, Network(graph, facts, {})
+
+
+@contextlib.contextmanager
+def _hinting_at_single_samples(data: Any) -> Iterator[None]:
+    """Where the model does not run on the samples, say that each item of a list counts as a batch."""
+    try:
+        yield
+    except CalibrationError as error:
+        alike = isinstance(data, list) and len({(type(one), getattr(one, "shape", None)) for one in data}) == 1
+        if not alike or not isinstance(data[0], Tensor | np.ndarray):
+            raise
+        stack = "torch.stack" if isinstance(data[0], Tensor) else "numpy.stack"
+        raise CalibrationError(
+            f"{error} (Each of the {len(data)} items of the list counts as a batch, of {data[0].shape[0]} samples. If "
+            f"an item is a single sample, give {stack}(samples).)"
+        ) from error
+
+
+def _notes_on_samples(calibration: Calibration, has_data: bool) -> tuple[str, ...]:
+    if not has_data or not calibration.alike:
+        return ()
+    return (
+        f"all {calibration.samples} samples are alike, so errors in this report say nothing about other inputs. Give "
+        "inputs of the kind that the network will meet",
+    )

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from roundwise.artifacts.binding import Arguments
 from roundwise.artifacts.model import Model
-from roundwise.artifacts.signature import Arguments
+from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.errors import ExportError
 from roundwise.exporters.interface import Check, ExportedFile, Exporter
 from roundwise.exporters.onnx.exporter import OnnxExport, OnnxExporter
@@ -86,7 +87,9 @@ def export(
             f"'{target}' is a {exporter.title} file, which is not compared with the model: it holds the model itself. "
             "Leave out `samples` and `tolerance`."
         )
-    return exporter.write(model, target, Check(((samples,), {}) if isinstance(samples, Tensor) else samples, tolerance))
+    check = Check(((samples,), {}) if isinstance(samples, Tensor) else samples, tolerance)
+    with isolated_torch_state(model.device):
+        return exporter.write(model, target, check)
 
 
 def exporter_for(path: Path) -> Exporter:

@@ -35,12 +35,13 @@ from roundwise.frontends.dropout import DistinctDropout, hide_dropout, show_drop
 from roundwise.frontends.explain import callers_level, explain, first_lines, locate, way_out
 from roundwise.frontends.interface import Facts, Frontend, Signature
 from roundwise.frontends.memory import RecordedContiguous, has_strided_reads
+from roundwise.frontends.outputs import explain_outputs
 from roundwise.frontends.program import graph_of_program, read_inputs
 from roundwise.frontends.scripted import signature_of_scripted
 from roundwise.frontends.settings import fast_path, quiet, without_fast_path
 from roundwise.frontends.training import training_information
 from roundwise.frontends.wrappers import unwrapped
-from roundwise.graph.graph import Graph, bind
+from roundwise.graph.graph import CallStructure, Graph, bind
 from roundwise.graph.operators import WEIGHTED
 from roundwise.wording import number_of
 
@@ -100,7 +101,8 @@ class TorchExport(Frontend):
                 "the model has lazy parameters, which get their shapes and values when the model is first called. Call "
                 "it once, or load trained weights into it, and quantize it then."
             )
-        floats = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+        numbers = [buffer for buffer in model.buffers() if buffer.is_floating_point() or buffer.is_complex()]
+        floats = [*model.parameters(), *numbers]
         return Facts(
             _signature_of_program(model) if isinstance(model, ExportedProgram) else _signature_of_module(model),
             device=tensors[0].device if tensors else torch.device("cpu"),
@@ -130,6 +132,7 @@ class TorchExport(Frontend):
             )
         with quiet(), torch.inference_mode(False), torch.no_grad():
             graph, double, lost = _capture(double, (args, kwargs), dynamic, batch)
+            graph.structure = _with_defaults(graph.structure, self.facts(model).signature)
             training = training_information(double.module, graph, exported=exported)
             graph.training = replace(training, notes=(*lost, *training.notes))
         return graph
@@ -181,6 +184,15 @@ def _signature_of_module(model: nn.Module) -> Signature:
     )
 
 
+def _with_defaults(structure: CallStructure, signature: Signature) -> CallStructure:
+    """A structure that knows the parameters that the samples did not give."""
+    positional = () if signature.variadic else tuple(it for it in signature.names if it not in signature.keyword_only)
+    constants = {
+        name: value for name, value in signature.defaults.items() if isinstance(value, bool | int | float | str | None)
+    }
+    return replace(structure, parameters=positional, defaults=constants)
+
+
 def _signature_of_program(program: ExportedProgram) -> Signature:
     args, kwargs = program.call_spec.in_spec.children()
     inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
@@ -208,7 +220,7 @@ def _check_parameters(model: nn.Module) -> None:
 
 def _batch_dimension(model: nn.Module) -> Dim:
     """Any number of samples; on CUDA up to 65,535, because beyond that PyTorch's batch-norm uses another kernel."""
-    on_cuda = any(tensor.device.type == "cuda" for tensor in model.state_dict().values())
+    on_cuda = any(it.device.type == "cuda" for it in itertools.chain(model.parameters(), model.buffers()))
     return Dim("batch", min=1, max=_CUDA_BATCH if on_cuda else None)
 
 
@@ -244,9 +256,12 @@ def _export(
         with contextlib.redirect_stderr(printed):
             exported = attempt(double.module)
     except Exception as error:
-        few = inputs if dynamic is None else _take(inputs, 2)
+        few, outputs = inputs if dynamic is None else _take(inputs, 2), None
         for samples in (few, inputs):  # few samples first: the error shows their shapes
-            _run(double.another(copies_weights=True), samples)
+            outputs = _run(double.another(copies_weights=True), samples)
+        unknown = explain_outputs(double.module, outputs) if "in output" in str(error) else None
+        if unknown is not None:
+            raise CaptureError(unknown) from error
         with contextlib.redirect_stderr(printed):
             again = double.another()
             explanation = explain(double.module, error, lambda: attempt(again.module))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -59,11 +59,15 @@ class CallStructure:
         arguments: the names of the arguments, positional ones first.
         in_spec: how `(args, kwargs)` nest; one leaf for each placeholder, in order.
         out_spec: how the result nests; None where the graph's output node shows it.
+        parameters: the names of all parameters that can be given by position, in order; empty if they are not known.
+        defaults: of the parameters whose default is a number, a flag, text or None; also of those that were not given.
     """
 
     arguments: tuple[str, ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec | None = None
+    parameters: tuple[str, ...] = ()
+    defaults: Mapping[str, bool | int | float | str | None] = field(default_factory=dict)
 
     @classmethod
     def positional(cls, names: Sequence[str]) -> CallStructure:

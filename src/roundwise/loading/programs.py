@@ -1,4 +1,4 @@
-"""Programs saved with `torch.export.save`, read without running anything that the file contains."""
+"""Programs saved with `torch.export.save`. Reading one can run code that is in it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """`roundwise` itself: its help, its version, how it ends before a command runs."""
 
 import re
+import signal
 import subprocess
 import sys
 
@@ -91,3 +92,28 @@ def test_ctrl_c_ends_with_130_and_one_line_while_modules_are_imported(tmp_path, 
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (130, "")
     assert re.fullmatch(r"roundwise: .*interrupted.*\n", result.stderr)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("module", ["torch", "their_network"])
+def test_other_signals_end_like_ctrl_c_with_a_code_of_their_own(tmp_path, number, module):
+    (tmp_path / "net.py").write_text("def build():\n    import their_network\n")
+    np.save(tmp_path / "inputs.npy", np.zeros((2, 4), dtype=np.float32))
+    code = (
+        "import os, signal, sys\n"
+        f"signal.signal({int(number)}, signal.SIG_DFL)\n"
+        "class Interrupted:\n"
+        "    def find_spec(name, *_):\n"
+        f"        if name == {module!r}:\n"
+        f"            os.kill(os.getpid(), {int(number)})\n"
+        f"            os.kill(os.getpid(), {int(number)})  # a closed terminal sends two\n"
+        "import roundwise.cli\n"
+        "sys.meta_path.insert(0, Interrupted)\n"
+        "sys.argv = ['roundwise', 'quantize', 'net.py:build', '--data', 'inputs.npy', '--out', 'net.rw']\n"
+        "roundwise.cli.main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (128 + number, ""), result.stderr
+    assert re.fullmatch(r"roundwise: .*interrupted.*\n", result.stderr)
+    assert {it.name for it in tmp_path.iterdir()} - {"__pycache__"} == {"net.py", "inputs.npy"}

@@ -30,8 +30,8 @@ IoU if they have masks.
   roundwise evaluate net.onnx --against net.rw --data inputs.npz --json
   roundwise evaluate deeplab.rw --against net.py:deeplab --data VOC2012/ --size 513
 
-MODEL_OR_FILE is a .rw file, an .onnx file (it runs in ONNX Runtime, on the CPU), or a model as for `quantize`. The
-options for weights apply to each of the two networks that takes weights.
+MODEL_OR_FILE is a .rw file, an .onnx file (it runs in ONNX Runtime, on the CPU), or a model as for `quantize`; a .pt2
+program needs --trust-program. The options for weights apply to each of the two networks that takes weights.
 """
 
 

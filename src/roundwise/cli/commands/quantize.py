@@ -16,9 +16,9 @@ from roundwise.cli.measuring import accuracy as accuracy_of
 from roundwise.cli.options import OUTPUT, RunOptions, as_command, file, option
 from roundwise.cli.outputs import check_outputs, check_targets
 from roundwise.cli.parameters import writable
-from roundwise.cli.recipes import RecipeOptions, build_recipe
+from roundwise.cli.recipes import RecipeOptions, changed, first_recipe
 from roundwise.cli.samples import SampleOptions, describe
-from roundwise.cli.terminal import layer_progress, say, show_json
+from roundwise.cli.terminal import layer_progress, say, show_json, wrong_usage
 from roundwise.cli.weights import WeightOptions
 from roundwise.data.dataset import Dataset, load_data
 from roundwise.engine.calibration import BATCH
@@ -38,7 +38,7 @@ Give a trained network low-bit weights, from a few hundred unlabelled inputs.
   roundwise quantize timm:resnet50 --pretrained --data-free --activations 8 --out net.onnx
 
 MODEL is torchvision:NAME or timm:NAME, file.py:function (the network that the function returns), or program.pt2 (a
-program of torch.export; only from people you trust).
+program of torch.export; reading one can run code that is in it, so it needs --trust-program).
 """
 
 
@@ -81,7 +81,9 @@ def command(
     data_free.check(samples, output.labels)
     check_outputs(output.out, output.report)
     want_labels = output.wants_accuracy(samples)
-    recipe = build_recipe(options, data_free=data_free.data_free)
+    recipe = first_recipe(options, data_free=data_free.data_free)
+    with wrong_usage():
+        recipe = changed(recipe, options, data_free=data_free.data_free)
     check_targets(output.out, recipe)
 
     loaded = weights.load(model, options.seed or Recipe().seed)

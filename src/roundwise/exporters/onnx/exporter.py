@@ -24,10 +24,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from roundwise.artifacts.binding import Arguments
 from roundwise.artifacts.dialect import with_operators
 from roundwise.artifacts.model import Model
 from roundwise.artifacts.program import export_program
-from roundwise.artifacts.signature import Arguments
 from roundwise.errors import ExportError
 from roundwise.exporters.interface import Check, ExportedFile, Exporter
 from roundwise.exporters.onnx.datafile import replacing_pair
@@ -190,7 +190,15 @@ def _describe(model: onnx_ir.Model, recipe: Recipe) -> None:
 
 
 def _refuse_float_types(program: ExportedProgram) -> None:
+    ends = {*program.graph_signature.user_inputs, *program.graph_signature.user_outputs}
     for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.name in ends and isinstance(value, Tensor) and value.is_complex():
+            end = "input" if node.op == "placeholder" else "output"
+            raise ExportError(
+                f"The {end} '{node.name}' is of complex numbers, which ONNX Runtime does not have as inputs and "
+                "outputs. Let the model take and return `torch.view_as_real(…)`."
+            )
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype not in ORT_CPU.float_types:
             dtype = str(value.dtype).removeprefix("torch.")
