@@ -417,7 +417,10 @@ SAMPLES_AND_LABELS = {
     "objects": (lambda _: read(np.array([object()])), ("object", "[1]")),
     "shapes that differ": (lambda _: read([IMAGES, IMAGES[:, :2]]), (1, "[2, 4, 5]", "[3, 4, 5]")),
     "structures that differ": (lambda _: read([IMAGES, {"x": {"y": IMAGES}}]), (1, "TreeSpec")),
-    "a sample with NaN": (lambda _: read(IMAGES.index_fill(0, torch.tensor(4), torch.nan)), (4, "NaN", 1, 6)),
+    "a sample with NaN": (
+        lambda _: rw.quantize(nn.Conv2d(3, 2, 1).eval(), IMAGES.index_fill(0, torch.tensor(4), torch.nan)),
+        (4, "NaN", 1, 6),
+    ),
     "inputs of other numbers": (
         lambda _: read((IMAGES, torch.arange(5)), ("left", "right")),
         (0, "[6, 3, 4, 5]", "[5]"),

@@ -2,14 +2,16 @@
 
 import copy
 import functools
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from facts import raises
+from facts import has, raises
 from recipes import quantizing
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import roundwise as rw
 
@@ -175,22 +177,125 @@ class Dead(nn.Module):
         return self.b(self.a(x).relu())
 
 
-def test_an_activation_that_is_always_zero_is_an_error_that_names_it():
-    with raises(rw.CalibrationError, "'relu'", 0):
-        quantized(model=Dead().eval())
+class Scan(nn.Module):
+    """A recurrence that starts from zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(12, 6), nn.Linear(12, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        state = 0.0 * x[:, 0, 0, :6]
+        for row in x[:, 0, :3].unbind(1):
+            state = state * self.a(row).sigmoid() + self.b(row)
+        return self.out(state)
 
 
-def test_an_empty_activation_is_an_error_that_names_it():
-    class Empty(nn.Module):
+class Partly(nn.Module):
+    """A concatenation, a part of which is always 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(12, 4), nn.Linear(12, 4), nn.Linear(8, 2)
+        nn.init.constant_(self.a.bias, -100.0)
+
+    def forward(self, x):
+        return self.out(torch.cat([self.a(x).relu(), self.b(x).relu()], -1))
+
+
+class Empty(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 4), nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.a(x[:, :0].sigmoid()), self.b(x)
+
+
+class Tiny(nn.Module):
+    """Values so small that no scale in float32 fits."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.b(x) + self.b(self.a(x).sigmoid() * 1e-38)
+
+
+class Masked(nn.Module):
+    """Attention over rows, of which the last ones are masked by adding a number; biases are added to the mask."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+        self.query, self.key, self.value, self.out = (nn.Linear(12, 12) for _ in range(4))
+
+    def forward(self, x):
+        x = x[:, 0]
+        mask = torch.zeros_like(x).masked_fill(torch.arange(12) > 8, self.number)
+        bias = mask + self.value(x) * x
+        scores = self.query(x) @ self.key(x).transpose(1, 2) + bias
+        return self.out(scores.softmax(-1) @ self.value(x))
+
+
+IN_FLOAT = {
+    "a zero state": (Scan, {"mul"}),
+    "a dead branch": (Dead, {"relu"}),
+    "empty": (Empty, {"sigmoid"}),
+    "too small": (Tiny, {"mul"}),
+    "masked by minus infinity": (lambda: Masked(-torch.inf), {"add"}),
+    "masked by the smallest number": (lambda: Masked(torch.finfo(torch.float32).min), {"add"}),
+    "masked by a large number": (lambda: Masked(-1e4), {"add"}),
+}
+
+
+@MODES
+@pytest.mark.parametrize(("build", "names"), IN_FLOAT.values(), ids=IN_FLOAT)
+def test_an_activation_that_no_grid_can_hold_stays_in_float_with_a_note(build, names, adapt):
+    torch.manual_seed(0)
+    model = build().eval()
+    result = quantized(adapt, model=model)
+    assert result.report.output_error < 0.01
+    assert result.report.activations
+    said = [note for note in result.report.notes if "left in float" in note]
+    found = set(re.findall(r"'(\w+)'", " ".join(said)))
+    assert {re.sub(r"_\d+$", "", name) for name in found} == names
+    assert found.isdisjoint(activation.name for activation in result.report.activations)
+    with torch.no_grad():
+        pairs = list(zip(pytree.tree_leaves(result(IMAGES)), pytree.tree_leaves(model(IMAGES)), strict=True))
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=0, atol=0.2 * float(other.abs().max()) if other.numel() else 0)
+
+
+def test_what_is_zero_shares_the_range_of_what_it_is_joined_with():
+    torch.manual_seed(0)
+    zero, other = (it for it in quantized(model=Partly().eval()).report.activations if it.shared_with)
+    assert (zero.low, zero.high, zero.scale) == (0, 0, other.scale)
+    assert other.high > 0
+
+
+def test_samples_may_have_values_that_are_not_finite_where_the_network_does_not_compute_with_them():
+    class Attention(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a = nn.Linear(12, 4)
+            self.query, self.out = nn.Linear(12, 12), nn.Linear(12, 2)
 
-        def forward(self, x):
-            return self.a(x[:, :0].sigmoid()), self.a(x)
+        def forward(self, x, mask):
+            scores = self.query(x) @ x.transpose(1, 2) + mask[:, None]
+            return self.out(torch.nan_to_num(scores.softmax(-1) @ x))
 
-    with raises(rw.CalibrationError, "'sigmoid'", "0, 12, 12"):
-        quantized(model=Empty().eval())
+    torch.manual_seed(0)
+    model, rows = Attention().eval(), IMAGES[:, 0].clone()
+    mask = torch.zeros(len(rows), 12).index_fill(1, torch.arange(9, 12), -torch.inf)
+    recipe = quantizing(rounding=rw.rounding.Nearest(), activations=rw.Activations(), batch_size=16)
+    result = rw.quantize(model, (rows, mask), recipe)
+    assert result.report.output_error < 0.01
+    assert any(has(note, 0, "infinity", 120, 40) for note in result.report.notes)
+    torch.testing.assert_close(result(rows, mask), model(rows, mask), rtol=0, atol=0.5)
+    mask[3] = -torch.inf  # every place of a sample is masked
+    with raises(rw.CalibrationError, "infinity"):
+        rw.quantize(nn.Sequential(nn.Linear(12, 3)).eval(), mask, recipe)
 
 
 def test_a_constant_activation_that_is_not_zero_will_do():

@@ -101,6 +101,20 @@ Batch = list[Any]
 
 @final
 @dataclass(frozen=True)
+class NotFinite:
+    """Values among the samples that are NaN or infinite.
+
+    Attributes:
+        sample: number of the first sample that has any.
+        found: the values, in words.
+    """
+
+    sample: int
+    found: str
+
+
+@final
+@dataclass(frozen=True)
 class Calibration:
     """All samples, in batches of equal size; the last batch may be smaller.
 
@@ -109,12 +123,15 @@ class Calibration:
         spec: the pytree that makes `(args, kwargs)` from the leaves.
         samples: number of samples.
         notes: for the report: which values of the data were not used.
+        not_finite: the first values that are NaN or infinite; None if all are finite. `graph_for` decides whether the
+            samples can be used.
     """
 
     batches: list[Batch]
     spec: pytree.TreeSpec
     samples: int
     notes: tuple[str, ...] = ()
+    not_finite: NotFinite | None = None
 
     def example(self, count: int, device: torch.device | str = "cpu") -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`(args, kwargs)` with the first `count` samples (repeated if there are fewer), on a device."""
@@ -178,6 +195,14 @@ class Calibration:
                 chosen.insert(0, batch)
         return Calibration(chosen, self.spec, sum(map(_count, chosen)))
 
+    def batch_with(self, sample: int, device: torch.device | str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """`(args, kwargs)` with the batch that has a sample, on a device."""
+        batch = self.batches[sample // _count(self.batches[0])]
+        args, kwargs = pytree.tree_unflatten(
+            [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in batch], self.spec
+        )
+        return args, kwargs
+
 
 def read_calibration(data: Any, signature: Signature, batch_size: int | None, store: ActivationStore) -> Calibration:
     """Read all samples.
@@ -190,8 +215,7 @@ def read_calibration(data: Any, signature: Signature, batch_size: int | None, st
         store: holds the samples, except slices of a tensor that the caller keeps anyway.
 
     Raises:
-        CalibrationError: there are no samples; or they are not finite, differ in shape or dtype, or do not fit the
-            model's inputs.
+        CalibrationError: there are no samples; or they differ in shape or dtype, or do not fit the model's inputs.
     """
     batch_size = signature.batch or batch_size
     notes: dict[str, None] = {}
@@ -199,6 +223,7 @@ def read_calibration(data: Any, signature: Signature, batch_size: int | None, st
     first: Batch = []
     pending: list[Batch] = []
     batches: list[Batch] = []
+    not_finite: NotFinite | None = None
     seen = 0
     single = _single_batch(data)
     if isinstance(data, tuple):
@@ -214,7 +239,8 @@ def read_calibration(data: Any, signature: Signature, batch_size: int | None, st
                 f"batch {index} of the calibration samples has another structure than the first: {this} instead of "
                 f"{spec}. Give the same inputs in every batch."
             )
-        count = _check(leaves, index, seen, first)
+        count = _check(leaves, index, first)
+        not_finite = not_finite or _find_not_finite(leaves, index, seen, count)
         seen += count
         if count:
             pending.append(leaves)
@@ -237,7 +263,7 @@ def read_calibration(data: Any, signature: Signature, batch_size: int | None, st
             f"remainder of {seen % signature.batch}. Give a multiple of {signature.batch}, or export the program with "
             "a dynamic first dimension."
         )
-    return Calibration(batches, spec, seen, tuple(notes))
+    return Calibration(batches, spec, seen, tuple(notes), not_finite)
 
 
 def _default_batch_size(batch: Batch, device: torch.device) -> int:
@@ -308,7 +334,7 @@ def _is_batched(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0
 
 
-def _check(leaves: Batch, index: int, seen: int, first: Batch) -> int:
+def _check(leaves: Batch, index: int, first: Batch) -> int:
     """Check all tensors of a batch; return the number of its samples."""
     tensors = [leaf for leaf in leaves if _is_batched(leaf)]
     if not tensors:
@@ -325,17 +351,23 @@ def _check(leaves: Batch, index: int, seen: int, first: Batch) -> int:
         )
     for leaf, reference in zip(leaves, first, strict=True):
         _check_alike(leaf, reference, index)
-    for tensor in tensors:
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            bad = ~torch.isfinite(tensor).reshape(count, -1)
-            where = int(bad.any(1).nonzero()[0])
-            kind = "NaN" if tensor[where].isnan().any() else "infinity"
-            raise CalibrationError(
-                f"calibration sample {seen + where} contains {kind}: {int(bad.sum())} values in "
-                f"{int(bad.any(1).sum())} of {count} samples (batch {index}) are not finite. They would make every "
-                "statistic NaN or infinite: remove or repair such samples."
-            )
     return count
+
+
+def _find_not_finite(leaves: Batch, index: int, seen: int, count: int) -> NotFinite | None:
+    """The values of a batch that are NaN or infinite, of the first tensor that has any; None if all are finite."""
+    for tensor in filter(_is_batched, leaves):
+        if not tensor.is_floating_point() or torch.isfinite(tensor).all():
+            continue
+        bad = ~torch.isfinite(tensor).reshape(count, -1)
+        where = int(bad.any(1).nonzero()[0])
+        kind = "NaN" if tensor[where].isnan().any() else "infinity"
+        return NotFinite(
+            seen + where,
+            f"calibration sample {seen + where} contains {kind}: {int(bad.sum())} values in "
+            f"{int(bad.any(1).sum())} of {count} samples (batch {index}) are not finite",
+        )
+    return None
 
 
 def _check_alike(leaf: Any, reference: Any, index: int) -> None:

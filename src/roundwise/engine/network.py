@@ -6,26 +6,31 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, final
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from roundwise.artifacts.emit import QuantizedWeight
 from roundwise.artifacts.model import Model
-from roundwise.engine.calibration import DataFree, read_calibration
+from roundwise.engine.calibration import Calibration, DataFree, read_calibration
 from roundwise.engine.model_checks import check_weights_and_names
 from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.engine.torch_state import ONE_THREAD_AT_A_TIME, capturing_on, default_device, isolated_torch_state
-from roundwise.errors import CalibrationError, ModelError, RecipeError
+from roundwise.errors import CalibrationError, CaptureError, ModelError, RecipeError
 from roundwise.frontends import Facts, frontend_for
 from roundwise.graph.graph import ConstantInput, Graph, InputSpec
 from roundwise.graph.sizes import Dynamic
 from roundwise.numerics.quantizer import Quantizer
 from roundwise.report import StageReport
+
+REPAIR = "Remove or repair such samples; where a mask has −∞, check that each sample keeps a place that is not masked."
+"""What to do about samples with values that are NaN or infinite."""
 
 
 @final
@@ -112,10 +117,49 @@ def capture(model: nn.Module | ExportedProgram, samples: Any, *, dynamic: Dynami
     with isolated_torch_state(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
         if isinstance(samples, DataFree):
             samples = samples.samples(facts.dtype, facts.signature.batch or 2)
-        args, kwargs = read_calibration(samples, facts.signature, 2, store).example(2, facts.device)
+        calibration = read_calibration(samples, facts.signature, 2, store)
         with capturing_on(facts.device, callers):
-            graph = graph_of(model, args, kwargs, dynamic)
+            graph, _ = graph_for(model, calibration, facts.device, dynamic)
         return Network(graph, facts, _versions(graph))
+
+
+def graph_for(
+    model: nn.Module | ExportedProgram | Network,
+    calibration: Calibration,
+    device: torch.device,
+    dynamic: Dynamic | None = None,
+) -> tuple[Graph, tuple[str, ...]]:
+    """The graph of a model for calibration samples, and notes about samples with values that are NaN or infinite.
+
+    Such values are right where the network does not compute with them: −∞ in an attention mask, NaN where data is
+    missing and replaced. So the samples are used if the network's outputs for them are finite. −∞ among the outputs is
+    allowed, since masks use it.
+
+    Raises:
+        CalibrationError: the outputs are NaN or infinite; or as `graph_of`.
+        CaptureError, ModelError: as `graph_of`.
+    """
+    odd = calibration.not_finite
+    try:
+        graph = graph_of(model, *calibration.example(2, device), dynamic)
+    except (CaptureError, ModelError) as error:
+        if odd is None:
+            raise
+        raise CalibrationError(f"{odd.found}, and the model cannot be captured with them. {REPAIR}") from error
+    if odd is None:
+        return graph, ()
+    args, kwargs = calibration.batch_with(odd.sample, device)
+    with torch.no_grad():
+        leaves = pytree.tree_leaves(graph.module()(*args, **kwargs))
+    outputs = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not outputs or any(bool((output.isnan() | (output == math.inf)).any()) for output in outputs):
+        why = (
+            "are not finite either"
+            if outputs
+            else "are not floating-point numbers that could show whether this is right"
+        )
+        raise CalibrationError(f"{odd.found}, and the network's outputs for this batch {why}. {REPAIR}")
+    return graph, (f"{odd.found}; they are used, because the network's outputs for this batch are finite",)
 
 
 def graph_of(

@@ -80,7 +80,7 @@ def forecast(
         positions = math.ceil(rows * layer.positions(output) / count(values)) if len(unit.nodes) == 1 else 1
         working = max(working, _live_bytes(values, separate) + task.bytes_needed(samples, positions))
         work = task.work(math.ceil(rows / count(values)), samples)
-        costs[-1] += 3 * seconds / share + work * seconds / rows
+        costs[-1] += 3 * seconds / share + work * seconds / max(1, rows)  # no rows: the layer reads an empty tensor
         for node in unit.nodes:
             executor.release(node, values)
     plan = Plan(

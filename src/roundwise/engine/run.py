@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from roundwise.engine.calibration import Calibration, DataFree, copy_samples, read_calibration
-from roundwise.engine.network import Network, facts_of, graph_of, made_up_inputs
+from roundwise.engine.network import Network, facts_of, graph_for, made_up_inputs
 from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.engine.torch_state import capturing_on, default_device, isolated_torch_state, notes_on_settings
 from roundwise.errors import CalibrationError, RecipeError
@@ -104,7 +104,7 @@ def prepared_run(
         read = time.perf_counter()
         capturing = capturing_on(device, callers)
         with made_up_inputs(not has_data), _hinting_at_single_samples(data), capturing:
-            graph = graph_of(model, *calibration.example(2, device), dynamic)
+            graph, odd = graph_for(model, calibration, device, dynamic)
         if graph.batch is None:
             calibration = calibration.within(graph.limits.batches, chosen=recipe.batch_size is not None)
         captured = time.perf_counter()
@@ -119,6 +119,7 @@ def prepared_run(
             notes=(
                 *settings,
                 *calibration.notes,
+                *odd,
                 *_notes_on_samples(calibration, has_data),
                 *graph.notes,
                 *_notes_on_sizes(graph),

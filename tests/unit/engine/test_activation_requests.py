@@ -1,4 +1,4 @@
-"""Which requests about activations a run refuses, and which values it cannot find a range for."""
+"""Which requests about activations a run refuses, and which values."""
 
 import torch
 from facts import raises
@@ -33,6 +33,6 @@ class Reciprocal(nn.Module):
         return self.last(1 / self.first(x).relu().square()).tanh()
 
 
-def test_a_tensor_with_infinite_values_is_named():
-    with raises(rw.ModelError, "values from", "inf"):
+def test_a_layer_that_reads_infinite_values_is_named():
+    with raises(rw.ModelError, "'last'", "infinite"):
         rw.quantize(Reciprocal().eval(), SAMPLES, recipe())

@@ -254,13 +254,14 @@ def test_a_generator_that_was_read_before_is_named_as_the_cause(read):
 
 
 @pytest.mark.parametrize(("value", "kind"), [(float("nan"), "NaN"), (float("inf"), "infinity")])
-def test_a_value_that_is_not_finite_is_an_error_that_names_the_sample(read, value, kind):
+def test_a_value_that_is_not_finite_is_found_with_its_sample(read, value, kind):
     images = IMAGES.clone()
     images[7, 1, 2, 3] = value
-    with raises(CalibrationError, 7, kind, 1, 10):
-        read(images)
-    with raises(CalibrationError, 7, kind, 2):
-        read(list(images.split(3)))
+    assert read(IMAGES).not_finite is None
+    whole, split = read(images).not_finite, read(list(images.split(3))).not_finite
+    assert (whole.sample, split.sample) == (7, 7)
+    assert has(whole.found, 7, kind, 1, 10)
+    assert has(split.found, 7, kind, 2)
 
 
 def test_inputs_that_disagree_on_the_number_of_samples_are_an_error(read):

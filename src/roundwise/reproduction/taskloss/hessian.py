@@ -41,7 +41,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roundwise.data.labels import as_labels
 from roundwise.engine.calibration import Batch, Calibration, DataFree, read_calibration
-from roundwise.engine.network import Network, facts_of, graph_of
+from roundwise.engine.network import Network, facts_of, graph_for
 from roundwise.engine.rewriting import folded
 from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.engine.torch_state import isolated_torch_state
@@ -176,7 +176,7 @@ def task_hessian(
     with isolated_torch_state(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
         samples = read_calibration(inputs, facts.signature, batch_size, store)
         targets = _read_labels(labels, samples.samples)
-        graph = folded(graph_of(model, *samples.example(2, facts.device)))
+        graph = folded(graph_for(model, samples, facts.device)[0])
         chosen = _find(graph, layer)
         network = _Network(graph, chosen, samples, store)
         _check_size(chosen, network.weight, limit)
