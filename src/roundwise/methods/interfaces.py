@@ -18,13 +18,15 @@ from typing import Any, ClassVar, Generic, TypeVar, final
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from roundwise.errors import RecipeError
 from roundwise.graph.graph import Graph
+from roundwise.graph.matrix import LinearMap
 from roundwise.graph.nonlinearity import Nonlinearity
 from roundwise.graph.unit import Unit
 from roundwise.numerics.grid import Codebook, Granularity, Grid
+from roundwise.numerics.quantizer import Quantizer
 from roundwise.statistics import BlockStatistic, Statistic, ValueStatistic
 
 S = TypeVar("S", bound=Statistic)
@@ -269,6 +271,21 @@ class ActivationRanges(ABC, Generic[V]):
             values: of all calibration samples; finite, at least one, and not all zero. Or what is expected of them.
             codebook: the integers that codes may take.
         """
+
+
+class LearnedQuantization(ABC):
+    """How weights and activations are quantized while the network is trained. Implementations are frozen dataclasses.
+
+    The modules that it makes have the scales as parameters; they start from a grid that was chosen before.
+    """
+
+    @abstractmethod
+    def weight(self, grid: Grid, layer: LinearMap) -> nn.Module:
+        """A module from a weight to the quantized weight; its attribute `grid` is the grid as it is now."""
+
+    @abstractmethod
+    def activation(self, quantizer: Quantizer, device: torch.device) -> nn.Module:
+        """A module from an activation to the quantized activation; its attribute `quantizer` is as it is now."""
 
 
 _WAY_OUT = "Correct its method `solve`, or take another solver for this layer."
