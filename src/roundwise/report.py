@@ -124,6 +124,24 @@ class KeptFloat:
 
 @final
 @dataclass(frozen=True)
+class EpochReport:
+    """One epoch of training.
+
+    Attributes:
+        epoch: its number, from 1; 0 is before training.
+        loss: mean over the training batches; None before training.
+        held_out: mean loss on held-out samples, after the epoch.
+        accuracy: share of the held-out samples whose label has the largest logit, 0 to 1; None without labels.
+    """
+
+    epoch: int
+    loss: float | None
+    held_out: float
+    accuracy: float | None = None
+
+
+@final
+@dataclass(frozen=True)
 class StageReport:
     """The report of one stage of the recipe.
 
@@ -136,6 +154,7 @@ class StageReport:
         layers: the layers that the stage quantized, in the order in which they run.
         kept_float: the parameters with two or more dimensions that stay in float, each with the reason.
         activations: the activations that the stage quantized, in order. All errors include theirs.
+        epochs: the epochs of training.
     """
 
     stage: str
@@ -145,6 +164,7 @@ class StageReport:
     layers: tuple[LayerReport, ...] = ()
     kept_float: tuple[KeptFloat, ...] = ()
     activations: tuple[ActivationReport, ...] = ()
+    epochs: tuple[EpochReport, ...] = ()
 
 
 @final

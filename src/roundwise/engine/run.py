@@ -17,6 +17,7 @@ from roundwise.engine.network import Network, facts_of, graph_of, made_up_inputs
 from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.events import Progress
+from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.recipe import Recipe
 
 
@@ -35,6 +36,7 @@ class Run:
         inputs: copies of the first samples, which the finished model keeps as its example; None without data.
         notes: for the report: which values of the data were not used.
         seconds: what the preparation took: reading the samples, and capturing the model.
+        training_samples: what a stage that trains is given, in the caller's form: it reads them anew in each epoch.
         last: whether the current stage is the last one, so that the samples need not be kept after it; `run_stage`
             sets it.
     """
@@ -48,6 +50,7 @@ class Run:
     inputs: tuple[tuple[Any, ...], dict[str, Any]] | None
     notes: tuple[str, ...]
     seconds: dict[str, float]
+    training_samples: Any = None
     last: bool = False
 
     @property
@@ -71,7 +74,11 @@ class Run:
 
 @contextlib.contextmanager
 def prepared_run(
-    model: nn.Module | ExportedProgram | Network, data: Any, recipe: Recipe, progress: Progress | None
+    model: nn.Module | ExportedProgram | Network,
+    data: Any,
+    recipe: Recipe,
+    progress: Progress | None,
+    training_samples: Any = None,
 ) -> Iterator[tuple[Run, Network]]:
     """Read the samples and capture the model; gives the state of the run, and the network for the first stage.
 
@@ -104,5 +111,7 @@ def prepared_run(
             notes=calibration.notes,
             seconds={"read": read - start, "capture": captured - read},
         )
+        if any(isinstance(stage, Finetune) for stage in recipe.stages):
+            run.training_samples = inputs if training_samples is None else training_samples
         del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)
         yield run, Network(graph, facts, {})

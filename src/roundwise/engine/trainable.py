@@ -24,6 +24,7 @@ that is nearest to the float weight, so that the first forward pass gives the sa
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, final
 
@@ -33,7 +34,11 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from roundwise.artifacts.emit import QuantizedWeight
+from roundwise.artifacts.model import Model
 from roundwise.engine.network import Network
+from roundwise.engine.norm_statistics import reestimate
+from roundwise.engine.training_data import TrainingBatch, training_batches
+from roundwise.errors import ModelError
 from roundwise.graph.analysis.activations import kind_of
 from roundwise.graph.analysis.layers import Layer, find_layers
 from roundwise.graph.analysis.moments import BATCH_NORM
@@ -88,9 +93,12 @@ class Trainable(nn.Module):
         network: what training started from.
     """
 
-    def __init__(self, network: Network, quantization: LearnedQuantization) -> None:
+    def __init__(
+        self, network: Network, quantization: LearnedQuantization, finish: Callable[[Network], Model] | None = None
+    ) -> None:
         super().__init__()
         self.network = network
+        self._finish = finish
         builder = _Builder(network, quantization)
         builder.build()
         self._layers, self._activations = builder.layers, builder.activations
@@ -167,6 +175,24 @@ class Trainable(nn.Module):
 
     # ------------------------------------------------------------------------------------------- back to a network
 
+    def finish(self, data: Any = None) -> Model:
+        """The trained network as the usual result, which runs, saves and exports.
+
+        Args:
+            data: samples on which batch-norm's running statistics are estimated anew, in batches; None keeps those that
+                training has left.
+
+        Raises:
+            ModelError: this module was not made by `rw.trainable`.
+        """
+        if self._finish is None:
+            raise ModelError("this module has no way to finish: make it with `rw.trainable(model, data, recipe)`.")
+        if data is not None:
+            samples = training_batches(data, self.network.facts.signature)
+            device = next(self.parameters()).device
+            reestimate(self, (functools.partial(_call, self, batch.to(device)) for batch in samples))
+        return self._finish(self.to_network())
+
     @torch.no_grad()
     def to_network(self) -> Network:
         """The network as training has left it: batch-norms folded, weights as codes, quantizers with their scales."""
@@ -203,6 +229,10 @@ class Trainable(nn.Module):
                 nodes[name]: self.get_submodule(module).quantizer for name, module in self._activations.items()
             },
         )
+
+
+def _call(module: nn.Module, batch: TrainingBatch) -> object:
+    return module(*batch.args, **batch.kwargs)
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
