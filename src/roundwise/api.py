@@ -89,7 +89,7 @@ def finetune(
     Args:
         model: as for `quantize`.
         data: what to train on, with labels or without: tensors as for `quantize`, a `DataLoader`, a data set, or an
-            iterable of batches that can be read again and again. In a tuple, what is beyond the model's inputs are labels.
+            iterable of batches that can be read again and again. What is beyond the model's inputs are labels.
         recipe: with a stage `Finetune`; by default 4-bit weights, then `Finetune()`. A network is trained in float
             where no `Quantize` comes before.
         calibration: samples for the stages before training; None takes 1,024 of `data`.

@@ -1,4 +1,4 @@
-"""What training lowers: the difference from the float network's outputs, and the cross-entropy of labels if there are any.
+"""What training lowers: the difference from the float network's outputs, and the cross-entropy of labels.
 
     logits   KL(softmax(t) ‖ softmax(y))                 t: outputs of the float network, y: of the network in training
     others   Σ (y − t)² / Σ (t − mean t)²                relative, so that outputs of any size weigh the same

@@ -191,4 +191,3 @@ class Trainer:
         """The learning rates fall along half a cosine, from the first step to 0 at the last."""
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * done))
-

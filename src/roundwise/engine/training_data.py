@@ -221,12 +221,14 @@ def _of_iterable(data: Any, signature: Signature) -> TrainingData:
     if not held:
         raise CalibrationError("there are no samples to train on: the data is empty. Give at least one batch.")
     note = (
-        "the data is an iterable of batches, so nothing could be held out: its first batches, which are trained on too, "
-        "decided which state was kept"
+        "the data is an iterable of batches, so nothing could be held out: its first batches, which are trained on "
+        "too, decided which state was kept"
     )
-    return TrainingData(
-        lambda number, start: itertools.islice(iter(data), start, None), held, None, False, note, signature
-    )
+
+    def epoch(_: int, start: int) -> Iterable[Any]:
+        return itertools.islice(iter(data), start, None)
+
+    return TrainingData(epoch, held, None, False, note, signature)
 
 
 @final

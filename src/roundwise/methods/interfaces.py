@@ -273,19 +273,37 @@ class ActivationRanges(ABC, Generic[V]):
         """
 
 
+class WeightQuantizer(nn.Module, ABC):
+    """A module from a weight to the quantized weight, back in float, with parameters that are trained."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> Grid:
+        """The grid that training has reached."""
+
+
+class ActivationQuantizer(nn.Module, ABC):
+    """A module from an activation to the quantized activation, back in float, with parameters that are trained."""
+
+    @property
+    @abstractmethod
+    def quantizer(self) -> Quantizer:
+        """The quantizer that training has reached."""
+
+
 class LearnedQuantization(ABC):
     """How weights and activations are quantized while the network is trained. Implementations are frozen dataclasses.
 
-    The modules that it makes have the scales as parameters; they start from a grid that was chosen before.
+    The modules that it makes start from a grid that was chosen before.
     """
 
     @abstractmethod
-    def weight(self, grid: Grid, layer: LinearMap) -> nn.Module:
-        """A module from a weight to the quantized weight; its attribute `grid` is the grid as it is now."""
+    def weight(self, grid: Grid, layer: LinearMap) -> WeightQuantizer:
+        """A module for the weight of a layer."""
 
     @abstractmethod
-    def activation(self, quantizer: Quantizer, device: torch.device) -> nn.Module:
-        """A module from an activation to the quantized activation; its attribute `quantizer` is as it is now."""
+    def activation(self, quantizer: Quantizer, device: torch.device) -> ActivationQuantizer:
+        """A module for an activation."""
 
 
 _WAY_OUT = "Correct its method `solve`, or take another solver for this layer."

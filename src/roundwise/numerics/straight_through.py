@@ -70,9 +70,8 @@ def fake_quantize(
         >>> y.detach(), x.grad
         (tensor([0.0000, 0.5000, 1.5000]), tensor([1., 1., 0.]))
     """
-    result: Tensor = _FakeQuantize.apply(
-        values, scale, zero_point, qmin, qmax, factor, real_zero_point
-    )
+    arguments = (values, scale, zero_point, qmin, qmax, factor, real_zero_point)
+    result: Tensor = _FakeQuantize.apply(*arguments)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -94,7 +93,7 @@ def positive(scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 @final
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, factor: float, real: bool
     ) -> Tensor:
         # As numerics/affine.py: in float32, with the reciprocal of the scale, rounded before the zero point is added.
@@ -108,15 +107,15 @@ class _FakeQuantize(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, result, scale, zero_point = ctx.saved_tensors
         qmin, qmax = ctx.limits
         low, high = (qmin - zero_point) * scale, (qmax - zero_point) * scale
         inside = torch.where((values > low) & (values < high), gradient, torch.zeros_like(gradient))
         of_scale = of_zero_point = None
         if ctx.needs_input_grad[1]:
-            products = (gradient * result).addcmul_(inside, values, value=-1)
-            of_scale = products.float().sum_to_size(scale.shape) / scale * ctx.factor
+            products = (gradient * result).float().addcmul_(inside.float(), values.float(), value=-1)
+            of_scale = products.sum_to_size(scale.shape) / scale * ctx.factor
         if ctx.needs_input_grad[2]:
             outside = (gradient - inside).float().sum_to_size(zero_point.shape)
             of_zero_point = outside * scale * -ctx.factor

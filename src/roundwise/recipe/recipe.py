@@ -43,8 +43,8 @@ from roundwise.methods.corrections import AnalyticBias
 from roundwise.methods.rewrites import CrossLayerEqualization, HighBiasAbsorption
 from roundwise.methods.rounding import Nearest
 from roundwise.recipe.checks import check_whole_number
-from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.files import from_plain, methods_of_ones_own, to_plain
+from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.settings import Weights
 from roundwise.recipe.stages import STAGES, Quantize, Rewrite, Stage
 

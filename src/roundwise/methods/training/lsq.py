@@ -41,6 +41,4 @@ class LSQ(LearnedQuantization):
 
     def activation(self, quantizer: Quantizer, device: torch.device) -> LearnedActivation:
         """A module that quantizes an activation."""
-        return LearnedActivation(
-            quantizer, learns_offset=False, scales_gradients=self.scales_gradients, device=device
-        )
+        return LearnedActivation(quantizer, learns_offset=False, scales_gradients=self.scales_gradients, device=device)

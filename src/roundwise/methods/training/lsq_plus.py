@@ -2,10 +2,10 @@
 
     x̂ = s ⌊clip((x − β)/s, qmin, qmax)⌉ + β                                                                    (1)
 
-A function such as SiLU gives a few small negative values. Unsigned codes with zero point 0 lose them, signed codes waste
-half of the codes on them; an offset β < 0 keeps both. Integer arithmetic needs a code for 0.0, because convolutions pad
-with zeros. So β is rounded to a multiple of the scale in every forward pass, β = −z s with a whole number z, and the
-gradient passes through this rounding. What is trained is then what will run.
+A function such as SiLU gives a few small negative values. Unsigned codes with zero point 0 lose them, and signed codes
+spend half of the codes on them. With an offset β < 0 nothing is lost. Integer arithmetic needs a code for 0.0, because
+convolutions pad with zeros. So β is rounded to a multiple of the scale in every forward pass, β = −z s with a whole
+number z, and the gradient passes through this rounding. What is trained is then what will run.
 
 References:
     Bhalgat et al., "LSQ+", CVPR Workshops 2020, arXiv:2004.09576 (Eqs. 3 to 6).

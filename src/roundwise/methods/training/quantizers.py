@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from roundwise.graph.matrix import LinearMap
+from roundwise.methods.interfaces import ActivationQuantizer, WeightQuantizer
 from roundwise.numerics.grid import Codebook, Grid
 from roundwise.numerics.quantizer import Quantizer
 from roundwise.numerics.straight_through import fake_quantize, gradient_scale, positive, round_through
 
 
 @final
-class LearnedWeight(nn.Module):
+class LearnedWeight(WeightQuantizer):
     """Quantizes the weight of one layer; the scales are learned, the zero points are not.
 
     Attributes:
@@ -52,7 +53,7 @@ class LearnedWeight(nn.Module):
 
 
 @final
-class LearnedActivation(nn.Module):
+class LearnedActivation(ActivationQuantizer):
     """Quantizes one activation; its scale is learned, and with LSQ+ its offset too.
 
     Attributes:
@@ -97,4 +98,3 @@ class LearnedActivation(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.codebook.bits} bits"
-
