@@ -42,7 +42,7 @@ from roundwise.engine.training_data import TrainingBatch, training_batches
 from roundwise.errors import ModelError
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.methods.interfaces import ActivationQuantizer, LearnedQuantization, WeightQuantizer
-from roundwise.numerics.grid import SMALLEST_SCALE, Grid
+from roundwise.numerics.grid import SMALLEST_SCALE, Grid, expand_blocks
 
 
 @final
@@ -227,10 +227,12 @@ def _multiplied(codes: Tensor, grid: Grid, factor: Tensor) -> tuple[Tensor, Grid
     Where a factor is negative, codes change their sign; the smallest of them has no counterpart, and becomes the
     largest. Where a factor is 0, the row is 0: its codes are those of 0.0, and its scale can be any.
     """
-    flipped = grid.clip(2 * grid.zero_point - codes).to(codes.dtype)
+    cols = codes.shape[-1]
+    zero = expand_blocks(grid.zero_point, cols)
+    flipped = grid.clip(2 * zero - codes).to(codes.dtype)
     codes = torch.where(factor < 0, flipped, codes)
     scale = (grid.scale.double() * factor.abs()).float()
     nothing = scale <= SMALLEST_SCALE
-    codes = torch.where(nothing.any(-1, keepdim=True), grid.zero_point[..., :1].to(codes.dtype), codes)
+    codes = torch.where(expand_blocks(nothing, cols), zero.to(codes.dtype), codes)
     scale = torch.where(nothing, grid.scale, scale)
     return codes, Grid(scale, grid.zero_point.expand_as(scale).contiguous(), grid.codebook)

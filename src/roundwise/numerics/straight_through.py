@@ -86,7 +86,7 @@ def positive(scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     An optimizer may step over 0. The absolute value makes the step harmless: a scale of −0.1 works as 0.1 does, and the
     gradient moves it away from 0 or towards 0 as it would move 0.1. A clamp would stop its gradient.
     """
-    size = scale.abs()
+    size = torch.where(scale < 0, -scale, scale)  # |scale|, with a gradient at 0 too
     return size + (size.clamp(min=SMALLEST_LEARNED_SCALE) - size).detach()
 
 
