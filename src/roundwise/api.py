@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -79,6 +80,7 @@ def finetune(
     recipe: Recipe | Stage | Sequence[Stage] | None = None,
     *,
     calibration: Any = None,
+    journal: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Quantize a network and train it on, with scales and offsets that are learned too (LSQ+).
@@ -93,6 +95,8 @@ def finetune(
         recipe: with a stage `Finetune`; by default 4-bit weights, then `Finetune()`. A network is trained in float
             where no `Quantize` comes before.
         calibration: samples for the stages before training; None takes 1,024 of `data`.
+        journal: a folder for the state of training, saved twice a minute. A run that was killed goes on from it: call
+            the function again with the same arguments.
         progress: called with an `Event` as the run goes; `print` will do.
 
     Returns:
@@ -114,8 +118,9 @@ def finetune(
     """
     recipe = Recipe.of((Quantize(), Finetune()) if recipe is None else recipe)
     recipe.stage(Finetune)  # raises
+    folder = None if journal is None else Path(journal)
     few = some_samples(data, CALIBRATION, recipe.seed) if calibration is None else calibration
-    with prepared_run(model, few, recipe, progress, training_samples=data) as (run, network):
+    with prepared_run(model, few, recipe, progress, training_samples=data, journal=folder) as (run, network):
         network = run_stages(recipe.stages, network, run)
     return model_of(network, run, recipe)
 

@@ -132,12 +132,14 @@ class EpochReport:
         loss: mean over the training batches; None before training.
         held_out: mean loss on held-out samples, after the epoch.
         accuracy: share of the held-out samples whose label has the largest logit, 0 to 1; None without labels.
+        oscillating: share of the quantized weights whose codes jump to and fro, 0 to 1; None before training.
     """
 
     epoch: int
     loss: float | None
     held_out: float
     accuracy: float | None = None
+    oscillating: float | None = None
 
 
 @final

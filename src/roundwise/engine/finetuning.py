@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from roundwise.engine.checkpoint import Checkpoint, fingerprint
 from roundwise.engine.network import Network
 from roundwise.engine.run import Run
 from roundwise.engine.trainable import Trainable
@@ -31,13 +32,17 @@ def run_finetune(stage: Finetune, network: Network, run: Run) -> Network:
     data = training_data(run.training_samples, network.facts.signature, stage.batch_size, run.seed)
     trainable = Trainable(network, stage.quantization).to(run.device)
     teacher = None if stage.labels == 1 else (network.original or network.graph).module()
+    checkpoint = None
+    if run.journal is not None:
+        identity = fingerprint(dataclasses.asdict(stage) | {"seed": run.seed}, trainable.state_dict(), data.samples)
+        checkpoint = Checkpoint(run.journal, identity)
     with torch.random.fork_rng(), torch.enable_grad():
-        trainer = Trainer(trainable, teacher, data, stage, run.seed, run.device, run.progress)
-        best = trainer.run()
+        trainer = Trainer(trainable, teacher, data, stage, run.seed, run.device, run.progress, checkpoint)
+        trainer.run()
     notes = [f"training: {note}" for note in network.graph.training.notes]
     if data.note:
         notes.append(data.note)
-    if best.epoch == 0:
+    if trainer.best_epoch == 0:
         notes.append("training did not lower the loss on held-out samples, so the network is as it was before")
     report = StageReport(
         "finetune", {"training": time.perf_counter() - start}, tuple(notes), epochs=tuple(trainer.epochs)

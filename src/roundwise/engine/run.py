@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -37,6 +38,7 @@ class Run:
         notes: for the report: which values of the data were not used.
         seconds: what the preparation took: reading the samples, and capturing the model.
         training_samples: what a stage that trains is given, in the caller's form: it reads them anew in each epoch.
+        journal: the folder where training keeps its state, so that it can go on after it was killed; or None.
         last: whether the current stage is the last one, so that the samples need not be kept after it; `run_stage`
             sets it.
     """
@@ -51,6 +53,7 @@ class Run:
     notes: tuple[str, ...]
     seconds: dict[str, float]
     training_samples: Any = None
+    journal: Path | None = None
     last: bool = False
 
     @property
@@ -79,6 +82,7 @@ def prepared_run(
     recipe: Recipe,
     progress: Progress | None,
     training_samples: Any = None,
+    journal: Path | None = None,
 ) -> Iterator[tuple[Run, Network]]:
     """Read the samples and capture the model; gives the state of the run, and the network for the first stage.
 
@@ -112,6 +116,7 @@ def prepared_run(
             seconds={"read": read - start, "capture": captured - read},
         )
         if any(isinstance(stage, Finetune) for stage in recipe.stages):
+            run.journal = journal
             run.training_samples = inputs if training_samples is None else training_samples
         del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)
         yield run, Network(graph, facts, {})

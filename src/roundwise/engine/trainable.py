@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, final
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, fx, nn
@@ -41,8 +41,32 @@ from roundwise.engine.trainable_graph import Builder, parameter_or_buffer, place
 from roundwise.engine.training_data import TrainingBatch, training_batches
 from roundwise.errors import ModelError
 from roundwise.graph.analysis.layers import find_layers
+from roundwise.graph.matrix import LinearMap
 from roundwise.methods.interfaces import ActivationQuantizer, LearnedQuantization, WeightQuantizer
 from roundwise.numerics.grid import SMALLEST_SCALE, Grid, expand_blocks
+
+
+class QuantizedParameter(NamedTuple):
+    """A weight that is trained, with the module that quantizes it and the layer's linear map."""
+
+    parameter: nn.Parameter
+    quantizer: WeightQuantizer
+    map: LinearMap
+
+    def matrix(self) -> Tensor:
+        """The weight as a matrix `[groups, rows, cols]`; gradients flow to the parameter."""
+        return self.map.to_matrix(self.parameter)
+
+    def codes(self) -> Tensor:
+        """The present codes, int32 `[groups, rows, cols]`."""
+        return self.quantizer.grid.quantize(self.matrix())
+
+    @torch.no_grad()
+    def hold(self, codes: Tensor) -> None:
+        """Set weights to what codes stand for; where a code is NaN the weight stays."""
+        matrix = self.matrix()
+        held = torch.where(codes.isnan(), matrix, self.quantizer.grid.dequantize(codes).to(matrix.dtype))
+        self.parameter.copy_(self.map.to_weight(held))
 
 
 @final
@@ -66,6 +90,7 @@ class Trainable(nn.Module):
         builder = Builder(network, quantization)
         builder.build()
         self._layers, self._activations = builder.layers, builder.activations
+        self._maps = {layer.weight: layer.map for layer in find_layers(network.graph)}
         graph = builder.graph
         read = {name for layer in self._layers for name in (layer.weight, layer.bias)}
         for name, value in graph.constants.items():
@@ -137,6 +162,13 @@ class Trainable(nn.Module):
             if parameters
         ]
 
+    def quantized_weights(self) -> Iterator[QuantizedParameter]:
+        """The weights that are quantized, with their quantizers."""
+        for layer in self._layers:
+            if layer.quantizer is not None:
+                quantizer = self._weight_quantizer(layer.quantizer)
+                yield QuantizedParameter(self.get_parameter(layer.weight), quantizer, self._maps[layer.weight])
+
     # ------------------------------------------------------------------------------------------- back to a network
 
     def finish(self, data: Any = None) -> Model:
@@ -164,12 +196,11 @@ class Trainable(nn.Module):
         for name, value in self.state_dict().items():
             if name in graph.constants:
                 graph.constants[name] = value.detach().clone()
-        old = {layer.weight: layer for layer in find_layers(self.network.graph)}
         codes: dict[str, tuple[Tensor, Grid]] = {}
         for layer in self._layers:
             norm = None if layer.batch_norm is None else self.get_submodule(layer.batch_norm)
             quantizer = None if layer.quantizer is None else self._weight_quantizer(layer.quantizer)
-            weight, linear_map = self.get_parameter(layer.weight).detach(), old[layer.weight].map
+            weight, linear_map = self.get_parameter(layer.weight).detach(), self._maps[layer.weight]
             matrix, grid = linear_map.to_matrix(weight), None if quantizer is None else quantizer.grid
             chosen = None if grid is None else grid.quantize(matrix)
             if norm is not None:

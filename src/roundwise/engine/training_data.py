@@ -59,6 +59,7 @@ class TrainingData:
         epoch: gives the raw batches of an epoch by its number, from a batch on.
         held_out: raw batches.
         batches: in an epoch; None if it is not known before.
+        samples: in an epoch; None if it is not known before.
         resumable: whether a batch is the same whenever its epoch is run again.
         note: for the report, or empty.
         signature: what the model's call takes.
@@ -67,6 +68,7 @@ class TrainingData:
     epoch: Callable[[int, int], Iterable[Any]]
     held_out: Sequence[Any]
     batches: int | None
+    samples: int | None
     resumable: bool
     note: str
     signature: Signature
@@ -202,8 +204,9 @@ def _of_dataset(
         shuffled = [trained[at] for at in torch.randperm(len(trained), generator=generator).tolist()]
         return batches_of(shuffled, number, start)
 
-    size = -(-len(trained) // batch_size)
-    return TrainingData(epoch, list(batches_of(kept, 0, 0)), size, True, "", signature)
+    size = sum(1 for _ in range(0, len(trained), batch_size))
+    size -= size > 1 and len(trained) % batch_size == 1
+    return TrainingData(epoch, list(batches_of(kept, 0, 0)), size, len(trained), True, "", signature)
 
 
 def _of_iterable(data: Any, signature: Signature) -> TrainingData:
@@ -228,7 +231,7 @@ def _of_iterable(data: Any, signature: Signature) -> TrainingData:
     def epoch(_: int, start: int) -> Iterable[Any]:
         return itertools.islice(iter(data), start, None)
 
-    return TrainingData(epoch, held, None, False, note, signature)
+    return TrainingData(epoch, held, None, None, False, note, signature)
 
 
 @final
