@@ -70,9 +70,8 @@ class Checkpoint:
         Raises:
             FileFormatError: the file cannot be written.
         """
-        with replacing(self._path, FileFormatError, also=(RuntimeError,)) as temporary:
-            with temporary.open("wb") as file:
-                torch.save({**state, "run": self._run}, file)
+        with replacing(self._path, FileFormatError, also=(RuntimeError,)) as temporary, temporary.open("wb") as file:
+            torch.save({**state, "run": self._run}, file)
 
 
 def fingerprint(recipe: dict[str, Any], tensors: dict[str, Tensor], samples: int | None) -> str:
