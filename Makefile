@@ -22,10 +22,12 @@ CREATED := $(VENV)/.created
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo test slow coverage wheel lint format types imports docs check accuracy bench clean
+.PHONY: help install demo test slow coverage wheel lint format types imports docs check accuracy bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+install: $(DEV)  ## install everything into .venv, and do no more
 
 demo: $(DEMO)  ## train a small network, quantize it, compare, export, run: about a minute, and no downloads but packages
 	@$(BIN)/roundwise demo

@@ -64,8 +64,8 @@ def main() -> None:
             "AdaRound, floor or ceiling": rw.rounding.GramAdaRound(any_code=False, free_bias=False, fit_scale=False),
         }
         for name, hessian in hessians.items():
-            contenders[f"{name}, CEM"] = rw.rounding.Given(taskloss.solve_qubo_cem(hessian, grid))
-            contenders[f"{name}, tabu"] = rw.rounding.Given(taskloss.solve_qubo_tabu(hessian, grid))
+            contenders[f"{name}, CEM"] = rw.rounding.Given(taskloss.solve_qubo(hessian, grid))
+            contenders[f"{name}, tabu"] = rw.rounding.Given(taskloss.solve_qubo(hessian, grid, taskloss.TABU))
         for name, solver in contenders.items():
             one = dataclasses.replace(weights, rounding=solver)
             quantized = rw.quantize(

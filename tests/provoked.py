@@ -2,25 +2,29 @@
 
 import dataclasses
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from recipes import quantizing
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import roundwise as rw
-from roundwise.cli.models import load_model, load_program, stated_preprocessing
 from roundwise.cli.recipes import RecipeOptions, build_recipe
-from roundwise.cli.weights import load_weights
+from roundwise.data.arrays import Keys, read_labels
+from roundwise.data.dataset import DataOptions, load_data
+from roundwise.data.preprocessing import Preprocessing, read_image
 from roundwise.engine.calibration import Signature, read_calibration
 from roundwise.engine.store import ActivationStore
 from roundwise.errors import RoundwiseError
-from roundwise.evaluation import DataOptions, Keys, Preprocessing, check_classes, evaluate, load_data
-from roundwise.evaluation.arrays import read_labels
+from roundwise.evaluation import check_classes, evaluate
+from roundwise.loading.models import load_model, load_program, stated_preprocessing
+from roundwise.loading.weights import Random, load_weights
 from roundwise.numerics.grid import check_groups
 from roundwise.reproduction import Journal, Settings
 from roundwise.runtimes import OnnxRuntime
@@ -55,6 +59,11 @@ def matched(overrides):
 def array(folder, values, name="x.npy"):
     np.save(folder / name, values)
     return folder / name
+
+
+def pickled(folder, content):
+    torch.save(content, folder / "x.pt")
+    return folder / "x.pt"
 
 
 def text(folder, content, name="text.txt"):
@@ -97,6 +106,29 @@ def newer(folder):
     path = saved(folder)
     save_file(load_file(path), path, {"format": "roundwise", "version": "9", "model": "{}", "sha256": ""})
     return path
+
+
+def endless():
+    data = {}
+    data["stages"] = [data]
+    return data
+
+
+def odd_weights(folder):
+    torch.save(nn.Linear(4, 2).state_dict() | {"weight": torch.ones(2, 4).to_sparse_csr()}, folder / "weights.pt")
+    return folder / "weights.pt"
+
+
+def image(path, kind, size=(4, 4)):
+    Image.new("1", size).save(path, kind)
+    return path
+
+
+def weighted(values):
+    layer = nn.Linear(4, 2)
+    del layer.weight
+    layer.weight = nn.Parameter(values, requires_grad=False)
+    return layer.eval()
 
 
 class Branching(nn.Module):
@@ -145,6 +177,24 @@ CLASSES = torch.arange(6) % 3
 IN_FILE = {"x": torch.zeros(6, 3), "y": torch.arange(6)}
 
 SETTINGS = {
+    "a recipe nested too deep": (
+        lambda folder: rw.Recipe.from_toml(text(folder, "a = " + "[" * 50_000 + "]" * 50_000)),
+        ("text.txt", 32),
+    ),
+    "a recipe with too many digits": (
+        lambda folder: rw.Recipe.from_toml(text(folder, "seed = " + "9" * 5000)),
+        ("text.txt", "2**63"),
+    ),
+    "a recipe with a number that is too large": (
+        lambda folder: rw.Recipe.from_toml(text(folder, "seed = 0x" + "f" * 5000)),
+        ("text.txt", "20000 bits"),
+    ),
+    "a recipe that is too large": (
+        lambda folder: rw.Recipe.from_toml(text(folder, "#" * (5 << 20))),
+        ("text.txt", "4,194,304"),
+    ),
+    "a recipe that contains itself": (lambda _: rw.Recipe.from_dict(endless()), (32,)),
+    "a recipe in a folder's place": (lambda folder: rw.Recipe().to_toml(folder), ("folder",)),
     "bits that no grid has": (lambda _: rw.Weights(bits=9), ("bits=9", 2, 8, 16)),
     "a granularity by its name": (
         lambda _: rw.Weights(granularity="per-tensor"),
@@ -171,6 +221,88 @@ SETTINGS = {
         lambda _: rw.activations.ActivationBatchNorm(input_low=1.0, input_high=1.0),
         ("input_low=1.0", "input_high=1.0"),
     ),
+    "bits of activations that no grid has": (
+        lambda _: rw.Activations(bits=32),
+        ("Activations", "bits=32", 2, 8, 16, "activations=None"),
+    ),
+    "a fraction for a percentage": (
+        lambda _: rw.activations.ActivationPercentile(0.999),
+        ("covered=0.999", 50, 100, "99.9"),
+    ),
+    "other settings of a class that is no stage": (
+        lambda _: rw.Recipe().with_settings(rw.Weights, bits=3),
+        ("Weights", "with_settings(Quantize, weights=Weights(…))"),
+    ),
+    "other settings of a stage that is named": (
+        lambda _: rw.Recipe().with_settings("quantize", rounding=rw.rounding.Nearest()),
+        ("with_settings(Quantize, …)",),
+    ),
+    "a setting of the weights for a stage": (
+        lambda _: rw.Recipe().with_settings(rw.Quantize, bits=3),
+        ("'bits'", "weights=Weights(bits=…)"),
+    ),
+    "a setting that a stage does not have": (
+        lambda _: rw.Recipe().with_settings(rw.Quantize, roundings=3),
+        ("'roundings'", "'rounding'"),
+    ),
+    "other settings of a stage that is not there": (
+        lambda _: rw.Recipe((rw.Rewrite(),)).with_settings(rw.Quantize, correction=None),
+        ("Quantize", "Rewrite"),
+    ),
+    "a kind of stage by its name": (lambda _: rw.Recipe().stage("quantize"), ("stage(Quantize, …)",)),
+    "two stages that quantize": (
+        lambda _: rw.Recipe((rw.Quantize(), rw.Quantize())),
+        ("stages[1]", "stages[0]", "overrides"),
+    ),
+    "two stages that quantize in a file": (
+        lambda folder: rw.Recipe.from_toml(text(folder, 2 * '[[stages]]\nstage = "quantize"\n', "r.toml")),
+        ("r.toml", "stages[1]", "stages[0]", "overrides"),
+    ),
+    "a rewrite of a quantized network": (
+        lambda _: rw.Recipe((rw.Quantize(), rw.Rewrite((rw.rewrites.CrossLayerEqualization(),)))),
+        ("stages[1]", "stages[0]", "Rewrite"),
+    ),
+    "a setting of a stage beside the stages": (
+        lambda _: rw.Recipe.from_dict({"weights": {"bits": 3}}),
+        ("'weights'", "[stages.weights]", "[[stages]]", 'stage = "quantize"'),
+    ),
+    "a method of a stage beside the stages": (
+        lambda _: rw.Recipe.from_dict({"rounding": "nearest"}),
+        ("'rounding'", "rounding = …", "[[stages]]", 'stage = "quantize"'),
+    ),
+    "no method by a word": (
+        lambda _: read_stages({"stage": "quantize", "correction": "none"}),
+        ("stages[0]", "correction", "'none'"),
+    ),
+    "a truth value in quotes": (
+        lambda _: read_stages({"stage": "quantize", "weights": {"symmetric": "no"}}),
+        ("stages[0]", "weights", "symmetric", "'no'", "true", "false"),
+    ),
+    "a number in quotes": (
+        lambda _: read_stages({"stage": "quantize", "weights": {"bits": "4"}}),
+        ("stages[0]", "weights", "bits", "'4'"),
+    ),
+    "a number out of range in a file": (
+        lambda _: read_stages({"stage": "quantize", "activations": {"bits": 32}}),
+        ("stages[0]", "activations", "bits=32"),
+    ),
+    "an override in a file that changes nothing": (
+        lambda _: override({"features.0": {}}),
+        ("stages[0]", "overrides 'features.0'", "weights=…"),
+    ),
+    "an override in a file that is out of range": (
+        lambda _: override({"features.0": {"weights": {"bits": 9}}}),
+        ("stages[0]", "overrides 'features.0'", "bits=9"),
+    ),
+    "a truth value for a function": (
+        lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, progress=True),
+        ("progress=True", "print"),
+    ),
+    "a recipe file in a folder that is not there": (
+        lambda folder: rw.Recipe().to_toml(folder / "absent" / "r.toml"),
+        ("absent", "r.toml"),
+    ),
+    "nothing for a recipe file": (lambda _: rw.Recipe.from_toml(None), ("None", "pathlib.Path")),
     "more than all percent": (lambda _: rw.activations.ActivationPercentile(100.5), ("covered=100.5", 100)),
     "one rewrite alone": (lambda _: rw.Rewrite(rw.rewrites.OutlierChannelSplitting()), ("methods", "tuple")),
     "a method of one's own in a file": (lambda _: quantizing(rewrites=(Mine(),)).as_toml(), ("Mine", "TOML")),
@@ -264,6 +396,15 @@ SETTINGS = {
 }
 
 SAMPLES_AND_LABELS = {
+    "samples of an odd kind": (
+        lambda _: read(torch.ones(8, 4).to_sparse()),
+        ("sparse_coo", "to_dense()"),
+    ),
+    "samples of a dtype that only stores": (lambda _: read(SAMPLES.to(torch.float8_e4m3fn)), ("float8_e4m3fn",)),
+    "samples with missing values": (
+        lambda _: read(np.ma.masked_greater(np.arange(8.0).reshape(4, 2), 5)),
+        ("[4, 2]", 2, "filled"),
+    ),
     "a path": (lambda _: read("images/"), ("str", "DataLoader")),
     "nothing": (lambda _: read([]), ("DataLoader",)),
     "a dataset": (lambda _: read(TensorDataset(SAMPLES)), ("TensorDataset", "DataLoader(dataset, batch_size=32)")),
@@ -309,6 +450,14 @@ MODELS = {
         ("'weight'", "'meta'"),
     ),
     "no layer": (lambda _: rw.quantize(nn.ReLU().eval(), SAMPLES), ("linear", "convolution")),
+    "weights of an odd kind": (
+        lambda _: rw.quantize(weighted(torch.ones(2, 4).to_sparse()), SAMPLES),
+        ("'weight'", "sparse_coo", "[2, 4]", "to_dense()"),
+    ),
+    "a name with a quotation mark": (
+        lambda _: rw.quantize(nn.Sequential(OrderedDict({'a"b': nn.Linear(4, 2)})).eval(), SAMPLES),
+        ("'a\"b'",),
+    ),
     "another dtype": (lambda _: quantized().half(), ("torch.float32", "torch.float16", "model.to(torch.float16)")),
     "outputs of other shapes": (
         lambda _: evaluate(nn.Identity(), [SAMPLES], against=lambda x: x[:, 1:]),
@@ -352,6 +501,11 @@ MODELS = {
 
 FILES = {
     "no file": (lambda folder: rw.load(folder / "absent.rw"), ("absent.rw", "No such file")),
+    "nothing for a file": (lambda _: rw.load(None), ("None", "pathlib.Path")),
+    "a model in a file of another kind": (
+        lambda folder: quantized().save(folder / "model.pt"),
+        ("model.pt", ".rw", "model.rw"),
+    ),
     "a file cut short": (
         lambda folder: rw.load(saved(folder, lambda it: it[:99])),
         ("model.rw", "quantized.save(FILE)"),
@@ -372,10 +526,31 @@ FILES = {
         lambda folder: load_weights(nn.Linear(4, 2), text(folder, "hello", "w.safetensors")),
         ("w.safetensors",),
     ),
+    "a device in place of a file": (lambda _: quantized().save("/dev/null"), ("/dev/null", "device")),
+    "weights of an odd kind in a file": (
+        lambda folder: load_weights(nn.Linear(4, 2), odd_weights(folder)),
+        ("weights.pt", "'weight'", "sparse_csr", "to_dense()"),
+    ),
+    "an image of a format that is not read": (
+        lambda folder: read_image(image(folder / "x.png", "ICO")),
+        ("x.png", "PNG", "JPEG"),
+    ),
+    "an image of too many pixels": (
+        lambda folder: read_image(image(folder / "x.png", "PNG", (40_000, 3_000))),
+        ("x.png", "40000×3000", 100_000_000),
+    ),
     "no program": (lambda folder: load_program(folder / "net.pt2"), ("net.pt2",)),
     "a program that is none": (lambda folder: load_program(text(folder, "", "net.pt2")), ("net.pt2",)),
     "data of an unknown kind": (lambda folder: load_data(text(folder, "1", "x.csv")), ("x.csv", "'.csv'", ".npz")),
     "text for inputs": (lambda folder: load_data(array(folder, np.array(["a"]))), ("x.npy", "<U1 [1]", 64)),
+    "a whole model for data": (
+        lambda folder: load_data(pickled(folder, nn.Linear(2, 2))),
+        ("x.pt", "'torch.nn.modules.linear.Linear'", "torch.save({'inputs': …, 'labels': …}, path)"),
+    ),
+    "a number beside arrays": (
+        lambda folder: load_data(pickled(folder, {"x": SAMPLES, "y": 3})),
+        ("x.pt", "'y'", "int", "tensor"),
+    ),
     "no samples in a file": (lambda folder: load_data(array(folder, np.zeros((0, 3)))), ("x.npy", "[0, 3]")),
     "images of an unknown layout": (
         lambda folder: load_data(array(folder, np.zeros((6, 8), np.uint8))),
@@ -423,6 +598,12 @@ FILES = {
 }
 
 EXPORTS = {
+    "a page in place of a folder": (lambda folder: rw.html_report(quantized(), folder), ("folder",)),
+    "a name that is too long": (
+        lambda folder: rw.html_report(quantized(), folder / ("a" * 300)),
+        ("a" * 300, 300, 255),
+    ),
+    "a name with a null character": (lambda folder: rw.html_report(quantized(), folder / "a\0b"), ("null",)),
     "a file without its suffix": (lambda folder: rw.export(quantized(), folder / "net"), ("net", ".onnx", ".rw")),
     "no folder for an export": (
         lambda folder: rw.export(quantized(), folder / "absent" / "net.onnx"),
@@ -430,6 +611,14 @@ EXPORTS = {
     ),
     "a model that is not quantized": (
         lambda folder: rw.export(nn.Linear(4, 2), folder / "net.onnx"),
+        ("Linear", "quantize"),
+    ),
+    "a page without its suffix": (
+        lambda folder: rw.html_report(quantized(), folder / "page"),
+        ("page", ".html", "page.html"),
+    ),
+    "a page on a model that is not quantized": (
+        lambda folder: rw.html_report(nn.Linear(4, 2), folder / "page.html"),
         ("Linear", "quantize"),
     ),
     "a folder instead of a page": (lambda folder: rw.html_report(quantized(), folder), ()),
@@ -456,10 +645,22 @@ OTHERS = {
     ),
 }
 
+SOURCES = {
+    "random weights for a function": (
+        lambda _: load_model("net.py:f", Random()),
+        ("net.py:f", "--pretrained", "--random-weights"),
+    ),
+    "weights for a program": (lambda _: load_model("net.pt2", Random()), (".pt2", "--weights")),
+    "a number of classes for a function": (
+        lambda _: load_model("net.py:f", num_classes=3),
+        ("net.py:f", "--num-classes"),
+    ),
+}
+
 CASES = OTHERS | {
     name: Case(kind, *case)
     for kind, table in (
-        (rw.RecipeError, SETTINGS),
+        (rw.RecipeError, SETTINGS | SOURCES),
         (rw.CalibrationError, SAMPLES_AND_LABELS),
         (rw.ModelError, MODELS),
         (rw.FileFormatError, FILES),

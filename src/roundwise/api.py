@@ -34,7 +34,7 @@ def quantize(
     *,
     progress: Progress | None = None,
 ) -> Model:
-    """Quantize a trained network's weights, choosing for each whether to round up or down.
+    """Quantize a trained network's weights, choosing codes that keep each layer's outputs as they were.
 
     Args:
         model: any module that `torch.export` can capture, of any floating-point dtype; it is left as it is, and the

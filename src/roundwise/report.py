@@ -16,7 +16,7 @@ from typing import Any, final
 
 import cattrs
 
-from roundwise.wording import human_bytes, number_of
+from roundwise.wording import error_in_words, human_bytes, number_of
 
 
 @final
@@ -208,6 +208,12 @@ class Report:
         return next((stage.kept_float for stage in reversed(self.stages) if stage.layers), ())
 
     @property
+    def float_share(self) -> float:
+        """The share of the network's weights that stay in float, 0 to 1: of `layers` and `kept_float` together."""
+        kept = sum(one.weights for one in self.kept_float)
+        return kept / (kept + sum(layer.weights for layer in self.layers)) if kept else 0.0
+
+    @property
     def output_error(self) -> float:
         """The error of the last stage that measured one; NaN if no stage did."""
         return next((s.output_error for s in reversed(self.stages) if s.output_error is not None), math.nan)
@@ -241,7 +247,9 @@ class Report:
         count = len(self.layers)
 
         def join(layers: list[str]) -> str:
-            return f"all {count} layers" if len(layers) == count > 1 else ", ".join(layers)
+            if len(layers) == count > 1:
+                return f"all {count} layers"
+            return f"layer{'s' if len(layers) > 1 else ''} " + ", ".join(f"'{layer}'" for layer in layers)
 
         return [f"{join(layers)}: {note}" for note, layers in names.items()]
 
@@ -265,7 +273,7 @@ class Report:
                 "×".join(map(str, layer.shape)),
                 str(layer.bits),
                 layer.granularity,
-                *((f"{layer.error_nearest:.5f}", f"{layer.error:.5f}") if errors else ()),
+                *((error_in_words(layer.error_nearest), error_in_words(layer.error)) if errors else ()),
                 f"{layer.flips:.1%}",
                 f"{layer.seconds:.1f}",
             )
@@ -287,11 +295,19 @@ class Report:
             + f" in {sum(self.seconds.values()):.1f} s; "
             f"weights {human_bytes(self.float_bytes)} → {human_bytes(self.quantized_bytes)}; "
             + (
-                f"relative error of the network's output {self.output_error:.5f}."
-                if self.measured
-                else "no error was measured, since there was no data."
+                "no error was measured, since there was no data."
+                if not self.measured
+                else "the error of the network's output was not measured."
+                if math.isnan(self.output_error)
+                else f"relative error of the network's output {error_in_words(self.output_error)}."
             )
         )
+        if self.kept_float:
+            count, weights = len(self.kept_float), sum(kept.weights for kept in self.kept_float)
+            lines.append(
+                f"{number_of(count, 'parameter')} with {number_of(weights, 'weight')} "
+                f"{'stay' if count > 1 else 'stays'} in float: {self.float_share:.1%} of all weights."
+            )
         if self.activations:
             bits = "/".join(map(str, sorted({activation.bits for activation in self.activations})))
             lines.append(

@@ -1,8 +1,14 @@
-"""Sizes, durations and counts in a form that people can read."""
+"""Sizes, durations and counts in a form that people can read, and the name that somebody meant."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 import humanize
+
+BEGINNING = 3
+"""Letters that are enough for the beginning of a name. With fewer, hints would be guesses."""
 
 
 def human_bytes(count: float) -> str:
@@ -26,6 +32,16 @@ def human_seconds(seconds: float) -> str:
     return humanize.precisedelta(round(seconds), minimum_unit=unit, format="%.0f")
 
 
+def error_in_words(error: float) -> str:
+    """An error with five decimals; below 0.001, with three significant digits.
+
+    Example:
+        >>> error_in_words(0.0123456), error_in_words(1.23456e-9), error_in_words(0.0)
+        ('0.01235', '1.23e-09', '0.00000')
+    """
+    return f"{error:.3g}" if 0 < error < 0.001 else f"{error:.5f}"
+
+
 def number_of(number: int, what: str) -> str:
     """A number with a noun in the singular or plural; humanize cannot form plurals.
 
@@ -35,3 +51,25 @@ def number_of(number: int, what: str) -> str:
     """
     plural = ("es" if what.endswith("s") else "s") if number != 1 else ""
     return f"{number:,} {what}{plural}"
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """A hint at the known name that was probably meant, or nothing.
+
+    Capitals, dashes and underscores do not count, and the beginning of a name is enough.
+
+    Example:
+        >>> did_you_mean("HalfUp", ["nearest", "half-up"])
+        " Did you mean 'half-up'?"
+        >>> did_you_mean("gram", ["adaround", "gram-adaround"]), did_you_mean("xyz", ["nearest"])
+        (" Did you mean 'gram-adaround'?", '')
+    """
+    plain = {_plain(one): one for one in known}
+    wanted = _plain(str(name))
+    near = difflib.get_close_matches(wanted, plain, n=1)
+    near = near or [one for one in plain if len(wanted) >= BEGINNING and one.startswith(wanted)]
+    return f" Did you mean '{plain[near[0]]}'?" if near else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from facts import raises
+from facts import has, raises
 from recipes import quantizing
 from torch import nn
 
@@ -119,7 +119,7 @@ def test_rewrites_survive_a_trip_through_toml(tmp_path):
     assert rw.Recipe.from_toml(tmp_path / "recipe.toml") == recipe
     short = {"stages": [{"stage": "rewrite", "methods": ["outlier-channel-splitting"]}]}
     assert rw.Recipe.from_dict(short).stage(rw.Rewrite).methods == (rw.rewrites.OutlierChannelSplitting(),)
-    assert rw.Recipe().as_dict()["stages"][0] == {"stage": "rewrite"}
+    assert rw.Recipe().as_dict()["stages"][0] == {"stage": "rewrite", "undo_harmful": True}
     hash(recipe)
 
 
@@ -153,20 +153,101 @@ def test_left_open_high_biases_are_absorbed_where_activations_are_quantized():
     assert rw.Rewrite().methods_before(rw.Quantize(activations=rw.Activations())) == ()
 
 
-def test_a_constant_channel_that_equalization_makes_large_does_not_set_the_range_of_activations():
+def constant_channels(count=1, between=nn.ReLU, *, norm=True):
+    """A network with channels that are 1 whatever the input is, and images for it."""
     torch.manual_seed(0)
-    first, norm, last = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+    first, last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+    gamma, beta = torch.ones(8), torch.zeros(8)
+    gamma[3 : 3 + count], beta[3 : 3 + count] = 1e-10, 1.0
     with torch.no_grad():
-        norm.weight[3], norm.bias[3] = 1e-10, 1.0  # it is 1 whatever the input is
-        norm.bias[:3] = 0.0
-    model = nn.Sequential(first, norm, nn.ReLU(), last).eval()
-    recipe = quantizing(PER_TENSOR, rw.rounding.Nearest(), activations=rw.Activations())
-    images = torch.randn(16, 3, 4, 4)
-    alone = recipe.with_settings(rw.Rewrite, methods=(rw.rewrites.CrossLayerEqualization(),))
-    highest = [
-        max(report.high for report in rw.quantize(model, images, one).report.activations) for one in (recipe, alone)
-    ]
-    assert highest[0] < 100 < 1000 < highest[1]
+        if norm:
+            parts = [first, nn.BatchNorm2d(8)]
+            parts[1].weight.copy_(gamma)
+            parts[1].bias.copy_(beta)
+        else:
+            first.weight *= gamma[:, None, None, None]
+            first.bias.copy_(beta)
+            parts = [first]
+    return nn.Sequential(*parts, between(), last).eval(), torch.randn(48, 3, 4, 4)
+
+
+EQUALIZED = (rw.rewrites.CrossLayerEqualization(),)
+
+
+@pytest.mark.parametrize("norm", [True, False], ids=["batch-norm", "samples"])
+@pytest.mark.parametrize("between", [nn.ReLU, nn.ReLU6, nn.Identity, nn.LeakyReLU])
+@pytest.mark.parametrize("count", [1, 7])
+def test_a_constant_channel_does_not_set_the_range_of_activations(count, between, norm):
+    model, images = constant_channels(count, between, norm=norm)
+    recipe = quantizing(rw.Weights(bits=8, granularity=rw.PerTensor()), rw.rounding.Nearest())
+    recipe = recipe.with_settings(rw.Quantize, activations=rw.Activations())
+    plain, equalized, absorbed = (
+        rw.quantize(model, images, recipe.with_settings(rw.Rewrite, methods=methods, undo_harmful=False)).report
+        for methods in ((), EQUALIZED, None)
+    )
+    assert max(report.high for report in equalized.activations) < 100
+    assert equalized.output_error < max(0.01, 4 * plain.output_error)
+    assert absorbed.output_error < max(0.01, 4 * plain.output_error)
+
+
+@dataclass(frozen=True)
+class Enlarging(rw.rewrites.GraphRewrite):
+    """Computes the same, but makes one channel between two layers very large."""
+
+    exact: ClassVar[bool] = True
+    measures_moments: ClassVar[bool] = False
+
+    def note(self, graph):
+        return "made a channel large"
+
+    def apply(self, graph):
+        graph, factor = graph.copy(), torch.ones(8)
+        factor[0] = 1e5
+        for weight, by in (("0.weight", factor[:, None, None, None]), ("0.bias", factor), ("3.weight", 1 / factor)):
+            by = by.reshape(1, 8, 1, 1) if weight == "3.weight" else by
+            graph.constants[weight] = graph.constants[weight] * by
+        return graph
+
+
+def test_a_rewrite_that_ruins_the_quantized_network_is_undone_and_the_report_says_so():
+    model, images = constant_channels()
+    recipe = quantizing(rw.Weights(bits=8), rw.rounding.Nearest(), activations=rw.Activations())
+    plain = rw.quantize(model, images, recipe.with_settings(rw.Rewrite, methods=()))
+    methods = (*EQUALIZED, Enlarging())
+    undone, kept = (
+        rw.quantize(model, images, recipe.with_settings(rw.Rewrite, methods=methods, undo_harmful=undo))
+        for undo in (True, False)
+    )
+    assert kept.report.output_error > 0.5 > 0.001 > undone.report.output_error
+    assert any(has(note, "Enlarging", "undo_harmful=False") for note in undone.report.notes)
+    assert any(has(note, "cross-layer-equalization", 1) for note in undone.report.notes)
+    assert not any(has(note, "undo_harmful") for note in kept.report.notes)
+    assert torch.equal(
+        undone(images), rw.quantize(model, images, recipe.with_settings(rw.Rewrite, methods=EQUALIZED))(images)
+    )
+    alone = rw.quantize(model, images, recipe.with_settings(rw.Rewrite, methods=(Enlarging(),)))
+    assert torch.equal(alone(images), plain(images))
+    assert alone.recipe.stage(rw.Rewrite).methods == (Enlarging(),)
+
+
+def test_a_rewrite_that_changes_the_outputs_too_much_is_undone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU6(), nn.Linear(8, 3)).eval()
+    samples = torch.randn(40, 4) * 40  # most values are far above 6
+    methods = (rw.rewrites.CrossLayerEqualization(relu6="relu"),)
+    recipe = quantizing(rw.Weights(bits=8), rw.rounding.Nearest(), rewrites=methods)
+    result = rw.quantize(model, samples, recipe)
+    assert any(has(note, "cross-layer-equalization", "undo_harmful=False") for note in result.report.notes)
+    assert torch.equal(
+        result(samples), rw.quantize(model, samples, recipe.with_settings(rw.Rewrite, methods=()))(samples)
+    )
+
+
+def test_without_data_no_rewrite_is_undone_and_a_note_says_so():
+    model, _ = constant_channels()
+    report = rw.quantize(model, rw.DataFree((3, 4, 4))).report
+    assert has(report.stages[0].notes[-1], "data")
+    assert len(report.stages[0].notes) == 3
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ SAMPLES_REFUSED = {
     "a wrong dtype": (SAMPLES.double(), ("float64 [2, 3, 6, 6]", "RuntimeError")),
     "integers": ((255 * SAMPLES).to(torch.uint8), ("uint8 [2, 3, 6, 6]", "RuntimeError")),
     "double precision from numpy": (SAMPLES.numpy().astype(np.float64), ("float64 [2, 3, 6, 6]", "RuntimeError")),
+    "single samples in a list": (list(SAMPLES), (10, 3, "torch.stack(samples)")),
+    "single arrays in a list": (list(SAMPLES.numpy()), (10, 3, "numpy.stack(samples)")),
     "shapes that differ": ([SAMPLES, SAMPLES[..., :5]], (1, "[3, 6, 5]", "[3, 6, 6]")),
     "a path": ("/data/images", ("str", "DataLoader")),
     "a number": (100, ("int", "DataLoader")),
@@ -164,27 +166,11 @@ MODELS_REFUSED = {
         ("1.weight", "meta"),
     ),
     "weights without a module": (lambda: net().state_dict(), rw.ModelError, ("OrderedDict", "load_state_dict")),
-    "a traced model": (
-        lambda: torch.jit.trace(net(), SAMPLES[:2]),
-        rw.ModelError,
-        ("TopLevelTracedModule", "TorchScript", "nn.Module"),
-    ),
-    "a scripted model": (
-        lambda: torch.jit.script(net()),
-        rw.ModelError,
-        ("RecursiveScriptModule", "TorchScript", "nn.Module"),
-    ),
-    "a scripted part": (
-        lambda: nn.Sequential(torch.jit.script(nn.Conv2d(3, 4, 3))).eval(),
-        rw.CaptureError,
-        ("torch.export", "model.get_submodule('0')", "model.set_submodule('0', quantized)"),
-    ),
     "lazy parameters": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), rw.ModelError, ("lazy",)),
     "a name": (lambda: "resnet18", rw.ModelError, ("str", "nn.Module")),
 }
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(("make", "error", "facts"), MODELS_REFUSED.values(), ids=MODELS_REFUSED)
 def test_models_that_cannot_be_quantized_are_refused(make, error, facts):
     with raises(error, *facts):

@@ -86,7 +86,7 @@ def counting(calls, function):
 def targets(graph):
     """The operations in order, a reshape under its plainest name; what computes a size for one does not count."""
     names = [str(node.target) for node in graph.operations.nodes if node.op == "call_function"]
-    return [name.replace("flatten.using_ints", "view.default") for name in names if "sym_size" not in name]
+    return [name.replace("flatten.using_ints", "reshape.default") for name in names if "sym_size" not in name]
 
 
 def tensors(outputs):

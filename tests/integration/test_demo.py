@@ -18,7 +18,7 @@ pytest.importorskip("onnxruntime")
 
 from rich.console import Console
 
-from roundwise.cli import demo
+from roundwise.cli.commands import demo
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 

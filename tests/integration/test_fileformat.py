@@ -275,14 +275,10 @@ class Answer(nn.Module):
         return self.structure(self.linear(x))
 
 
-Named = collections.namedtuple("Named", "first")
-
-
-@pytest.mark.parametrize("structure", [Named, lambda x: collections.defaultdict(list, a=x)], ids=["named", "default"])
-def test_an_output_of_a_type_that_no_file_can_describe_is_refused_on_saving(structure, tmp_path):
-    model = rw.quantize(Answer(structure).eval(), SAMPLES, NEAREST)
-    assert type(model(SAMPLES)) is type(structure(SAMPLES))
-    with raises(rw.FileFormatError, "namedtuple" if structure is Named else "defaultdict", ".rw"):
+def test_an_output_of_a_type_that_no_file_can_describe_is_refused_on_saving(tmp_path):
+    model = rw.quantize(Answer(lambda x: collections.defaultdict(list, a=x)).eval(), SAMPLES, NEAREST)
+    assert type(model(SAMPLES)) is collections.defaultdict
+    with raises(rw.FileFormatError, "defaultdict", ".rw"):
         model.save(tmp_path / "model.rw")
     assert list(tmp_path.iterdir()) == []
 

@@ -11,8 +11,10 @@ from vocfiles import classes_of, write_voc
 
 import roundwise as rw
 from roundwise.cli.app import app
-from roundwise.cli.runnable import open_runnable
-from roundwise.evaluation import DataOptions, Preprocessing, ShorterSide, evaluate, load_data
+from roundwise.data.dataset import DataOptions, load_data
+from roundwise.data.preprocessing import Preprocessing, ShorterSide
+from roundwise.evaluation import evaluate
+from roundwise.loading.runnable import open_runnable
 
 pytest.importorskip("onnxruntime")
 
@@ -122,7 +124,7 @@ def test_what_cannot_be_measured_ends_with_1(folder, monkeypatch, model, options
 
 @pytest.mark.slow
 def test_deeplab_is_captured_quantized_exported_and_measured(tmp_path):
-    from roundwise.cli.vision import import_collection
+    from roundwise.loading.vision import import_collection
 
     try:
         models = import_collection("torchvision")

@@ -206,11 +206,11 @@ def check_model_collections(extra: str) -> None:
         return
     if not has("vision"):
         if find_spec("PIL") is not None:
-            from roundwise.cli.vision import import_collection
+            from roundwise.loading.vision import import_collection
 
             assert "roundwise[vision]" in message(ModelError, lambda: import_collection("timm"))
         return
-    from roundwise.cli.vision import build
+    from roundwise.loading.vision import build
 
     torch.manual_seed(0)
     pictures = torch.rand(4, 3, 32, 32)
@@ -226,7 +226,7 @@ def check_the_demo(extra: str) -> None:
     if not has("cli"):
         return
     if has("demo"):
-        from roundwise.cli.demo import load_digits
+        from roundwise.cli.commands.demo import load_digits
 
         assert load_digits().train_images.shape[1:] == (1, 8, 8)
         return

@@ -17,13 +17,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from roundwise.artifacts.binding import Arguments, bound
 from roundwise.artifacts.emit import without_quantizers
 from roundwise.artifacts.plain import graph_from_plain, graph_to_plain
 from roundwise.artifacts.program import export_program
 from roundwise.artifacts.rwfile import Contents, no_network, read, write
-from roundwise.artifacts.signature import Arguments, CallSignature
+from roundwise.artifacts.signature import CallSignature
 from roundwise.artifacts.weights import StoredWeight, stored_weights
-from roundwise.errors import ModelError
+from roundwise.engine.torch_state import isolated_torch_state
+from roundwise.errors import FileFormatError, ModelError
+from roundwise.files import named
 from roundwise.graph.graph import Graph
 from roundwise.recipe.recipe import Recipe
 from roundwise.report import Report
@@ -75,11 +78,14 @@ class Model(nn.Module):
         """Run the network.
 
         Raises:
-            ModelError: an input that is a constant of the graph has another value than at capture.
+            ModelError: an input that is a constant of the graph has another value than at capture, or an input that was
+                not there at capture is not the default of the model's parameter.
         """
-        self._signature.check_constants(args, kwargs)
+        bound_args, bound_kwargs = bound(self._signature.structure, args, kwargs)
+        self._signature.check_tensors(bound_args, bound_kwargs)
+        self._signature.check_constants(bound_args, bound_kwargs)
         try:
-            return self.graph_module(*args, **kwargs)
+            return self.graph_module(*bound_args, **bound_kwargs)
         except Exception as error:
             with contextlib.suppress(Exception):  # Describing unusual inputs may fail; the first error must be raised.
                 if note := self._signature.explain(args, kwargs, self.device):
@@ -173,9 +179,11 @@ class Model(nn.Module):
         """Write the model to one `.rw` file. The file appears complete or not at all.
 
         Raises:
-            FileFormatError: the file cannot be written, or the graph holds a value that a `.rw` file cannot store.
+            FileFormatError: the name does not end in `.rw`, the file cannot be written, or the graph holds a value
+                that a `.rw` file cannot store.
         """
-        write(Contents(self.graph, self.report, self.recipe, self.versions), Path(path))
+        place = named(path, FileFormatError, ".rw")
+        write(Contents(self.graph, self.report, self.recipe, self.versions), place)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
         graph = dataclasses.replace(self.graph, constants=copy.deepcopy(self.graph.constants, memo))
@@ -214,8 +222,10 @@ def load(path: str | Path) -> Model:
         FileFormatError: the file is missing, truncated, changed, of another layout version, or names an operation that
             is not arithmetic on tensors.
     """
-    contents = read(Path(path))
-    try:
-        return Model(contents.graph, contents.report, contents.recipe, contents.versions)
-    except Exception as error:  # a file can be wrong in any way
-        raise no_network(Path(path), error) from error
+    path = named(path, FileFormatError)
+    with isolated_torch_state(torch.device("cpu")):
+        contents = read(path)
+        try:
+            return Model(contents.graph, contents.report, contents.recipe, contents.versions)
+        except Exception as error:  # a file can be wrong in any way
+            raise no_network(path, error) from error

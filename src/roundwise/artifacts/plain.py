@@ -5,7 +5,8 @@ A file may come from anywhere, so reading it allows nothing but computing on ten
 - Operations are looked up by name: those of Roundwise (`artifacts/dialect.py`), PyTorch's ATEN, and arithmetic on
   sizes. Of ATEN, only operations that return new tensors and change nothing are allowed.
 - PyTorch turns a graph into Python code, so every name that appears in the code must be an identifier.
-- The known containers are tuples, lists and dicts. Any other type must already be registered with PyTorch's pytree by
+- The known containers are tuples, lists and dicts. A named tuple gets a new class of the same name and fields. Any
+  other type must already be registered with PyTorch's pytree by
   the program that reads the file; nothing is imported. (PyTorch's own descriptions of types name modules to import.)
 """
 
@@ -15,7 +16,7 @@ import keyword
 import math
 import operator
 import re
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,8 @@ def graph_to_plain(graph: Graph) -> dict[str, Any]:
         "inputs": [_input_to_plain(spec) for spec in graph.inputs],
         "batch": graph.batch,
         "arguments": list(structure.arguments),
+        "parameters": list(structure.parameters),
+        "defaults": {name: _value_to_plain(value) for name, value in structure.defaults.items()},
         "in_spec": _spec_to_plain(structure.in_spec),
         "out_spec": None if structure.out_spec is None else _spec_to_plain(structure.out_spec),
     }
@@ -121,21 +124,41 @@ def _spec_to_plain(spec: pytree.TreeSpec) -> Any:
         return "*"
     assert spec.type is not None
     children, keys = [_spec_to_plain(child) for child in spec.children()], spec.context
+    if spec.type is namedtuple:
+        return {"type": "namedtuple", "children": children, "name": keys.__name__, "keys": list(keys._fields)}
+    kind_name = str(spec.type.__name__)
+    if spec.type is _torch_result(kind_name):
+        return {"type": "torch", "children": children, "name": kind_name}
     name = next((name for name, kind in _CONTAINERS.items() if spec.type is kind), None)
     if name is None:
         registered = pytree.SUPPORTED_SERIALIZED_TYPES.get(spec.type)
-        if registered is None or registered.to_dumpable_context is not None or not _are_names(keys):
+        name = None if registered is None else registered.serialized_type_name
+        if registered is None or registered.to_dumpable_context is not None or not _is_plain_context(keys):
             raise FileFormatError(
                 f"the model takes or returns a {spec.type.__name__}, which a .rw file cannot describe. Wrap the model "
                 "so that it takes and returns tensors in tuples, lists and dicts."
             )
-        name = registered.serialized_type_name
+        if name == pytree.NO_SERIALIZED_TYPE_NAME_FOUND:
+            raise FileFormatError(
+                f"the model takes or returns a {spec.type.__name__}, which was registered with PyTorch without a name "
+                "for files. Register it with one: `torch.export.register_dataclass(…, serialized_type_name=…)`."
+            )
     entry = {"type": name, "children": children}
-    return entry if keys is None else {**entry, "keys": list(keys)}
+    return entry if keys is None else {**entry, "keys": list(keys) if isinstance(keys, tuple) else keys}
+
+
+def _torch_result(name: str) -> type | None:
+    """The named tuple that PyTorch's operations of this name return, `max` for example."""
+    kind = getattr(torch.return_types, name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, tuple) else None
+
+
+def _is_plain_context(keys: Any) -> bool:
+    """Whether the context of a registered type is nothing, a name, or a list of names and lists of names."""
+    return keys is None or isinstance(keys, str) or _are_names(keys)
 
 
 def _are_names(keys: Any) -> bool:
-    """Whether the context of a registered type consists of names and lists of names only."""
     return isinstance(keys, list | tuple) and all(isinstance(key, str) or _are_names(key) for key in keys)
 
 
@@ -188,7 +211,9 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
             f"{in_spec.num_leaves} inputs in {positional.num_children + named.num_children} arguments. {_DAMAGED}"
         )
     graph.lint()
-    structure, batch = CallStructure(tuple(arguments), in_spec, out_spec), description["batch"]
+    parameters = tuple(_identifier(name) for name in description["parameters"])
+    defaults = {_identifier(name): _value_from_plain(value, {}) for name, value in description["defaults"].items()}
+    structure, batch = CallStructure(tuple(arguments), in_spec, out_spec, parameters, defaults), description["batch"]
     return Graph(graph, tensors, inputs, structure, None if batch is None else int(batch))
 
 
@@ -288,11 +313,15 @@ def _skeleton(entry: Any) -> Any:
     if entry == "*":
         return 0
     name, children, keys = entry["type"], [_skeleton(child) for child in entry["children"]], entry.get("keys")
+    if name == "namedtuple":
+        return namedtuple(_identifier(entry["name"]), [_identifier(key) for key in keys])(*children)
+    if name == "torch" and (result := _torch_result(entry["name"])) is not None:
+        return result(children)
     if name in _CONTAINERS:
         return _CONTAINERS[name](children if keys is None else zip(keys, children, strict=True))
     kind = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.get(name)
     known = None if kind is None else pytree.SUPPORTED_SERIALIZED_TYPES.get(kind)
-    if kind is None or known is None or known.to_dumpable_context is not None or not _are_names(keys):
+    if kind is None or known is None or known.to_dumpable_context is not None or not _is_plain_context(keys):
         raise FileFormatError(
             f"the model takes or returns a {name}, but this type is not registered with PyTorch's pytree. Import the "
             "package that defines the type before you load the file."

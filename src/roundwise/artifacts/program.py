@@ -9,6 +9,7 @@ import torch.utils._pytree as pytree
 from torch.export import Dim, ExportedProgram
 
 from roundwise.artifacts.signature import CallSignature
+from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.errors import ExportError
 from roundwise.graph.graph import Graph, InputSpec
 
@@ -25,12 +26,13 @@ def export_program(graph: Graph, device: torch.device) -> ExportedProgram:
     Raises:
         ExportError: PyTorch cannot export the graph.
     """
-    if graph.batch is not None:
-        return _export(graph, device, None)
-    try:
-        return _export(graph, device, Dim("batch", min=1))
-    except ExportError:  # Some operations exclude a few batch sizes; only with `DYNAMIC` PyTorch finds out which.
-        return _export(graph, device, Dim.DYNAMIC)
+    with isolated_torch_state(device):
+        if graph.batch is not None:
+            return _export(graph, device, None)
+        try:
+            return _export(graph, device, Dim("batch", min=1))
+        except ExportError:  # Some operations exclude a few batch sizes; only with `DYNAMIC` PyTorch finds out which.
+            return _export(graph, device, Dim.DYNAMIC)
 
 
 def _export(graph: Graph, device: torch.device, batch: Any) -> ExportedProgram:

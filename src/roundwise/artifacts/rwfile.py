@@ -53,6 +53,9 @@ class Contents:
     versions: dict[str, str]
 
 
+_NOT_IN_FILES = (torch.complex128, torch.complex32)
+"""The dtypes of networks that safetensors does not know."""
+
 # ------------------------------------------------------------------------------------------------------ writing
 
 
@@ -70,6 +73,11 @@ def write(contents: Contents, path: Path) -> None:
             raise FileFormatError(
                 f"'{name}' is a piece of control flow ({type(value).__name__}), which a .rw file cannot hold. "
                 "Save such a network with `torch.export.save(quantized.program, …)`."
+            )
+        if value.dtype in _NOT_IN_FILES:
+            raise FileFormatError(
+                f"'{name}' is of {dtype_name(value.dtype)}, which a .rw file cannot hold. Convert that tensor of the "
+                "model to complex64, or save the network with `torch.export.save(quantized.program, …)`."
             )
         value = value.cpu()
         if name in bits:

@@ -11,10 +11,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from roundwise.artifacts.binding import Arguments, in_words, same_constant
 from roundwise.errors import ModelError
 from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @final
@@ -55,11 +54,32 @@ class CallSignature:
         if not any(isinstance(spec, ConstantInput) for spec in self.inputs):
             return
         for spec, (name, leaf) in zip(self.inputs, self._leaves(args, kwargs) or (), strict=False):
-            if isinstance(spec, ConstantInput) and (isinstance(leaf, Tensor | np.ndarray) or leaf != spec.value):
+            if isinstance(spec, ConstantInput) and not same_constant(leaf, spec.value):
                 raise ModelError(
                     f"'{name}' was {spec.value!r} when the network was quantized, but it is {_describe(leaf)} now. The "
                     "quantized network contains only what the model computes for the first value. Quantize the model "
                     "with the new value too."
+                )
+
+    def check_tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise unless every input that was a tensor at capture is one now.
+
+        Raises:
+            ModelError: names the input.
+        """
+        names, in_spec = self.structure.arguments, self.structure.in_spec
+        made_args, made_kwargs = pytree.tree_unflatten(list(self.inputs), in_spec)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        for name, spec in zip(names, [*made_args, *made_kwargs.values()], strict=True):
+            leaf = given.get(name, torch.empty(0))  # a missing argument is a TypeError, as Python raises it
+            if isinstance(spec, InputSpec) and not isinstance(leaf, Tensor):
+                if leaf is None:
+                    cure = "To run the network without this input, quantize the model with samples that lack it."
+                else:
+                    cure = f"Give a tensor, `torch.{'from_numpy' if isinstance(leaf, np.ndarray) else 'tensor'}(…)`."
+                raise ModelError(
+                    f"'{name}' must be a tensor, {_dtype_and_shape(spec.dtype, ('samples', *spec.shape[1:]))}, as it "
+                    f"was when the network was quantized, but it is {in_words(leaf)}. {cure}"
                 )
 
     def explain(self, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> str | None:

@@ -8,12 +8,12 @@ from typing import final
 import click
 from torch.export import ExportedProgram
 
-from roundwise.cli.models import LoadedModel
 from roundwise.cli.options import ADVANCED, DATA, flag, option
 from roundwise.cli.parameters import shape
 from roundwise.cli.samples import SampleOptions
 from roundwise.engine.calibration import DataFree
 from roundwise.errors import ModelError
+from roundwise.loading.models import LoadedModel
 from roundwise.methods.activations import ActivationBatchNorm
 from roundwise.recipe.recipe import Recipe
 from roundwise.recipe.stages import Quantize

@@ -6,18 +6,14 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from roundwise.artifacts.model import Model
 from roundwise.errors import ExportError
-from roundwise.exporters import EXPORTERS, export, exporter_for, require_packages
+from roundwise.exporters import EXPORTERS, exporter_for, require_packages
+from roundwise.files import destination
 from roundwise.recipe.recipe import Recipe
-from roundwise.reporting import html_report
-from roundwise.wording import human_bytes
-
-REPORT_SUFFIXES = (".html", ".htm")
+from roundwise.reporting.page import PAGE_ENDINGS
 
 
 def check_outputs(paths: Sequence[Path], report: Path | None) -> None:
@@ -33,7 +29,7 @@ def check_outputs(paths: Sequence[Path], report: Path | None) -> None:
     if len({path.resolve() for path in paths}) < len(paths):
         raise click.UsageError(f"--out names the same file twice: {', '.join(map(str, paths))}. Give each file once.")
     if report is not None:
-        check_place("--report", report, REPORT_SUFFIXES)
+        check_place("--report", report, PAGE_ENDINGS)
 
 
 def check_targets(paths: Sequence[Path], recipe: Recipe) -> None:
@@ -101,44 +97,13 @@ def check_apart(first: str, one: Path, second: str, other: Path) -> None:
 
 
 def _check_folder(option: str, path: Path) -> None:
-    if path.is_dir():
-        raise click.UsageError(f"{option} {path} is a folder; give the name of a file.")
-    for folder in path.parents:
-        if folder.exists() and not folder.is_dir():
-            raise click.UsageError(f"{option} {path}: '{folder}' is a file, not a folder. Choose another place.")
-    if not path.parent.is_dir():
-        raise click.UsageError(f"{option} {path}: there is no folder '{path.parent}'. Create it first.")
     try:
-        tempfile.TemporaryFile(dir=path.parent).close()
+        folder = destination(path, ExportError).parent
+    except ExportError as error:
+        raise click.UsageError(f"{option}: {error}") from error
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ExportError(
-            f"{option} {path}: the folder '{path.parent}' does not accept new files ({error.strerror}). Choose another."
+            f"{option} {path}: the folder '{folder}' does not accept new files ({error.strerror}). Choose another."
         ) from error
-
-
-def write_outputs(quantized: Model, paths: Sequence[Path]) -> list[tuple[dict[str, Any], str]]:
-    """Write the files. Returns the figures of each as plain data, and as a text for people.
-
-    Raises:
-        RoundwiseError: an export failed or does not agree with the model; that file is not left behind.
-    """
-    written = [export(quantized, path) for path in paths]
-    return [(file.as_dict(), str(file)) for file in written]
-
-
-def write_report(
-    quantized: Model,
-    path: Path,
-    *,
-    title: str,
-    facts: dict[str, str],
-    accuracy: dict[str, tuple[float, float]],
-) -> tuple[dict[str, Any], str]:
-    """Write the page of `--report`. Returns its figures like `write_outputs`.
-
-    Raises:
-        ExportError: it cannot be written.
-    """
-    html_report(quantized, path, title=title, facts=facts, accuracy=accuracy)
-    size = path.stat().st_size
-    return {"path": str(path), "bytes": size}, f"{path}: {human_bytes(size)}"

@@ -28,6 +28,7 @@ from roundwise.methods.rewrites import REWRITES
 from roundwise.methods.rounding import ROUNDING_SOLVERS
 from roundwise.numerics.grid import BITS
 from roundwise.recipe.files import name_of, to_plain
+from roundwise.recipe.limits import parse_toml
 from roundwise.recipe.recipe import Recipe
 from roundwise.recipe.settings import FLOAT, GRANULARITIES, Activations, Weights, granularity_name
 from roundwise.recipe.stages import Quantize, Rewrite
@@ -137,11 +138,29 @@ def build_recipe(options: RecipeOptions, *, data_free: bool = False) -> Recipe:
     Raises:
         RecipeError: an option or a line of the file makes no sense; the known values are listed.
     """
+    return changed(first_recipe(options, data_free=data_free), options, data_free=data_free)
+
+
+def first_recipe(options: RecipeOptions, *, data_free: bool = False) -> Recipe:
+    """The recipe file, or the default recipe.
+
+    Raises:
+        RecipeError: a line of the file makes no sense, or it does not quantize.
+    """
     if options.recipe is not None:
         recipe = Recipe.from_toml(options.recipe)
     else:
         recipe = Recipe.data_free() if data_free else Recipe()
     recipe.stage(Quantize)  # raises if there is none
+    return recipe
+
+
+def changed(recipe: Recipe, options: RecipeOptions, *, data_free: bool = False) -> Recipe:
+    """The recipe, changed as the options say.
+
+    Raises:
+        RecipeError: an option makes no sense; the known values are listed.
+    """
     recipe = _with_stages(recipe, partial(_with_options, options=options, data_free=data_free))
     run = _given(seed=options.seed, batch_size=options.batch_size, memory_budget=options.memory_budget)
     recipe = Recipe.from_dict(recipe.as_dict() | run)
@@ -261,7 +280,7 @@ def parse_value(text: str) -> Any:
     if text.lower() in words:
         return words[text.lower()]
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 

@@ -8,13 +8,13 @@ from typing import final
 
 import click
 
-from roundwise.cli.models import stated_preprocessing
 from roundwise.cli.options import ADVANCED, DATA, choice, file, number, option
 from roundwise.cli.parameters import EXISTING_PATH, channel_values, size
 from roundwise.cli.terminal import say
-from roundwise.evaluation.arrays import Keys
-from roundwise.evaluation.data import DataOptions, Dataset
-from roundwise.evaluation.preprocessing import INTERPOLATIONS, Cover, Preprocessing, ShorterSide
+from roundwise.data.arrays import Keys
+from roundwise.data.dataset import DataOptions, Dataset
+from roundwise.data.preprocessing import INTERPOLATIONS, Cover, Preprocessing, ShorterSide
+from roundwise.loading.models import stated_preprocessing
 
 
 @final

@@ -5,6 +5,7 @@ Progress goes to stderr: a bar if that is a terminal, plain lines if it is a fil
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from roundwise.cli import started
-from roundwise.errors import RoundwiseError
+from roundwise.cli import Stopped, started
+from roundwise.errors import RecipeError, RoundwiseError
 from roundwise.events import Event, LayerFinished, LayerStarted, PassStarted, Planned
 from roundwise.wording import human_seconds
 
@@ -26,7 +27,7 @@ FAILED, INTERRUPTED = 1, 130
 
 
 def exits(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn errors into a message and an exit code: 1 for errors with a known cause, 130 for Ctrl-C.
+    """Turn errors into a message and an exit code: 1 for errors with a known cause, 130 for Ctrl-C, 143 for SIGTERM.
 
     Any other error is a bug, and keeps its traceback.
     """
@@ -42,11 +43,21 @@ def exits(command: Callable[P, None]) -> Callable[P, None]:
         except (RoundwiseError, OSError) as error:
             say(f"error: {error}")
             context.exit(FAILED)
-        except KeyboardInterrupt:
-            say("interrupted; unfinished files were not written, and files of the same names are as they were")
-            context.exit(INTERRUPTED)
+        except KeyboardInterrupt as error:
+            with contextlib.suppress(OSError):  # the terminal may be closed
+                say("interrupted; unfinished files were not written, and files of the same names are as they were")
+            context.exit(128 + error.number if isinstance(error, Stopped) else INTERRUPTED)
 
     return run
+
+
+@contextmanager
+def wrong_usage() -> Iterator[None]:
+    """Make a request that contradicts itself, or what there is, wrong usage of the command line."""
+    try:
+        yield
+    except RecipeError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def say(message: str) -> None:

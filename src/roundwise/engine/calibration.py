@@ -5,10 +5,7 @@ by name) of tensors; or an iterable of such batches, such as a `DataLoader`. The
 contiguous batches of the recipe's size. Kernels may round differently for another batch size or memory layout; with
 batches of our own, the same samples give the same codes in whatever form they come.
 
-One rule finds labels and drops them. In a tuple or list, the first values are the inputs that `forward` requires; the
-other values are not used, and the report says so. In a dict, the values whose keys are parameters of `forward` are the
-inputs. If no key is such a parameter and the model requires one input, the value with a usual name (`image`,
-`pixel_values`, …) is the input; without such a name, the whole dict is the input.
+Labels are dropped: `inputs.py` has the rule that finds them.
 """
 
 from __future__ import annotations
@@ -26,17 +23,16 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from roundwise.engine.inputs import check_single_batch, inputs_of_batch
 from roundwise.engine.store import ActivationStore
 from roundwise.errors import CalibrationError
 from roundwise.frontends import Signature
+from roundwise.tensor_kinds import odd_kind, what_to_do
 
 BATCH, INPUT_BYTES = 32, 4 << 20
 """The default batch: at most 32 samples, and on a CPU at most 4 MiB of inputs.
 
 Activations are larger than inputs (8 times in MobileNetV2), and larger batches do not make a CPU faster."""
-
-USUAL_NAMES = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "data", "input_values", "input_ids")
-"""Keys under which data sets usually keep the input of a model."""
 
 
 @final
@@ -129,6 +125,21 @@ class Calibration:
         """The leaves of the first batches, joined: as few batches as hold `count` samples, or all batches."""
         return _join(self.batches[: -(-count // _count(self.batches[0]))])
 
+    @property
+    def alike(self) -> bool:
+        """Whether there are several samples, and each is the same as the first, in all inputs."""
+        first = self.batches[0]
+        pairs = (pair for batch in self.batches for pair in zip(batch, first, strict=True))
+        return self.samples > 1 and all(bool((a == b[:1]).all()) for a, b in pairs if _is_batched(a))
+
+    def last(self, count: int) -> Calibration:
+        """The last batches: as few as hold `count` samples, or all batches."""
+        chosen: list[Batch] = []
+        for batch in reversed(self.batches):
+            if sum(map(_count, chosen)) < count:
+                chosen.insert(0, batch)
+        return Calibration(chosen, self.spec, sum(map(_count, chosen)))
+
 
 def read_calibration(data: Any, signature: Signature, batch_size: int | None, store: ActivationStore) -> Calibration:
     """Read all samples.
@@ -152,8 +163,10 @@ def read_calibration(data: Any, signature: Signature, batch_size: int | None, st
     batches: list[Batch] = []
     seen = 0
     single = _single_batch(data)
+    if isinstance(data, tuple):
+        check_single_batch(data, signature)
     for index, raw in enumerate([data] if single else _iterate(data)):
-        leaves, this = pytree.tree_flatten(_inputs(raw, signature, notes))
+        leaves, this = pytree.tree_flatten(inputs_of_batch(raw, signature, notes))
         leaves = [_tensor(leaf) for leaf in leaves]
         if spec is None:
             spec, first = this, leaves
@@ -214,66 +227,43 @@ def _iterate(data: Any) -> Iterator[Any]:
     return iter(data)
 
 
-def _inputs(raw: Any, signature: Signature, notes: dict[str, None]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """`(args, kwargs)` of one batch."""
-    if isinstance(raw, Tensor | np.ndarray):
-        return (raw,), {}
-    if isinstance(raw, tuple | list):
-        takes = len(raw) if signature.variadic else max(1, len(signature.required))
-        if len(raw) > takes:
-            notes[
-                f"each batch held {len(raw)} values and the model requires {takes}: the first "
-                f"{'was' if takes == 1 else f'{takes} were'} used, the others were treated as labels"
-            ] = None
-        return tuple(raw[:takes]), {}
-    if isinstance(raw, Mapping):
-        return _inputs_by_name(raw, signature, notes)
-    raise CalibrationError(
-        f"a calibration batch is a {type(raw).__name__}; it must be a tensor, or a tuple, list or dict of tensors."
-    )
-
-
-def _inputs_by_name(
-    raw: Mapping[Any, Any], signature: Signature, notes: dict[str, None]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    named = {name: raw[name] for name in signature.names if name in raw}
-    usual = [name for name in USUAL_NAMES if name in raw]
-    if named and set(signature.required) <= set(named):
-        chosen: tuple[tuple[Any, ...], dict[str, Any]] = ((), named)
-        # A single input is passed by position, so that a dict and a tensor of the same samples give the same call.
-        if len(named) == 1 and next(iter(named)) == signature.names[0]:
-            chosen = (tuple(named.values()), {})
-        used = set(named)
-    elif len(signature.required) == 1 and len(usual) == 1:
-        chosen, used = ((raw[usual[0]],), {}), {usual[0]}
-    elif len(signature.required) == 1:
-        return (dict(raw),), {}
-    elif signature.any_names:
-        return (), {str(key): value for key, value in raw.items()}
-    else:
-        raise CalibrationError(
-            f"a calibration batch has the keys {', '.join(map(repr, raw))}, but the model's forward requires "
-            f"{', '.join(map(repr, signature.required))}. Name the keys like the parameters, or give tuples."
-        )
-    left = [str(key) for key in raw if key not in used]
-    if left:
-        notes[f"not used in any batch: {', '.join(left)}"] = None
-    return chosen
-
-
 def _tensor(leaf: Any) -> Any:
-    """An array, or a tensor of any class, as a plain tensor without gradient; other values are returned unchanged."""
+    """An array, or a tensor of any class, as a plain tensor without gradient; other values are returned unchanged.
+
+    Raises:
+        CalibrationError: it is of a kind that cannot be cut into batches, or has no values in places.
+    """
     if isinstance(leaf, np.ndarray):
-        try:
-            with warnings.catch_warnings():  # a read-only array will do: nothing writes to the tensor
-                warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
-                return torch.from_numpy(leaf if min(leaf.strides, default=0) >= 0 else leaf.copy())
-        except TypeError as error:
-            raise CalibrationError(
-                f"a calibration batch is an array of dtype {leaf.dtype} and shape {list(leaf.shape)}, for which "
-                "PyTorch has no tensor. Convert it to numbers first, for instance with array.astype('float32')."
-            ) from error
-    return leaf.detach().as_subclass(Tensor) if isinstance(leaf, Tensor) else leaf
+        return _tensor_of_array(leaf)
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if (kind := odd_kind(leaf)) is not None:
+        raise CalibrationError(
+            f"the calibration samples are in a {kind} tensor, which cannot be cut into batches of samples and run "
+            f"through the model. {what_to_do(kind)}"
+        )
+    return leaf.detach().as_subclass(Tensor)
+
+
+def _tensor_of_array(array: np.ndarray[Any, Any]) -> Tensor:
+    """A tensor that shares the array's memory if the array's strides and byte order are those that tensors have."""
+    if np.ma.is_masked(array):
+        raise CalibrationError(
+            f"the calibration samples are in a masked array of shape {list(array.shape)}, in which "
+            f"{int(np.ma.getmaskarray(array).sum())} values are missing. Leave out such samples, or fill the missing "
+            "values with array.filled(…)."
+        )
+    try:
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        whole = all(stride >= 0 and stride % max(1, array.itemsize) == 0 for stride in array.strides)
+        with warnings.catch_warnings():  # a read-only array will do: nothing writes to the tensor
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+            return torch.from_numpy(array if whole else array.copy())
+    except (TypeError, ValueError) as error:
+        raise CalibrationError(
+            f"a calibration batch is an array of dtype {array.dtype} and shape {list(array.shape)}, for which "
+            "PyTorch has no tensor. Convert it to numbers first, for instance with array.astype('float32')."
+        ) from error
 
 
 def _is_batched(leaf: Any) -> bool:
@@ -361,7 +351,7 @@ def copy_samples(calibration: Calibration, count: int) -> tuple[tuple[Any, ...],
 
 def inputs_and_labels(raw: Any, signature: Signature) -> tuple[tuple[Any, ...], dict[str, Any], Tensor | None]:
     """`(args, kwargs)` of one batch, and its labels if it has any: whole numbers, one for each sample."""
-    args, kwargs = _inputs(raw, signature, {})
+    args, kwargs = inputs_of_batch(raw, signature, {})
     args, kwargs = pytree.tree_map(_tensor, (args, kwargs))
     if isinstance(raw, Mapping):
         used = {id(value) for value in (*args, *kwargs.values())}

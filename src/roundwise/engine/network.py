@@ -17,8 +17,9 @@ from torch.export import ExportedProgram
 from roundwise.artifacts.emit import QuantizedWeight
 from roundwise.artifacts.model import Model
 from roundwise.engine.calibration import DataFree, read_calibration
+from roundwise.engine.model_checks import check_weights_and_names
 from roundwise.engine.store import ActivationStore, default_budget
-from roundwise.engine.torch_state import isolated_torch_state
+from roundwise.engine.torch_state import ONE_THREAD_AT_A_TIME, capturing_on, default_device, isolated_torch_state
 from roundwise.errors import CalibrationError, ModelError
 from roundwise.frontends import Facts, frontend_for
 from roundwise.graph.graph import ConstantInput, Graph
@@ -70,7 +71,7 @@ def facts_of(model: object) -> Facts:
     """Device, dtype, size and inputs of a model, found without running it.
 
     Raises:
-        ModelError: the model is quantized already, or no front end can capture it.
+        ModelError: the model is quantized already, no front end can capture it, or its weights or names are odd.
     """
     if isinstance(model, Network):
         return model.facts
@@ -79,7 +80,9 @@ def facts_of(model: object) -> Facts:
             "the model is quantized already. Quantize the float model that it was made from: a second quantization "
             "would add its own errors, and the report would show only these."
         )
-    return frontend_for(model).facts(model)
+    with ONE_THREAD_AT_A_TIME:
+        check_weights_and_names(model)
+        return frontend_for(model).facts(model)
 
 
 def capture(model: nn.Module | ExportedProgram, samples: Any) -> Network:
@@ -103,11 +106,13 @@ def capture(model: nn.Module | ExportedProgram, samples: Any) -> Network:
         True
     """
     facts = facts_of(model)
-    if isinstance(samples, DataFree):
-        samples = samples.samples(facts.dtype, facts.signature.batch or 2)
+    callers = default_device()
     with isolated_torch_state(facts.device), ActivationStore(default_budget(facts.device), facts.device) as store:
+        if isinstance(samples, DataFree):
+            samples = samples.samples(facts.dtype, facts.signature.batch or 2)
         args, kwargs = read_calibration(samples, facts.signature, 2, store).example(2, facts.device)
-        graph = graph_of(model, args, kwargs)
+        with capturing_on(facts.device, callers):
+            graph = graph_of(model, args, kwargs)
         return Network(graph, facts, _versions(graph))
 
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from roundwise.engine.calibration import Calibration, DataFree, copy_samples, read_calibration
 from roundwise.engine.network import Network, facts_of, graph_of, made_up_inputs
 from roundwise.engine.store import ActivationStore, default_budget
-from roundwise.engine.torch_state import isolated_torch_state
+from roundwise.engine.torch_state import capturing_on, default_device, isolated_torch_state, notes_on_settings
+from roundwise.errors import CalibrationError, RecipeError
 from roundwise.events import Progress
 from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.recipe import Recipe
@@ -35,7 +37,7 @@ class Run:
         seed: seed of all random choices.
         progress: called with an event for each step of the run.
         inputs: copies of the first samples, which the finished model keeps as its example; None without data.
-        notes: for the report: which values of the data were not used.
+        notes: for the report: on the caller's settings, on values of the data that were not used, on the capture.
         seconds: what the preparation took: reading the samples, and capturing the model.
         training_samples: what a stage that trains is given, in the caller's form: it reads them anew in each epoch.
         journal: the folder where training keeps its state, so that it can go on after it was killed; or None.
@@ -90,18 +92,23 @@ def prepared_run(
     settings are as they were, and files with activations are deleted.
 
     Raises:
-        CalibrationError, CaptureError, ModelError, MemoryBudgetError: as `quantize`.
+        CalibrationError, CaptureError, ModelError, MemoryBudgetError, RecipeError: as `quantize`.
     """
+    if progress is not None and not callable(progress):
+        raise RecipeError(
+            f"progress={progress!r}: it must be a function that takes an event. Give print, for instance."
+        )
     facts = facts_of(model)
     device = facts.device
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
-    start = time.perf_counter()
+    start, settings, callers = time.perf_counter(), notes_on_settings(device), default_device()
     with isolated_torch_state(device), ActivationStore(budget, device) as store:
         has_data = not isinstance(data, DataFree)
         inputs = data.samples(facts.dtype, facts.signature.batch or 2) if isinstance(data, DataFree) else data
         calibration = read_calibration(inputs, facts.signature, recipe.batch_size, store)
         read = time.perf_counter()
-        with made_up_inputs(not has_data):
+        capturing = capturing_on(device, callers)
+        with made_up_inputs(not has_data), _hinting_at_single_samples(data), capturing:
             graph = graph_of(model, *calibration.example(2, device))
         captured = time.perf_counter()
         run = Run(
@@ -112,7 +119,7 @@ def prepared_run(
             seed=recipe.seed,
             progress=progress or (lambda _: None),
             inputs=copy_samples(calibration, graph.batch or 8) if has_data else None,
-            notes=calibration.notes,
+            notes=(*settings, *calibration.notes, *_notes_on_samples(calibration, has_data), *graph.notes),
             seconds={"read": read - start, "capture": captured - read},
         )
         if any(isinstance(stage, Finetune) for stage in recipe.stages):
@@ -120,3 +127,28 @@ def prepared_run(
             run.training_samples = inputs if training_samples is None else training_samples
         del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)
         yield run, Network(graph, facts, {})
+
+
+@contextlib.contextmanager
+def _hinting_at_single_samples(data: Any) -> Iterator[None]:
+    """Where the model does not run on the samples, say that each item of a list counts as a batch."""
+    try:
+        yield
+    except CalibrationError as error:
+        alike = isinstance(data, list) and len({(type(one), getattr(one, "shape", None)) for one in data}) == 1
+        if not alike or not isinstance(data[0], Tensor | np.ndarray):
+            raise
+        stack = "torch.stack" if isinstance(data[0], Tensor) else "numpy.stack"
+        raise CalibrationError(
+            f"{error} (Each of the {len(data)} items of the list counts as a batch, of {data[0].shape[0]} samples. If "
+            f"an item is a single sample, give {stack}(samples).)"
+        ) from error
+
+
+def _notes_on_samples(calibration: Calibration, has_data: bool) -> tuple[str, ...]:
+    if not has_data or not calibration.alike:
+        return ()
+    return (
+        f"all {calibration.samples} samples are alike, so errors in this report say nothing about other inputs. Give "
+        "inputs of the kind that the network will meet",
+    )

@@ -3,14 +3,16 @@
 The store counts the bytes of storages. Several views of one storage count once. A view of a part of a storage is copied
 first, because it would keep the whole storage alive. A storage stops counting when its last tensor is freed.
 
-A file is deleted from its folder as soon as it is mapped. So the operating system frees the disk space when the tensor
-is freed or the process ends, even by a crash. (Where open files cannot be deleted, the folder is removed at the end.)
+The files have no names. So the operating system frees the disk space when the tensor is freed or the process ends, even
+by a crash. (Where a file without a name cannot be mapped, files lie in a folder that is removed at the end.)
+
+The budget holds for the memory that the process occupies, too: what was freed and what was read from a file is given
+back from time to time (`resident.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 import weakref
@@ -23,11 +25,20 @@ import psutil
 import torch
 from torch import Tensor, UntypedStorage
 
+from roundwise.engine.resident import drop_pages, return_freed_memory
 from roundwise.errors import MemoryBudgetError
 from roundwise.wording import human_bytes
 
+KEPT = 16 << 20
+"""At most so many bytes are not given back to the operating system yet: of memory that was freed because its content
+went to disk, and of files that were read. More take more memory, fewer take more time."""
+
 _ALIGNMENT = 64
 """PyTorch allocates tensors at multiples of 64 bytes. At other addresses, matrix kernels may round differently."""
+
+
+HAS_UNNAMED_FILES = Path("/dev/fd").is_dir()
+"""Whether an open file without a name can be opened again, to map it."""
 
 
 def default_budget(device: torch.device) -> int:
@@ -77,8 +88,11 @@ class ActivationStore:
         self.in_memory = self.on_disk = self.peak = 0
         self._held: set[int] = set()  # ids of tensors
         self._counted: set[int] = set()  # ids of storages
+        self._mapped: set[int] = set()  # ids of storages on disk
         self._folder: Path | None = None
         self._files = 0
+        self._freed = 0  # bytes since the last `return_freed_memory`
+        self._read: dict[int, weakref.ref[UntypedStorage]] = {}  # by id; the one that was read last is the last
 
     def __enter__(self) -> Self:
         return self
@@ -120,6 +134,7 @@ class ActivationStore:
             if spill:
                 tensor = self._to_disk(tensor)
                 storage = tensor.untyped_storage()
+                self._mapped.add(id(storage))
                 self.on_disk += count
             else:
                 self.in_memory += count
@@ -140,11 +155,15 @@ class ActivationStore:
         """A held tensor on the network's device, at an aligned address; it is copied if it is not there already."""
         if id(tensor) not in self._held:
             return tensor
+        if (storage := tensor.untyped_storage()) and id(storage) in self._mapped:
+            self._note_reading(storage)
         tensor = tensor.to(self.device)
         return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
     def _uncount(self, storage: int, count: int, spilled: bool) -> None:
         self._counted.discard(storage)
+        self._mapped.discard(storage)
+        self._read.pop(storage, None)
         if spilled:
             self.on_disk -= count
         else:
@@ -155,25 +174,54 @@ class ActivationStore:
         tensor = tensor.resolve_conj().resolve_neg()
         storage = tensor.untyped_storage()
         try:
-            if self._folder is None:
-                self._folder = Path(tempfile.mkdtemp(prefix="roundwise-"))
-            path = self._folder / str(self._files)
-            self._files += 1
-            with path.open("wb") as file:
-                if hasattr(os, "posix_fallocate"):  # a full disk raises an error here, instead of a crash on writing
-                    os.posix_fallocate(file.fileno(), 0, storage.nbytes())
-            mapped = torch.from_file(str(path), shared=True, size=storage.nbytes(), dtype=torch.uint8)
+            mapped = self._unnamed_file(storage) if HAS_UNNAMED_FILES else self._file_in_folder(storage)
         except (OSError, RuntimeError) as error:
             raise MemoryBudgetError(
                 f"cannot write {human_bytes(storage.nbytes())} of activations to the temporary folder "
                 f"{self._folder or tempfile.gettempdir()}: {error}. Free some disk space, or set TMPDIR to a folder "
                 "on a larger disk."
             ) from error
-        if os.name == "posix":
-            path.unlink()
-        mapped.untyped_storage().copy_(storage)
+        self._freed += storage.nbytes()
+        if self._freed >= KEPT:
+            return_freed_memory()
+            self._freed = 0
         empty = torch.empty(0, dtype=tensor.dtype)
         return empty.set_(mapped.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    def _unnamed_file(self, storage: UntypedStorage) -> Tensor:
+        """A copy in a file that has no name. It is written before it is mapped, so that its pages take no memory."""
+        with tempfile.TemporaryFile(prefix="roundwise-", buffering=0) as file:
+            rest = torch.empty(0, dtype=torch.uint8).set_(storage.cpu()).numpy()
+            while len(rest):
+                rest = rest[file.write(rest.data) :]
+            return _mapped(f"/dev/fd/{file.fileno()}", storage.nbytes())
+
+    def _file_in_folder(self, storage: UntypedStorage) -> Tensor:
+        """A copy in a file of the store's folder."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="roundwise-"))
+        path = self._folder / str(self._files)
+        self._files += 1
+        mapped = _mapped(str(path), storage.nbytes())
+        mapped.untyped_storage().copy_(storage)
+        return mapped
+
+    def _note_reading(self, storage: UntypedStorage) -> None:
+        """Drop the pages of files that were read before this one, if they are too many together."""
+        self._read.pop(id(storage), None)
+        others = [it for reference in self._read.values() if (it := reference()) is not None]
+        excess = storage.nbytes() + sum(it.nbytes() for it in others) - KEPT
+        for other in others:
+            if excess <= 0:
+                break
+            drop_pages(other)
+            self._read.pop(id(other), None)
+            excess -= other.nbytes()
+        self._read[id(storage)] = weakref.ref(storage)
+
+
+def _mapped(path: str, size: int) -> Tensor:
+    return torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
 
 
 def _call_when_freed(owner: Tensor | UntypedStorage, function: object, *arguments: object) -> None:

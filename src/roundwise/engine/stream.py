@@ -69,12 +69,20 @@ COMPENSATES = (
 @final
 @dataclass(frozen=True, eq=False)
 class StreamResult:
-    """The result of a pass: codes and a report for each layer, the error of the outputs, and the time by activity."""
+    """The result of a pass.
+
+    Attributes:
+        weights, reports: codes and a report for each layer.
+        output_error: relative error of the outputs; NaN if none was measured.
+        seconds: time by activity.
+        notes: which outputs were not measured.
+    """
 
     weights: list[QuantizedWeight]
     reports: list[LayerReport]
     output_error: float
     seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
 
 
 @final
@@ -126,7 +134,7 @@ class Stream:
         """Quantize every unit.
 
         Raises:
-            ModelError: an activation is NaN or infinite.
+            ModelError: an activation is NaN or infinite, or a unit's tensors differ in shape between the two streams.
             MemoryBudgetError: the disk is full.
         """
         self._progress(Planned(self.plan))
@@ -144,9 +152,9 @@ class Stream:
             elapsed, done = time.perf_counter() - begin, sum(self._costs[: index + 1])
             left = elapsed * (sum(self._costs) - done) / done if done else 0.0
             self._progress(LayerFinished(reports[-1], index, total, left))
-        output_error = self._finish()
+        output_error, notes = self._finish()
         self._seconds["forward"] = time.perf_counter() - begin - sum(self._seconds.values())
-        return StreamResult(weights, reports, output_error, self._seconds)
+        return StreamResult(weights, reports, output_error, self._seconds, notes)
 
     def _quantize_unit(self, segment: Segment) -> list[tuple[QuantizedWeight, LayerReport]]:
         """Collect the unit's statistics, choose its codes, and run it with them in the current stream."""
@@ -160,6 +168,8 @@ class Stream:
             self._executor.hold((*(step.key for step in segment.steps), unit.output), values)
             addend = self._addend(task, values, target)
             inputs = [values[node] for node in unit.inputs]
+            for pair in inputs:
+                _check_shape(unit, "input", pair.reference, pair.current)
             task.collect(statistics, inputs, values[unit.output].reference, self._counts[number], addend)
             compensates |= addend is not None
         for step in segment.steps:
@@ -218,6 +228,7 @@ class Stream:
         for number, values in enumerate(self._batches):
             target = fetch(values[unit.output].reference, self._store)
             output = self._output(unit, values, constants)
+            _check_shape(unit, "output", target, output)
             error = distance(output, target)
             difference += error
             if not same and number % every == 0:
@@ -271,12 +282,17 @@ class Stream:
                 constants[bias] = quantized.bias
         return constants
 
-    def _finish(self) -> float:
-        """Run the operations after the last unit; return the relative error of all outputs of the network."""
-        difference = total = 0.0
+    def _finish(self) -> tuple[float, tuple[str, ...]]:
+        """Run the operations after the last unit; return the relative error of the outputs, and notes about them.
+
+        An output whose shape is not the same in both networks, because it depends on values, is left out.
+        """
+        outputs = self._schedule.outputs
+        measured: list[tuple[int, float, float]] = []  # the output's number, Σ‖y‖² and Σ‖y − ŷ‖², batch by batch
+        apart: dict[int, str] = {}  # outputs with two shapes
         for number, values in enumerate(self._batches):
             self._forward(self._schedule.tail, values)
-            for reference, current in self._schedule.outputs:
+            for index, (reference, current) in enumerate(outputs):
                 if current.op == "get_attr":
                     continue
                 target = fetch(values[self._schedule.key(reference)].reference, self._store)
@@ -287,18 +303,32 @@ class Stream:
                         f"the float network's outputs contain NaN for samples in batch {number} (of "
                         f"{len(self._batches)}). Check these samples' preprocessing, or the network itself."
                     )
-                finite = torch.isfinite(target)  # leave out the −∞ of a mask
-                total += energy(target[finite])
+                finite, squares = torch.isfinite(target), 0.0  # leave out the −∞ of a mask
                 if current in self._schedule.differing or current in self._quantizers:
                     output = fetch(values[current].current, self._store)
-                    difference += distance(output[finite], target[finite])
+                    if output.shape != target.shape:
+                        apart.setdefault(index, f"{list(target.shape)} and {list(output.shape)}")
+                        continue
+                    squares = distance(output[finite], target[finite])
+                measured.append((index, energy(target[finite]), squares))
             values.clear()
+        total = difference = 0.0
+        for index, size, squares in measured:
+            if index not in apart:
+                total += size
+                difference += squares
         if not math.isfinite(difference):
             raise ModelError(
                 "the quantized network's outputs are NaN or infinite where the float network's are not. Use more bits, "
                 "or quantize the model in float32 or bfloat16."
             )
-        return relative_error(difference, total)
+        notes = tuple(
+            f"the error of output {index} (of {len(outputs)}) was not measured: its shape depends on values, and is "
+            f"{shapes} in a batch of the float and of the quantized network"
+            for index, shapes in apart.items()
+        )
+        none_left = bool(apart) and all(index in apart for index, *_ in measured)
+        return math.nan if none_left else relative_error(difference, total), notes
 
     def _forward(self, steps: Iterable[Step], values: Values) -> None:
         """Run steps in both streams, or once if the streams do not differ."""
@@ -319,3 +349,16 @@ class Stream:
         if quantizer is None:
             return pair
         return StreamPair(pair.reference, quantizer.fake_quantize(self._store.fetch(pair.current)))
+
+
+def _check_shape(unit: Unit, what: str, reference: Any, current: Any) -> None:
+    """Raise if an input or output of a unit has other shapes in the two streams: nothing can be compared then."""
+    both = isinstance(reference, Tensor) and isinstance(current, Tensor)
+    if both and reference.shape != current.shape:
+        name = unit.name
+        raise ModelError(
+            f"layer '{name}': its {what} has the shape {list(reference.shape)} in the float network and "
+            f"{list(current.shape)} in the quantized one, because the shape depends on values, as behind a mask. So "
+            f"there is no output to compare with. Quantize the part of the model before '{name}' alone, or keep "
+            f"'{name}' and the layers after it in float (--override {name}=float, or overrides={{'{name}': None}})."
+        )

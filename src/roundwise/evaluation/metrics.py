@@ -25,11 +25,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from roundwise.data.dataset import Batches
+from roundwise.data.labels import as_labels
+from roundwise.data.preprocessing import IGNORE
 from roundwise.errors import CalibrationError, ModelError
-from roundwise.evaluation.arrays import as_labels
-from roundwise.evaluation.data import Batches
 from roundwise.evaluation.outputs import Outputs, outputs_of, paired, wide
-from roundwise.evaluation.segmentation import IGNORE, Confusion, Segmentation
+from roundwise.evaluation.segmentation import Confusion, Segmentation
 from roundwise.wording import number_of
 
 Network = Callable[[Tensor], Any]
@@ -179,11 +180,8 @@ def evaluate(
             "there are no samples to evaluate on: the batches are empty. Give a list of batches, a DataLoader, or "
             "`load_data(…).batches(32)`. (An iterator that was read before gives nothing the second time.)"
         )
-    if truths is not None and len(truths) != samples:
-        raise CalibrationError(
-            f"{number_of(len(truths), 'label')} for {number_of(samples, 'sample')}, so it is not known which label "
-            "belongs to which sample. Give one label for each sample, in the order of the samples."
-        )
+    if truths is not None:
+        as_labels(truths, samples, "evaluate", CalibrationError)
     comparison = None if against is None else differences.comparison(other.accuracy, other.segmentation)
     return Evaluation(samples, own.accuracy, comparison, own.segmentation)
 

@@ -13,8 +13,8 @@ from typing import Any, final
 from torch import Tensor
 from torch.utils._pytree import SequenceKey, tree_flatten_with_path, tree_leaves
 
+from roundwise.data.dataset import Dataset
 from roundwise.errors import CalibrationError, ModelError
-from roundwise.evaluation.data import Dataset
 from roundwise.wording import number_of
 
 

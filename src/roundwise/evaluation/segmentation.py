@@ -25,11 +25,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from roundwise.data.labels import described
+from roundwise.data.preprocessing import IGNORE
 from roundwise.errors import CalibrationError
-from roundwise.evaluation.arrays import described
-
-IGNORE = 255
-"""The label of pixels that are not counted, as in Pascal VOC."""
 
 
 @final

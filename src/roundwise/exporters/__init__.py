@@ -8,12 +8,14 @@ from pathlib import Path
 
 from torch import Tensor
 
+from roundwise.artifacts.binding import Arguments
 from roundwise.artifacts.model import Model
-from roundwise.artifacts.signature import Arguments
+from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.errors import ExportError
 from roundwise.exporters.interface import Check, ExportedFile, Exporter
 from roundwise.exporters.onnx.exporter import OnnxExport, OnnxExporter
 from roundwise.exporters.rw import RwExporter, SavedFile
+from roundwise.files import destination
 
 __all__ = [
     "EXPORTERS",
@@ -85,7 +87,9 @@ def export(
             f"'{target}' is a {exporter.title} file, which is not compared with the model: it holds the model itself. "
             "Leave out `samples` and `tolerance`."
         )
-    return exporter.write(model, target, Check(((samples,), {}) if isinstance(samples, Tensor) else samples, tolerance))
+    check = Check(((samples,), {}) if isinstance(samples, Tensor) else samples, tolerance)
+    with isolated_torch_state(model.device):
+        return exporter.write(model, target, check)
 
 
 def exporter_for(path: Path) -> Exporter:
@@ -117,9 +121,6 @@ def require_packages(exporter: Exporter) -> None:
 
 def _check_place(path: Path) -> None:
     """Make sure, before any work, that a file of that name can be written."""
-    if path.is_dir():
-        raise ExportError(f"'{path}' is a folder; give the name of a file.")
-    if not path.parent.is_dir():
-        raise ExportError(f"There is no folder '{path.parent}' to write '{path.name}' into: create it first.")
-    if not os.access(path.parent, os.W_OK):
-        raise ExportError(f"The folder '{path.parent}' cannot be written to: choose another, or ask for permission.")
+    folder = destination(path, ExportError).parent
+    if not os.access(folder, os.W_OK):
+        raise ExportError(f"The folder '{folder}' cannot be written to: choose another, or ask for permission.")

@@ -33,7 +33,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from roundwise.artifacts import dialect
-from roundwise.artifacts.signature import Arguments
+from roundwise.artifacts.binding import Arguments
 from roundwise.errors import ExportError
 from roundwise.exporters.names import input_names, output_leaves, output_names
 from roundwise.runtimes.interface import Array

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 import torch
@@ -20,8 +21,10 @@ class Signature:
         required: names of the parameters that have no default.
         names: names of all parameters, in order.
         variadic: whether it takes any number of positional arguments.
-        any_names: whether it takes nothing but arguments of any names.
+        any_names: whether it takes arguments of any further names.
         batch: the number of samples in a batch, if the model takes only one number; else None.
+        keyword_only: names of the parameters that are given by name only.
+        defaults: of the parameters that have one, by name.
     """
 
     required: tuple[str, ...]
@@ -29,6 +32,8 @@ class Signature:
     variadic: bool = False
     any_names: bool = False
     batch: int | None = None
+    keyword_only: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @final

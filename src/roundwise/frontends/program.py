@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 
 from roundwise.errors import CaptureError
 from roundwise.frontends.explain import place_of, way_out
+from roundwise.frontends.memory import order_depends_on_inputs, settle_memory_order
 from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec, is_random
 
 aten = torch.ops.aten
@@ -34,6 +35,8 @@ def graph_of_program(program: ExportedProgram, model: nn.Module) -> Graph:
     _merge_constants(graph)
     graph.prune()
     _check_deterministic(graph)
+    graph.order_matters = order_depends_on_inputs(graph.operations)
+    settle_memory_order(graph)
     graph.inputs, graph.batch = read_inputs(graph.operations)
     return graph
 

@@ -7,7 +7,7 @@
 3. `program.py` turns the program into a graph, and `training.py` adds what training must know.
 4. The graph is compared with the model on real samples, in batches of other sizes than the one exported.
 
-The model is left as it was.
+Nothing of this touches the model: what runs is its double (`double.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import itertools
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, final
 
@@ -30,13 +30,18 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from roundwise.errors import CalibrationError, CaptureError, ModelError
+from roundwise.frontends.double import Double
 from roundwise.frontends.dropout import DistinctDropout, hide_dropout, show_dropout
 from roundwise.frontends.explain import callers_level, explain, first_lines, locate, way_out
 from roundwise.frontends.interface import Facts, Frontend, Signature
-from roundwise.frontends.preserve import model_left_as_it_was, quiet_and_unfused
+from roundwise.frontends.memory import RecordedContiguous, has_strided_reads
+from roundwise.frontends.outputs import explain_outputs
 from roundwise.frontends.program import graph_of_program, read_inputs
+from roundwise.frontends.scripted import signature_of_scripted
+from roundwise.frontends.settings import fast_path, quiet, without_fast_path
 from roundwise.frontends.training import training_information
-from roundwise.graph.graph import Graph, bind
+from roundwise.frontends.wrappers import unwrapped
+from roundwise.graph.graph import CallStructure, Graph, bind
 from roundwise.graph.operators import WEIGHTED
 from roundwise.wording import number_of
 
@@ -90,18 +95,14 @@ class TorchExport(Frontend):
         return isinstance(model, nn.Module | ExportedProgram)
 
     def facts(self, model: nn.Module | ExportedProgram) -> Facts:
-        if isinstance(model, torch.jit.ScriptModule):
-            raise ModelError(
-                f"the model is a {type(model).__name__}, compiled by TorchScript, which torch.export cannot read. "
-                "Give the nn.Module that was traced or scripted."
-            )
         tensors = list(itertools.chain(model.parameters(), model.buffers()))
         if any(is_lazy(tensor) for tensor in tensors):
             raise ModelError(
                 "the model has lazy parameters, which get their shapes and values when the model is first called. Call "
                 "it once, or load trained weights into it, and quantize it then."
             )
-        floats = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+        numbers = [buffer for buffer in model.buffers() if buffer.is_floating_point() or buffer.is_complex()]
+        floats = [*model.parameters(), *numbers]
         return Facts(
             _signature_of_program(model) if isinstance(model, ExportedProgram) else _signature_of_module(model),
             device=tensors[0].device if tensors else torch.device("cpu"),
@@ -121,54 +122,75 @@ class TorchExport(Frontend):
             module, batch = model, None
             _check_parameters(module)
             dynamic = _batch_dimension(module)
-            if any(part.training for part in module.modules()):
-                warnings.warn(
-                    "the model is in training mode; its evaluation behaviour is quantized (dropout off, batch-norm "
-                    "with its running statistics). Call `model.eval()` first to say that this is what you mean.",
-                    UserWarning,
-                    stacklevel=callers_level(),
-                )
-        with model_left_as_it_was(module), quiet_and_unfused(), torch.inference_mode(False), torch.no_grad():
-            for part in module.modules():
-                part.training = False
-            graph, lost = _capture(module, (args, kwargs), dynamic, batch)
-            training = training_information(module, graph, exported=exported)
+        double = Double(module)
+        if double.was_training and not exported:
+            warnings.warn(
+                "the model is in training mode; its evaluation behaviour is quantized (dropout off, batch-norm "
+                "with its running statistics). Call `model.eval()` first to say that this is what you mean.",
+                UserWarning,
+                stacklevel=callers_level(),
+            )
+        with quiet(), torch.inference_mode(False), torch.no_grad():
+            graph, double, lost = _capture(double, (args, kwargs), dynamic, batch)
+            graph.structure = _with_defaults(graph.structure, self.facts(model).signature)
+            training = training_information(double.module, graph, exported=exported)
             graph.training = replace(training, notes=(*lost, *training.notes))
         return graph
 
 
-def _capture(model: nn.Module, inputs: _Inputs, dynamic: Any, batch: int | None) -> tuple[Graph, tuple[str, ...]]:
-    """The graph of a model in evaluation mode, and a note if it could not keep dropout."""
+def _capture(double: Double, inputs: _Inputs, dynamic: Any, batch: int | None) -> tuple[Graph, Double, tuple[str, ...]]:
+    """The graph of a model in evaluation mode, the double with its tensors, and a note if dropout could not be kept."""
     exported, sizes = _take(inputs, batch or _SAMPLES), (2, 1) if batch is None else (batch,)
-    program, kept = _export(model, exported, dynamic)
-    graph = graph_of_program(program, model)
+    program, kept = _export(double, exported, dynamic)
+    if has_strided_reads(program.graph):
+        program, kept = _export(double, exported, dynamic, record_contiguous=True)
+    graph = graph_of_program(program, double.module)
     try:
-        _check_equal(model, graph, inputs, sizes)
+        graph.notes = _check_equal(double, graph, inputs, sizes)
     except CaptureError:
         if not kept:
             raise
     else:
-        return graph, ()
-    program, _ = _export(model, exported, dynamic, keep_dropout=False)
-    graph = graph_of_program(program, model)
-    _check_equal(model, graph, inputs, sizes)
+        return graph, double, ()
+    double = double.another()
+    program, _ = _export(double, exported, dynamic, keep_dropout=False)
+    graph = graph_of_program(program, double.module)
+    graph.notes = _check_equal(double, graph, inputs, sizes)
     note = (
         f"{number_of(kept, 'dropout operation')} could not be kept in the graph: the model overwrites the result of "
         "dropout, and with it, in evaluation mode, the input of dropout."
     )
-    return graph, (note,)
+    return graph, double, (note,)
 
 
 # ------------------------------------------------------------------------------------------------------- what it takes
 
 
 def _signature_of_module(model: nn.Module) -> Signature:
-    parameters = inspect.signature(model.forward).parameters.values()
+    model = unwrapped(model)
+    scripted = isinstance(model, torch.jit.ScriptModule)
+    signature = signature_of_scripted(model) if scripted else inspect.signature(model.forward)
+    parameters = signature.parameters.values()
     plain = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     required = tuple(p.name for p in plain if p.default is p.empty)
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    any_names = not plain and not variadic and len(parameters) > 0
-    return Signature(required, tuple(p.name for p in plain), variadic, any_names)
+    return Signature(
+        required,
+        tuple(p.name for p in plain),
+        variadic,
+        any_names=any(p.kind is p.VAR_KEYWORD for p in parameters),
+        keyword_only=tuple(p.name for p in plain if p.kind is p.KEYWORD_ONLY),
+        defaults={p.name: p.default for p in plain if p.default is not p.empty},
+    )
+
+
+def _with_defaults(structure: CallStructure, signature: Signature) -> CallStructure:
+    """A structure that knows the parameters that the samples did not give."""
+    positional = () if signature.variadic else tuple(it for it in signature.names if it not in signature.keyword_only)
+    constants = {
+        name: value for name, value in signature.defaults.items() if isinstance(value, bool | int | float | str | None)
+    }
+    return replace(structure, parameters=positional, defaults=constants)
 
 
 def _signature_of_program(program: ExportedProgram) -> Signature:
@@ -198,7 +220,7 @@ def _check_parameters(model: nn.Module) -> None:
 
 def _batch_dimension(model: nn.Module) -> Dim:
     """Any number of samples; on CUDA up to 65,535, because beyond that PyTorch's batch-norm uses another kernel."""
-    on_cuda = any(tensor.device.type == "cuda" for tensor in model.state_dict().values())
+    on_cuda = any(it.device.type == "cuda" for it in itertools.chain(model.parameters(), model.buffers()))
     return Dim("batch", min=1, max=_CUDA_BATCH if on_cuda else None)
 
 
@@ -206,19 +228,20 @@ def _batch_dimension(model: nn.Module) -> Dim:
 
 
 def _export(
-    model: nn.Module, inputs: _Inputs, dynamic: Any, *, keep_dropout: bool = True
+    double: Double, inputs: _Inputs, dynamic: Any, *, keep_dropout: bool = True, record_contiguous: bool = False
 ) -> tuple[ExportedProgram, int]:
     """Export a model and make the program pure; also say how many dropouts were led through decompositions."""
     args, kwargs = inputs
 
-    def attempt() -> tuple[ExportedProgram, int]:
+    def attempt(model: nn.Module) -> tuple[ExportedProgram, int]:
         shapes = pytree.tree_map(
             lambda leaf: {0: dynamic} if dynamic is not None and isinstance(leaf, Tensor) and leaf.dim() else None,
             _named_signature(model, kwargs).bind(*args, **kwargs).arguments,
         )
         # With gradients, as most people export: a model that switches them on itself cannot be exported without.
         with torch.enable_grad():
-            with DistinctDropout():
+            recorded = RecordedContiguous() if record_contiguous else contextlib.nullcontext()
+            with DistinctDropout(), without_fast_path(), recorded:
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
             _replace_in_place(program.graph_module)
             if _is_plain(program.graph):
@@ -231,13 +254,17 @@ def _export(
     printed = io.StringIO()  # on failure, PyTorch prints the graph that it has so far
     try:
         with contextlib.redirect_stderr(printed):
-            exported = attempt()
+            exported = attempt(double.module)
     except Exception as error:
-        few = inputs if dynamic is None else _take(inputs, 2)
+        few, outputs = inputs if dynamic is None else _take(inputs, 2), None
         for samples in (few, inputs):  # few samples first: the error shows their shapes
-            _run(model, samples)
+            outputs = _run(double.another(copies_weights=True), samples)
+        unknown = explain_outputs(double.module, outputs) if "in output" in str(error) else None
+        if unknown is not None:
+            raise CaptureError(unknown) from error
         with contextlib.redirect_stderr(printed):
-            explanation = explain(model, error, attempt)
+            again = double.another()
+            explanation = explain(double.module, error, lambda: attempt(again.module))
         raise CaptureError(explanation) from error
     sys.stderr.write(printed.getvalue())
     return exported
@@ -285,7 +312,7 @@ def _named_signature(model: nn.Module, kwargs: dict[str, Any]) -> inspect.Signat
 
     signature = signature.replace(parameters=parameters)
     vars(named)["__signature__"] = signature
-    vars(model)["forward"] = named  # taken back by `model_left_as_it_was`
+    vars(model)["forward"] = named  # of the double
     return signature
 
 
@@ -302,17 +329,17 @@ def _take(inputs: _Inputs, samples: int) -> _Inputs:
     return taken
 
 
-def _run(model: nn.Module, inputs: _Inputs) -> Any:
+def _run(double: Double, inputs: _Inputs) -> Any:
     """The model's outputs. If the model raises an error, the samples do not fit it."""
     try:
         args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, inputs)  # the model may write to them
-        return model(*args, **kwargs)
+        return double.module(*args, **kwargs)
     except Exception as error:
         given = [
             f"{leaf.dtype} {list(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
             for leaf in pytree.tree_leaves(inputs)
         ]
-        place = locate(model, traceback.walk_tb(error.__traceback__))
+        place = locate(double.module, traceback.walk_tb(error.__traceback__))
         at = f", at {place}" if place else ""
         raise CalibrationError(
             f"the model does not run on the calibration samples. It was called with {', '.join(given)} and raised "
@@ -322,35 +349,53 @@ def _run(model: nn.Module, inputs: _Inputs) -> Any:
         ) from error
 
 
-def _check_equal(model: nn.Module, graph: Graph, inputs: _Inputs, sizes: Sequence[int]) -> None:
+def _check_equal(double: Double, graph: Graph, inputs: _Inputs, sizes: Sequence[int]) -> tuple[str, ...]:
     """Compare the graph with the model on real samples, in batches of some sizes.
+
+    Returns:
+        Notes on how the model's outputs depend on the caller's settings.
 
     Raises:
         CaptureError: their outputs differ by more than rounding explains.
     """
-    for samples in sizes:
-        _check_equal_batch(model, graph, _take(inputs, samples), samples)
+    double = double.another()  # for all calls, so that a second call that gives something else is seen
+    if len(sizes) == 1:
+        sizes = (*sizes, *sizes)
+    notes = [note for samples in sizes for note in _check_equal_batch(double, graph, _take(inputs, samples), samples)]
+    return tuple(notes[:1])  # of the largest batch
 
 
-def _check_equal_batch(model: nn.Module, graph: Graph, inputs: _Inputs, samples: int) -> None:
+def _check_equal_batch(double: Double, graph: Graph, inputs: _Inputs, samples: int) -> Iterator[str]:
+    """Compare the graph with the model, as the caller's settings let it run, on one batch."""
     try:
-        expected = _run(model, inputs)
+        expected = _run(double, inputs)
     except CalibrationError:
         if samples > 1:
             raise
         return  # the model needs several samples, for batch-norm with the batch's own statistics for example
     args, kwargs = inputs
-    try:
-        difference = _difference(pytree.tree_leaves(expected), pytree.tree_leaves(graph.module()(*args, **kwargs)))
-    except Exception as error:
-        difference = f"it raises {type(error).__name__}: {first_lines(error)}"
+
+    def difference_from(outputs: Any) -> str:
+        try:
+            return _difference(pytree.tree_leaves(outputs), pytree.tree_leaves(graph.module()(*args, **kwargs)))
+        except Exception as error:
+            return f"it raises {type(error).__name__}: {first_lines(error)}"
+
+    difference = difference_from(expected)
+    path = fast_path(double.another().module, *inputs)
+    if path is not None and (difference or path.drops_places):
+        with without_fast_path():
+            difference_without = difference_from(_run(double.another(), inputs))
+        if not difference_without:
+            yield path.note(difference)
+            return
     if difference:
         raise CaptureError(
             "the captured graph does not compute what the model computes; on a batch of "
             f"{number_of(samples, 'sample')}, {difference}. The model's code decides by something that "
             "is not in the values of its inputs: the number of samples (`if x.shape[0] > 1`), state of its own, the "
             "clock. Or it overwrites what dropout handed on, and with it dropout's input (`y = drop(x); y += 1`). Take "
-            f"that out of its forward.\n{way_out(model, '')}"
+            f"that out of its forward.\n{way_out(double.module, '')}"
         )
 
 

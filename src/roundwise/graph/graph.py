@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -59,11 +59,15 @@ class CallStructure:
         arguments: the names of the arguments, positional ones first.
         in_spec: how `(args, kwargs)` nest; one leaf for each placeholder, in order.
         out_spec: how the result nests; None where the graph's output node shows it.
+        parameters: the names of all parameters that can be given by position, in order; empty if they are not known.
+        defaults: of the parameters whose default is a number, a flag, text or None; also of those that were not given.
     """
 
     arguments: tuple[str, ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec | None = None
+    parameters: tuple[str, ...] = ()
+    defaults: Mapping[str, bool | int | float | str | None] = field(default_factory=dict)
 
     @classmethod
     def positional(cls, names: Sequence[str]) -> CallStructure:
@@ -116,6 +120,8 @@ class Graph:
         inputs: what each placeholder takes, in order.
         structure: how the network is called.
         batch: None where any batch size will do; else the only one that works.
+        notes: what a reader of the report must know about the capture, in sentences.
+        order_matters: whether outputs depend on how the inputs lie in memory, so that only contiguous ones are right.
         training: what training must know besides. Constants that were dropped from the graph may still have entries.
     """
 
@@ -124,6 +130,8 @@ class Graph:
     inputs: tuple[InputSpec | ConstantInput, ...]
     structure: CallStructure
     batch: int | None = None
+    notes: tuple[str, ...] = ()
+    order_matters: bool = False
     training: TrainingInformation = field(default_factory=TrainingInformation)
     _moments: dict[str, _Recorded] = field(default_factory=dict)
 
@@ -216,6 +224,11 @@ class Graph:
         """Note how the output of a layer is distributed, with the weight and bias that it has now."""
         node = next(node for node in self.operations.nodes if node.op == "get_attr" and node.target == weight)
         self._moments[weight] = _Recorded(moments, tuple(map(weakref.ref, self._read(node))))
+
+    def forget_moments(self, weights: Iterable[str]) -> None:
+        """Drop the moments of the layers with these weights, where any are recorded."""
+        for weight in weights:
+            self._moments.pop(weight, None)
 
     def _read(self, constant: fx.Node) -> list[Tensor]:
         """All constants that the operations read that read this one."""

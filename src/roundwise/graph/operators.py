@@ -156,11 +156,24 @@ MATRIX_PRODUCTS: Operators = frozenset({aten.matmul.default, aten.mm.default, at
 FACTORS: Mapping[Any, tuple[int, int]] = {
     **dict.fromkeys(sorted(MATRIX_PRODUCTS, key=str), (0, 1)),
     aten.addmm.default: (1, 2),
+    aten.baddbmm.default: (1, 2),
 }
 """Products of matrices, with or without a sum, and which arguments are multiplied."""
 
+TENSOR_PRODUCTS: Operators = frozenset({aten.inner.default, aten.tensordot.default})
+"""Sums of products over dimensions of two tensors that the arguments, or the name, tell."""
+
 ATTENTION: Operators = frozenset({aten.scaled_dot_product_attention.default})
 """softmax(q kᵀ / √d) v as one operation."""
+
+FAST_PATH: Operators = frozenset(
+    {
+        aten._nested_tensor_from_mask.default,
+        aten._native_multi_head_attention.default,
+        aten._transformer_encoder_layer_fwd.default,
+    }
+)
+"""PyTorch's fast path for transformers in evaluation; the first operation drops the places that a mask marks."""
 
 # ----------------------------------------------------------------------------------------- averages and reductions
 
@@ -299,7 +312,9 @@ MOVES: Operators = (
 )
 """Operations that give one tensor with some of the numbers that they were given, and no others but zeros."""
 
-MATRIX_COPIES: Operators = frozenset({aten.expand.default, aten.view.default, aten.reshape.default, aten.clone.default})
+MATRIX_COPIES: Operators = frozenset(
+    {aten.expand.default, aten.repeat.default, aten.view.default, aten.reshape.default, aten.clone.default}
+)
 """Operations by which a matrix is copied for each sample."""
 
 LIKE: Operators = frozenset(

@@ -14,13 +14,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar, final
+from typing import Any, ClassVar, Generic, Literal, TypeVar, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from roundwise.errors import RecipeError
 from roundwise.graph.graph import Graph
 from roundwise.graph.matrix import LinearMap
 from roundwise.graph.nonlinearity import Nonlinearity
@@ -238,8 +237,12 @@ class GraphRewrite(ABC):
 
     @property
     @abstractmethod
-    def measures_moments(self) -> bool:
-        """Whether `graph.moments` must be measured on samples first, instead of read off batch-norms."""
+    def measures_moments(self) -> bool | Literal["where-unknown"]:
+        """Whether `graph.moments` is measured on samples before `apply`.
+
+        True measures the moments of all layers, and there must be samples. False leaves those that batch-norms give.
+        "where-unknown" adds those of the other layers for this rewrite alone, if there are samples.
+        """
 
     @abstractmethod
     def apply(self, graph: Graph) -> Graph:
@@ -304,36 +307,3 @@ class LearnedQuantization(ABC):
     @abstractmethod
     def activation(self, quantizer: Quantizer, device: torch.device) -> ActivationQuantizer:
         """A module for an activation."""
-
-
-_WAY_OUT = "Correct its method `solve`, or take another solver for this layer."
-
-
-def check_answer(answer: object, problem: Problem[Any], solver: RoundingSolver[Any] | BlockSolver[Any]) -> None:
-    """Raise unless a solver's answer fits its problem.
-
-    Raises:
-        RecipeError: names the solver and the layer, and what was found and wanted.
-    """
-    book, shape = problem.grid.codebook, problem.weight.shape
-    if not isinstance(answer, Rounding):
-        raise RecipeError(
-            f"{solver!r} gave layer '{problem.name}' a {type(answer).__name__}; it must be a Rounding. {_WAY_OUT}"
-        )
-    codes, own, shift, found = answer.codes, answer.grid, answer.bias_shift, ""
-    if codes.shape != shape or codes.is_floating_point() or codes.min() < book.qmin or codes.max() > book.qmax:
-        found = (
-            f"codes that are {codes.dtype} {list(codes.shape)} from {codes.min().item()} to {codes.max().item()}; they "
-            f"must be integers {list(shape)} from {book.qmin} to {book.qmax}"
-        )
-    elif own is not None and (own.codebook, own.granularity_shape) != (book, problem.grid.granularity_shape):
-        wanted = problem.grid.granularity_shape
-        found = f"a grid of {own.codebook} with scales {own.granularity_shape}; it must be of {book} with {wanted}"
-    elif own is not None and not (bool(own.scale.isfinite().all()) and bool((own.scale > 0).all())):
-        found = f"a grid with scales from {own.scale.min():g} to {own.scale.max():g}; they must be positive and finite"
-    elif shift is not None and not problem.bias_is_free:
-        found = "a shift of its bias; it must be None, because the layer has no bias that it alone reads"
-    elif shift is not None and (shift.shape != shape[:2] or not bool(shift.isfinite().all())):
-        found = f"a shift of its bias of shape {list(shift.shape)}; it must be finite numbers {list(shape[:2])}"
-    if found:
-        raise RecipeError(f"{solver!r} gave layer '{problem.name}' {found}. {_WAY_OUT}")

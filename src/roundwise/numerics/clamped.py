@@ -51,9 +51,10 @@ class ClampedLoss:
 
         L(ŵ, b) + strength · ‖ŵ − w‖²
 
-    Where the bias is free it moves too, and then inputs are taken less their mean μ, so that weights and bias do not
-    work against each other. Outputs are then z = ŵ (x̂ − μ) + *level*, where level = b + ŵ μ is the mean output, and it
-    is the level that is kept from one step to the next. Where the bias is not free, the level is the bias.
+    Where the bias is free it moves too. Inputs are then taken less their mean μ, so that weights and bias do not work
+    against each other, and outputs are z = ŵ (x̂ − μ) + *level*. The level is b + ŵ μ, the mean output before the clamp;
+    one step hands it on to the next, and `bias_at` turns it into b at the end. Where the bias is not free, μ counts as
+    0, and the level is the bias.
 
     Attributes:
         plain: the quadratic of the same samples; its `input_mean` is None where the bias is not free.

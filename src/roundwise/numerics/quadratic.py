@@ -30,6 +30,7 @@ from torch import Tensor
 
 from roundwise.numerics.grid import Grid, expand_blocks
 from roundwise.numerics.moments import Moments
+from roundwise.numerics.threads import one_thread
 
 
 @final
@@ -145,8 +146,9 @@ class Quadratic:
         mean = self.hessian.diagonal(dim1=1, dim2=2).mean(-1)
         added = (ridge * mean).clamp(min=torch.finfo(mean.dtype).tiny)[:, None, None]
         eye = torch.eye(self.hessian.shape[-1], dtype=mean.dtype, device=mean.device)
-        factor, failed = torch.linalg.cholesky_ex(self.hessian + added * eye)
-        difference = torch.cholesky_solve(self.inherited.mT, factor).mT  # d with d H = c
+        with one_thread():
+            factor, failed = torch.linalg.cholesky_ex(self.hessian + added * eye)
+            difference = torch.cholesky_solve(self.inherited.mT, factor).mT  # d with d H = c
         sound = (failed == 0)[:, None, None] & difference.isfinite()
         return self.weight + torch.where(sound, difference, 0)
 

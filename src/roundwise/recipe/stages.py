@@ -33,14 +33,19 @@ class Rewrite:
         methods: applied in order. None takes what the next `Quantize` needs: `CrossLayerEqualization` where one scale
             serves a whole weight tensor, and after it `HighBiasAbsorption` where activations are quantized too. An
             empty sequence is none.
+        undo_harmful: whether a method is undone if, on a few samples, the network that the next `Quantize` makes is
+            far worse with it than without it (`engine/undoing.py`). The report says so. Without samples, none is.
 
     Raises:
-        RecipeError: a method is not an object of the right kind.
+        RecipeError: a method is not an object of the right kind, or a setting is of the wrong type.
     """
 
     methods: Sequence[GraphRewrite] | None = None
+    undo_harmful: bool = True
 
     def __post_init__(self) -> None:
+        if type(self.undo_harmful) is not bool:
+            raise RecipeError(f"Rewrite: undo_harmful={self.undo_harmful!r}: it must be True or False.")
         if self.methods is None:
             return
         if not isinstance(self.methods, list | tuple):
@@ -57,8 +62,8 @@ class Rewrite:
         gains nothing: 78.0 % instead of 79.8 %, a difference of two standard errors at most, while the per-channel
         clamps that it leaves cost run time.
 
-        Equalization can make a nearly constant channel very large. Where activations are quantized, such a channel
-        would set the range of the whole tensor, so absorption takes the constant away again.
+        Equalization makes nearly constant channels larger, up to a bound. Where activations are quantized, they widen
+        the range of the whole tensor, so absorption takes the constants away again.
         """
         if self.methods is not None:
             return self.methods

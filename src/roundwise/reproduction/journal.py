@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import reprlib
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 from roundwise.errors import FileFormatError
+from roundwise.files import lines
 
 BEGINNING = '{"run": '
 """Every line that `Journal.add` writes begins with this."""
@@ -54,34 +56,46 @@ class Journal:
         return self._known.get(key)
 
     def add(self, key: str, outcome: Outcome) -> None:
-        """Keep the outcome of a run; in the file at once."""
+        """Keep the outcome of a run; in the file at once.
+
+        Raises:
+            FileFormatError: the file cannot be written, or another program has broken it.
+        """
         self._known[key] = outcome
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"run": key, "score": outcome.score, "seconds": outcome.seconds}) + "\n")
+            line = json.dumps({"run": key, "score": outcome.score, "seconds": outcome.seconds}) + "\n"
+            with lines(self._path, FileFormatError) as file:
+                _finished(file, self._path)
+                file.write(line.encode())
 
 
 def _read(path: Path) -> Iterable[tuple[str, Outcome]]:
-    try:
-        data = path.read_bytes()
-        text = data.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{path} cannot be read as a journal: {error}. Give another name.") from error
-    *lines, last = text.split("\n")
-    for number, line in enumerate(lines, 1):
+    with lines(path, FileFormatError) as file:
+        text = _finished(file, path)
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield _parse(line, f"{path}, line {number}")
+
+
+def _finished(file: io.FileIO, path: Path) -> str:
+    """The content of a journal, up to its last whole line; a line that was not written to its end is removed."""
+    file.seek(0)
+    data = file.read()
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path} cannot be read as a journal: {error}. Give another name.") from error
+    rest, end, last = text.rpartition("\n")
     if not last:
-        return
+        return text
     begun = last.startswith(BEGINNING) or BEGINNING.startswith(last)
     if begun and _json(last) is None:  # the run was stopped while it wrote this line: it will be run again
-        with path.open("r+b") as file:
-            file.truncate(data.rfind(b"\n") + 1)
-        return
+        file.truncate(data.rfind(b"\n") + 1)
+        return rest + end
     if last.strip():
-        yield _parse(last, f"{path}, line {len(lines) + 1}")
-    with path.open("ab") as file:  # the next run begins on a line of its own
-        file.write(b"\n")
+        _parse(last, f"{path}, line {text.count(chr(10)) + 1}")
+    file.write(b"\n")  # the next run begins on a line of its own
+    return text + "\n"
 
 
 def _json(line: str) -> Any:

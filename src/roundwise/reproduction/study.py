@@ -31,11 +31,12 @@ from roundwise.recipe.settings import Weights, granularity_name
 from roundwise.recipe.stages import Quantize, Rewrite
 from roundwise.reproduction.journal import Journal, Outcome
 from roundwise.reproduction.taskloss import (
+    CROSS_ENTROPY,
+    TABU,
     GaussNewton,
     PredictedClasses,
     TaskHessian,
-    solve_qubo_cem,
-    solve_qubo_tabu,
+    solve_qubo,
     task_hessian,
 )
 from roundwise.statistics import Nothing
@@ -292,8 +293,8 @@ def _by_task_loss(study: Study, by: TaskLoss, weights: Weights, seed: int) -> Gi
             study.captured, layer, samples, PredictedClasses(), curvature=GaussNewton(), limit=sys.maxsize
         )
         study.hessians[by.samples] = hessian
-    search = solve_qubo_tabu if by.search == "tabu" else solve_qubo_cem
-    return Given(search(hessian, hessian.grid(weights), seed=seed))
+    search = TABU if by.search == "tabu" else CROSS_ENTROPY
+    return Given(solve_qubo(hessian, hessian.grid(weights), search, seed=seed))
 
 
 def _looks_at_samples(recipe: Recipe) -> bool:

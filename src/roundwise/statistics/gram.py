@@ -1,4 +1,4 @@
-"""Second moments of a layer's inputs and targets: everything that a quadratic objective needs to know of the samples.
+"""Second moments of a layer's inputs and targets: everything that a quadratic objective needs to know of positions.
 
 A *position* is one application of the layer's matrix: a pixel of a convolution's output, a token of a linear layer. It
 has an unfolded input x̂ (of the network so far, `cols` numbers) and a target y (of the float network, `rows` numbers).
@@ -16,8 +16,8 @@ up to a relative standard error of about √(2/n): 0.6 % for 64 positions of 1,0
 calibration samples makes. `benchmarks/RESULTS.md` has the accuracy with fewer. The moments take at most a tenth of the
 time of a run, so cleverer ways to compute them could save no more than that.
 
-*Held-out samples.* Every eighth sample stays out of `fit` and goes to `held_out`, so that a method can check whether a
-rounding chosen on the other samples is also good on inputs that it was not chosen by.
+*Held-out samples.* Every eighth sample (of two to seven, the last one) stays out of `fit` and goes to `held_out`, so
+that a method can check whether a rounding chosen on the other samples is also good on inputs that it was not chosen by.
 
 *Positions once more.* Where a clamp follows the layer, moments are not enough, and solvers go over the positions again
 (`positions`), or draw minibatches of them (`minibatches`).

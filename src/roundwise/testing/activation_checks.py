@@ -11,7 +11,7 @@ from torch import Tensor
 
 from roundwise.methods.interfaces import ActivationRanges
 from roundwise.numerics.grid import Codebook
-from roundwise.testing.requirement import require, unchanged
+from roundwise.testing.requirement import checks_in, require, unchanged
 
 Batches = Sequence[Tensor]
 
@@ -74,8 +74,4 @@ def check_the_range_follows_the_unit(method: ActivationRanges[Any], batches: Bat
     require(abs(other[1] - 8 * high) <= 8 * tolerance, f"the high end became {other[1]}, not {8 * high}")
 
 
-ACTIVATION_CHECKS: tuple[Callable[[ActivationRanges[Any], Batches, Codebook], None], ...] = (
-    check_the_range_is_an_interval_within_what_was_seen,
-    check_the_same_values_give_the_same_range,
-    check_the_range_follows_the_unit,
-)
+ACTIVATION_CHECKS: tuple[Callable[[ActivationRanges[Any], Batches, Codebook], None], ...] = checks_in(globals())

@@ -13,7 +13,7 @@ from roundwise.methods.interfaces import RangeEstimator
 from roundwise.numerics.grid import Grid, PerGroup, PerTensor
 from roundwise.statistics import Nothing
 from roundwise.testing.cases import Case
-from roundwise.testing.requirement import require, unchanged
+from roundwise.testing.requirement import checks_in, require, unchanged
 
 
 def estimate(estimator: RangeEstimator[Any], case: Case, weight: Tensor | None = None) -> Grid:
@@ -96,15 +96,7 @@ def check_groups_that_do_not_divide_are_refused(estimator: RangeEstimator[Any], 
         require(False, f"groups of {size} were accepted for {size - 1} columns")
 
 
-RANGE_CHECKS: tuple[Callable[[RangeEstimator[Any], Case], None], ...] = (
-    check_the_grid_is_what_was_asked_for,
-    check_scales_and_zero_points_are_usable,
-    check_the_grid_is_better_than_no_weights,
-    check_the_same_input_gives_the_same_grid,
-    check_half_precision_weights_do,
-    check_rows_do_not_disturb_each_other,
-    check_groups_that_do_not_divide_are_refused,
-)
+RANGE_CHECKS: tuple[Callable[[RangeEstimator[Any], Case], None], ...] = checks_in(globals())
 
 
 def _equal(first: Grid, second: Grid) -> bool:

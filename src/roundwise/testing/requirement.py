@@ -1,9 +1,10 @@
-"""How a check reports that something does not hold."""
+"""How a check reports that something does not hold, and how the checks of a file are found."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ def require(holds: bool, found: str) -> None:
     """Raise `AssertionError(found)` unless `holds`. Unlike `assert`, it also works under `python -O`."""
     if not holds:
         raise AssertionError(found)
+
+
+def checks_in(names: Mapping[str, Any]) -> tuple[Callable[..., None], ...]:
+    """The functions called `check_…` among the global names of a file, in the order in which the file defines them."""
+    return tuple(value for name, value in names.items() if name.startswith("check_"))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from roundwise.recipe.recipe import Recipe
 from roundwise.recipe.settings import Activations, Weights
 from roundwise.recipe.stages import Quantize, Rewrite
 from roundwise.statistics import Statistic, ValueStatistic
-from roundwise.testing.requirement import require
+from roundwise.testing.requirement import checks_in, require
 
 M = TypeVar("M")
 
@@ -81,12 +81,7 @@ def check_refuses_values_of_a_wrong_type(kind: type) -> None:
                 require(False, f"{call} was accepted; see `check_types` in `methods/settings.py`")
 
 
-SETTINGS_CHECKS: tuple[Callable[[type], None], ...] = (
-    check_is_a_frozen_dataclass,
-    check_says_what_it_needs,
-    check_survives_a_recipe_file,
-    check_refuses_values_of_a_wrong_type,
-)
+SETTINGS_CHECKS: tuple[Callable[[type], None], ...] = checks_in(globals())
 
 
 def _changed(kind: type) -> Iterator[Any]:

@@ -5,6 +5,7 @@ import pytest
 from commandline import run
 from PIL import Image
 
+from roundwise.cli import weights
 from roundwise.cli.commands import quantize as quantize_command
 
 NET = """
@@ -61,4 +62,4 @@ def no_run(monkeypatch):
         raise AssertionError("the long run was started")
 
     monkeypatch.setattr(quantize_command, "quantize", fail)
-    monkeypatch.setattr(quantize_command, "load_model", fail)
+    monkeypatch.setattr(weights, "load_model", fail)

@@ -38,7 +38,13 @@ def test_a_program_is_evaluated(folder, tmp_path):
     program = torch.export.export(torch.nn.Linear(4, 3), (torch.zeros(2, 4),), dynamic_shapes=dynamic)
     torch.export.save(program, tmp_path / "net.pt2")
     result = run(
-        "evaluate", tmp_path / "net.pt2", "--against", tmp_path / "net.pt2", "--data", np_file(tmp_path, (9, 4))
+        "evaluate",
+        tmp_path / "net.pt2",
+        "--trust-program",
+        "--against",
+        tmp_path / "net.pt2",
+        "--data",
+        np_file(tmp_path, (9, 4)),
     )
     assert result.exit_code == 0, result.stderr
     assert has(result.stdout, "100.00%")
@@ -47,7 +53,15 @@ def test_a_program_is_evaluated(folder, tmp_path):
 def test_a_built_in_batch_size_is_pointed_at(tmp_path):
     program = torch.export.export(torch.nn.Linear(4, 3), (torch.zeros(2, 4),))
     torch.export.save(program, tmp_path / "net.pt2")
-    common = ("evaluate", tmp_path / "net.pt2", "--against", tmp_path / "net.pt2", "--data", np_file(tmp_path, (4, 4)))
+    common = (
+        "evaluate",
+        tmp_path / "net.pt2",
+        "--trust-program",
+        "--against",
+        tmp_path / "net.pt2",
+        "--data",
+        np_file(tmp_path, (4, 4)),
+    )
     assert failed(run(*common), 1, "net.pt2", "float32 [4, 4]", "--batch-size")
     assert run(*common, "--batch-size", 2).exit_code == 0
 
@@ -67,7 +81,15 @@ def test_a_program_in_training_mode_is_refused(tmp_path, drops, normalises):
     model = DropsAndNormalises(drops, normalises)
     program = torch.export.export(model, (torch.zeros(4, 4),))
     torch.export.save(program, tmp_path / "net.pt2")
-    common = ("evaluate", tmp_path / "net.pt2", "--against", tmp_path / "net.pt2", "--data", np_file(tmp_path, (4, 4)))
+    common = (
+        "evaluate",
+        tmp_path / "net.pt2",
+        "--trust-program",
+        "--against",
+        tmp_path / "net.pt2",
+        "--data",
+        np_file(tmp_path, (4, 4)),
+    )
     if drops or normalises:
         assert failed(run(*common), 1, "net.pt2", "training", drops + normalises, "model.eval()")
     else:
@@ -81,7 +103,12 @@ def test_a_network_that_draws_random_numbers_of_its_own_is_not_in_training_mode(
 
     torch.export.save(torch.export.export(Noisy(), (torch.zeros(4, 4),)), tmp_path / "net.pt2")
     data = np_file(tmp_path, (4, 4))
-    assert run("evaluate", tmp_path / "net.pt2", "--against", tmp_path / "net.pt2", "--data", data).exit_code == 0
+    assert (
+        run(
+            "evaluate", tmp_path / "net.pt2", "--trust-program", "--against", tmp_path / "net.pt2", "--data", data
+        ).exit_code
+        == 0
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -215,8 +242,6 @@ def test_a_seed_that_is_none_is_wrong_usage_of_quantize_too(folder):
 @pytest.mark.parametrize(
     ("model", "data", "facts"),
     [
-        ("absent.rw", "labelled.npz", ("absent.rw",)),
-        ("absent.onnx", "labelled.npz", ("absent.onnx",)),
         ("broken.onnx", "labelled.npz", ("broken.onnx", "ONNX Runtime")),
         ("broken.rw", "labelled.npz", ("broken.rw",)),
         ("net.py:linear", "labelled.npz", ("float32 [24, 3, 8, 8]",)),
@@ -231,9 +256,15 @@ def test_what_cannot_be_evaluated_ends_with_1(written, folder, monkeypatch, mode
     assert failed(run("evaluate", model, "--data", data), 1, *facts)
 
 
+@pytest.mark.parametrize("model", ["absent.rw", "absent.onnx", "absent.pt2", "absent.py:build"])
+def test_a_model_in_a_file_that_is_not_there_is_wrong_usage(folder, monkeypatch, model):
+    monkeypatch.chdir(folder)
+    assert failed(run("evaluate", model, "--data", "labelled.npz"), 2, model.partition(":")[0])
+
+
 def test_ctrl_c_ends_an_evaluation_with_130(folder, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate_command, "evaluate", interrupted)
+    monkeypatch.setattr(evaluate_command, "measure", interrupted)
     assert failed(run("evaluate", f"{folder}/net.py:build", "--data", folder / "labelled.npz"), 130, "interrupted")

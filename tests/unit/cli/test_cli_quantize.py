@@ -207,6 +207,13 @@ def test_wrong_usage_ends_with_2_before_anything_runs(folder, no_run, monkeypatc
     assert failed(run("quantize", "net.py:build", *data, *options), 2, *facts)
 
 
+@pytest.mark.parametrize("command", [("quantize",), ("evaluate",), ("reproduce", "adaround", "table1")], ids=str)
+def test_weights_that_do_not_go_with_the_model_are_wrong_usage(folder, monkeypatch, command):
+    monkeypatch.chdir(folder)
+    places = ("--data", "labelled.npz", *(("--test", "labelled.npz") if command[0] == "reproduce" else ()))
+    assert failed(run(*command, "net.py:build", *places, "--random-weights"), 2, "net.py:build", "--random-weights")
+
+
 @pytest.mark.parametrize(
     ("options", "facts"),
     [
@@ -229,12 +236,17 @@ def test_wrong_usage_ends_with_2_before_anything_runs(folder, no_run, monkeypatc
         (("--override", "0=4,per-group=32"), ("--override 0=4,per-group:32",)),
         (("--override", "0=per-tensor:"), ("--override 0=per-tensor:", "'per-tensor:'", "per-channel")),
         (("--override", "0=per-group:1"), ("--override 0=per-group:1", 2, 32, 128)),
-        (("--recipe", "net.py"), ("net.py", "TOML")),
     ],
 )
-def test_an_impossible_recipe_ends_with_1_before_anything_runs(folder, no_run, monkeypatch, options, facts):
+def test_options_that_make_no_recipe_end_with_2_before_anything_runs(folder, no_run, monkeypatch, options, facts):
     monkeypatch.chdir(folder)
-    assert failed(run("quantize", "net.py:build", "--data", "inputs.npy", *options), 1, *facts)
+    assert failed(run("quantize", "net.py:build", "--data", "inputs.npy", *options), 2, *facts)
+
+
+def test_a_recipe_file_that_is_none_ends_with_1_before_anything_runs(folder, no_run, monkeypatch):
+    monkeypatch.chdir(folder)
+    said = run("quantize", "net.py:build", "--data", "inputs.npy", "--recipe", "net.py")
+    assert failed(said, 1, "net.py", "TOML")
 
 
 @pytest.mark.parametrize(("option", "name"), [("--out", "net.rw"), ("--report", "page.html")])
@@ -260,6 +272,7 @@ def test_a_folder_that_takes_no_files_ends_with_1_before_anything_runs(folder, n
 )
 def test_what_cannot_be_done_ends_with_1_and_a_message(folder, monkeypatch, model, data, facts):
     monkeypatch.chdir(folder)
+    (folder / "net.pt2").write_text("no program")
     assert failed(run("quantize", model, "--data", data, "--rounding", "nearest"), 1, *facts)
 
 

@@ -134,8 +134,6 @@ def test_a_tensor_of_the_callers_is_sliced_and_not_copied(read, store):
 
 
 def test_samples_of_a_loader_are_counted_while_they_are_held(read, store):
-    calibration = read(IMAGES.split(3))  # a tuple is inputs, so…
-    assert calibration.samples == 3
     calibration = read(list(IMAGES.split(3)))
     assert store.in_memory == IMAGES.nbytes
     del calibration
@@ -161,7 +159,6 @@ def test_labels_are_dropped_with_a_note(read):
 
 def test_optional_inputs_are_not_mistaken_for_labels(read):
     masked = Signature(("x",), ("x", "mask"))
-    assert len(read([(IMAGES, LABELS)], masked).batches[0]) == 1
     calibration = read({"x": IMAGES, "mask": LABELS}, masked)
     assert torch.equal(joined(calibration, 1), LABELS)
 
@@ -298,7 +295,14 @@ class Model(nn.Module):
 
 def test_a_signature_is_read_from_forward():
     signature = TorchExport().facts(Model()).signature
-    assert signature == Signature(("left", "right"), ("left", "right", "scale", "mask"), variadic=True)
+    assert signature == Signature(
+        ("left", "right"),
+        ("left", "right", "scale", "mask"),
+        variadic=True,
+        any_names=True,
+        keyword_only=("mask",),
+        defaults={"scale": 1.0, "mask": None},
+    )
 
 
 def test_a_signature_is_read_from_an_exported_program():

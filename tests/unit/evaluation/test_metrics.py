@@ -9,7 +9,8 @@ from facts import has, raises
 from torch import nn
 
 from roundwise import CalibrationError, ModelError
-from roundwise.evaluation import Accuracy, DataOptions, evaluate, load_data
+from roundwise.data.dataset import DataOptions, load_data
+from roundwise.evaluation import Accuracy, evaluate
 
 INFINITY = float("inf")
 

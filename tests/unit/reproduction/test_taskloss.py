@@ -12,6 +12,8 @@ from torch import nn
 
 import roundwise as rw
 from roundwise.errors import CalibrationError, ModelError, RecipeError
+from roundwise.numerics.search.cross_entropy import CrossEntropy
+from roundwise.numerics.search.tabu import Tabu
 from roundwise.reproduction import taskloss
 from roundwise.reproduction.taskloss.hessian import TaskHessian
 
@@ -198,7 +200,7 @@ def test_the_order_of_weights_is_the_matrixs_for_a_transposed_convolution():
         (None, ("PredictedClasses()",)),
         ([0, 1, 2], (3, 7)),
         ([0, 1, 2, 0, 1, 2, 3], (6, 3)),
-        ([0, -1, 2, 0, 1, 2, 1], (1, -1, 3)),
+        ([0, -1, 2, 0, 1, 2, 1], (1, -1)),
         (torch.zeros(7), ("float32 [7]",)),
         (torch.zeros(7, 3, dtype=torch.int64), ("int64 [7, 3]",)),
         ("cat", ("str",)),
@@ -272,7 +274,7 @@ def every_cost(task, grid, first_order):
     return min(task.cost(grid.dequantize(codes), first_order=first_order) for codes in candidates)
 
 
-SOLVERS = pytest.mark.parametrize("solve", [taskloss.solve_qubo_cem, taskloss.solve_qubo_tabu], ids=["cem", "tabu"])
+SEARCHES = pytest.mark.parametrize("search", [taskloss.CROSS_ENTROPY, taskloss.TABU], ids=["cem", "tabu"])
 WEIGHTS = [PER_TENSOR, rw.Weights(bits=2), rw.Weights(bits=3, symmetric=False, granularity=rw.PerGroup(5))]
 
 
@@ -280,11 +282,11 @@ ORDERS = pytest.mark.parametrize("first_order", [False, True], ids=["Eq. 13", "E
 GRIDS = pytest.mark.parametrize("weights", WEIGHTS, ids=["per tensor", "per channel", "per group, asymmetric"])
 
 
-def costs_of(solve, weights, first_order, seed):
+def costs_of(search, weights, first_order, seed):
     """Of the solver's codes, of nearest rounding, and of the best of all 1,024 roundings."""
     task = task_of(seed=seed)
     grid = task.grid(weights)
-    codes = solve(task, grid, first_order=first_order)
+    codes = taskloss.solve_qubo(task, grid, search, first_order=first_order)
     floor = grid.position(task.weight).floor()
     assert bool(((codes == grid.clip(floor)) | (codes == grid.clip(floor + 1))).all())
     reached, nearest = (
@@ -297,7 +299,7 @@ def costs_of(solve, weights, first_order, seed):
 @GRIDS
 def test_tabu_search_finds_the_best_of_all_roundings(first_order, weights):
     for seed in range(3):
-        reached, _, optimum = costs_of(taskloss.solve_qubo_tabu, weights, first_order, seed)
+        reached, _, optimum = costs_of(taskloss.TABU, weights, first_order, seed)
         assert reached == pytest.approx(optimum, abs=1e-6)
 
 
@@ -307,34 +309,28 @@ def test_the_cross_entropy_method_comes_near_the_best_of_all_roundings(first_ord
     """Not always to it: a weight that lies almost on a code is hardly ever drawn away from there."""
     left = lost = 0.0
     for seed in range(5):
-        reached, nearest, optimum = costs_of(taskloss.solve_qubo_cem, weights, first_order, seed)
+        reached, nearest, optimum = costs_of(taskloss.CROSS_ENTROPY, weights, first_order, seed)
         assert optimum - 1e-6 <= reached <= nearest
         left, lost = left + reached - optimum, lost + nearest - optimum
     assert left <= 0.3 * lost
 
 
-@pytest.mark.parametrize(
-    "solve",
-    [
-        lambda task, grid: taskloss.solve_qubo_cem(task, grid, iterations=1, samples=2),
-        lambda task, grid: taskloss.solve_qubo_tabu(task, grid, iterations=1),
-    ],
-    ids=["cem", "tabu"],
-)
-def test_even_cut_short_it_is_not_worse_than_nearest_rounding(solve):
+@pytest.mark.parametrize("search", [CrossEntropy(iterations=1, samples=2), Tabu(moves=1)], ids=["cem", "tabu"])
+def test_even_cut_short_it_is_not_worse_than_nearest_rounding(search):
     for seed in range(20):
         task = task_of(weights=60, seed=seed)
         grid = task.grid(PER_TENSOR)
         nearest = task.cost(grid.fake_quantize(task.weight))
-        assert task.cost(grid.dequantize(solve(task, grid))) <= nearest
+        assert task.cost(grid.dequantize(taskloss.solve_qubo(task, grid, search))) <= nearest
 
 
-@SOLVERS
-def test_the_seed_decides(solve):
+@SEARCHES
+def test_the_seed_decides(search):
     task = task_of(weights=60)
     grid = task.grid(PER_TENSOR)
     state = torch.get_rng_state()
-    assert torch.equal(solve(task, grid, seed=3, iterations=4), solve(task, grid, seed=3, iterations=4))
+    first, again = (taskloss.solve_qubo(task, grid, search, seed=3) for _ in range(2))
+    assert torch.equal(first, again)
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -347,19 +343,34 @@ def test_cost_is_twice_the_rise_of_the_loss_that_eq_12_expects():
     assert task.cost(task.weight + change, first_order=True) == pytest.approx(quadratic + 2 * linear, rel=1e-5)
 
 
-@SOLVERS
-def test_settings_out_of_range_and_grids_of_other_layers_are_refused(solve):
+@SEARCHES
+def test_seeds_tasks_and_grids_that_do_not_fit_are_refused(search):
     task = task_of()
-    with raises(RecipeError, "iterations=0"):
-        solve(task, task.grid(PER_TENSOR), iterations=0)
     with raises(RecipeError, "layer", "[1, 3, 1]", "[1, 2, 5]"):
-        solve(task, task_of(weights=9, rows=3).grid(rw.Weights(bits=3)))
+        taskloss.solve_qubo(task, task_of(weights=9, rows=3).grid(rw.Weights(bits=3)), search)
     with raises(RecipeError, "seed='a'"):
-        solve(task, task.grid(PER_TENSOR), seed="a")
+        taskloss.solve_qubo(task, task.grid(PER_TENSOR), search, seed="a")
     with raises(RecipeError, "grid", "NoneType", "Grid"):
-        solve(task, None)
+        taskloss.solve_qubo(task, None, search)
     with raises(RecipeError, "task", "dict", "TaskHessian"):
-        solve({}, task.grid(PER_TENSOR))
+        taskloss.solve_qubo({}, task.grid(PER_TENSOR), search)
+
+
+@pytest.mark.parametrize(
+    ("search", "fact"),
+    [
+        (CrossEntropy(iterations=0), "iterations=0"),
+        (CrossEntropy(elite=1.0), "elite=1.0"),
+        (Tabu(moves=0), "moves=0"),
+        (Tabu(tenure=0), "tenure=0"),
+        ("tabu", "'tabu'"),
+    ],
+    ids=str,
+)
+def test_searches_out_of_range_are_refused(search, fact):
+    task = task_of()
+    with raises(RecipeError, fact):
+        taskloss.solve_qubo(task, task.grid(PER_TENSOR), search)
 
 
 @pytest.mark.parametrize("settings", [{"elite": 0.0}, {"elite": 1.0}, {"smoothing": 0.0}, {"samples": 1}], ids=str)
@@ -373,7 +384,7 @@ def test_the_cross_entropy_methods_settings_have_ranges(settings):
 
 def test_codes_that_are_given_are_what_the_one_layer_gets(network, samples):
     task = taskloss.task_hessian(network, "conv", *samples)
-    codes = taskloss.solve_qubo_cem(task, task.grid(PER_TENSOR), samples=50)
+    codes = taskloss.solve_qubo(task, task.grid(PER_TENSOR), CrossEntropy(samples=50))
     one = dataclasses.replace(PER_TENSOR, rounding=rw.rounding.Given(codes))
     recipe = quantizing(overrides={"*": None, "conv": one})
     quantized = rw.quantize(network, samples[0], recipe)

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import final
 
 import click
-import torch
 
+from roundwise.cli.measuring import check_first_batch, measure
 from roundwise.cli.options import ADVANCED, DATA, MODEL, RunOptions, as_command, file, flag, option
 from roundwise.cli.parameters import seed
-from roundwise.cli.runnable import Runnable, open_runnable, takes_weights
 from roundwise.cli.samples import BatchOptions, LabelOptions, SampleOptions, describe
-from roundwise.cli.terminal import sample_progress, say, show_json
-from roundwise.cli.weights import FromFile, WeightOptions, WeightSource
-from roundwise.evaluation.data import Dataset, load_data
-from roundwise.evaluation.metrics import evaluate
-from roundwise.evaluation.outputs import check_classes
-from roundwise.evaluation.voc import is_voc
+from roundwise.cli.terminal import show_json
+from roundwise.cli.weights import WeightOptions
+from roundwise.data.dataset import load_data
+from roundwise.data.voc import is_voc
+from roundwise.loading.runnable import takes_weights
+from roundwise.loading.weights import FromFile, WeightSource
 
 HELP = """
 Measure a network on labelled samples, or compare it with another on any samples: accuracy if samples have labels, mean
@@ -31,8 +30,8 @@ IoU if they have masks.
   roundwise evaluate net.onnx --against net.rw --data inputs.npz --json
   roundwise evaluate deeplab.rw --against net.py:deeplab --data VOC2012/ --size 513
 
-MODEL_OR_FILE is a .rw file, an .onnx file (it runs in ONNX Runtime, on the CPU), or a model as for `quantize`. The
-options for weights apply to each of the two networks that takes weights.
+MODEL_OR_FILE is a .rw file, an .onnx file (it runs in ONNX Runtime, on the CPU), or a model as for `quantize`; a .pt2
+program needs --trust-program. The options for weights apply to each of the two networks that takes weights.
 """
 
 
@@ -82,14 +81,11 @@ def command(
     data = samples.require()
     source = weights.source(compare.seed)
     compare.check(model, source, labels, samples.label_key)
-    network = open_runnable(model, source, run.device, weights.num_classes)
+    network = weights.open(model, source, run.device)
     reference = None
     if compare.against is not None:
         other = source if compare.against_weights is None else FromFile(compare.against_weights)
-        reference = open_runnable(compare.against, other, run.device, weights.num_classes)
-    for runnable in [network] if reference is None else [network, reference]:
-        for note in runnable.notes:
-            say(f"{runnable.name}: {note}")
+        reference = weights.open(compare.against, other, run.device)
 
     own = network.preprocessing or (reference.preprocessing if reference is not None else None)
     reading, preprocessing_source = samples.reading(own, compare.seed)
@@ -110,16 +106,8 @@ def command(
             "class or with masks in Pascal VOC layout, or --against MODEL to compare two networks."
         )
     if dataset.counted is not None:
-        _check_classes(network, dataset, batch.batch_size)
-    with sample_progress(len(dataset)) as progress:
-        evaluation = evaluate(
-            network,
-            dataset.batches(batch.batch_size),
-            labels=dataset.labels,
-            masks=dataset.mask_batches(batch.batch_size),
-            against=reference,
-            progress=progress,
-        )
+        check_first_batch(network, dataset, batch.batch_size)
+    evaluation = measure(network, dataset, batch.batch_size, against=reference)
     if run.as_json:
         show_json(
             {
@@ -134,9 +122,3 @@ def command(
         return
     click.echo(model if compare.against is None else f"{model}, compared with {compare.against}")
     click.echo(str(evaluation))
-
-
-def _check_classes(network: Runnable, dataset: Dataset, batch_size: int) -> None:
-    """Before the long run, on its first batch (of the same size, since a program may accept no other)."""
-    with torch.no_grad():
-        check_classes(network(next(iter(dataset.batches(batch_size)))), dataset)

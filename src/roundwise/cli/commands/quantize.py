@@ -11,19 +11,23 @@ from typing import Any, final
 import click
 
 from roundwise import quantize
-from roundwise.cli.accuracy import measure
 from roundwise.cli.datafree import DataFreeOptions
-from roundwise.cli.models import load_model, move
+from roundwise.cli.measuring import accuracy as accuracy_of
 from roundwise.cli.options import OUTPUT, RunOptions, as_command, file, option
-from roundwise.cli.outputs import check_outputs, check_targets, write_outputs, write_report
+from roundwise.cli.outputs import check_outputs, check_targets
 from roundwise.cli.parameters import writable
-from roundwise.cli.recipes import RecipeOptions, build_recipe
+from roundwise.cli.recipes import RecipeOptions, changed, first_recipe
 from roundwise.cli.samples import SampleOptions, describe
-from roundwise.cli.terminal import layer_progress, say, show_json
+from roundwise.cli.terminal import layer_progress, say, show_json, wrong_usage
 from roundwise.cli.weights import WeightOptions
+from roundwise.data.dataset import Dataset, load_data
 from roundwise.engine.calibration import BATCH
-from roundwise.evaluation.data import Dataset, load_data
+from roundwise.exporters import export
+from roundwise.loading.models import move
+from roundwise.loading.runnable import run_on
 from roundwise.recipe.recipe import Recipe
+from roundwise.reporting import html_report
+from roundwise.wording import human_bytes
 
 HELP = """
 Give a trained network low-bit weights, from a few hundred unlabelled inputs.
@@ -34,7 +38,7 @@ Give a trained network low-bit weights, from a few hundred unlabelled inputs.
   roundwise quantize timm:resnet50 --pretrained --data-free --activations 8 --out net.onnx
 
 MODEL is torchvision:NAME or timm:NAME, file.py:function (the network that the function returns), or program.pt2 (a
-program of torch.export; only from people you trust).
+program of torch.export; reading one can run code that is in it, so it needs --trust-program).
 """
 
 
@@ -77,12 +81,12 @@ def command(
     data_free.check(samples, output.labels)
     check_outputs(output.out, output.report)
     want_labels = output.wants_accuracy(samples)
-    recipe = build_recipe(options, data_free=data_free.data_free)
+    recipe = first_recipe(options, data_free=data_free.data_free)
+    with wrong_usage():
+        recipe = changed(recipe, options, data_free=data_free.data_free)
     check_targets(output.out, recipe)
 
-    loaded = load_model(model, weights.source(options.seed or Recipe().seed), weights.num_classes)
-    for note in loaded.notes:
-        say(f"{model}: {note}")
+    loaded = weights.load(model, options.seed or Recipe().seed)
     dataset: Dataset | None = None
     inputs: Any = None
     facts = {"model": model}
@@ -99,7 +103,9 @@ def command(
             facts["images"] = f"{dataset.preprocessing} ({source})"
     network = move(loaded.network, run.device)
     # Before the long run, so that labels that do not fit the network end the command here.
-    before = measure(model, network, dataset, batch_size, run.device) if dataset is not None and want_labels else {}
+    before = {}
+    if dataset is not None and want_labels:
+        before = accuracy_of(run_on(run.device, model, network), dataset, batch_size)
     with layer_progress() as progress:
         quantized = quantize(network, inputs, recipe, progress=progress)
     if not run.as_json:
@@ -108,11 +114,14 @@ def command(
         sys.stdout.flush()
     accuracy: dict[str, tuple[float, float]] = {}
     if dataset is not None and before:
-        after = measure("the quantized network", quantized, dataset, batch_size, run.device)
+        after = accuracy_of(run_on(run.device, "the quantized network", quantized), dataset, batch_size)
         accuracy = {name: (before[name], after[name]) for name in before}
-    written = write_outputs(quantized, output.out)
+    files = [export(quantized, path) for path in output.out]
+    written = [(file.as_dict(), str(file)) for file in files]
     if output.report is not None:
-        written.append(write_report(quantized, output.report, title=model, facts=facts, accuracy=accuracy))
+        html_report(quantized, output.report, title=model, facts=facts, accuracy=accuracy)
+        size = output.report.stat().st_size
+        written.append(({"path": str(output.report), "bytes": size}, f"{output.report}: {human_bytes(size)}"))
     if run.as_json:
         show_json(
             {

@@ -16,7 +16,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from roundwise.cli.models import load_model, move
+from roundwise.cli.measuring import check_first_batch, measure
 from roundwise.cli.options import (
     ADVANCED,
     DATA,
@@ -31,17 +31,17 @@ from roundwise.cli.options import (
 )
 from roundwise.cli.outputs import check_apart, check_journal, check_place
 from roundwise.cli.parameters import EXISTING_PATH, writable
-from roundwise.cli.runnable import Runnable
 from roundwise.cli.samples import BatchOptions, LabelOptions, SampleOptions, describe
-from roundwise.cli.terminal import sample_progress, say, show_json
+from roundwise.cli.terminal import say, show_json
 from roundwise.cli.weights import WeightOptions
+from roundwise.data.dataset import Dataset, load_data
+from roundwise.data.voc import is_voc
 from roundwise.engine.network import Network, capture
 from roundwise.errors import CalibrationError, FileFormatError, ModelError
-from roundwise.evaluation.data import Dataset, load_data
-from roundwise.evaluation.metrics import evaluate
-from roundwise.evaluation.outputs import check_classes
-from roundwise.evaluation.voc import is_voc
+from roundwise.evaluation.metrics import Evaluation
 from roundwise.files import replacing
+from roundwise.loading.models import move
+from roundwise.loading.runnable import Runnable, run_on
 from roundwise.numerics.grid import BITS, PerChannel, PerTensor
 from roundwise.reproduction import PAPERS, Journal, Settings, Study, of_others, page, run, run_key, runs
 from roundwise.wording import number_of
@@ -147,7 +147,7 @@ def command(
     options.check_files()
     place, test = options.places(samples.data)
     known = Journal(options.journal)
-    loaded = load_model(model, weights.source(), weights.num_classes)
+    loaded = weights.load(model)
     if not isinstance(loaded.network, nn.Module):
         raise ModelError(f"{model}: a .pt2 program cannot be run again and again here; give the module it came from.")
     network = move(loaded.network, where.device)
@@ -169,18 +169,17 @@ def command(
     settings = Settings(
         options.bits, PerChannel() if options.by_channel else PerTensor(), options.iterations, options.seeds
     )
-    meter = Meter(testing, batch.batch_size, where.device)
     batches = list(calibration.batches(batch.batch_size))
     captured = capture(network, torch.cat(batches[:2])[:2])
-    with torch.no_grad():
-        check_classes(meter.runnable(network)(next(iter(testing.batches(batch.batch_size)))), testing)
-    float_score = meter.score(network)
+    runnable = run_on(where.device, "the network", network)
+    check_first_batch(runnable, testing, batch.batch_size)
+    float_score, hashes = _score_and_hashes(runnable, testing, batch.batch_size)
     say(f"float: {float_score:.2f} %")
-    content = _fingerprint(captured, batches, meter.hashes())
+    content = _fingerprint(captured, batches, hashes)
     study = Study(
         network,
         batches,
-        meter.score,
+        lambda quantized: _percent(measure(run_on(where.device, "the network", quantized), testing, batch.batch_size)),
         # A key of the journal: if one word of it changes, no finished run counts any more.
         f"{model} on {test} ({len(testing)} sample{'s' * (len(testing) != 1)}), "
         f"calibrated on {len(calibration)} of {place} [{content}]",
@@ -202,40 +201,28 @@ def command(
     show_json({"paper": paper, "table": table, "study": study.name, "float": float_score, "rows": rows})
 
 
-@final
-class Meter:
-    """Measures networks on the test samples, and remembers the hashes of what it has read."""
+def _percent(measured: Evaluation) -> float:
+    """Mean IoU, or top-1 accuracy, in percent."""
+    if measured.segmentation is not None:
+        return 100 * measured.segmentation.mean_iou
+    assert measured.accuracy is not None
+    return 100 * measured.accuracy.top1
 
-    def __init__(self, testing: Dataset, batch_size: int, device: torch.device) -> None:
-        self._testing, self._batch_size, self._device = testing, batch_size, device
-        self._read: list[hashlib._Hash] = []
 
-    def runnable(self, module: nn.Module) -> Runnable:
-        """The module, to call with a batch that may be on another device."""
-        return Runnable("the network", lambda inputs: module(inputs.to(self._device)))
-
-    def score(self, module: nn.Module) -> float:
-        """Top-1 accuracy or mean IoU, in percent."""
-        self._read = [hashlib.sha256(), hashlib.sha256()]
-        masks = self._testing.mask_batches(self._batch_size)
-        with sample_progress(len(self._testing)) as progress:
-            measured = evaluate(
-                self.runnable(module),
-                _hashed(self._testing.batches(self._batch_size), self._read[0]),
-                labels=self._testing.labels,
-                masks=None if masks is None else _hashed(masks, self._read[1]),
-                progress=progress,
-            )
-        if measured.segmentation is not None:
-            return 100 * measured.segmentation.mean_iou
-        assert measured.accuracy is not None
-        return 100 * measured.accuracy.top1
-
-    def hashes(self) -> list[bytes]:
-        """Of the test samples and of their labels or masks, however many there are in a batch."""
-        inputs, masks = self._read
-        truth = masks if self._testing.labels is None else hashlib.sha256(_bytes(self._testing.labels))
-        return [inputs.digest(), truth.digest()]
+def _score_and_hashes(network: Runnable, testing: Dataset, batch_size: int) -> tuple[float, list[bytes]]:
+    """The network's score, and hashes of the samples and of their labels or masks, all of which are read once."""
+    samples, truth = hashlib.sha256(), hashlib.sha256()
+    masks = testing.mask_batches(batch_size)
+    measured = measure(
+        network,
+        testing,
+        batch_size,
+        inputs=_hashed(testing.batches(batch_size), samples),
+        masks=None if masks is None else _hashed(masks, truth),
+    )
+    if testing.labels is not None:
+        truth.update(_bytes(testing.labels))
+    return _percent(measured), [samples.digest(), truth.digest()]
 
 
 def _hashed(batches: Iterable[Tensor], digest: hashlib._Hash) -> Iterator[Tensor]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,12 +24,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from roundwise.artifacts.binding import Arguments
 from roundwise.artifacts.dialect import with_operators
 from roundwise.artifacts.model import Model
 from roundwise.artifacts.program import export_program
-from roundwise.artifacts.signature import Arguments
 from roundwise.errors import ExportError
 from roundwise.exporters.interface import Check, ExportedFile, Exporter
+from roundwise.exporters.onnx.datafile import replacing_pair
 from roundwise.exporters.verify import OutputDifference, Reference, make_reference, quantizes_activations
 from roundwise.recipe.recipe import Recipe
 from roundwise.targets import Target
@@ -51,7 +51,7 @@ class OnnxExport(ExportedFile):
 
     Attributes:
         path: the file.
-        bytes: its size, with that of `<path>.data` where the weights did not fit into one file.
+        bytes: its size, with that of the data file beside it where the weights did not fit into one file.
         max_difference: largest absolute difference from the model's outputs, ONNX Runtime computing in float.
         relative_difference: largest difference relative to the output's largest magnitude, likewise.
         outputs: these figures for each output, with predicted classes.
@@ -122,22 +122,14 @@ class OnnxExporter(Exporter):
         _describe(built, model.recipe)
         of_weights: tuple[OutputDifference, ...] = ()
         quantized = quantizes_activations(program)
-        try:
-            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-                if quantized:
-                    plain = model.with_float_activations()
-                    of_weights = _check_weights(plain, Path(folder) / f"weights-{path.name}", check)
-                written = _write(built, Path(folder) / path.name)
-                reference = _reference(model, program, check)
-                checked = onnx_check.verify(written[0], reference, literally=quantized)
-                size = sum(file.stat().st_size for file in written)
-                for file in reversed(written):  # The file proper last: while it is not there, nobody reads its data.
-                    file.replace(path.with_name(file.name))
-        except OSError as error:
-            raise ExportError(
-                f"Writing '{path}' failed: {error}. Nothing was kept. Check the space on the disk, and whether you may "
-                "write there."
-            ) from error
+        with replacing_pair(path) as (file, data):
+            if quantized:
+                plain = model.with_float_activations()
+                of_weights = _check_weights(plain, file.with_name("weights.onnx"), check)
+            written = _write(built, file, data)
+            reference = _reference(model, program, check)
+            checked = onnx_check.verify(file, reference, literally=quantized)
+            size = sum(one.stat().st_size for one in written)
         return OnnxExport(
             path=path,
             bytes=size,
@@ -164,8 +156,8 @@ def _check_weights(model: Model, path: Path, check: Check) -> tuple[OutputDiffer
 
     program = _program(model)
     built, _ = translate.build_graph(program)
-    file, *_ = _write(built, path)
-    return onnx_check.verify(file, _reference(model, program, check), literally=False).outputs
+    _write(built, path, path.with_name(f"{path.name}.data"))
+    return onnx_check.verify(path, _reference(model, program, check), literally=False).outputs
 
 
 def _reference(model: Model, program: ExportedProgram, check: Check) -> Reference:
@@ -176,19 +168,19 @@ def _reference(model: Model, program: ExportedProgram, check: Check) -> Referenc
     return make_reference(model, program, on_cpu, source, check.tolerance)
 
 
-def _write(model: onnx_ir.Model, path: Path) -> list[Path]:
-    """Write and check the file, and the one for its data if it is large; returns both, the file proper first."""
+def _write(model: onnx_ir.Model, path: Path, data: Path) -> list[Path]:
+    """Write and check the file, and the one for its data if there is too much of it; returns what was written."""
     import onnx
     import onnx_ir
 
     constants = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    data = path.with_name(f"{path.name}.data") if constants > LARGEST_SINGLE_FILE else None
-    onnx_ir.save(model, path, external_data=data and data.name)
+    written = [path, data] if constants > LARGEST_SINGLE_FILE else [path]
+    onnx_ir.save(model, path, external_data=data.name if data in written else None)
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"The exported graph is not valid ONNX: {error} Please report it with the model.") from error
-    return [path] if data is None else [path, data]
+    return written
 
 
 def _describe(model: onnx_ir.Model, recipe: Recipe) -> None:
@@ -198,7 +190,15 @@ def _describe(model: onnx_ir.Model, recipe: Recipe) -> None:
 
 
 def _refuse_float_types(program: ExportedProgram) -> None:
+    ends = {*program.graph_signature.user_inputs, *program.graph_signature.user_outputs}
     for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.name in ends and isinstance(value, Tensor) and value.is_complex():
+            end = "input" if node.op == "placeholder" else "output"
+            raise ExportError(
+                f"The {end} '{node.name}' is of complex numbers, which ONNX Runtime does not have as inputs and "
+                "outputs. Let the model take and return `torch.view_as_real(…)`."
+            )
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype not in ORT_CPU.float_types:
             dtype = str(value.dtype).removeprefix("torch.")

@@ -35,7 +35,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -45,7 +45,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from roundwise.graph.analysis.layers import channel_axis, find_layers, linear_map, weight_name
-from roundwise.graph.analysis.pairs import Place, place_after
+from roundwise.graph.analysis.pairs import Place, extreme_limits, place_after
 from roundwise.graph.graph import ChannelMoments, Graph, bind
 from roundwise.graph.matrix import LinearMap
 from roundwise.graph.operators import EXTREMES, PADS, clamp_limits, padded_number
@@ -121,6 +121,14 @@ class Spread:
             return Spread(*(values[index] for values in fields))
         return Spread(*(torch.cat([values, values.new_zeros(1)])[index] for values in fields))
 
+    def ends(self, deviations: float) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest value of each channel within some deviations of its center."""
+        reach = deviations * self.deviation
+        low, high = (
+            torch.minimum(torch.maximum(end, self.low), self.high) for end in (self.center - reach, self.center + reach)
+        )
+        return low, high
+
     def limits(self, deviations: float, share: float = 1.0) -> tuple[float, float]:
         """An interval that holds, for a share of the channels, all values within some deviations of the center.
 
@@ -128,9 +136,7 @@ class Spread:
             deviations: counted from the center to both sides.
             share: of the channels, above 0 and up to 1.
         """
-        reach = deviations * self.deviation
-        low = torch.minimum(torch.maximum(self.center - reach, self.low), self.high)
-        high = torch.minimum(torch.maximum(self.center + reach, self.low), self.high)
+        low, high = self.ends(deviations)
         return (
             float(low.quantile(1 - share, interpolation="lower")),
             float(high.quantile(share, interpolation="higher")),
@@ -198,13 +204,23 @@ def expected_columns(layer: LinearMap, call: fx.Node, known: Mapping[fx.Node, Kn
 
 
 @torch.no_grad()
-def with_measured_moments(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
+def with_measured_moments(
+    graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, known: Collection[str] = ()
+) -> Graph:
     """A copy of the graph, with the moments of its layers' outputs measured over all samples and positions.
 
-    A weight with several calls gets none: each call has a distribution of its own.
+    A weight with several calls gets none: each call has a distribution of its own. Neither do layers with an output
+    that has values that are NaN or infinite, or no values.
+
+    Args:
+        graph: in normal form.
+        args, kwargs: the samples, as the model is called.
+        known: weights of layers whose moments are not measured.
     """
     measured: dict[str, ChannelMoments] = {}
-    layers = {layer.node.name: layer for layer in find_layers(graph) if len(layer.calls) == 1}
+    layers = {
+        layer.node.name: layer for layer in find_layers(graph) if len(layer.calls) == 1 and layer.weight not in known
+    }
 
     class Watching(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
@@ -212,7 +228,8 @@ def with_measured_moments(graph: Graph, args: tuple[Any, ...], kwargs: dict[str,
             if (layer := layers.get(n.name)) is not None:
                 channels = value.double().movedim(channel_axis(layer.node, layer.map), 0)
                 rows = channels.reshape(len(channels), -1)
-                measured[layer.weight] = ChannelMoments(rows.mean(1), rows.std(1, correction=0))
+                if rows.numel() and bool(rows.isfinite().all()):
+                    measured[layer.weight] = ChannelMoments(rows.mean(1), rows.std(1, correction=0))
             return value
 
     module = graph.module()
@@ -252,11 +269,11 @@ def _after(
         return Known(before.spread.at(chosen), before.place)
     if node.target is aten.slice.Tensor:
         return None if bind(node)["dim"] % node.meta["val"].dim() == before.place.axis else before
-    limits = clamp_limits(node)
+    limits = clamp_limits(node) or extreme_limits(graph, node, before.place)
     if limits is not None:
         return Known(before.spread.clamped(*limits), before.place)
     if node.target in EXTREMES:
-        return _limited(graph, node, before)
+        return None
     place = place_after(node, before.place)
     return None if place is None else Known(before.spread, place)
 
@@ -277,17 +294,6 @@ def _chosen(graph: Graph, node: fx.Node, axis: int) -> Index | None:
         index = torch.arange(-pad[0], node.meta["val"].shape[axis] - pad[0])
         return index.where((index >= 0) & (index < len(index) - pad[0] - pad[1]), -1)
     return None
-
-
-def _limited(graph: Graph, node: fx.Node, before: Known) -> Known | None:
-    """After a minimum or maximum with one constant, or one for each channel."""
-    spread, place = before
-    constant = graph.constant(node.args[1])
-    limit = None if constant is None else place.channels(constant, spread.mean.numel(), node.meta["val"].dim())
-    if limit is None:
-        return None
-    ends = (-math.inf, limit) if node.target is aten.minimum.default else (limit, math.inf)
-    return Known(spread.clamped(*ends), place)
 
 
 def _joined(node: fx.Node, known: Mapping[fx.Node, Known]) -> Known | None:

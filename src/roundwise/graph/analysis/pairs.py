@@ -144,6 +144,22 @@ def is_elementwise(graph: Graph, node: fx.Node) -> bool:
     return shapes[0] == shapes[1]
 
 
+def extreme_limits(graph: Graph, node: fx.Node, place: Place) -> tuple[Tensor | float, Tensor | float] | None:
+    """The limits of a minimum or maximum with a constant: numbers, or one float64 `[channels]`.
+
+    Returns:
+        None for other operations, and where the constant has different numbers within a channel.
+    """
+    constant = graph.constant(node.args[1]) if node.target in EXTREMES else None
+    if constant is None:
+        return None
+    value = node.meta["val"]
+    limit = place.channels(constant, int(value.shape[place.axis]) // place.repeats, value.dim())
+    if limit is None:
+        return None
+    return (-math.inf, limit) if node.target is aten.minimum.default else (limit, math.inf)
+
+
 def place_after(node: fx.Node, place: Place) -> Place | None:
     """Where channels are after an operation that keeps them apart; None if it does not, or if that is not known."""
     source, arguments = node.args[0], bind(node)

@@ -3,7 +3,7 @@
 Each of them has a best value in closed form, or by a search, while the others stay:
 
     targets   ← those that majorise L at the current outputs        gives the quadratic M
-    codes     ← coordinate descent on M, and a tabu walk where columns are few
+    codes     ← coordinate descent on M; where columns are few, a tabu search and coordinate descent again
     scale     ← the best for the codes, by M; then the codes again, by coordinate descent
     bias      ← the best for codes and scale, by M
 
@@ -26,7 +26,7 @@ from roundwise.numerics.grid import Grid
 from roundwise.numerics.quadratic import Quadratic
 from roundwise.numerics.search.choices import Choices
 from roundwise.numerics.search.descent import Descent
-from roundwise.numerics.search.tabu import TabuWalk
+from roundwise.numerics.search.tabu import Tabu
 
 PROGRESS = 0.005
 """An alternation that lowers L by less than this share is the last. With a larger share there are fewer of them."""
@@ -41,7 +41,7 @@ class Alternation:
         choices: the codes that weights may get.
         alternations: how often codes, scale, bias and targets follow each other, at most.
         fit_scale: whether the scales follow the codes.
-        generator: for the tabu walk.
+        generator: for the tabu search.
         tabu: follows coordinate descent where columns are few; None where they are not.
         descent: lowers a quadratic by single codes.
     """
@@ -50,7 +50,7 @@ class Alternation:
     alternations: int
     fit_scale: bool
     generator: torch.Generator
-    tabu: TabuWalk | None = None
+    tabu: Tabu | None = None
     descent: Descent = Descent()
 
     def run(self, objectives: Objectives, start: Candidate) -> Scored:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from roundwise.methods.reconstruction.objectives import Candidate, Objectives, best_rows
+from roundwise.numerics.threads import one_thread
 
 ROUNDING_ERROR = 1e-6
 """Errors that differ by a smaller share than this count as equal; with a larger one, nearest rounding is kept less."""
@@ -65,5 +66,7 @@ def held_out_errors(objectives: Objectives, *candidates: Candidate) -> list[floa
     for pairs in objectives.problem.statistics.positions("held-out"):
         wanted = pairs.targets.clamp(low, high)
         for index, candidate in enumerate(candidates):
-            totals[index] += float(candidate.outputs(pairs).clamp_(low, high).sub_(wanted).square_().sum())
+            squares = candidate.outputs(pairs).clamp_(low, high).sub_(wanted).square_()
+            with one_thread():
+                totals[index] += float(squares.sum())
     return totals

@@ -2,7 +2,7 @@
 
 Every weight gets a continuous variable V that says how far it is rounded up:
 
-    W̃ = s · clip(⌊W/s⌋ + h(V), n, p)                                                          (Eq. 22)
+    W̃ = s · clip(⌊W/s⌋ + h(V), qmin, qmax)                                                    (Eq. 22)
     h(V) = clip(σ(V) (ζ − γ) + γ, 0, 1)                     the rectified sigmoid             (Eq. 23)
     f_reg(V) = Σ 1 − |2 h(V) − 1|^β                         0 where every h is 0 or 1         (Eq. 24)
 

@@ -1,6 +1,6 @@
 """Round every weight down, or every weight up: AdaRound chooses between these two for each weight.
 
-    Ŵ_floor = s · clip(⌊W/s⌋, n, p),      Ŵ_ceil = s · clip(⌈W/s⌉, n, p)                       (Eq. 10)
+    Ŵ_floor = s · clip(⌊W/s⌋, qmin, qmax),      Ŵ_ceil = s · clip(⌈W/s⌉, qmin, qmax)           (Eq. 10)
 
 Both shift all weights in the same direction, so that errors add up instead of cancelling: in ResNet-18's first layer
 alone, either of them brings ImageNet accuracy down to chance (Table 1). They are here to show this, and for tests.

@@ -32,6 +32,7 @@ from roundwise.methods.reconstruction.referee import judge
 from roundwise.methods.settings import check_rules, check_types
 from roundwise.numerics.grid import Grid, expand_blocks
 from roundwise.numerics.quadratic import Quadratic
+from roundwise.numerics.threads import one_thread
 from roundwise.statistics import Gram
 
 BLOCK = 64
@@ -114,8 +115,9 @@ class GPTQ(RoundingSolver[Gram]):
         mean = double.diagonal(dim1=1, dim2=2).mean(-1)
         added = torch.where(mean > 0, self.ridge * mean, 1.0)[:, None, None]
         eye = torch.eye(hessian.shape[-1], dtype=torch.float64, device=hessian.device)
-        lower, failed = torch.linalg.cholesky_ex(double + added * eye)
-        if failed.any():
-            return None
-        factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        with one_thread():
+            lower, failed = torch.linalg.cholesky_ex(double + added * eye)
+            if failed.any():
+                return None
+            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         return None if failed.any() else factor.float()

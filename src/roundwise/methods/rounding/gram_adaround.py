@@ -1,40 +1,52 @@
 """AdaRound from second moments: the paper's relaxation, with exact gradients wherever the objective is quadratic.
 
-AdaRound chooses for every weight whether to round it down or up, so that the layer's output changes least. The paper
-relaxes the choice (`numerics/search/relaxation.py`, Eq. 22 to 25) and takes 10,000 steps of Adam on minibatches of
-samples. But where no clamp follows the layer, the error of its output is a quadratic function of the weights, which two
-matrices of second moments determine (`numerics/quadratic.py`). Its gradient over all samples costs one small product,
-and 400 steps are enough. Where a clamp follows (ReLU, ReLU6), the gradient comes from minibatches, as in the paper: of
-a few hundred *positions* (pixels of a convolution's output, tokens of a linear layer) from many samples, instead of all
-positions of 32 samples. Other nonlinearities play no part.
+AdaRound chooses for every weight whether to round it down or up, so that the layer's output changes least. This solver
+does the same where positions are few; at 2 bits, or with at least 50 *positions* for each column, a weight may take any
+code. (A position is one application of the layer's matrix: one pixel of a convolution's output, one token of a linear
+layer. `statistics/gram.py` draws at most 64 of most samples. Positions of held-out samples are not counted.)
 
-The algorithm, for one layer with float weights w. `methods/reconstruction/objectives.py` defines the objectives: Q is
-the quadratic, S is Q plus a pull to w, L is the loss behind the clamp, M is a quadratic that bounds L from above.
+The paper relaxes the choice (`numerics/search/relaxation.py`, Eq. 22 to 25) and takes 10,000 steps of Adam on
+minibatches of samples. But where no clamp follows the layer, the error of its output is a quadratic function of the
+weights, which two matrices of second moments determine (`numerics/quadratic.py`). Its gradient over all positions costs
+one small product, and 400 steps are enough. Where a clamp follows (ReLU, ReLU6), the gradient comes from minibatches,
+as in the paper: 800 steps on a few hundred positions from many samples, instead of all positions of 32 samples. Other
+nonlinearities play no part.
 
-     1. Q ← from the second moments of 7 of 8 samples; the others are held out.
-     2. S ← Q + strength · ‖ŵ − w‖², stronger where positions are fewer.
+The objectives of one layer with float weights w (`methods/reconstruction/objectives.py` computes them):
+
+    Q    the error of the output, over the positions of 7 of 8 samples; the other samples are held out
+    S    Q + strength · ‖ŵ − w‖², a pull to the float weights that is stronger where positions are fewer
+    L    the error behind the clamp that follows the layer
+    M    a quadratic that bounds L + strength · ‖ŵ − w‖² from above
+
+The algorithm:
+
+     1. Q ← from the second moments of 7 of 8 samples.
+     2. S ← Q with the pull.
      3. codes ← one start or two, by the table below.
      4. After a start on S: every row takes nearest rounding if its Q is smaller; scale and bias in closed form. If no
         clamp follows and the layer's Q is now larger than that of nearest rounding, it takes that, with its best bias.
-     5. Where a clamp follows, repeat from each start, `alternations` times at most, while L falls:
-     6.     M ← a quadratic that bounds L, as tight as it can be at the current outputs (majorisation).
-     7.     codes ← coordinate descent on M, for 11 to 32 columns with a tabu walk; scale and bias in closed form.
-     8.     Every row keeps the best by L of all that it has had, from every start, and of nearest rounding.
+     5. Where a clamp follows, repeat from each start, `alternations` times at most, until L falls by less than 0.5 %:
+     6.     M ← the quadratic that bounds L with the pull, made at the current outputs (majorisation).
+     7.     codes ← coordinate descent on M, for 11 to 32 columns with a tabu search; scale and bias in closed form.
+     8.     Every row keeps the best by L of all that it has had, from every start, and of nearest rounding. (All rows
+            together, where they share a scale that has changed.)
      9. The layer takes nearest rounding, with its own bias or its best bias, if the error on held-out samples is
         smaller. It is the result then.
     10. Where positions are fewer than 100 for each column, once more with all samples: lines 5 to 8 if a clamp follows;
         if not, line 7 on S, and every row keeps the better by Q.
 
-The start in line 3. After each search on S comes coordinate descent on S, and another one after the tabu walk:
+The starts in line 3 end at a code next to a *centre*: a real-valued weight, which is w, or with `any_code` the minimum
+of S over real numbers, near which good codes are. Exhaustive search tries all 2^cols ways to round the centre down or
+up; relaxation ends at one of them. From there coordinate descent and the tabu search reach all codes that are allowed.
 
     columns     no clamp, or fewer than 16 positions per column    clamp, and 16 positions per column or more
     1 to 10     exhaustive search on S                             exhaustive search on S
-    11 to 32    relaxation on S, tabu walk on S                    two starts: the one on the left; relaxation on L
-    from 33     relaxation on S                                    relaxation on L
+    11 to 32    relaxation on S, tabu search on S                  the start on the left; and: relaxation on L with pull
+    from 33     relaxation on S                                    relaxation on L with pull
 
-Exhaustive search tries all 2^cols ways to round a real-valued *centre* down or up; relaxation ends at one of them. The
-centre is w, or with `any_code` the minimum of S over real numbers, near which good codes are. From there coordinate
-descent and the tabu walk reach all codes that are allowed.
+After each search on S comes coordinate descent on S, and another one after the tabu search. The relaxation on L takes
+its gradients from minibatches, and up to twice as many steps as the relaxation on S.
 
 Four settings go beyond the paper. `free_bias`: the bias takes up the mean error, so that weights only need to reproduce
 how outputs vary. `any_code`: a weight may get any code, and not only the two next to it. `fit_scale`: scale and codes
@@ -66,14 +78,14 @@ from roundwise.numerics.clamped import ClampedLoss, Limits
 from roundwise.numerics.search.choices import Choices
 from roundwise.numerics.search.exhaustive import Exhaustive
 from roundwise.numerics.search.relaxation import Relaxation
-from roundwise.numerics.search.tabu import TabuWalk
+from roundwise.numerics.search.tabu import Tabu
 from roundwise.statistics import Gram
 
 EXHAUSTIBLE = 10
 """With at most this many columns all roundings are tried. Every column more doubles the time."""
 
 FEW_COLUMNS = 32
-"""With at most this many columns, a tabu walk follows and both starts are taken. With more, a walk finds little."""
+"""With at most this many columns, a tabu search follows and both starts are taken. With more, it finds little."""
 
 CENTRE_RIDGE = 0.01
 """The ridge with which the minimum of S is found, where `any_code` starts. With a larger one it is nearer to w."""
@@ -95,16 +107,20 @@ PLENTY = 100
 """With more positions for each column, line 10 is skipped: an eighth more of them would change next to nothing."""
 
 TENURE = 4
-"""The tabu walk keeps a changed code for `cols` / 4 moves, up to `cols` / 2. With a larger number, for fewer moves."""
+"""The tabu search keeps a changed code for `cols` / 4 moves, up to `cols` / 2. With a larger number, for fewer."""
 
 
 @final
 @dataclass(frozen=True)
 class GramAdaRound(RoundingSolver[Gram]):
-    """Choose for every weight how to round it, so that the layer's output changes least. The default.
+    """Choose a code for every weight, so that the layer's output changes least. The default.
+
+    With `any_code` the code may be any, without it one of the two next to the weight.
 
     Args:
-        iterations: steps of the relaxation, at most; twice as many where a ReLU or another clamp follows.
+        iterations: steps of the relaxation on second moments, at most; the relaxation on minibatches, which a layer
+            with 11 or more columns has where a ReLU or another clamp follows and there are at least 16 positions for
+            each column, takes up to twice as many. Layers with 10 columns or fewer have no relaxation.
         learning_rate: of Adam, in units of V.
         regularization: λ of Eq. 25, for an objective in units of a row's mean curvature.
         any_code: True lets each weight have any code; False only the two next to it, as in the paper (Eq. 9). None
@@ -118,7 +134,7 @@ class GramAdaRound(RoundingSolver[Gram]):
         alternations: how often lines 6 to 8 are repeated, at most. With 0 the search lowers S alone and leaves out a
             clamp that follows, scales are not fitted, and line 10 is left out: no code is chosen by the held-out
             samples, which only decide in line 9.
-        tabu_moves_per_column: moves of the tabu walk for each of 11 to 32 columns; 0 for no walk, and for one start.
+        tabu_moves_per_column: moves of the tabu search for each of 11 to 32 columns; 0 for none, and for one start.
         shrinkage: pull of the solution towards the float weights, against overfitting few samples. 0 is none; 1 is what
             the number of positions suggests if all were independent. Those of one image are alike, and 10 was best on
             held-out samples. Where the mean of inputs is many times their spread, as behind a sigmoid, 10 keeps nearly
@@ -182,7 +198,11 @@ class GramAdaRound(RoundingSolver[Gram]):
         return as_rounding(problem, chosen, note)
 
     def _search(self, objectives: Objectives, alternation: Alternation, any_code: bool) -> Candidate:
-        """Lines 3 to 8: the best candidate by Q, or by L where a clamp follows."""
+        """Lines 3 to 8: the best candidate by Q, or by L where a clamp follows.
+
+        The branches are the columns of the table: no clamp; a clamp with one start on S; a clamp with a start on L, and
+        for 11 to 32 columns one on S beside it.
+        """
         cols, steps = objectives.problem.weight.shape[2], self._steps(objectives)
         if objectives.limits is None:
             start, nearest = self._start_on_quadratic(objectives, alternation, any_code), objectives.nearest
@@ -209,7 +229,7 @@ class GramAdaRound(RoundingSolver[Gram]):
         return alternation.with_best_scale_and_bias(objectives, shrunk, grid, codes, times=self.alternations)
 
     def _start_on_minibatches(self, objectives: Objectives, limits: Limits, any_code: bool) -> Candidate:
-        """Line 3, lowering L; a free bias moves along."""
+        """Line 3, lowering L with the pull on minibatches; a free bias moves along."""
         problem, centre = objectives.problem, self._centre(objectives, any_code)
         minibatches = problem.statistics.minibatches(max(MINIBATCH, centre.shape[2]))
         clamped = ClampedLoss(objectives.plain, objectives.strength, problem.bias, limits, minibatches)
@@ -226,8 +246,8 @@ class GramAdaRound(RoundingSolver[Gram]):
         cols = problem.weight.shape[2]
         choices = (Choices.all if any_code else Choices.floor_or_ceil)(problem.grid, problem.weight)
         fit_scale = any_code if self.fit_scale is None else self.fit_scale
-        walks = self.tabu_moves_per_column > 0 and EXHAUSTIBLE < cols <= FEW_COLUMNS
-        tabu = TabuWalk(self.tabu_moves_per_column * cols, max(1, cols // TENURE)) if walks else None
+        few = self.tabu_moves_per_column > 0 and EXHAUSTIBLE < cols <= FEW_COLUMNS
+        tabu = Tabu(self.tabu_moves_per_column * cols, max(1, cols // TENURE)) if few else None
         return Alternation(choices, self.alternations, fit_scale, generator, tabu)
 
     def _is_worth_any_code(self, problem: Problem[Gram]) -> bool:
@@ -236,7 +256,7 @@ class GramAdaRound(RoundingSolver[Gram]):
         return plenty or problem.grid.codebook.bits <= FREE_BITS
 
     def _steps(self, objectives: Objectives) -> int:
-        """Of the relaxation: as many as the positions are worth."""
+        """Steps of the relaxation on S: all with `FULL_STEPS_AT` positions for each column, else fewer or none."""
         share = objectives.plain.count / (FULL_STEPS_AT * objectives.problem.weight.shape[2])
         return round(min(1.0, share) * self.iterations) if share >= SKIP_BELOW else 0
 

@@ -1,6 +1,6 @@
 """Round to nearest: the baseline that every other solver must beat.
 
-Ŵ = s · clip(⌊W/s⌉, n, p)                                                                 (Eq. 1)
+Ŵ = s · clip(⌊W/s⌉, qmin, qmax)                                                           (Eq. 1)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 With W in steps of the grid, u = W/s + z:
 
-    q = clip(⌊u⌉, n, p),      Ŵ = s (q − z)
+    q = clip(⌊u⌉, qmin, qmax),      Ŵ = s (q − z)
 
     min over u   ‖f_a(W x) − f_a(Ŵ x̂)‖²                                                      (Eq. 25 without f_reg)
 

@@ -1,13 +1,13 @@
-"""Tabu search: from where coordinate descent ends, walk on over the codes, uphill too, and keep the best codes met.
+"""Tabu search: from where coordinate descent ends, go on changing codes, uphill too, and keep the best codes met.
 
     1. Q ← the quadratic, from the second moments of the samples (`methods/reconstruction/objectives.py`).
     2. codes ← coordinate descent on Q from nearest rounding (`numerics/search/descent.py`).
-    3. codes ← the best codes met on a tabu walk on Q from there (`numerics/search/tabu.py`).
+    3. codes ← the best codes that a tabu search on Q meets from there (`numerics/search/tabu.py`).
     4. The bias takes up the mean error, where it is free.
     5. Keep nearest rounding instead where its error on the held-out samples is smaller.
 
 On a layer with few columns it finds better codes than the relaxation of AdaRound, and the default solver takes the same
-walk there. With many columns, changes of one code at a time lead less far (benchmarks/RESULTS.md).
+search there. With many columns, changes of one code at a time lead less far (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from roundwise.methods.reconstruction.referee import judge
 from roundwise.methods.settings import check_rules, check_types
 from roundwise.numerics.search.choices import Choices
 from roundwise.numerics.search.descent import Descent
-from roundwise.numerics.search.tabu import TabuWalk
+from roundwise.numerics.search.tabu import Tabu
 from roundwise.statistics import Gram
 
 
@@ -63,5 +63,5 @@ class TabuSearch(RoundingSolver[Gram]):
         objectives, grid = Objectives.of(problem, free_bias=self.free_bias), problem.grid
         choices = (Choices.all if self.any_code else Choices.floor_or_ceil)(grid, problem.weight)
         start = Descent().search(objectives.plain, grid, objectives.nearest.codes, choices)
-        codes = TabuWalk(self.iterations, self.tenure).search(objectives.plain, grid, start, choices, generator)
+        codes = Tabu(self.iterations, self.tenure).search(objectives.plain, grid, start, choices, generator)
         return as_rounding(problem, *judge(objectives, objectives.no_worse_than_nearest(codes)))

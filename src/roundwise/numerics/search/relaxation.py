@@ -2,7 +2,7 @@
 
 The mathematics of AdaRound, numbered as in the paper. Every weight gets a variable V for how far it is rounded up:
 
-    W̃ = s · clip(⌊W/s⌋ + h(V), n, p)                                                          (Eq. 22)
+    W̃ = s · clip(⌊W/s⌋ + h(V), qmin, qmax)                                                    (Eq. 22)
     h(V) = clip(σ(V) (ζ − γ) + γ, 0, 1)                     the rectified sigmoid             (Eq. 23)
     f_reg(V) = Σ 1 − |2 h(V) − 1|^β                         0 where every h is 0 or 1         (Eq. 24)
 
@@ -17,6 +17,9 @@ decision: up where h(V) ≥ ½.
 
 Two solvers use this page. `AdaRound` minimises Eq. 25 as the paper does, on minibatches of samples, and lets automatic
 differentiation find the loss's gradient. `GramAdaRound` uses `Relaxation` below, whose gradients are written out.
+
+The paper has n and p for qmin and qmax, and no zero point; the code adds the grid's. In `Relaxation` W is any
+real-valued matrix, the *centre*: the float weights, or those that `GramAdaRound` starts from.
 
 References:
     Nagel et al., ICML 2020, arXiv:2004.10568, Section 3.3. ζ = 1.1 and γ = −0.1 are below Eq. 23; how β is annealed is

@@ -1,4 +1,4 @@
-"""A tabu walk over codes: keep changing the best single code, even uphill, and forbid undoing the change for a while.
+"""Tabu search over codes: keep changing the best single code, even uphill, and forbid undoing the change for a while.
 
 With g = d H − c (half the gradient), moving code j by one changes the row's objective by
 
@@ -6,7 +6,7 @@ With g = d H − c (half the gradient), moving code j by one changes the row's o
 
 At every step each row makes the move that lowers its objective most, or raises it least, among the moves that are not
 tabu. A column that was changed is tabu for a random number of steps, unless the move gives the best objective that the
-row has had so far. So the walk climbs out of the local minima where coordinate descent stops.
+row has had so far. So the search climbs out of the local minima where coordinate descent stops.
 
 References:
     Glover, Tabu Search, ORSA Journal on Computing 1(3), 1989.
@@ -29,8 +29,8 @@ from roundwise.numerics.search.choices import Choices
 
 @final
 @dataclass(frozen=True)
-class TabuWalk:
-    """Walk, and return the best codes met.
+class Tabu:
+    """Change one code of every row at a time, and return the best codes met.
 
     Args:
         moves: of every row.
@@ -48,7 +48,7 @@ class TabuWalk:
         choices: Choices,
         generator: torch.Generator,
     ) -> Int[Tensor, "groups rows cols"]:
-        """The best codes met on a walk from `start`, row by row; so the objective of no row rises.
+        """The best codes met on the way from `start`, row by row; so the objective of no row rises.
 
         Args:
             objective: what is lowered.

@@ -15,15 +15,16 @@ from roundwise.reproduction.taskloss.hessian import (
     TaskHessian,
     task_hessian,
 )
-from roundwise.reproduction.taskloss.qubo import solve_qubo_cem, solve_qubo_tabu
+from roundwise.reproduction.taskloss.qubo import CROSS_ENTROPY, TABU, solve_qubo
 
 __all__ = [
+    "CROSS_ENTROPY",
+    "TABU",
     "ExactHessian",
     "GaussNewton",
     "PredictedClasses",
     "PredictedProbabilities",
     "TaskHessian",
-    "solve_qubo_cem",
-    "solve_qubo_tabu",
+    "solve_qubo",
     "task_hessian",
 ]

@@ -27,7 +27,6 @@ sooner: for ResNet-20's first layer and 32 images in 8 seconds of one core inste
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -40,6 +39,7 @@ from torch.export import ExportedProgram
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from roundwise.data.labels import as_labels
 from roundwise.engine.calibration import Batch, Calibration, DataFree, read_calibration
 from roundwise.engine.network import Network, facts_of, graph_of
 from roundwise.engine.rewriting import folded
@@ -52,7 +52,7 @@ from roundwise.numerics.grid import Grid
 from roundwise.recipe.checks import check_whole_number
 from roundwise.recipe.settings import Weights
 from roundwise.statistics import Nothing
-from roundwise.wording import number_of
+from roundwise.wording import did_you_mean
 
 LIMIT = 2048
 """Weights of a layer that is not too large: the paper's, ResNet-18's first, has 9,408; ResNet-20's first has 432."""
@@ -139,7 +139,7 @@ def task_hessian(
     """The Hessian of the cross-entropy by the weights of one layer of a classifier (Eq. 13).
 
     All other layers stay in float, and so does this one: H is taken at the trained weights. The gradient comes with it,
-    and whether to use it is for `solve_qubo_cem` and `solve_qubo_tabu` to be told; the paper drops it.
+    and whether to use it is for `solve_qubo` to be told; the paper drops it.
 
     Args:
         model: as for `quantize`; it returns logits `[samples, classes]`.
@@ -294,10 +294,9 @@ def _gauss_newton(network: _Network, targets: Targets) -> tuple[Tensor, Tensor]:
 def _find(graph: Graph, name: str) -> Layer:
     layers = {layer.name: layer for layer in find_layers(graph)}
     if name not in layers:
-        near = difflib.get_close_matches(str(name), layers, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
         raise RecipeError(
-            f"the model has no layer {name!r} to quantize. Choose one of: {', '.join(layers) or '(it has none)'}.{hint}"
+            f"the model has no layer {name!r} to quantize. Choose one of: {', '.join(layers) or '(it has none)'}."
+            f"{did_you_mean(name, layers)}"
         )
     return layers[name]
 
@@ -330,29 +329,16 @@ def _read_labels(labels: object, samples: int) -> Targets:
         return lambda logits, _: logits.softmax(1)
     if isinstance(labels, PredictedClasses):
         return lambda logits, _: nn.functional.one_hot(logits.argmax(1), logits.shape[1]).to(logits)
-    instead = "PredictedClasses() or PredictedProbabilities() takes the network's own predictions"
     if labels is None:
-        raise CalibrationError(f"there are no labels. Give the class of every sample; {instead}.")
-    try:
-        classes = torch.as_tensor(labels).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
         raise CalibrationError(
-            f"labels of type {type(labels).__name__} are not understood ({error}). Give whole numbers, one for each "
-            f"sample; {instead}."
-        ) from error
-    if classes.dim() != 1 or classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
-        raise CalibrationError(
-            f"labels are {classes.dtype} {list(classes.shape)}; they must be whole numbers, one for each sample."
+            "there are no labels. Give the class of every sample; PredictedClasses() or PredictedProbabilities() takes "
+            "the network's own predictions."
         )
-    if len(classes) != samples:
-        raise CalibrationError(
-            f"{number_of(len(classes), 'label')} for {number_of(samples, 'sample')}, so it is not known which label "
-            "belongs to which sample. Give one label for each sample, in the order of the samples."
-        )
+    classes = as_labels(labels, samples, "task_hessian", CalibrationError)
 
     def targets(logits: Tensor, before: int) -> Tensor:
-        here, count = classes[before : before + len(logits)].long(), logits.shape[1]
-        wrong = (here < 0) | (here >= count)
+        here, count = classes[before : before + len(logits)], logits.shape[1]
+        wrong = here >= count
         if wrong.any():
             first = int(wrong.nonzero()[0])
             raise CalibrationError(

@@ -17,33 +17,36 @@ from jaxtyping import Int
 from torch import Tensor
 
 from roundwise.errors import RecipeError
-from roundwise.methods.rounding import CrossEntropyMethod, TabuSearch
+from roundwise.methods.rounding import CrossEntropyMethod
 from roundwise.numerics.grid import Grid, expand_blocks
 from roundwise.numerics.quadratic import Quadratic
 from roundwise.numerics.search.choices import Choices
 from roundwise.numerics.search.cross_entropy import CrossEntropy
-from roundwise.numerics.search.tabu import TabuWalk
+from roundwise.numerics.search.tabu import Tabu
 from roundwise.recipe.checks import check_whole_number
 from roundwise.reproduction.taskloss.hessian import TaskHessian
 
+CROSS_ENTROPY = CrossEntropy(iterations=200, samples=2000)
+"""The paper's choice; a whole layer takes more samples than a row. It starts from stochastic rounding's chances."""
 
-def solve_qubo_cem(
+TABU = Tabu(moves=2000)
+"""Single changes, from nearest rounding."""
+
+
+def solve_qubo(
     task: TaskHessian,
     grid: Grid,
+    search: CrossEntropy | Tabu = CROSS_ENTROPY,
     *,
-    iterations: int = 200,
-    samples: int = 2000,
-    elite: float = 0.1,
-    smoothing: float = 0.5,
     first_order: bool = False,
     seed: int = 0,
 ) -> Int[Tensor, "groups rows cols"]:
-    """Codes by the cross-entropy method, from stochastic rounding's probabilities: the paper's choice.
+    """Search on the layer as one row; nearest rounding where that is better.
 
     Args:
         task: from `task_hessian`.
         grid: what codes mean, such as `task.grid(weights)`.
-        iterations, samples, elite, smoothing: as in `CrossEntropyMethod`; a whole layer takes more samples than a row.
+        search: `CROSS_ENTROPY`, `TABU`, or one of them with other settings.
         first_order: count the gradient too (Eq. 12); the paper drops it, for a converged network.
         seed: of the random draws.
 
@@ -55,48 +58,15 @@ def solve_qubo_cem(
 
     References:
         Rubinstein, Methodology and Computing in Applied Probability 1(2), 1999; Nagel et al., ICML 2020,
-        arXiv:2004.10568, Section 5, Table 2.
+        arXiv:2004.10568, Section 5, Table 2; Glover, Tabu Search, ORSA Journal on Computing 1(3), 1989.
     """
-    CrossEntropyMethod(iterations, samples, elite, smoothing)  # checks them
-    return _solve(task, grid, first_order, seed, CrossEntropy(iterations, samples, elite, smoothing))
-
-
-def solve_qubo_tabu(
-    task: TaskHessian,
-    grid: Grid,
-    *,
-    iterations: int = 2000,
-    tenure: int = 10,
-    first_order: bool = False,
-    seed: int = 0,
-) -> Int[Tensor, "groups rows cols"]:
-    """Codes by tabu search over single changes, from nearest rounding.
-
-    Args:
-        task: from `task_hessian`.
-        grid: what codes mean, such as `task.grid(weights)`.
-        iterations: single changes.
-        tenure: how many steps a changed code is left alone, at least; at most twice as many.
-        first_order: count the gradient too (Eq. 12); the paper drops it, for a converged network.
-        seed: of the random tenures.
-
-    Returns:
-        int32 codes, for `Given`.
-
-    Raises:
-        RecipeError: a setting is out of range, or the grid does not fit the layer.
-
-    References:
-        Glover, Tabu Search, ORSA Journal on Computing 1(3), 1989.
-    """
-    TabuSearch(iterations, tenure)  # checks them
-    return _solve(task, grid, first_order, seed, TabuWalk(iterations, tenure))
-
-
-def _solve(
-    task: TaskHessian, grid: Grid, first_order: bool, seed: int, method: CrossEntropy | TabuWalk
-) -> Int[Tensor, "groups rows cols"]:
-    """Search on the layer as one row; nearest rounding where that is better."""
+    if isinstance(search, CrossEntropy):
+        CrossEntropyMethod(search.iterations, search.samples, search.elite, search.smoothing)  # checks them
+    elif isinstance(search, Tabu):
+        check_whole_number("moves", search.moves, at_least=1)
+        check_whole_number("tenure", search.tenure, at_least=1)
+    else:
+        raise RecipeError(f"search is {search!r}; it must be a CrossEntropy or a Tabu, such as CROSS_ENTROPY.")
     for what, value, kind in (("task", task, TaskHessian), ("grid", grid, Grid)):
         if not isinstance(value, kind):
             raise RecipeError(f"{what} is a {type(value).__name__}; it must be a {kind.__name__}.")
@@ -118,10 +88,10 @@ def _solve(
     one = Grid(scale, zero_point, grid.codebook)
     with torch.no_grad():
         choices, generator = Choices.floor_or_ceil(one, row), torch.Generator().manual_seed(seed)
-        if isinstance(method, CrossEntropy):
-            codes = method.search(quadratic, one, choices, generator)
+        if isinstance(search, CrossEntropy):
+            codes = search.search(quadratic, one, choices, generator)
         else:
-            codes = method.search(quadratic, one, one.quantize(row), choices, generator)
+            codes = search.search(quadratic, one, one.quantize(row), choices, generator)
         codes = codes.reshape(weight.shape)
     # The search counts in float32; what it claims is checked in more digits.
     cost, cost_nearest = (task.cost(grid.dequantize(it), first_order=first_order) for it in (codes, nearest))

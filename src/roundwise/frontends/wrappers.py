@@ -1,0 +1,58 @@
+"""Wrappers that add nothing to what a model computes in evaluation: what they hold is captured in their place.
+
+So layers have the names that the user gave them: `encoder.fc`, and not `_orig_mod.encoder.fc` (`torch.compile`),
+`module.encoder.fc` (`DataParallel`, averaged weights) or `base_model.model.encoder.fc` (PEFT). Wrappers may stand
+around the model or around any part of it, and around each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+_WRAPPERS: tuple[type[nn.Module], ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+"""PyTorch's wrappers that hold the model as `module`, and call it."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """What stands inside all wrappers around a module; the module itself if there is no wrapper.
+
+    A wrapper with hooks of its own stays, since the hooks may change inputs and outputs.
+    """
+    while (inner := _inside(module)) is not None:
+        module = inner
+    return module
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """What a wrapper holds; None if the module is not a wrapper."""
+    if any(vars(module).get(hooks) for hooks in _HOOKS):
+        return None
+    kind, parts = type(module), vars(module).get("_modules", {})
+    inner: Any = None
+    if kind.__name__ == "OptimizedModule":  # by name: the module that defines the class takes seconds to import
+        inner = parts.get("_orig_mod")
+    elif any(isinstance(module, wrapper) and kind.forward is wrapper.forward for wrapper in _WRAPPERS):
+        inner = parts.get("module")
+    elif _is_a(kind, "PeftModel") and not _changes_the_prompt(module):
+        get: Any = getattr(module, "get_base_model", None)
+        inner = parts.get("base_model") if get is None else get()
+    elif _is_a(kind, "BaseTuner"):
+        inner = parts.get("model")
+    return inner if isinstance(inner, nn.Module) else None
+
+
+def _is_a(kind: type, name: str) -> bool:
+    """Whether a class is, or inherits from, a class of this name: PEFT need not be installed."""
+    return any(base.__name__ == name for base in kind.__mro__)
+
+
+def _changes_the_prompt(module: nn.Module) -> bool:
+    """Whether PEFT puts vectors of its own before the inputs, so that the wrapper is part of the function."""
+    config = getattr(module, "peft_config", None)
+    configs = config.values() if isinstance(config, dict) else ()
+    return any(getattr(one, "is_prompt_learning", False) for one in configs)

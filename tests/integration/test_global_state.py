@@ -1,0 +1,204 @@
+"""Settings of PyTorch that belong to the whole process change no codes, and are afterwards what they were before."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+
+import roundwise as rw
+
+ROUNDINGS = {
+    "gram-adaround": rw.rounding.GramAdaRound(iterations=20),
+    "adaround": rw.rounding.AdaRound(iterations=20, batch_size=8),
+    "cross-entropy-method": rw.rounding.CrossEntropyMethod(iterations=3, samples=20),
+    "gptq": rw.rounding.GPTQ(),
+    "stochastic": rw.rounding.Stochastic(),
+    "straight-through": rw.rounding.StraightThrough(iterations=20, batch_size=8),
+}
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)
+    ).eval()
+
+
+def samples():
+    return torch.randn(32, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def recipes():
+    for name, rounding in ROUNDINGS.items():
+        yield name, rw.Quantize(rw.Weights(bits=3), rounding, activations=rw.Activations(8))
+
+
+def numbers(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(model, wanted):
+    found = numbers(model)
+    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@contextlib.contextmanager
+def setting(write, value, before):
+    write(value)
+    try:
+        yield
+    finally:
+        write(before)
+
+
+def default_dtype(dtype):
+    return lambda: setting(torch.set_default_dtype, dtype, torch.float32)
+
+
+STATES = {
+    "float64": default_dtype(torch.float64),
+    "float16": default_dtype(torch.float16),
+    "bfloat16": default_dtype(torch.bfloat16),
+    "meta device": lambda: torch.device("meta"),
+    "default device meta": lambda: setting(torch.set_default_device, "meta", None),
+    "a device that this PyTorch may not have": lambda: torch.device("xpu"),
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "deterministic algorithms": lambda: setting(torch.use_deterministic_algorithms, True, False),
+    "float64 and meta and autocast": lambda: contextlib.ExitStack(),
+}
+
+
+@contextlib.contextmanager
+def state(name):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(STATES[name]())
+        if name == "float64 and meta and autocast":
+            for one in ("float64", "meta device", "autocast", "inference mode"):
+                stack.enter_context(STATES[one]())
+        yield
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    return {name: numbers(rw.quantize(network(), samples(), recipe)) for name, recipe in recipes()}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_codes_and_scales_are_the_same_in_any_state_of_pytorch(wanted, name):
+    model, inputs = network(), samples()
+    before = torch.get_default_dtype()
+    for rounding, recipe in recipes():
+        with state(name):
+            inside = torch.get_default_dtype()
+            quantized = rw.quantize(model, inputs, recipe)
+            assert torch.get_default_dtype() == inside
+        assert same(quantized, wanted[rounding]), rounding
+    assert torch.get_default_dtype() == before
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_model_is_captured_saved_loaded_and_reported_in_any_state(tmp_path, name):
+    model, inputs = network(), samples()
+    quantized = rw.quantize(model, inputs, rw.Quantize(rounding=rw.rounding.Nearest()))
+    with state(name):
+        captured = rw.capture(model, rw.DataFree((3, 6, 6)))
+        rw.capture(model, inputs)
+        quantized.save(tmp_path / "net.rw")
+        loaded = rw.load(tmp_path / "net.rw")
+        rw.html_report(quantized, tmp_path / "net.html")
+        program = loaded.program
+    assert same(loaded, numbers(quantized))
+    assert torch.equal(loaded(inputs), quantized(inputs))
+    assert torch.equal(program.module()(inputs), quantized(inputs))
+    assert same(rw.quantize(captured, inputs, quantized.recipe), numbers(quantized))
+
+
+@pytest.mark.parametrize("name", ["float64", "meta device", "autocast"])
+def test_a_model_is_exported_in_any_state(tmp_path, name):
+    pytest.importorskip("onnxruntime")
+    quantized = rw.quantize(network(), samples(), rw.Quantize(rounding=rw.rounding.Nearest()))
+    with state(name):
+        file = rw.export(quantized, tmp_path / "net.onnx")
+    assert file.max_difference < 1e-4
+
+
+def test_threads_that_quantize_load_and_export_at_once_give_what_one_gives(tmp_path):
+    model, inputs, recipe = network(), samples(), rw.Quantize(rounding=rw.rounding.GPTQ())
+    quantized = rw.quantize(model, inputs, recipe)
+    quantized.save(tmp_path / "net.rw")
+
+    def work(number):
+        mine = rw.quantize(model, inputs, recipe)
+        mine.save(tmp_path / "net.rw")
+        loaded = rw.load(tmp_path / "net.rw")
+        outputs = loaded.program.module()(inputs)  # other threads may be changing settings that kernels are chosen by
+        assert torch.allclose(outputs, quantized(inputs), atol=1e-5)
+        return mine, loaded
+
+    with ThreadPoolExecutor(4) as pool:
+        for mine, loaded in pool.map(work, range(8)):
+            assert same(mine, numbers(quantized))
+            assert same(loaded, numbers(quantized))
+
+
+PRINTS_CODES = """
+import hashlib, sys, torch
+sys.path.insert(0, sys.argv[1])
+from test_global_state import network, samples, recipes, numbers
+import roundwise as rw
+for name, recipe in recipes():
+    text = repr([(key, value.tolist()) for key, value in numbers(rw.quantize(network(), samples(), recipe)).items()])
+    print(name, hashlib.sha256(text.encode()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_codes_are_the_same_in_every_process_whatever_seeds_its_hashes():
+    def codes(seed):
+        command = [sys.executable, "-c", PRINTS_CODES, str(__file__).rpartition("/")[0]]
+        done = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert codes("0") == codes("1") == codes("12345")
+
+
+def quantized_with(threads, batch_size, budget, rounding):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        stage = rw.Quantize(rw.Weights(bits=3), rounding)
+        return rw.quantize(wide(), wide_samples(), rw.Recipe((rw.Rewrite(), stage), 0, batch_size, budget))
+    finally:
+        torch.set_num_threads(before)
+
+
+def wide():
+    """A network whose matrices are large enough for several threads."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 40, 3), nn.ReLU()).eval()
+
+
+def wide_samples():
+    return torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gram-adaround", "gptq"])
+def test_threads_batch_sizes_and_budgets_change_no_code_and_errors_by_their_last_digits_only(name):
+    """Threads add the squares of an error in another order, and so do batches of another size: 1e-5 is the bound."""
+    wanted = quantized_with(1, 32, None, ROUNDINGS[name])
+    for threads, batch_size, budget in [(1, 32, 0), (2, 32, None), (2, 7, 0), (1, 7, None)]:
+        found = quantized_with(threads, batch_size, budget, ROUNDINGS[name])
+        for key, value in numbers(wanted).items():
+            assert torch.equal(value, numbers(found)[key]) or (
+                not key.endswith("_codes") and torch.allclose(value, numbers(found)[key], rtol=1e-5)
+            ), (threads, batch_size, budget, key)
+        assert found.report.output_error == pytest.approx(wanted.report.output_error, rel=1e-5)

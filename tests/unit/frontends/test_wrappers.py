@@ -1,0 +1,148 @@
+"""Layers have the names that the user gave them, whatever stands around the model or its parts."""
+
+import pytest
+import torch
+from recipes import quantizing
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import roundwise as rw
+from roundwise.frontends.wrappers import unwrapped
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+X = torch.randn(16, 4)
+
+
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.drop = nn.Linear(4, 4), nn.Dropout()
+        self.matrix = nn.Parameter(torch.eye(4) + 0.1)
+
+    def forward(self, x):
+        if x.dim() == 2:
+            x = self.fc(x)
+        return self.drop(x).relu() @ self.matrix
+
+
+class Whole(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.out = part, nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.part(x))
+
+
+class LoraModel(nn.Module):
+    """Stands for the class of that name in PEFT."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args, **kwargs):
+        return self.model(*args, **kwargs)
+
+
+class PeftModel(nn.Module):
+    """Likewise."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.base_model = LoraModel(model)
+
+    def get_base_model(self):
+        return self.base_model.model
+
+    def forward(self, *args, **kwargs):
+        return self.base_model(*args, **kwargs)
+
+
+def compiled_in_place(model):
+    model.compile()
+    return model
+
+
+def compiled_forward(model):
+    model.forward = torch.compile(model.forward)
+    return model
+
+
+def traced(model):
+    return torch.jit.trace(model, torch.randn(3, 4))
+
+
+WRAPPERS = {
+    "compiled": torch.compile,
+    "compiled in place": compiled_in_place,
+    "compiled forward": compiled_forward,
+    "data parallel": nn.DataParallel,
+    "averaged": AveragedModel,
+    "PEFT": PeftModel,
+    "scripted": torch.jit.script,
+    "traced": traced,
+    "several": lambda model: torch.compile(nn.DataParallel(AveragedModel(model))),
+}
+"""Each takes a module in evaluation mode; none of them changes what it computes."""
+
+
+@pytest.mark.parametrize("around", ["the model", "a part"])
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_layers_have_the_names_of_the_model_inside(name, around):
+    plain = Whole(Part()).eval()
+    wrap = WRAPPERS[name]
+    wrapped = wrap(plain) if around == "the model" else Whole(wrap(plain.part)).eval()
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        expected = wrapped(X)
+    quantized = rw.quantize(wrapped, X, quantizing(rw.Weights(bits=16), rounding=rw.rounding.Nearest()))
+    assert [layer.name for layer in quantized.report.layers] == ["part.fc", "part.matrix", "out"]
+    assert not quantized.report.kept_float
+    with torch.no_grad():
+        torch.testing.assert_close(quantized(X), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_what_torchscript_froze_is_captured_too():
+    model = Whole(torch.jit.freeze(torch.jit.script(Part().eval()))).eval()
+    quantized = rw.quantize(model, X, quantizing(rw.Weights(bits=16), rounding=rw.rounding.Nearest()))
+    assert len(quantized.report.layers) == 3
+    with torch.no_grad():
+        torch.testing.assert_close(quantized(X), model(X), rtol=1e-3, atol=1e-3)
+
+
+def test_a_scripted_model_is_left_as_it_was():
+    model = torch.jit.script(Whole(Part()))
+    before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in model.state_dict().items()}
+    with pytest.warns(UserWarning, match="training mode"):
+        rw.capture(model, X)
+    assert model.training
+    assert all(part.training for part in model.modules())
+    for name, tensor in model.state_dict().items():
+        assert tensor.data_ptr() == before[name][0]
+        assert torch.equal(tensor, before[name][1])
+
+
+def test_a_wrapper_with_hooks_stays():
+    wrapped = nn.DataParallel(Part())
+    assert unwrapped(wrapped) is wrapped.module
+    wrapped.register_forward_hook(lambda module, inputs, output: output + 1)
+    assert unwrapped(wrapped) is wrapped
+
+
+def test_a_wrapper_whose_forward_was_written_anew_stays():
+    class Doubles(nn.DataParallel):
+        def forward(self, x):
+            return 2 * self.module(x)
+
+    wrapped = Doubles(Part())
+    assert unwrapped(wrapped) is wrapped
+
+
+def test_a_prompt_that_peft_learned_belongs_to_the_model():
+    class Config:
+        is_prompt_learning = True
+
+    wrapped = PeftModel(Part())
+    wrapped.peft_config = {"default": Config()}
+    assert unwrapped(wrapped) is wrapped
