@@ -1,4 +1,4 @@
-from .api import quantize
+from .api import finetune, quantize, trainable
 from .artifacts.model import Model, load
 from .engine.calibration import DataFree
 from .engine.network import Network, capture
@@ -14,8 +14,9 @@ from .errors import (
     RoundwiseError,
 )
 from .exporters import export
-from .methods import activations, corrections, ranges, rewrites, rounding
+from .methods import activations, corrections, ranges, rewrites, rounding, training
 from .numerics.grid import Grid, PerChannel, PerGroup, PerTensor
+from .recipe.finetune import Finetune
 from .recipe.recipe import Recipe
 from .recipe.settings import Activations, Override, Weights
 from .recipe.stages import Quantize, Rewrite
@@ -29,6 +30,7 @@ __all__ = [
     "DataFree",
     "ExportError",
     "FileFormatError",
+    "Finetune",
     "Grid",
     "InferenceError",
     "MemoryBudgetError",
@@ -50,12 +52,15 @@ __all__ = [
     "capture",
     "corrections",
     "export",
+    "finetune",
     "html_report",
     "load",
     "quantize",
     "ranges",
     "rewrites",
     "rounding",
+    "trainable",
+    "training",
 ]
 
 __version__: str

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
 
-from roundwise.artifacts.emit import emit
-from roundwise.artifacts.model import Model, versions
+from roundwise.artifacts.model import Model
 from roundwise.engine.calibration import DataFree
 from roundwise.engine.network import Network
-from roundwise.engine.run import Run, prepared_run
-from roundwise.engine.stages import run_stage
-from roundwise.engine.tasks import stored_bytes
+from roundwise.engine.result import model_of
+from roundwise.engine.run import prepared_run
+from roundwise.engine.stages import run_stages
+from roundwise.engine.trainable import Trainable
+from roundwise.engine.training_data import some_samples
 from roundwise.events import Progress
 from roundwise.graph.sizes import Dynamic
+from roundwise.methods.training import LSQPlus
+from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.recipe import Recipe
-from roundwise.recipe.stages import Stage
-from roundwise.report import Report
+from roundwise.recipe.stages import Quantize, Stage
+
+CALIBRATION = 1024
+"""`finetune` calibrates on 1,024 of the samples, as the AdaRound paper does. More take longer and gain little."""
 
 
 def quantize(
@@ -70,21 +76,97 @@ def quantize(
         recipe = Recipe.data_free() if isinstance(data, DataFree) else Recipe()
     recipe = Recipe.of(recipe)
     with prepared_run(model, data, recipe, progress, dynamic) as (run, network):
-        for index, stage in enumerate(recipe.stages, 1):
-            network = run_stage(stage, network, run, following=recipe.stages[index:])
-    return _model_of(network, run, recipe)
+        network = run_stages(recipe.stages, network, run)
+    return model_of(network, run, recipe)
 
 
-def _model_of(network: Network, run: Run, recipe: Recipe) -> Model:
-    """The result: the network with integer codes and quantizers in its graph, and the report on all stages."""
-    graph = emit(network.graph, list(network.weights), network.quantizers)
-    report = Report(
-        stages=network.reports,
-        samples=run.samples,
-        float_bytes=network.facts.size,
-        quantized_bytes=stored_bytes(graph),
-        setup_seconds=run.seconds,
-        peak_activation_bytes=run.store.peak,
-        setup_notes=run.notes,
-    )
-    return Model(graph, report, recipe, versions(), run.inputs)
+def finetune(
+    model: nn.Module | ExportedProgram | Network,
+    data: Any,
+    recipe: Recipe | Stage | Sequence[Stage] | None = None,
+    *,
+    calibration: Any = None,
+    journal: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Quantize a network and train it on, with scales and offsets that are learned too (LSQ+).
+
+    The stages before `Finetune` see a part of the samples only, as `quantize` would; training sees all of them, in each
+    epoch anew. It learns from the float network's outputs, and from labels where `Finetune(labels=…)` says so.
+
+    Args:
+        model: as for `quantize`.
+        data: what to train on, with labels or without: tensors as for `quantize`, a `DataLoader`, a data set, or an
+            iterable of batches that can be read again and again. What is beyond the model's inputs are labels.
+        recipe: with a stage `Finetune`; by default 4-bit weights, then `Finetune()`. A network is trained in float
+            where no `Quantize` comes before.
+        calibration: samples for the stages before training; None takes 1,024 of `data`.
+        journal: a folder for the state of training, saved twice a minute. A run that was killed goes on from it: call
+            the function again with the same arguments.
+        progress: called with an `Event` as the run goes; `print` will do.
+
+    Returns:
+        The trained network. Its report has the losses of each epoch.
+
+    Raises:
+        CalibrationError: as `quantize`; or the data can be read only once, or its labels do not fit the outputs.
+        ModelError: as `quantize`; or the loss is not finite, or nothing can be trained.
+        RecipeError: as `quantize`; or the recipe has no stage `Finetune`.
+
+    Example:
+        >>> import roundwise as rw
+        >>> import torch
+        >>> model, images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval(), torch.randn(64, 3, 8, 8)
+        >>> stages = rw.Quantize(rw.Weights(bits=2)), rw.Finetune(epochs=2)
+        >>> trained = rw.finetune(model, images, stages)
+        >>> [epoch.epoch for epoch in trained.report.stages[-1].epochs]
+        [0, 1, 2]
+    """
+    recipe = Recipe.of((Quantize(), Finetune()) if recipe is None else recipe)
+    recipe.stage(Finetune)  # raises
+    folder = None if journal is None else Path(journal)
+    few = some_samples(data, CALIBRATION, recipe.seed) if calibration is None else calibration
+    with prepared_run(model, few, recipe, progress, training_samples=data, journal=folder) as (run, network):
+        network = run_stages(recipe.stages, network, run)
+    return model_of(network, run, recipe)
+
+
+def trainable(
+    model: nn.Module | ExportedProgram | Network,
+    data: Any,
+    recipe: Recipe | Stage | Sequence[Stage] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Trainable:
+    """Quantize a network, and return it as a module that any training loop can train.
+
+    Args:
+        model: as for `quantize`.
+        data: calibration samples, as for `quantize`.
+        recipe: stages to run before training; of a stage `Finetune` the quantization is taken, and training is left to
+            you. By default 4-bit weights.
+        progress: called with an `Event` as the run goes; `print` will do.
+
+    Returns:
+        The module. Train it, then call its method `finish`.
+
+    Raises:
+        CalibrationError, CaptureError, ModelError, RecipeError, MemoryBudgetError: as `quantize`.
+
+    Example:
+        >>> import roundwise as rw
+        >>> import torch
+        >>> model, images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval(), torch.randn(64, 3, 8, 8)
+        >>> module = rw.trainable(model, images, rw.Quantize(rw.Weights(bits=2)))
+        >>> optimizer = torch.optim.Adam(module.parameter_groups(lr=1e-3))
+        >>> (module(images) - model(images)).square().mean().backward()
+        >>> optimizer.step()
+        >>> type(module.finish(images)).__name__
+        'Model'
+    """
+    recipe = Recipe.of(Quantize() if recipe is None else recipe)
+    before = [stage for stage in recipe.stages if not isinstance(stage, Finetune)]
+    quantization = next((s.quantization for s in recipe.stages if isinstance(s, Finetune)), LSQPlus())
+    with prepared_run(model, data, recipe, progress) as (run, network):
+        network = run_stages(before, network, run)
+    return Trainable(network, quantization, finish=lambda trained: model_of(trained, run, recipe))

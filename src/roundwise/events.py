@@ -4,6 +4,7 @@ Planned         once, before the first pass: the layers, and an estimate of memo
 PassStarted     if activations are quantized: before each further pass over the samples, with its purpose
 LayerStarted    before each layer
 LayerFinished   after each layer, with its report and the estimated time left
+EpochFinished   in training: before the first epoch and after each one, with the losses
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from roundwise.report import LayerReport
+from roundwise.report import EpochReport, LayerReport
 from roundwise.wording import error_in_words, human_bytes, human_seconds, number_of
 
 
@@ -112,5 +113,25 @@ class LayerFinished:
         )
 
 
-Event = Planned | PassStarted | LayerStarted | LayerFinished
+@final
+@dataclass(frozen=True)
+class EpochFinished:
+    """An epoch of training is over; `seconds_left` is estimated from the epochs so far."""
+
+    report: EpochReport
+    total: int
+    seconds_left: float
+
+    def __str__(self) -> str:
+        epoch = self.report
+        accuracy = "" if epoch.accuracy is None else f", accuracy {epoch.accuracy:.1%}"
+        if epoch.loss is None:
+            return f"before training: held-out loss {epoch.held_out:.4f}{accuracy}"
+        return (
+            f"[{epoch.epoch}/{self.total}] loss {epoch.loss:.4f}, held-out {epoch.held_out:.4f}{accuracy}; "
+            f"{human_seconds(self.seconds_left)} left"
+        )
+
+
+Event = Planned | PassStarted | LayerStarted | LayerFinished | EpochFinished
 Progress = Callable[[Event], None]

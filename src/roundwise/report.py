@@ -156,6 +156,26 @@ def worst_error(outputs: Iterable[OutputReport]) -> float:
 
 @final
 @dataclass(frozen=True)
+class EpochReport:
+    """One epoch of training.
+
+    Attributes:
+        epoch: its number, from 1; 0 is before training.
+        loss: mean over the training batches; None before training.
+        held_out: mean loss on held-out samples, after the epoch.
+        accuracy: share of the held-out samples whose label has the largest logit, 0 to 1; None without labels.
+        oscillating: share of the quantized weights whose codes jump to and fro, 0 to 1; None before training.
+    """
+
+    epoch: int
+    loss: float | None
+    held_out: float
+    accuracy: float | None = None
+    oscillating: float | None = None
+
+
+@final
+@dataclass(frozen=True)
 class StageReport:
     """The report of one stage of the recipe.
 
@@ -170,6 +190,7 @@ class StageReport:
         kept_float: the parameters with two or more dimensions that stay in float, each with the reason.
         activations: the activations that the stage quantized, in order. All errors include theirs.
         outputs: the error of each output of the network, if it was measured.
+        epochs: the epochs of training.
     """
 
     stage: str
@@ -180,6 +201,7 @@ class StageReport:
     kept_float: tuple[KeptFloat, ...] = ()
     activations: tuple[ActivationReport, ...] = ()
     outputs: tuple[OutputReport, ...] = ()
+    epochs: tuple[EpochReport, ...] = ()
 
 
 @final

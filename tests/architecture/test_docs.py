@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import roundwise as rw
-from roundwise.methods import activations, corrections, ranges, rewrites, rounding
+from roundwise.methods import activations, corrections, ranges, rewrites, rounding, training
 from roundwise.recipe.stages import STAGES
 
 FOLDER = Path(__file__).parents[2] / "docs"
@@ -59,7 +59,7 @@ def test_the_api_page_has_every_public_name():
     page = (FOLDER / "api.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^\.\. auto\w+:: roundwise\.([\w.]+)", page, re.MULTILINE))
     methods = {"activations": activations, "corrections": corrections, "ranges": ranges}
-    methods |= {"rewrites": rewrites, "rounding": rounding}
+    methods |= {"rewrites": rewrites, "rounding": rounding, "training": training}
     names = {name for name in rw.__all__ if name not in methods}
     for namespace, module in methods.items():
         # Tables of methods are dicts and tuples; classes and functions are what users write.

@@ -417,3 +417,20 @@ def copy_samples(calibration: Calibration, count: int) -> tuple[tuple[Any, ...],
     leaves = [leaf[:count].clone() if _is_batched(leaf) else leaf for leaf in calibration.first(count)]
     args, kwargs = pytree.tree_unflatten(leaves, calibration.spec)
     return args, kwargs
+
+
+def inputs_and_labels(raw: Any, signature: Signature) -> tuple[tuple[Any, ...], dict[str, Any], Tensor | None]:
+    """`(args, kwargs)` of one batch, and its labels if it has any: whole numbers, one for each sample."""
+    args, kwargs = inputs_of_batch(raw, signature, {})
+    args, kwargs = pytree.tree_map(_tensor, (args, kwargs))
+    if isinstance(raw, Mapping):
+        used = {id(value) for value in (*args, *kwargs.values())}
+        rest = [value for name, value in raw.items() if id(value) not in used and name not in kwargs]
+    else:
+        rest = list(raw[len(args) :]) if isinstance(raw, tuple | list) else []
+    candidates = [_tensor(value) for value in rest]
+    samples = next((len(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if _is_batched(leaf)), 0)
+    for value in candidates:
+        if isinstance(value, Tensor) and not value.is_floating_point() and list(value.shape) == [samples]:
+            return args, kwargs, value.to(torch.int64)
+    return args, kwargs, None

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -21,6 +22,7 @@ from roundwise.errors import CalibrationError, RecipeError
 from roundwise.events import Progress
 from roundwise.graph.graph import Graph, InputSpec
 from roundwise.graph.sizes import Dynamic, Range
+from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.recipe import Recipe
 
 
@@ -39,6 +41,8 @@ class Run:
         inputs: copies of the first samples, which the finished model keeps as its example; None without data.
         notes: for the report: on the caller's settings, on values of the data that were not used, on the capture.
         seconds: what the preparation took: reading the samples, and capturing the model.
+        training_samples: what a stage that trains is given, in the caller's form: it reads them anew in each epoch.
+        journal: the folder where training keeps its state, so that it can go on after it was killed; or None.
         last: whether the current stage is the last one, so that the samples need not be kept after it; `run_stage`
             sets it.
     """
@@ -52,6 +56,8 @@ class Run:
     inputs: tuple[tuple[Any, ...], dict[str, Any]] | None
     notes: tuple[str, ...]
     seconds: dict[str, float]
+    training_samples: Any = None
+    journal: Path | None = None
     last: bool = False
 
     @property
@@ -79,7 +85,9 @@ def prepared_run(
     data: Any,
     recipe: Recipe,
     progress: Progress | None,
-    dynamic: Dynamic | None,
+    dynamic: Dynamic | None = None,
+    training_samples: Any = None,
+    journal: Path | None = None,
 ) -> Iterator[tuple[Run, Network]]:
     """Read the samples and capture the model; gives the state of the run, and the network for the first stage.
 
@@ -126,6 +134,9 @@ def prepared_run(
             ),
             seconds={"read": read - start, "capture": captured - read},
         )
+        if any(isinstance(stage, Finetune) for stage in recipe.stages):
+            run.journal = journal
+            run.training_samples = inputs if training_samples is None else training_samples
         del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)
         yield run, Network(graph, facts, {})
 

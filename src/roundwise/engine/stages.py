@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from roundwise.engine.finetuning import run_finetune
 from roundwise.engine.network import Network
 from roundwise.engine.quantizing import run_quantize
 from roundwise.engine.rewriting import run_rewrite
 from roundwise.engine.run import Run
+from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.stages import Quantize, Rewrite, Stage
 
 
@@ -26,3 +28,12 @@ def run_stage(stage: Stage, network: Network, run: Run, following: Sequence[Stag
             return run_rewrite(stage, network, run, following)
         case Quantize():
             return run_quantize(stage, network, run)
+        case Finetune():
+            return run_finetune(stage, network, run)
+
+
+def run_stages(stages: Sequence[Stage], network: Network, run: Run) -> Network:
+    """Run stages one after the other."""
+    for index, stage in enumerate(stages, 1):
+        network = run_stage(stage, network, run, following=stages[index:])
+    return network

@@ -63,8 +63,11 @@ def reroute(old: fx.Node, new: fx.Node, readers: Iterable[fx.Node]) -> None:
 
 
 def bypass(graph: Graph, node: fx.Node) -> None:
-    """Take out an operation: who reads it reads its first operand."""
-    node.replace_all_uses_with(node.all_input_nodes[0])
+    """Take out an operation: who reads it reads its first operand. Records of dropped dropout move to that operand."""
+    source = node.all_input_nodes[0]
+    if "dropout" in node.meta:
+        source.meta["dropout"] = (*source.meta.get("dropout", ()), *node.meta["dropout"])
+    node.replace_all_uses_with(source)
     graph.operations.erase_node(node)
 
 

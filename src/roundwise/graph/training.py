@@ -6,7 +6,8 @@ A graph computes what the network computes in evaluation. To train the network o
 - how batch-norm updates its running statistics;
 - what the network does in training only, and the graph therefore does not contain.
 
-Dropout needs no entry here: its operations stay in the graph, with their probabilities, until `drop_dropout`.
+Dropout and batch-norm need no entry here: their operations are in the graph, with their probabilities and settings.
+Where they are taken out for inference, a record stays at the operation whose values they changed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, final
+
+from torch import Tensor
 
 
 @final
@@ -50,6 +53,54 @@ class RunningStatistics:
     momentum: float | None
     counter: str | None = None
     batches: int = 0
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FoldedBatchNorm:
+    """A batch-norm that was folded into the layer before it, in the form that training needs to bring it back.
+
+    It stays at the layer's calls, in `meta["batch_norm"]`. Folding multiplied each output channel by a = γ/√(σ² + ε).
+    Later edits may scale and shift the channels further, and the moments of the layer's output follow them; what is
+    kept here does not change with such edits.
+
+    Attributes:
+        name: of the batch-norm in the model, such as `layer1.0.bn1`.
+        gain: |a| of each channel, float64 `[channels]`.
+        variance: σ², the running variance of each channel, float64 `[channels]`.
+        eps: ε.
+        momentum: the weight of the newest batch in the running statistics; None for the average over all batches.
+        affine: whether it has γ and β.
+        batches: the number of batches in the running statistics so far.
+        trainable: whether γ and β are trained.
+    """
+
+    name: str
+    gain: Tensor
+    variance: Tensor
+    eps: float
+    momentum: float | None
+    affine: bool
+    batches: int = 0
+    trainable: bool = True
+
+
+@final
+@dataclass(frozen=True)
+class DroppedDropout:
+    """Dropout that was dropped, in the form that training needs to bring it back.
+
+    It stays at the operation that gives the values, in `meta["dropout"]`.
+
+    Attributes:
+        operation: the name of the ATEN operation: `dropout`, `feature_dropout`, `alpha_dropout`, …
+        probability: that a value becomes 0.
+        readers: the names of the operations that read the values through it; empty where all of them do.
+    """
+
+    operation: str
+    probability: float
+    readers: tuple[str, ...]
 
 
 @final

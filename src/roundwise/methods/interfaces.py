@@ -18,12 +18,14 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, final
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from roundwise.graph.graph import Graph
+from roundwise.graph.matrix import LinearMap
 from roundwise.graph.nonlinearity import Nonlinearity
 from roundwise.graph.unit import Unit
 from roundwise.numerics.grid import Codebook, Granularity, Grid
+from roundwise.numerics.quantizer import Quantizer
 from roundwise.statistics import BlockStatistic, Statistic, ValueStatistic
 
 S = TypeVar("S", bound=Statistic)
@@ -272,3 +274,36 @@ class ActivationRanges(ABC, Generic[V]):
             values: of all calibration samples; finite, at least one, and not all zero. Or what is expected of them.
             codebook: the integers that codes may take.
         """
+
+
+class WeightQuantizer(nn.Module, ABC):
+    """A module from a weight to the quantized weight, back in float, with parameters that are trained."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> Grid:
+        """The grid that training has reached."""
+
+
+class ActivationQuantizer(nn.Module, ABC):
+    """A module from an activation to the quantized activation, back in float, with parameters that are trained."""
+
+    @property
+    @abstractmethod
+    def quantizer(self) -> Quantizer:
+        """The quantizer that training has reached."""
+
+
+class LearnedQuantization(ABC):
+    """How weights and activations are quantized while the network is trained. Implementations are frozen dataclasses.
+
+    The modules that it makes start from a grid that was chosen before.
+    """
+
+    @abstractmethod
+    def weight(self, grid: Grid, layer: LinearMap) -> WeightQuantizer:
+        """A module for the weight of a layer."""
+
+    @abstractmethod
+    def activation(self, quantizer: Quantizer, device: torch.device) -> ActivationQuantizer:
+        """A module for an activation."""

@@ -28,6 +28,7 @@ from roundwise.methods.interfaces import (
     ActivationRanges,
     Correction,
     GraphRewrite,
+    LearnedQuantization,
     RangeEstimator,
     RoundingSolver,
     Traits,
@@ -35,6 +36,7 @@ from roundwise.methods.interfaces import (
 from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rewrites import REWRITES
 from roundwise.methods.rounding import ROUNDING_SOLVERS
+from roundwise.methods.training import LEARNED_QUANTIZATIONS
 from roundwise.numerics.grid import Granularity
 from roundwise.recipe.checks import is_required
 from roundwise.recipe.settings import FLOAT, GRANULARITIES, Activations, Override, Overrides, Weights
@@ -66,6 +68,7 @@ _INTERFACES: dict[Any, _Choice] = {
     ActivationRanges: _Choice(
         ACTIVATION_RANGES, "method", ActivationRanges, "Quantize, activations=Activations(ranges=…)"
     ),
+    LearnedQuantization: _Choice(LEARNED_QUANTIZATIONS, "method", LearnedQuantization, "Finetune, quantization=…"),
     GraphRewrite: _Choice(REWRITES, "method", GraphRewrite, "Rewrite, methods=(…,)"),
 }
 _CHOICES: dict[Any, _Choice] = {

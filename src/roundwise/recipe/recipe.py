@@ -45,12 +45,13 @@ from roundwise.methods.rewrites import CrossLayerEqualization, HighBiasAbsorptio
 from roundwise.methods.rounding import Nearest
 from roundwise.recipe.checks import check_whole_number
 from roundwise.recipe.files import from_plain, methods_of_ones_own, to_plain
+from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.limits import check_size, parse_toml, read_text
 from roundwise.recipe.settings import Activations, Weights
 from roundwise.recipe.stages import STAGES, Quantize, Rewrite, Stage
 from roundwise.wording import did_you_mean
 
-S = TypeVar("S", Rewrite, Quantize)
+S = TypeVar("S", Rewrite, Quantize, Finetune)
 
 
 @final

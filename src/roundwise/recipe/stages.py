@@ -2,6 +2,7 @@
 
 Rewrite     changes how the network computes, not what: folds batch-norm, equalizes channels, absorbs biases
 Quantize    chooses ranges and codes of weights, ranges of activations, corrections of biases
+Finetune    trains the network on: its weights, and the scales of its quantizers (`recipe/finetune.py`)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from roundwise.methods.rewrites import REWRITES, CrossLayerEqualization, HighBia
 from roundwise.methods.rounding import ROUNDING_SOLVERS, GramAdaRound
 from roundwise.numerics.grid import PerTensor
 from roundwise.recipe.checks import check_choice
+from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.settings import Activations, Override, Overrides, Weights
 
 
@@ -121,6 +123,6 @@ class Quantize:
         return self.overrides
 
 
-Stage = Rewrite | Quantize
+Stage = Rewrite | Quantize | Finetune
 
-STAGES: dict[str, type[Stage]] = {"rewrite": Rewrite, "quantize": Quantize}
+STAGES: dict[str, type[Stage]] = {"rewrite": Rewrite, "quantize": Quantize, "finetune": Finetune}

@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from roundwise.graph.analysis.activations import kind_of
 from roundwise.graph.graph import Graph, bind
 from roundwise.graph.operators import DROPOUTS
+from roundwise.graph.training import DroppedDropout
 
 aten = torch.ops.aten
 
@@ -26,6 +28,9 @@ def drop_dropout(graph: Graph) -> Graph:
             continue
         source = node.args[0]
         assert isinstance(source, fx.Node)
+        readers = () if len(source.users) == 1 else tuple(user.name for user in node.users)
+        record = DroppedDropout(kind_of(node), float(bind(node)["p"]), readers)
+        source.meta["dropout"] = (*source.meta.get("dropout", ()), record)
         if makes_distinct_output(node):
             node.target, node.args, node.kwargs = aten.clone.default, (source,), {}
         else:

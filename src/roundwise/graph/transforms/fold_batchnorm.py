@@ -38,6 +38,7 @@ from roundwise.graph.analysis.layers import find_layers, has_channels_second, li
 from roundwise.graph.analysis.moments import BATCH_NORM, batchnorm_moments
 from roundwise.graph.edit import LayerEdit, bypass
 from roundwise.graph.graph import Graph, bind
+from roundwise.graph.training import FoldedBatchNorm, RunningStatistics
 
 
 class _Affine(NamedTuple):
@@ -83,7 +84,10 @@ def _fold_after(graph: Graph, weight: fx.Node) -> bool:
     if not edit.is_finite():
         return False
     edit.store()
-    for norm in norms:
+    record = _record(graph, norms[0], affine)
+    for call, norm in zip(calls, norms, strict=True):
+        # A second batch-norm after the first changes the channels once more; only one of them can be brought back.
+        call.meta["batch_norm"] = record if "batch_norm" not in call.meta else None
         bypass(graph, norm)
     if moments is not None and len(calls) == 1:
         graph.record_moments(str(weight.target), moments)
@@ -109,6 +113,25 @@ def _fold_before(graph: Graph, weight: fx.Node) -> bool:
     edit.store()
     bypass(graph, norm)
     return True
+
+
+def _record(graph: Graph, norm: fx.Node, affine: _Affine) -> FoldedBatchNorm:
+    """What training must know of a batch-norm to bring it back."""
+    a = bind(norm)
+    variance, statistics = graph.constant(a["running_var"]), str(a["running_mean"].target)
+    assert variance is not None
+    running = graph.training.running_statistics.get(statistics, RunningStatistics(a["momentum"]))
+    origin = graph.training.origins.get(str(a["weight"].target)) if a["weight"] is not None else None
+    return FoldedBatchNorm(
+        name=statistics.rpartition(".")[0],
+        gain=affine.scale.abs(),
+        variance=variance.double(),
+        eps=a["eps"],
+        momentum=running.momentum,
+        affine=a["weight"] is not None,
+        batches=running.batches,
+        trainable=origin is None or origin.trainable,
+    )
 
 
 def _form(call: fx.Node) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from roundwise.methods.activations.batchnorm import ActivationBatchNorm
+from roundwise.methods.activations.mean_magnitude import ActivationMeanMagnitude
 from roundwise.methods.activations.minmax import ActivationMinMax
 from roundwise.methods.activations.moving_average import ActivationMovingAverage
 from roundwise.methods.activations.mse import ActivationMSE
@@ -11,6 +12,7 @@ from roundwise.methods.interfaces import ActivationRanges
 
 ACTIVATION_RANGES: dict[str, type[ActivationRanges[Any]]] = {
     "batch-norm": ActivationBatchNorm,
+    "mean-magnitude": ActivationMeanMagnitude,
     "min-max": ActivationMinMax,
     "moving-average": ActivationMovingAverage,
     "mse": ActivationMSE,
@@ -21,6 +23,7 @@ __all__ = [
     "ACTIVATION_RANGES",
     "ActivationBatchNorm",
     "ActivationMSE",
+    "ActivationMeanMagnitude",
     "ActivationMinMax",
     "ActivationMovingAverage",
     "ActivationPercentile",

@@ -4,15 +4,19 @@ from typing import Any
 
 from roundwise.methods.interfaces import RangeEstimator
 from roundwise.methods.ranges.aciq import ACIQ
+from roundwise.methods.ranges.mean_magnitude import MeanMagnitude
 from roundwise.methods.ranges.minmax import MinMax
 from roundwise.methods.ranges.mse import WeightMSE
 from roundwise.methods.ranges.output_mse import OutputMSE
+from roundwise.methods.ranges.three_sigma import ThreeSigma
 
 RANGE_ESTIMATORS: dict[str, type[RangeEstimator[Any]]] = {
     "aciq": ACIQ,
+    "mean-magnitude": MeanMagnitude,
     "min-max": MinMax,
     "output-mse": OutputMSE,
+    "three-sigma": ThreeSigma,
     "weight-mse": WeightMSE,
 }
 
-__all__ = ["ACIQ", "RANGE_ESTIMATORS", "MinMax", "OutputMSE", "WeightMSE"]
+__all__ = ["ACIQ", "RANGE_ESTIMATORS", "MeanMagnitude", "MinMax", "OutputMSE", "ThreeSigma", "WeightMSE"]

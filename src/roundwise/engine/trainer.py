@@ -1,0 +1,234 @@
+"""The training loop: a small one on plain PyTorch.
+
+    for each epoch
+        for each batch: loss → gradients → step of the optimizer, at a learning rate that falls along a cosine
+        estimate batch-norm's statistics anew, measure the loss on held-out samples
+        keep the state if it is the best so far
+    load the best state; that before training counts too, so training never makes the network worse
+
+The loss compares with the float network's outputs (`engine/distillation.py`), which are computed batch by batch. With a
+checkpoint, a run that was killed goes on at the step of the last checkpoint, and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from roundwise.engine.checkpoint import Checkpoint
+from roundwise.engine.distillation import Loss
+from roundwise.engine.norm_statistics import reestimate
+from roundwise.engine.oscillations import Oscillations, dampening
+from roundwise.engine.trainable import Trainable
+from roundwise.engine.training_data import TrainingBatch, TrainingData
+from roundwise.errors import CalibrationError, ModelError
+from roundwise.events import EpochFinished, Progress
+from roundwise.recipe.finetune import KINDS, Finetune
+from roundwise.report import EpochReport
+
+BETWEEN_CHECKPOINTS = 30.0
+"""Seconds between two checkpoints. A longer time loses more of a run that is killed; a shorter one writes more."""
+
+
+@final
+class Trainer:
+    """Trains one network on one set of samples.
+
+    Args:
+        trainable: the network; is changed.
+        teacher: the float network, or None where labels alone count.
+        data: what is trained on and what is held out.
+        settings: of the stage.
+        seed: of all random choices, with the epoch.
+        device: where the network is.
+        progress: called after each epoch.
+        checkpoint: where the state is kept; None keeps it nowhere.
+    """
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        teacher: Callable[..., Any] | None,
+        data: TrainingData,
+        settings: Finetune,
+        seed: int,
+        device: torch.device,
+        progress: Progress,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.trainable, self.teacher, self.data, self.settings = trainable, teacher, data, settings
+        self.seed, self.device, self.progress, self.checkpoint = seed, device, progress, checkpoint
+        self.loss = Loss(settings.labels, settings.loss)
+        self.optimizer = self._make_optimizer()
+        self.oscillations = Oscillations(trainable, settings.freezing)
+        self.epochs: list[EpochReport] = []
+        self._best: dict[str, Tensor] = {}
+        self._losses: list[float] = []  # of the epoch so far
+        self._step = 0
+        self._saved = time.monotonic()
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the smallest held-out loss; 0 is before training."""
+        return min(self.epochs, key=lambda epoch: epoch.held_out).epoch
+
+    def run(self) -> None:
+        """Train, and load the best state into the network.
+
+        Raises:
+            CalibrationError: the samples do not fit the network, or an epoch has no batch.
+            FileFormatError, RecipeError: the checkpoint cannot be used.
+            ModelError: the loss is not finite.
+        """
+        batches = self.data.batches or sum(1 for _ in self.data.train_batches(0))
+        total = self.settings.epochs * batches
+        if not self._resume():
+            self._finish_epoch(0, math.nan, 0.0)
+        first = len(self.epochs)
+        start = time.perf_counter()
+        for epoch in range(first, self.settings.epochs + 1):
+            done = len(self._losses)
+            if done == 0:
+                torch.manual_seed(self.seed * 1_000_003 + epoch)
+            self.trainable.train()
+            for batch in self.data.train_batches(epoch - 1, done):
+                self._train_on(batch.to(self.device), epoch, self._step / max(1, total))
+                self._step += 1
+                if time.monotonic() - self._saved > BETWEEN_CHECKPOINTS and self.data.resumable:
+                    self._save()
+            if not self._losses:
+                raise CalibrationError(
+                    f"epoch {epoch} has no batch to train on. Give more samples, and data that can be read again and "
+                    "again, such as a list or a DataLoader."
+                )
+            left = (time.perf_counter() - start) / (epoch - first + 1) * (self.settings.epochs - epoch)
+            mean = sum(self._losses) / len(self._losses)
+            self._losses = []
+            self._finish_epoch(epoch, mean, left)
+        self.trainable.load_state_dict(self._best)
+        self.trainable.eval()
+
+    # --------------------------------------------------------------------------------------------------- one step
+
+    def _train_on(self, batch: TrainingBatch, epoch: int, done: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * done))
+        self.optimizer.zero_grad(set_to_none=True)
+        outputs = self.trainable(*batch.args, **batch.kwargs)
+        loss = self.loss(outputs, self._targets(batch), batch.labels).total
+        if self.settings.dampening:
+            # From a quarter of the time on, λ rises along a cosine: pulled too early, weights could not move at all.
+            share = min(1.0, max(0.0, (done - 0.25) / 0.75))
+            loss = loss + self.settings.dampening * 0.5 * (1 - math.cos(math.pi * share)) * dampening(self.trainable)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ModelError(
+                f"the loss is {value} in epoch {epoch}, so training cannot go on. Use a smaller learning rate "
+                f"(now {self.settings.learning_rate:g}), or check the samples and labels."
+            )
+        loss.backward()
+        self.optimizer.step()
+        self.oscillations.step()
+        self._losses.append(value)
+
+    @torch.no_grad()
+    def _targets(self, batch: TrainingBatch) -> Any:
+        return None if self.teacher is None else self.teacher(*batch.args, **batch.kwargs)
+
+    # -------------------------------------------------------------------------------------------------- one epoch
+
+    def _finish_epoch(self, epoch: int, loss: float, seconds_left: float) -> None:
+        """Measure the network on held-out samples, and keep its state if it is the best so far."""
+        if epoch > 0 and self.settings.batch_norm_batches:
+            reestimate(self.trainable, self._batch_norm_runs())
+        held_out, accuracy = self._measure()
+        if not self.epochs or held_out < min(one.held_out for one in self.epochs):
+            self._best = {name: value.detach().clone() for name, value in self.trainable.state_dict().items()}
+        report = EpochReport(
+            epoch, None if epoch == 0 else loss, held_out, accuracy, self.oscillations.share if epoch else None
+        )
+        self.epochs.append(report)
+        self._save()
+        self.progress(EpochFinished(report, self.settings.epochs, seconds_left))
+
+    def _batch_norm_runs(self) -> Iterator[Callable[[], object]]:
+        batches = itertools.islice(self.data.train_batches(0), self.settings.batch_norm_batches)
+
+        def run(batch: TrainingBatch) -> Callable[[], object]:
+            return lambda: self.trainable(*batch.args, **batch.kwargs)
+
+        return (run(batch.to(self.device)) for batch in batches)
+
+    @torch.no_grad()
+    def _measure(self) -> tuple[float, float | None]:
+        """The mean loss and, with labels, the accuracy on held-out samples."""
+        self.trainable.eval()
+        total, samples, correct, labelled = 0.0, 0, 0, 0
+        for cpu_batch in self.data.held_out_batches():
+            batch = cpu_batch.to(self.device)
+            losses = self.loss(self.trainable(*batch.args, **batch.kwargs), self._targets(batch), batch.labels)
+            total += float(losses.total) * batch.samples
+            samples += batch.samples
+            if losses.correct is not None:
+                correct, labelled = correct + losses.correct, labelled + batch.samples
+        return total / max(1, samples), correct / labelled if labelled else None
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        self.checkpoint.save(
+            {
+                "module": self.trainable.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "oscillations": self.oscillations.state_dict(),
+                "best": self._best,
+                "epochs": [asdict(epoch) for epoch in self.epochs],
+                "losses": self._losses,
+                "step": self._step,
+                "random": torch.get_rng_state(),
+            }
+        )
+        self._saved = time.monotonic()
+
+    def _resume(self) -> bool:
+        """Go on from the checkpoint; False if there is none."""
+        state = None if self.checkpoint is None else self.checkpoint.load()
+        if state is None:
+            return False
+        self.trainable.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.oscillations.load_state_dict(state["oscillations"])
+        self._best, self._losses, self._step = state["best"], state["losses"], state["step"]
+        self.epochs = [EpochReport(**epoch) for epoch in state["epochs"]]
+        torch.set_rng_state(state["random"])
+        return True
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        chosen, settings = set(self.settings.only or KINDS), self.settings
+        for kind, parameters in self.trainable.parameters_by_kind().items():
+            for parameter in parameters:
+                parameter.requires_grad_(kind in chosen)
+        groups = self.trainable.parameter_groups(
+            settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            scales_lr=settings.learning_rate * settings.scales_rate,
+        )
+        if not groups:
+            raise ModelError(
+                f"there is nothing to train: the network has no parameter of the kinds {', '.join(sorted(chosen))} "
+                "that asks for gradients. Set requires_grad on its parameters, or choose other kinds with `only`."
+            )
+        for group in groups:
+            group["initial_lr"] = group["lr"]
+        if settings.optimizer == "sgd":
+            return torch.optim.SGD(groups, momentum=0.9)
+        return torch.optim.Adam(groups)

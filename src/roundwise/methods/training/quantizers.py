@@ -1,0 +1,100 @@
+"""The modules that quantize weights and activations during training, with scales and offsets that are parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from roundwise.graph.matrix import LinearMap
+from roundwise.methods.interfaces import ActivationQuantizer, WeightQuantizer
+from roundwise.numerics.grid import Codebook, Grid
+from roundwise.numerics.quantizer import Quantizer
+from roundwise.numerics.straight_through import fake_quantize, gradient_scale, positive, round_through
+
+
+@final
+class LearnedWeight(WeightQuantizer):
+    """Quantizes the weight of one layer; the scales are learned, the zero points are not.
+
+    Attributes:
+        scale: the parameter, of the grid's shape `[groups | 1, rows | 1, blocks]`. Its absolute value counts.
+    """
+
+    def __init__(self, grid: Grid, layer: LinearMap, *, scales_gradients: bool) -> None:
+        super().__init__()
+        self.codebook: Codebook = grid.codebook
+        self.scale = nn.Parameter(grid.scale.detach().clone())
+        self.zero_point: Tensor
+        self.register_buffer("zero_point", grid.zero_point.float())
+        self._layer = layer
+        shared = math.prod(layer.weight_shape) // grid.scale.numel()
+        self._factor = gradient_scale(shared, self.codebook.qmax) if scales_gradients else 1.0
+
+    @property
+    def grid(self) -> Grid:
+        """The grid with the scales that training has reached."""
+        zero_point = self.zero_point.round().to(torch.int32)
+        return Grid(positive(self.scale).detach().float(), zero_point, self.codebook)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight, quantized and back in float, of the same shape."""
+        matrix = self._layer.to_matrix(weight)
+        values = matrix.reshape(*matrix.shape[:2], self.scale.shape[-1], -1)
+        scale, zero_point = positive(self.scale).unsqueeze(-1), self.zero_point.unsqueeze(-1)
+        book = self.codebook
+        quantized = fake_quantize(values, scale, zero_point, book.qmin, book.qmax, self._factor)
+        return self._layer.to_weight(quantized.reshape(matrix.shape))
+
+    def extra_repr(self) -> str:
+        return f"{self.codebook.bits} bits, {self.scale.numel()} scales"
+
+
+@final
+class LearnedActivation(ActivationQuantizer):
+    """Quantizes one activation; its scale is learned, and with LSQ+ its offset too.
+
+    Attributes:
+        scale: the parameter, a single number. Its absolute value counts.
+        offset: the parameter β = −z s of LSQ+, the real number that code 0 stands for; None where z is fixed.
+    """
+
+    def __init__(
+        self, quantizer: Quantizer, *, learns_offset: bool, scales_gradients: bool, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.codebook: Codebook = quantizer.codebook
+        self.scale = nn.Parameter(torch.tensor(quantizer.scale, dtype=torch.float32, device=device))
+        self.zero_point: Tensor
+        self.register_buffer("zero_point", torch.tensor(float(quantizer.zero_point), device=device))
+        self.offset: nn.Parameter | None = None
+        if learns_offset:
+            start = -quantizer.zero_point * quantizer.scale
+            self.offset = nn.Parameter(torch.tensor(start, dtype=torch.float32, device=device))
+        self._scales_gradients = scales_gradients
+
+    def _zero_point(self, scale: Tensor) -> Tensor:
+        if self.offset is None:
+            return self.zero_point
+        book = self.codebook
+        return round_through((-self.offset / scale).clamp(book.qmin, book.qmax))
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The quantizer with the scale and zero point that training has reached."""
+        with torch.no_grad():
+            scale = positive(self.scale)
+            return Quantizer(float(scale), int(self._zero_point(scale)), self.codebook)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The activation, quantized and back in float."""
+        scale, book = positive(self.scale), self.codebook
+        factor = 1.0
+        if self._scales_gradients:
+            factor = gradient_scale(values.numel() // max(1, values.shape[0]), book.qmax)
+        return fake_quantize(values, scale, self._zero_point(scale), book.qmin, book.qmax, factor)
+
+    def extra_repr(self) -> str:
+        return f"{self.codebook.bits} bits"
