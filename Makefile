@@ -22,7 +22,7 @@ CREATED := $(VENV)/.created
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help install demo test slow coverage wheel lint format types imports docs check accuracy bench clean
+.PHONY: help install demo test slow fuzz coverage wheel lint format types imports docs check accuracy bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -37,6 +37,9 @@ test: $(DEV)  ## the tests, without those that take minutes
 
 slow: $(DEV)  ## the tests that take minutes
 	@$(PYTEST) -m slow
+
+fuzz: $(DEV)  ## try 100,000 hostile .rw files, which takes hours; fewer as in ARGS="--files 1000"
+	@$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 coverage: $(DEV)  ## all tests, and which branches of src they run: the total, and the files below 90 %
 	@$(BIN)/coverage erase

@@ -61,6 +61,11 @@ def array(folder, values, name="x.npy"):
     return folder / name
 
 
+def pickled(folder, content):
+    torch.save(content, folder / "x.pt")
+    return folder / "x.pt"
+
+
 def text(folder, content, name="text.txt"):
     (folder / name).write_text(content)
     return folder / name
@@ -216,6 +221,88 @@ SETTINGS = {
         lambda _: rw.activations.ActivationBatchNorm(input_low=1.0, input_high=1.0),
         ("input_low=1.0", "input_high=1.0"),
     ),
+    "bits of activations that no grid has": (
+        lambda _: rw.Activations(bits=32),
+        ("Activations", "bits=32", 2, 8, 16, "activations=None"),
+    ),
+    "a fraction for a percentage": (
+        lambda _: rw.activations.ActivationPercentile(0.999),
+        ("covered=0.999", 50, 100, "99.9"),
+    ),
+    "other settings of a class that is no stage": (
+        lambda _: rw.Recipe().with_settings(rw.Weights, bits=3),
+        ("Weights", "with_settings(Quantize, weights=Weights(…))"),
+    ),
+    "other settings of a stage that is named": (
+        lambda _: rw.Recipe().with_settings("quantize", rounding=rw.rounding.Nearest()),
+        ("with_settings(Quantize, …)",),
+    ),
+    "a setting of the weights for a stage": (
+        lambda _: rw.Recipe().with_settings(rw.Quantize, bits=3),
+        ("'bits'", "weights=Weights(bits=…)"),
+    ),
+    "a setting that a stage does not have": (
+        lambda _: rw.Recipe().with_settings(rw.Quantize, roundings=3),
+        ("'roundings'", "'rounding'"),
+    ),
+    "other settings of a stage that is not there": (
+        lambda _: rw.Recipe((rw.Rewrite(),)).with_settings(rw.Quantize, correction=None),
+        ("Quantize", "Rewrite"),
+    ),
+    "a kind of stage by its name": (lambda _: rw.Recipe().stage("quantize"), ("stage(Quantize, …)",)),
+    "two stages that quantize": (
+        lambda _: rw.Recipe((rw.Quantize(), rw.Quantize())),
+        ("stages[1]", "stages[0]", "overrides"),
+    ),
+    "two stages that quantize in a file": (
+        lambda folder: rw.Recipe.from_toml(text(folder, 2 * '[[stages]]\nstage = "quantize"\n', "r.toml")),
+        ("r.toml", "stages[1]", "stages[0]", "overrides"),
+    ),
+    "a rewrite of a quantized network": (
+        lambda _: rw.Recipe((rw.Quantize(), rw.Rewrite((rw.rewrites.CrossLayerEqualization(),)))),
+        ("stages[1]", "stages[0]", "Rewrite"),
+    ),
+    "a setting of a stage beside the stages": (
+        lambda _: rw.Recipe.from_dict({"weights": {"bits": 3}}),
+        ("'weights'", "[stages.weights]", "[[stages]]", 'stage = "quantize"'),
+    ),
+    "a method of a stage beside the stages": (
+        lambda _: rw.Recipe.from_dict({"rounding": "nearest"}),
+        ("'rounding'", "rounding = …", "[[stages]]", 'stage = "quantize"'),
+    ),
+    "no method by a word": (
+        lambda _: read_stages({"stage": "quantize", "correction": "none"}),
+        ("stages[0]", "correction", "'none'"),
+    ),
+    "a truth value in quotes": (
+        lambda _: read_stages({"stage": "quantize", "weights": {"symmetric": "no"}}),
+        ("stages[0]", "weights", "symmetric", "'no'", "true", "false"),
+    ),
+    "a number in quotes": (
+        lambda _: read_stages({"stage": "quantize", "weights": {"bits": "4"}}),
+        ("stages[0]", "weights", "bits", "'4'"),
+    ),
+    "a number out of range in a file": (
+        lambda _: read_stages({"stage": "quantize", "activations": {"bits": 32}}),
+        ("stages[0]", "activations", "bits=32"),
+    ),
+    "an override in a file that changes nothing": (
+        lambda _: override({"features.0": {}}),
+        ("stages[0]", "overrides 'features.0'", "weights=…"),
+    ),
+    "an override in a file that is out of range": (
+        lambda _: override({"features.0": {"weights": {"bits": 9}}}),
+        ("stages[0]", "overrides 'features.0'", "bits=9"),
+    ),
+    "a truth value for a function": (
+        lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, progress=True),
+        ("progress=True", "print"),
+    ),
+    "a recipe file in a folder that is not there": (
+        lambda folder: rw.Recipe().to_toml(folder / "absent" / "r.toml"),
+        ("absent", "r.toml"),
+    ),
+    "nothing for a recipe file": (lambda _: rw.Recipe.from_toml(None), ("None", "pathlib.Path")),
     "more than all percent": (lambda _: rw.activations.ActivationPercentile(100.5), ("covered=100.5", 100)),
     "one rewrite alone": (lambda _: rw.Rewrite(rw.rewrites.OutlierChannelSplitting()), ("methods", "tuple")),
     "a method of one's own in a file": (lambda _: quantizing(rewrites=(Mine(),)).as_toml(), ("Mine", "TOML")),
@@ -281,6 +368,10 @@ SETTINGS = {
     "a dict as a recipe": (
         lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, {"bits": 4}),
         ("dict", "Recipe.from_dict"),
+    ),
+    "a dynamic size of no input": (
+        lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, NEAREST, dynamic={"image": {2: "height"}}),
+        ("'image'", "'input'", "{2: 'height'}"),
     ),
     "mean and std of other lengths": (lambda _: Preprocessing(mean=(0.5,)), ("mean", 1, "std", 3)),
     "a std of 0": (lambda _: Preprocessing(std=(0.5, 0.5, 0.0)), ("std", "0.5, 0.5, 0.0")),
@@ -371,6 +462,15 @@ MODELS = {
         lambda _: rw.quantize(nn.Sequential(OrderedDict({'a"b': nn.Linear(4, 2)})).eval(), SAMPLES),
         ("'a\"b'",),
     ),
+    "inputs of another dtype": (
+        lambda _: quantized()(SAMPLES.double()),
+        ("'input'", "float64 [8, 4]", "float32 [samples, 4]", "input.to(torch.float32)"),
+    ),
+    "inputs of another size": (
+        lambda _: quantized()(SAMPLES[:, :3]),
+        ("'input'", "dimension 1", 3, 4, "dynamic={'input': {1: 'size'}}"),
+    ),
+    "a sample without a batch": (lambda _: quantized()(SAMPLES[0]), ("'input'", "float32 [4]", "x.unsqueeze(0)")),
     "another dtype": (lambda _: quantized().half(), ("torch.float32", "torch.float16", "model.to(torch.float16)")),
     "outputs of other shapes": (
         lambda _: evaluate(nn.Identity(), [SAMPLES], against=lambda x: x[:, 1:]),
@@ -414,6 +514,11 @@ MODELS = {
 
 FILES = {
     "no file": (lambda folder: rw.load(folder / "absent.rw"), ("absent.rw", "No such file")),
+    "nothing for a file": (lambda _: rw.load(None), ("None", "pathlib.Path")),
+    "a model in a file of another kind": (
+        lambda folder: quantized().save(folder / "model.pt"),
+        ("model.pt", ".rw", "model.rw"),
+    ),
     "a file cut short": (
         lambda folder: rw.load(saved(folder, lambda it: it[:99])),
         ("model.rw", "quantized.save(FILE)"),
@@ -451,6 +556,14 @@ FILES = {
     "a program that is none": (lambda folder: load_program(text(folder, "", "net.pt2")), ("net.pt2",)),
     "data of an unknown kind": (lambda folder: load_data(text(folder, "1", "x.csv")), ("x.csv", "'.csv'", ".npz")),
     "text for inputs": (lambda folder: load_data(array(folder, np.array(["a"]))), ("x.npy", "<U1 [1]", 64)),
+    "a whole model for data": (
+        lambda folder: load_data(pickled(folder, nn.Linear(2, 2))),
+        ("x.pt", "'torch.nn.modules.linear.Linear'", "torch.save({'inputs': …, 'labels': …}, path)"),
+    ),
+    "a number beside arrays": (
+        lambda folder: load_data(pickled(folder, {"x": SAMPLES, "y": 3})),
+        ("x.pt", "'y'", "int", "tensor"),
+    ),
     "no samples in a file": (lambda folder: load_data(array(folder, np.zeros((0, 3)))), ("x.npy", "[0, 3]")),
     "images of an unknown layout": (
         lambda folder: load_data(array(folder, np.zeros((6, 8), np.uint8))),
@@ -511,6 +624,14 @@ EXPORTS = {
     ),
     "a model that is not quantized": (
         lambda folder: rw.export(nn.Linear(4, 2), folder / "net.onnx"),
+        ("Linear", "quantize"),
+    ),
+    "a page without its suffix": (
+        lambda folder: rw.html_report(quantized(), folder / "page"),
+        ("page", ".html", "page.html"),
+    ),
+    "a page on a model that is not quantized": (
+        lambda folder: rw.html_report(nn.Linear(4, 2), folder / "page.html"),
         ("Linear", "quantize"),
     ),
     "a folder instead of a page": (lambda folder: rw.html_report(quantized(), folder), ()),

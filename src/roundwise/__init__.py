@@ -17,4 +17,16 @@ import lazy_loader as _lazy
 
 __version__ = _version("roundwise")
 
-__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
+_find, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    """A public name, imported when it is first used."""
+    try:
+        return _find(name)
+    except AttributeError as error:
+        if name.startswith("_"):
+            raise
+        from roundwise.wording import did_you_mean
+
+        raise AttributeError(f"roundwise has no '{name}'.{did_you_mean(name, __all__)}", name=name) from error

@@ -16,6 +16,7 @@ from roundwise.engine.run import Run, prepared_run
 from roundwise.engine.stages import run_stage
 from roundwise.engine.tasks import stored_bytes
 from roundwise.events import Progress
+from roundwise.graph.sizes import Dynamic
 from roundwise.recipe.recipe import Recipe
 from roundwise.recipe.stages import Stage
 from roundwise.report import Report
@@ -26,6 +27,7 @@ def quantize(
     data: Any,
     recipe: Recipe | Stage | Sequence[Stage] | None = None,
     *,
+    dynamic: Dynamic | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Quantize a trained network's weights, choosing codes that keep each layer's outputs as they were.
@@ -39,6 +41,9 @@ def quantize(
             `engine/calibration.py` for the rule). Or `DataFree(…)` where there is none; no error is then measured.
         recipe: what to do, or a stage or sequence of stages of one; by default 4-bit weights per channel and
             `GramAdaRound` for every layer, and without data `Recipe.data_free()`.
+        dynamic: names for the sizes that may differ between calls, by input and dimension: `{"x": {2: "height"}}`. The
+            number of samples always may. All other sizes are those of the samples: a call with another size is refused,
+            unless nothing in the network depends on it.
         progress: called with an `Event` as the run goes; `print` will do.
 
     Returns:
@@ -48,7 +53,8 @@ def quantize(
         CalibrationError: no samples, or samples that are not finite, not alike, or not the model's inputs.
         CaptureError: the model cannot be captured as a graph; the message says where and what to do.
         ModelError: no layer to quantize, weights that are not finite, or parameters on several devices.
-        RecipeError: the recipe does not fit the model, or needs data where there are none.
+        RecipeError: the recipe does not fit the model, or needs data where there are none; or the inputs have no such
+            dimensions as `dynamic` names.
         MemoryBudgetError: activations would fit neither in memory nor on disk.
 
     Example:
@@ -63,7 +69,7 @@ def quantize(
     if recipe is None:
         recipe = Recipe.data_free() if isinstance(data, DataFree) else Recipe()
     recipe = Recipe.of(recipe)
-    with prepared_run(model, data, recipe, progress) as (run, network):
+    with prepared_run(model, data, recipe, progress, dynamic) as (run, network):
         for index, stage in enumerate(recipe.stages, 1):
             network = run_stage(stage, network, run, following=recipe.stages[index:])
     return _model_of(network, run, recipe)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import final
 
 from roundwise.report import LayerReport
-from roundwise.wording import human_bytes, human_seconds, number_of
+from roundwise.wording import error_in_words, human_bytes, human_seconds, number_of
 
 
 @final
@@ -25,7 +25,7 @@ class Plan:
         layers: names of the layers that will be quantized, in order.
         samples: number of calibration samples.
         widest_bytes: the largest number of bytes of activations held between two layers, both streams, all samples.
-        widest_layer: the layer after which `widest_bytes` are held.
+        widest_layer: the layer after which `widest_bytes` are held, or "the input".
         working_bytes: further memory, for one batch while it runs from one layer to the next, or for the statistics and
             the solver of one layer.
         memory_budget: bytes of activations that may stay in memory.
@@ -46,12 +46,14 @@ class Plan:
         return max(0, self.widest_bytes - self.memory_budget)
 
     def __str__(self) -> str:
-        where = "all in memory"
+        where, at = "all in memory", self.widest_layer
+        if at in self.layers:
+            at = f"layer '{at}'"
         if self.spilled_bytes:
             where = f"{human_bytes(self.spilled_bytes)} of it in temporary files"
         return (
             f"plan: {number_of(len(self.layers), 'layer')}, {number_of(self.samples, 'sample')}; "
-            f"at most {human_bytes(self.widest_bytes)} of activations (at {self.widest_layer}; {where}) "
+            f"at most {human_bytes(self.widest_bytes)} of activations (at {at}; {where}) "
             f"and {human_bytes(self.working_bytes)} of working memory; about {human_seconds(self.seconds)}"
         )
 
@@ -88,7 +90,7 @@ class LayerStarted:
     total: int
 
     def __str__(self) -> str:
-        return f"[{self.index + 1}/{self.total}] {self.name} …"
+        return f"[{self.index + 1}/{self.total}] layer '{self.name}' …"
 
 
 @final
@@ -104,7 +106,8 @@ class LayerFinished:
     def __str__(self) -> str:
         layer = self.report
         return (
-            f"[{self.index + 1}/{self.total}] {layer.name}: error {layer.error_nearest:.5f} → {layer.error:.5f}, "
+            f"[{self.index + 1}/{self.total}] layer '{layer.name}': error {error_in_words(layer.error_nearest)} → "
+            f"{error_in_words(layer.error)}, "
             f"{layer.flips:.1%} flipped, {layer.seconds:.1f} s; {human_seconds(self.seconds_left)} left"
         )
 

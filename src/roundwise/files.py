@@ -42,6 +42,28 @@ def replacing(path: Path, refusal: type[RoundwiseError], also: tuple[type[Except
         move(temporary, destination(path, refusal))
 
 
+def named(path: object, refusal: type[RoundwiseError], *endings: str) -> Path:
+    """The path that a caller gives for a file, checked before any work is done for it.
+
+    Args:
+        path: text or a path.
+        refusal: the class of the error.
+        endings: that the name of the file may have; without any, every name will do. (A folder is left to `replacing`.)
+
+    Raises:
+        RoundwiseError: it is neither text nor a path, or has another ending. (The class `refusal`.)
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise refusal(f"the path of the file is {path!r}; it must be text or a pathlib.Path. Give the name of a file.")
+    checked = Path(path)
+    if endings and checked.suffix.lower() not in endings and not checked.is_dir():
+        raise refusal(
+            f"'{checked}' does not end in {' or '.join(endings)}, so others could not tell what is in the file. "
+            f"Write it to {checked.with_suffix(endings[0]).name}, for instance."
+        )
+    return checked
+
+
 def destination(path: Path, refusal: type[RoundwiseError]) -> Path:
     """The file that a name means: the name itself, or the end of a chain of links. It need not exist yet.
 

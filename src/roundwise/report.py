@@ -11,12 +11,13 @@ error that comes from earlier layers. `error_nearest` is the same error with thi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import cattrs
 
-from roundwise.wording import human_bytes, number_of
+from roundwise.wording import error_in_words, human_bytes, number_of
 
 
 @final
@@ -124,6 +125,36 @@ class KeptFloat:
 
 @final
 @dataclass(frozen=True)
+class OutputReport:
+    """One output of the network, compared with the network that the stage was given.
+
+    Attributes:
+        name: its place in the result: `output`, `output_1` in a tuple, `logits` in a dict.
+        error: Σ‖y − ŷ‖²/Σ‖y‖². Values that both networks mask with the same huge or infinite number are left out; the
+            error is infinite if only one of them is infinite somewhere. For whole numbers, the share that differs.
+        whole: whether it is of whole numbers or truth values.
+        note: what was left out, and what the error says nothing about, because few values hold nearly all of Σ‖y‖².
+    """
+
+    name: str
+    error: float
+    whole: bool = False
+    note: str = ""
+
+    @property
+    def figure(self) -> str:
+        """The error in words."""
+        return f"{self.error:.3%} of the numbers differ" if self.whole else f"relative error {self.error:.5f}"
+
+
+def worst_error(outputs: Iterable[OutputReport]) -> float:
+    """The largest error of the outputs of floats; of those of whole numbers if there are no others; 0 without any."""
+    outputs = list(outputs)
+    return max([one.error for one in outputs if not one.whole] or [one.error for one in outputs], default=0.0)
+
+
+@final
+@dataclass(frozen=True)
 class StageReport:
     """The report of one stage of the recipe.
 
@@ -131,11 +162,13 @@ class StageReport:
         stage: name of the stage: `rewrite`, `quantize`.
         seconds: wall time of each activity.
         notes: notes about the stage as a whole.
-        output_error: relative error of the network's outputs, Σ‖y − ŷ‖²/Σ‖y‖², on the calibration samples, against the
-            network that the stage was given; None if it was not measured.
+        output_error: relative error of the network's output, Σ‖y − ŷ‖²/Σ‖y‖², on the calibration samples, against the
+            network that the stage was given; of several outputs, that of the one with the largest error. None if it was
+            not measured.
         layers: the layers that the stage quantized, in the order in which they run.
         kept_float: the parameters with two or more dimensions that stay in float, each with the reason.
         activations: the activations that the stage quantized, in order. All errors include theirs.
+        outputs: the error of each output of the network, if it was measured.
     """
 
     stage: str
@@ -145,6 +178,7 @@ class StageReport:
     layers: tuple[LayerReport, ...] = ()
     kept_float: tuple[KeptFloat, ...] = ()
     activations: tuple[ActivationReport, ...] = ()
+    outputs: tuple[OutputReport, ...] = ()
 
 
 @final
@@ -186,14 +220,26 @@ class Report:
         return next((stage.kept_float for stage in reversed(self.stages) if stage.layers), ())
 
     @property
+    def float_share(self) -> float:
+        """The share of the network's weights that stay in float, 0 to 1: of `layers` and `kept_float` together."""
+        kept = sum(one.weights for one in self.kept_float)
+        return kept / (kept + sum(layer.weights for layer in self.layers)) if kept else 0.0
+
+    @property
     def output_error(self) -> float:
         """The error of the last stage that measured one; NaN if no stage did."""
         return next((s.output_error for s in reversed(self.stages) if s.output_error is not None), math.nan)
 
     @property
+    def outputs(self) -> tuple[OutputReport, ...]:
+        """The outputs that `output_error` is about."""
+        return next((stage.outputs for stage in reversed(self.stages) if stage.outputs), ())
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """All notes about the run as a whole."""
-        return (*self.setup_notes, *(note for stage in self.stages for note in stage.notes))
+        """All notes about the run as a whole, and about what the errors of its outputs say nothing about."""
+        stages = [note for stage in self.stages for note in stage.notes]
+        return (*self.setup_notes, *stages, *(f"output '{one.name}': {one.note}" for one in self.outputs if one.note))
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -219,7 +265,9 @@ class Report:
         count = len(self.layers)
 
         def join(layers: list[str]) -> str:
-            return f"all {count} layers" if len(layers) == count > 1 else ", ".join(layers)
+            if len(layers) == count > 1:
+                return f"all {count} layers"
+            return f"layer{'s' if len(layers) > 1 else ''} " + ", ".join(f"'{layer}'" for layer in layers)
 
         return [f"{join(layers)}: {note}" for note, layers in names.items()]
 
@@ -243,7 +291,7 @@ class Report:
                 "×".join(map(str, layer.shape)),
                 str(layer.bits),
                 layer.granularity,
-                *((f"{layer.error_nearest:.5f}", f"{layer.error:.5f}") if errors else ()),
+                *((error_in_words(layer.error_nearest), error_in_words(layer.error)) if errors else ()),
                 f"{layer.flips:.1%}",
                 f"{layer.seconds:.1f}",
             )
@@ -269,9 +317,15 @@ class Report:
                 if not self.measured
                 else "the error of the network's output was not measured."
                 if math.isnan(self.output_error)
-                else f"relative error of the network's output {self.output_error:.5f}."
+                else f"relative error of the network's output {error_in_words(self.output_error)}."
             )
         )
+        if self.kept_float:
+            count, weights = len(self.kept_float), sum(kept.weights for kept in self.kept_float)
+            lines.append(
+                f"{number_of(count, 'parameter')} with {number_of(weights, 'weight')} "
+                f"{'stay' if count > 1 else 'stays'} in float: {self.float_share:.1%} of all weights."
+            )
         if self.activations:
             bits = "/".join(map(str, sorted({activation.bits for activation in self.activations})))
             lines.append(
@@ -283,6 +337,8 @@ class Report:
                 "nearest, chosen: relative error of the layer's output before its nonlinearity, Σ‖y − ŷ‖²/Σ‖y‖², with "
                 "nearest and with the chosen rounding of this layer; earlier layers are quantized as chosen."
             )
+        if len(self.outputs) > 1:
+            lines += [f"output '{one.name}': {one.figure}" for one in self.outputs]
         lines += self.layer_notes
         lines += [
             f"kept in float: {kept.name} ({number_of(kept.weights, 'weight')}): {kept.reason}"
@@ -292,7 +348,28 @@ class Report:
         return "\n".join(lines)
 
 
+def _exactly(value: Any, kind: type) -> Any:
+    """A value that must be of a type as it is: a report from a file is printed, and must hold what it seems to hold.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    if type(value) is not kind:
+        raise TypeError(f"a report has {value!r}, where a value of type {kind.__name__} belongs")
+    return value
+
+
+def _number(value: Any, _: type) -> float:
+    if value is None:
+        return math.nan
+    if type(value) not in (int, float):
+        raise TypeError(f"a report has {value!r}, where a number belongs")
+    return float(value)
+
+
 # JSON has no NaN. Errors are NaN without data, and may be infinite if a network in float16 overflows.
 _CONVERTER = cattrs.Converter(detailed_validation=False, forbid_extra_keys=True)
 _CONVERTER.register_unstructure_hook(float, lambda value: value if math.isfinite(value) else None)
-_CONVERTER.register_structure_hook(float, lambda value, _: math.nan if value is None else float(value))
+_CONVERTER.register_structure_hook(float, _number)
+for _kind in (bool, int, str):
+    _CONVERTER.register_structure_hook(_kind, _exactly)

@@ -1,8 +1,18 @@
-"""Sizes, durations and counts in a form that people can read."""
+"""Sizes, durations and counts as people read them, the name that somebody meant, and text that a terminal can show."""
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
+
 import humanize
+
+BEGINNING = 3
+"""Letters that are enough for the beginning of a name. With fewer, hints would be guesses."""
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal obeys instead of showing them: line ends, escape sequences, changes of direction."""
 
 
 def human_bytes(count: float) -> str:
@@ -26,6 +36,16 @@ def human_seconds(seconds: float) -> str:
     return humanize.precisedelta(round(seconds), minimum_unit=unit, format="%.0f")
 
 
+def error_in_words(error: float) -> str:
+    """An error with five decimals; below 0.001, with three significant digits.
+
+    Example:
+        >>> error_in_words(0.0123456), error_in_words(1.23456e-9), error_in_words(0.0)
+        ('0.01235', '1.23e-09', '0.00000')
+    """
+    return f"{error:.3g}" if 0 < error < 0.001 else f"{error:.5f}"
+
+
 def number_of(number: int, what: str) -> str:
     """A number with a noun in the singular or plural; humanize cannot form plurals.
 
@@ -35,3 +55,35 @@ def number_of(number: int, what: str) -> str:
     """
     plural = ("es" if what.endswith("s") else "s") if number != 1 else ""
     return f"{number:,} {what}{plural}"
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """A hint at the known name that was probably meant, or nothing.
+
+    Capitals, dashes and underscores do not count, and the beginning of a name is enough.
+
+    Example:
+        >>> did_you_mean("HalfUp", ["nearest", "half-up"])
+        " Did you mean 'half-up'?"
+        >>> did_you_mean("gram", ["adaround", "gram-adaround"]), did_you_mean("xyz", ["nearest"])
+        (" Did you mean 'gram-adaround'?", '')
+    """
+    plain = {_plain(one): one for one in known}
+    wanted = _plain(str(name))
+    near = difflib.get_close_matches(wanted, plain, n=1)
+    near = near or [one for one in plain if len(wanted) >= BEGINNING and one.startswith(wanted)]
+    return f" Did you mean '{plain[near[0]]}'?" if near else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def printable(text: str) -> str:
+    r"""A text without characters that a terminal obeys; each of them is shown as Python writes it.
+
+    Example:
+        >>> print(printable("red \x1b[31m"))
+        red \x1b[31m
+    """
+    return CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], text)

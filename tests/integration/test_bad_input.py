@@ -55,6 +55,8 @@ SAMPLES_REFUSED = {
     "a wrong dtype": (SAMPLES.double(), ("float64 [2, 3, 6, 6]", "RuntimeError")),
     "integers": ((255 * SAMPLES).to(torch.uint8), ("uint8 [2, 3, 6, 6]", "RuntimeError")),
     "double precision from numpy": (SAMPLES.numpy().astype(np.float64), ("float64 [2, 3, 6, 6]", "RuntimeError")),
+    "single samples in a list": (list(SAMPLES), (10, 3, "torch.stack(samples)")),
+    "single arrays in a list": (list(SAMPLES.numpy()), (10, 3, "numpy.stack(samples)")),
     "shapes that differ": ([SAMPLES, SAMPLES[..., :5]], (1, "[3, 6, 5]", "[3, 6, 6]")),
     "a path": ("/data/images", ("str", "DataLoader")),
     "a number": (100, ("int", "DataLoader")),

@@ -85,7 +85,7 @@ def test_a_capture_serves_without_data_and_for_the_task_loss(model):
 @pytest.mark.parametrize(
     ("samples", "found"),
     [
-        (torch.randn(4, 3, 7, 7), "float32 [samples, 3, 7, 7]"),
+        (torch.randn(4, 4, 6, 6), "float32 [samples, 4, 6, 6]"),
         (torch.randn(4, 3, 6, 6, dtype=torch.float64), "float64 [samples, 3, 6, 6]"),
     ],
 )

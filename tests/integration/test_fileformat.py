@@ -275,14 +275,10 @@ class Answer(nn.Module):
         return self.structure(self.linear(x))
 
 
-Named = collections.namedtuple("Named", "first")
-
-
-@pytest.mark.parametrize("structure", [Named, lambda x: collections.defaultdict(list, a=x)], ids=["named", "default"])
-def test_an_output_of_a_type_that_no_file_can_describe_is_refused_on_saving(structure, tmp_path):
-    model = rw.quantize(Answer(structure).eval(), SAMPLES, NEAREST)
-    assert type(model(SAMPLES)) is type(structure(SAMPLES))
-    with raises(rw.FileFormatError, "namedtuple" if structure is Named else "defaultdict", ".rw"):
+def test_an_output_of_a_type_that_no_file_can_describe_is_refused_on_saving(tmp_path):
+    model = rw.quantize(Answer(lambda x: collections.defaultdict(list, a=x)).eval(), SAMPLES, NEAREST)
+    assert type(model(SAMPLES)) is collections.defaultdict
+    with raises(rw.FileFormatError, "defaultdict", ".rw"):
         model.save(tmp_path / "model.rw")
     assert list(tmp_path.iterdir()) == []
 
@@ -499,7 +495,7 @@ FORGED = {
         ("model.rw",),
     ),
     "inputs that do not fit": (in_graph("inputs", []), ("inputs",)),
-    "a value that comes later": (set_in("placeholder", "args", {"list": [{"node": "output"}]}), ("output",)),
+    "a value that comes later": (set_in("call_function", "args", {"list": [{"node": "output"}]}), ("output",)),
     "no nodes": (in_graph("nodes", []), ("operations",)),
     "two results": (lambda d, _: d["graph"]["nodes"].append(dict(d["graph"]["nodes"][-1], name="more")), ("outputs",)),
     "a dtype that is a function": (set_in("call_function", "args", {"list": [{"dtype": "load"}]}), ("load", "dtype")),
@@ -508,7 +504,7 @@ FORGED = {
     "more codes than bytes": (repacked(shape=[1 << 40]), (41, 1 << 40, 3)),
     "codes of a negative number": (repacked(shape=[-1, -108]), ("model.rw", "[-1, -108]")),
     "codes of no dtype": (repacked(dtype="os"), ("os", "dtype")),
-    "no graph": (lambda description, _: description.pop("graph"), ("model.rw", "KeyError: 'graph'")),
+    "no graph": (lambda description, _: description.pop("graph"), ("model.rw", "'packed'", "graph")),
     "a report of other fields": (lambda description, _: description["report"].update(hacked=1), ("hacked",)),
     "a recipe of other fields": (lambda description, _: description["recipe"].update(hacked=1), ("'hacked'",)),
     "a list instead of a graph": (lambda description, _: description.update(graph=[]), ("model.rw", "TypeError")),

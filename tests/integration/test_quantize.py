@@ -672,31 +672,31 @@ class Broken:
 @pytest.mark.parametrize(
     ("call", "found"),
     [
-        (lambda q: q(torch.zeros(2, 4, 6, 6)), "float32 [2, 4, 6, 6]. Other sizes"),
-        (lambda q: q(torch.zeros(3, 6, 6)), "float32 [3, 6, 6]."),
-        (lambda q: q(IMAGES.double()), "float64 [2, 3, 6, 6]."),
+        (lambda q: q(torch.zeros(2, 4, 6, 6)), "float32 [2, 4, 6, 6]"),
+        (lambda q: q(torch.zeros(3, 6, 6)), "float32 [3, 6, 6]"),
+        (lambda q: q(IMAGES.double()), "float64 [2, 3, 6, 6]"),
         (lambda q: q(IMAGES.to("meta")), "float32 [2, 3, 6, 6] on meta."),
         (lambda q: q(IMAGES.to_sparse()), "sparse_coo float32 [2, 3, 6, 6]."),
         (lambda q: q(IMAGES, torch.zeros(2)), "float32 [2, 3, 6, 6], float32 [2]."),
         (lambda q: q(IMAGES, images=IMAGES), "float32 [2, 3, 6, 6], images=float32 [2, 3, 6, 6]."),
         (lambda q: q(pictures=IMAGES), "pictures=float32 [2, 3, 6, 6]."),
-        (lambda q: q([IMAGES]), "a list of 1."),
-        (lambda q: q(IMAGES.numpy()), "a ndarray, which is not a tensor."),
-        (lambda q: q(Broken()), "a Broken, which is not a tensor."),
-        (lambda q: q(None), "None."),
-        (lambda q: q(2.5), "2.5."),
         (lambda q: q(), "nothing."),
     ],
 )
 def test_an_error_for_other_inputs_says_what_the_network_was_made_for(call, found):
     with pytest.raises(Exception) as caught:
         call(reference())
-    (note,) = caught.value.__notes__
-    takes, given = note.split(" given ")
-    assert takes.count("float32") == 1
-    assert "float32 [samples, 3, 6, 6]" in takes
-    assert given.startswith(found)
-    assert given == found or "Other sizes" in found
+    said = "".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
+    assert has(said, "float32 [samples, 3, 6, 6]", found)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [([IMAGES], "a list"), (IMAGES.numpy(), "float32 [2, 3, 6, 6]"), (Broken(), "a Broken"), (None, None), (2.5, 2.5)],
+)
+def test_what_is_not_a_tensor_is_refused_with_the_tensor_that_the_network_was_made_for(value, found):
+    with raises(rw.ModelError, "'image'", "float32 [samples, 3, 6, 6]", found):
+        reference()(value)
 
 
 def test_an_error_of_something_else_stays_as_it_is():
@@ -716,14 +716,10 @@ def test_a_tensor_that_does_not_tell_its_size_does_not_hide_the_error():
 
 def test_several_inputs_are_told_apart():
     quantized = rw.quantize(Two().eval(), (torch.zeros(3, 3), torch.zeros(3, 5)), NEAREST)
-    with pytest.raises(RuntimeError) as caught:
+    with raises(rw.ModelError, "'left'", "float32 [3, 5]", "float32 [samples, 3]"):
         quantized(right=torch.zeros(3, 3), left=torch.zeros(3, 5))
-    (note,) = caught.value.__notes__
-    wanted = "float32 [samples, 3], float32 [samples, 5]"
-    assert has(note, wanted, "right=float32 [3, 3], left=float32 [3, 5]")
-    with pytest.raises(RuntimeError) as caught:
+    with raises(rw.ModelError, "'left'", 3, "'right'", 4):
         quantized(torch.zeros(3, 3), torch.zeros(4, 5))  # each as it should be, but for its number of samples
-    assert has(caught.value.__notes__[0], wanted, "float32 [3, 3], float32 [4, 5]")
 
 
 class Sign(nn.Module):

@@ -10,7 +10,6 @@ from torch import nn
 
 import roundwise as rw
 from roundwise.artifacts.emit import emit
-from roundwise.engine.measure import distance, energy
 from roundwise.engine.rewriting import folded
 from roundwise.engine.store import ActivationStore
 from roundwise.engine.stream import Stream
@@ -21,6 +20,7 @@ from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.unit import Unit
 from roundwise.methods.interfaces import BlockSolver
 from roundwise.methods.rounding import Rounding
+from roundwise.numerics.squares import distance, energy
 from roundwise.statistics import BlockSamples
 
 CPU = torch.device("cpu")

@@ -22,13 +22,14 @@ quantization tools, `exporters/onnx/operators.py` for ONNX. `operation_of` finds
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final, get_type_hints
 
 import torch
 from torch import Tensor, fx
 
+from roundwise.artifacts.schema import UnsafeError
 from roundwise.graph.graph import Graph
 from roundwise.numerics import affine
 
@@ -82,24 +83,23 @@ class Operation:
         """The arguments of a node that calls this operation, by their names."""
         return dict(zip(self.parameters, node.args, strict=True))
 
-    def check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Raise unless a node can call the operation with these arguments. A node as an argument counts as a tensor.
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that a call gives, by the names of the arguments.
 
         Raises:
-            TypeError: names the argument that has the wrong type.
+            UnsafeError: there are too many or too few, or one has the wrong type.
         """
         parameters = self.parameters
         if kwargs or len(args) != len(parameters):
-            raise TypeError(
-                f"{self.name} takes {len(parameters)} arguments by position, but the graph gives {len(args)} by "
-                f"position and {len(kwargs)} by name."
+            raise UnsafeError(
+                f"takes {len(parameters)} arguments by position, but the graph gives {len(args)} by position and "
+                f"{len(kwargs)} by name"
             )
         for (name, kind), value in zip(parameters.items(), args, strict=True):
-            fits = isinstance(value, fx.Node if kind is Tensor else kind) and not isinstance(value, bool)
+            fits = isinstance(value, Tensor if kind is Tensor else kind) and not isinstance(value, bool)
             if not fits:
-                raise TypeError(
-                    f"the argument '{name}' of {self.name} must be of type {kind.__name__}, but it is {value!r}."
-                )
+                raise UnsafeError(f"is given {value!r} as '{name}', which must be of type {kind.__name__}")
+        return dict(zip(parameters, args, strict=True))
 
 
 QUANTIZE = Operation("roundwise.quantize", quantize)

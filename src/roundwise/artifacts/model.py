@@ -15,20 +15,25 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
+from roundwise.artifacts.binding import Arguments, bound
 from roundwise.artifacts.emit import without_quantizers
+from roundwise.artifacts.guard import Guard, Memory
 from roundwise.artifacts.plain import graph_from_plain, graph_to_plain
-from roundwise.artifacts.program import export_program
+from roundwise.artifacts.program import EXAMPLE_BATCH, export_program
 from roundwise.artifacts.rwfile import Contents, no_network, read, write
-from roundwise.artifacts.signature import Arguments, CallSignature
+from roundwise.artifacts.schema import UnsafeError
+from roundwise.artifacts.signature import CallSignature
 from roundwise.artifacts.weights import StoredWeight, stored_weights
 from roundwise.engine.torch_state import isolated_torch_state
-from roundwise.errors import ModelError
+from roundwise.errors import ExportError, FileFormatError, ModelError
+from roundwise.files import named
 from roundwise.graph.graph import Graph
 from roundwise.recipe.recipe import Recipe
 from roundwise.report import Report
-from roundwise.wording import number_of
+from roundwise.wording import number_of, printable
 
 
 def versions() -> dict[str, str]:
@@ -55,6 +60,8 @@ class Model(nn.Module):
         versions: versions of the software that made it.
         samples: `(args, kwargs)` with a few calibration samples, for checking exports; None after loading, or without
             data.
+
+    A network that came from a file has a limit on the memory of a call, and is rehearsed before it runs.
     """
 
     def __init__(
@@ -64,8 +71,10 @@ class Model(nn.Module):
         recipe: Recipe,
         made_with: dict[str, str],
         samples: Arguments | None = None,
+        memory: Memory | None = None,
     ) -> None:
         super().__init__()
+        self._memory, self._guard = memory, None if memory is None else Guard(graph, memory)
         self.graph_module: fx.GraphModule = graph.module()
         self.report, self.recipe, self.versions, self.samples = report, recipe, made_with, samples
         self._signature = CallSignature.of(graph)
@@ -76,25 +85,51 @@ class Model(nn.Module):
         """Run the network.
 
         Raises:
-            ModelError: an input that is a constant of the graph has another value than at capture.
+            ModelError: an input has another dtype or size than the network was captured for; an input that is a
+                constant of the graph has another value than at capture; or an input that was not there at capture is
+                not the default of the model's parameter. Of a network that was loaded from a file also if it cannot
+                compute on the inputs, or would take more memory than allowed.
         """
-        self._signature.check_constants(args, kwargs)
+        bound_args, bound_kwargs = bound(self._signature.structure, args, kwargs)
+        self._signature.check_tensors(bound_args, bound_kwargs)
+        self._signature.check_constants(bound_args, bound_kwargs)
+        if self._guard is not None and not torch.compiler.is_compiling():
+            return self._guarded(self._guard, bound_args, bound_kwargs)
         try:
-            return self.graph_module(*args, **kwargs)
+            return self.graph_module(*bound_args, **bound_kwargs)
         except Exception as error:
             with contextlib.suppress(Exception):  # Describing unusual inputs may fail; the first error must be raised.
                 if note := self._signature.explain(args, kwargs, self.device):
                     error.add_note(note)
             raise
 
+    def _guarded(self, guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a network that came from a file: rehearse it first, and raise no errors but Roundwise's own."""
+        try:
+            leaves = self._signature.leaves(args, kwargs)
+            if leaves is None:
+                raise UnsafeError("the inputs are nested otherwise than those of the network")
+            if not any(type(leaf) is FakeTensor for leaf in leaves):
+                guard.check(leaves)
+            return self.graph_module(*args, **kwargs)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            note = None
+            with contextlib.suppress(Exception):
+                note = self._signature.explain(args, kwargs, self.device)
+            advice = note or "Check the values of the inputs, or get the network from whom you trust."
+            raise ModelError(f"the network cannot be run: {printable(str(error)).rstrip('.')}. {advice}") from error
+
     # ------------------------------------------------------------------------------------- graph, weights, program
 
     @property
     def graph(self) -> Graph:
         """The operations and constants; quantized weights are codes that operations of Roundwise dequantize."""
-        return Graph.of_module(
-            self.graph_module, self._signature.inputs, self._signature.structure, self._signature.batch
-        )
+        signature = self._signature
+        graph = Graph.of_module(self.graph_module, signature.inputs, signature.structure, signature.batch)
+        graph.limits = signature.limits
+        return graph
 
     @property
     def weights(self) -> dict[str, StoredWeight]:
@@ -121,6 +156,14 @@ class Model(nn.Module):
         Raises:
             ExportError: PyTorch cannot export the graph.
         """
+        if self._guard is not None:
+            try:
+                self._guard.check_batch(EXAMPLE_BATCH)
+            except UnsafeError as error:
+                raise ExportError(
+                    f"the network cannot be run on {EXAMPLE_BATCH} samples, with which it would be traced: "
+                    f"{printable(str(error))}. Use it as it is, or get it from whom you trust."
+                ) from error
         return export_program(self.graph, self.device)
 
     def example(self, batch: int) -> Arguments:
@@ -129,7 +172,8 @@ class Model(nn.Module):
 
     def with_float_activations(self) -> Model:
         """The network with the same quantized weights and float activations; it shares all tensors with this one."""
-        return Model(without_quantizers(self.graph), self.report, self.recipe, self.versions, self.samples)
+        graph = without_quantizers(self.graph)
+        return Model(graph, self.report, self.recipe, self.versions, self.samples, self._memory)
 
     def extra_repr(self) -> str:
         bits = sorted({layer.bits for layer in self.report.layers})
@@ -174,18 +218,21 @@ class Model(nn.Module):
         """Write the model to one `.rw` file. The file appears complete or not at all.
 
         Raises:
-            FileFormatError: the file cannot be written, or the graph holds a value that a `.rw` file cannot store.
+            FileFormatError: the name does not end in `.rw`, the file cannot be written, or the graph holds a value
+                that a `.rw` file cannot store.
         """
-        write(Contents(self.graph, self.report, self.recipe, self.versions), Path(path))
+        place = named(path, FileFormatError, ".rw")
+        write(Contents(self.graph, self.report, self.recipe, self.versions), place)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
         graph = dataclasses.replace(self.graph, constants=copy.deepcopy(self.graph.constants, memo))
-        return Model(graph, self.report, self.recipe, self.versions, copy.deepcopy(self.samples, memo))
+        return Model(graph, self.report, self.recipe, self.versions, copy.deepcopy(self.samples, memo), self._memory)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle plain data, as in a file. PyTorch's own pickle of a graph contains Python code, which loading runs."""
         graph = self.graph
-        return _revive, (graph_to_plain(graph), graph.constants, self.report, self.recipe, self.versions, self.samples)
+        rest = (self.report, self.recipe, self.versions, self.samples, self._memory)
+        return _revive, (graph_to_plain(graph), graph.constants, *rest)
 
 
 def _revive(graph: dict[str, Any], constants: dict[str, Tensor], *rest: Any) -> Model:
@@ -208,16 +255,26 @@ def make_tensors_on(module: fx.GraphModule, device: torch.device) -> None:
         module.recompile()
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, memory_limit: int | None = None) -> Model:
     """Read a model that `Model.save` wrote; it is on the CPU until you move it.
 
+    The file may come from anyone. Loading and calling it runs no code but operations on tensors, none of which reads or
+    writes memory of others, draws random numbers, or touches files; the page "What a file can and cannot do" of the
+    documentation has the details. What the network computes is as good as who made it.
+
+    Args:
+        path: of the file.
+        memory_limit: the most bytes that the results of operations may take in a call. None allows 256 MiB, plus 1024
+            bytes for each byte of the inputs, plus 64 bytes for each byte of the file.
+
     Raises:
-        FileFormatError: the file is missing, truncated, changed, of another layout version, or names an operation that
-            is not arithmetic on tensors.
+        FileFormatError: the file is missing, truncated, changed, of another layout version, names an operation that is
+            not arithmetic on tensors, or describes a network that cannot run or needs more memory than allowed.
     """
+    path = named(path, FileFormatError)
     with isolated_torch_state(torch.device("cpu")):
-        contents = read(Path(path))
+        contents, memory = read(path), Memory(path.stat().st_size, memory_limit)
         try:
-            return Model(contents.graph, contents.report, contents.recipe, contents.versions)
+            return Model(contents.graph, contents.report, contents.recipe, contents.versions, memory=memory)
         except Exception as error:  # a file can be wrong in any way
-            raise no_network(Path(path), error) from error
+            raise no_network(path, error) from error

@@ -2,10 +2,11 @@
 
 A file may come from anywhere, so reading it allows nothing but computing on tensors:
 
-- Operations are looked up by name: those of Roundwise (`artifacts/dialect.py`), PyTorch's ATEN, and arithmetic on
-  sizes. Of ATEN, only operations that return new tensors and change nothing are allowed.
+- Operations are looked up by name in lists: those of Roundwise (`artifacts/dialect.py`), those of PyTorch that
+  networks have (`graph/vocabulary.py`), and arithmetic on sizes.
 - PyTorch turns a graph into Python code, so every name that appears in the code must be an identifier.
-- The known containers are tuples, lists and dicts. Any other type must already be registered with PyTorch's pytree by
+- The known containers are tuples, lists and dicts. A named tuple gets a new class of the same name and fields. Any
+  other type must already be registered with PyTorch's pytree by
   the program that reads the file; nothing is imported. (PyTorch's own descriptions of types name modules to import.)
 """
 
@@ -15,7 +16,7 @@ import keyword
 import math
 import operator
 import re
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +24,12 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from roundwise.artifacts.dialect import OPERATIONS, Operation, operation_of
+from roundwise.artifacts.dialect import OPERATIONS, operation_of
+from roundwise.artifacts.schema import DTYPES, LARGEST, MEMORY_FORMATS
 from roundwise.errors import FileFormatError
 from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec
+from roundwise.graph.sizes import Limits, Range, VariableSize
+from roundwise.graph.vocabulary import VOCABULARY, ZEROED
 
 _ARITHMETIC = {
     operator: (
@@ -35,13 +39,23 @@ _ARITHMETIC = {
     math: ("ceil", "floor", "trunc"),
     torch: ("sym_max", "sym_min", "sym_int", "sym_float", "sym_not"),
 }
+_OPERATORS = {str(operator): operator for operator in VOCABULARY}
 _ON_SIZES: dict[str, Callable[..., Any]] = {
     f"{module.__name__}.{name}": getattr(module, name) for module, names in _ARITHMETIC.items() for name in names
 }
 _CONTAINERS: dict[str, Callable[..., Any]] = {"tuple": tuple, "list": list, "dict": dict, "ordered": OrderedDict}
+MOST_NODES = 20_000
+"""Operations of a network, with its inputs and tensors. The largest ones of common collections have some 5,000."""
+
+_MOST_CONTAINERS = 1000
+"""Tuples, lists and dicts, in each other, that a network takes and returns. Networks need some ten."""
+
+_FLOATS = {str(value): value for value in (math.inf, -math.inf, math.nan)}
+_NAMED = {str(value).removeprefix("torch."): value for value in (torch.strided, *MEMORY_FORMATS)}
+_DTYPES = {str(value).removeprefix("torch."): value for value in DTYPES}
 _MODULE_NAME = re.compile(r"[\w \-+:/,@=]+")  # what a ModuleDict may be keyed with and cannot end a string
 _WAY_OUT = "Save such a network with `torch.export.save(quantized.program, …)`."
-_DAMAGED = "The file contradicts itself: get the original, or quantize the network again."
+DAMAGED = "The file contradicts itself: get the original, or quantize the network again."
 
 
 # ------------------------------------------------------------------------------------------------ to plain data
@@ -58,7 +72,10 @@ def graph_to_plain(graph: Graph) -> dict[str, Any]:
         "nodes": [_node_to_plain(node) for node in graph.operations.nodes],
         "inputs": [_input_to_plain(spec) for spec in graph.inputs],
         "batch": graph.batch,
+        "limits": {"batches": _range_to_plain(graph.limits.batches), "contiguous": graph.limits.contiguous},
         "arguments": list(structure.arguments),
+        "parameters": list(structure.parameters),
+        "defaults": {name: _value_to_plain(value) for name, value in structure.defaults.items()},
         "in_spec": _spec_to_plain(structure.in_spec),
         "out_spec": None if structure.out_spec is None else _spec_to_plain(structure.out_spec),
     }
@@ -67,6 +84,9 @@ def graph_to_plain(graph: Graph) -> dict[str, Any]:
 def _node_to_plain(node: fx.Node) -> dict[str, Any]:
     target = node.target if isinstance(node.target, str) else _target_to_name(node)
     args, kwargs = _value_to_plain(list(node.args)), {name: _value_to_plain(v) for name, v in node.kwargs.items()}
+    if node.target in ZEROED:
+        known = {argument.name for argument in ZEROED[node.target]._schema.arguments}  # type: ignore[index]
+        kwargs = {name: value for name, value in kwargs.items() if name in known}
     return {"op": node.op, "name": node.name, "target": target, "args": args, "kwargs": kwargs}
 
 
@@ -74,8 +94,9 @@ def _target_to_name(node: fx.Node) -> str:
     operation = operation_of(node)
     if operation is not None:
         return operation.name
-    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten":
-        return str(node.target)
+    target = ZEROED.get(node.target, node.target)  # type: ignore[call-overload]  # nothing else is a key
+    if target in VOCABULARY:
+        return str(target)
     for name, function in _ON_SIZES.items():
         if node.target is function:
             return name
@@ -112,7 +133,12 @@ def dtype_name(dtype: torch.dtype) -> str:
 def _input_to_plain(spec: InputSpec | ConstantInput) -> dict[str, Any]:
     if isinstance(spec, ConstantInput):
         return {"constant": spec.value}
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": dtype_name(spec.dtype)}
+    variable = [{"dim": one.dim, "name": one.name, "sizes": _range_to_plain(one.sizes)} for one in spec.variable]
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": dtype_name(spec.dtype), "variable": variable}
+
+
+def _range_to_plain(numbers: Range) -> list[int | None]:
+    return [numbers.low, numbers.high]
 
 
 def _spec_to_plain(spec: pytree.TreeSpec) -> Any:
@@ -121,21 +147,41 @@ def _spec_to_plain(spec: pytree.TreeSpec) -> Any:
         return "*"
     assert spec.type is not None
     children, keys = [_spec_to_plain(child) for child in spec.children()], spec.context
+    if spec.type is namedtuple:
+        return {"type": "namedtuple", "children": children, "name": keys.__name__, "keys": list(keys._fields)}
+    kind_name = str(spec.type.__name__)
+    if spec.type is _torch_result(kind_name):
+        return {"type": "torch", "children": children, "name": kind_name}
     name = next((name for name, kind in _CONTAINERS.items() if spec.type is kind), None)
     if name is None:
         registered = pytree.SUPPORTED_SERIALIZED_TYPES.get(spec.type)
-        if registered is None or registered.to_dumpable_context is not None or not _are_names(keys):
+        name = None if registered is None else registered.serialized_type_name
+        if registered is None or registered.to_dumpable_context is not None or not _is_plain_context(keys):
             raise FileFormatError(
                 f"the model takes or returns a {spec.type.__name__}, which a .rw file cannot describe. Wrap the model "
                 "so that it takes and returns tensors in tuples, lists and dicts."
             )
-        name = registered.serialized_type_name
+        if name == pytree.NO_SERIALIZED_TYPE_NAME_FOUND:
+            raise FileFormatError(
+                f"the model takes or returns a {spec.type.__name__}, which was registered with PyTorch without a name "
+                "for files. Register it with one: `torch.export.register_dataclass(…, serialized_type_name=…)`."
+            )
     entry = {"type": name, "children": children}
-    return entry if keys is None else {**entry, "keys": list(keys)}
+    return entry if keys is None else {**entry, "keys": list(keys) if isinstance(keys, tuple) else keys}
+
+
+def _torch_result(name: str) -> type | None:
+    """The named tuple that PyTorch's operations of this name return, `max` for example."""
+    kind = getattr(torch.return_types, name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, tuple) else None
+
+
+def _is_plain_context(keys: Any) -> bool:
+    """Whether the context of a registered type is nothing, a name, or a list of names and lists of names."""
+    return keys is None or isinstance(keys, str) or _are_names(keys)
 
 
 def _are_names(keys: Any) -> bool:
-    """Whether the context of a registered type consists of names and lists of names only."""
     return isinstance(keys, list | tuple) and all(isinstance(key, str) or _are_names(key) for key in keys)
 
 
@@ -151,25 +197,31 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
     """
     for name in tensors:
         _check_tensor_name(name)
+    if len(description["nodes"]) > MOST_NODES:
+        raise FileFormatError(
+            f"the network has {len(description['nodes'])} operations; at most {MOST_NODES} are read, because Python "
+            "needs some kilobytes of memory for each. Split the network."
+        )
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for entry in description["nodes"]:
         op, name, target = entry["op"], _identifier(entry["name"]), entry["target"]
+        if op in ("placeholder", "get_attr") and (entry["args"]["list"] or entry["kwargs"]):
+            raise FileFormatError(f"node '{name}' is of kind {op!r} and has arguments, which it cannot have. {DAMAGED}")
         if op == "get_attr":
             if target not in tensors:
-                raise FileFormatError(f"node '{name}' reads the tensor {target!r}, which is not there. {_DAMAGED}")
+                raise FileFormatError(f"node '{name}' reads the tensor {target!r}, which is not there. {DAMAGED}")
         elif op == "call_function":
             target = _function(target)
         elif op == "placeholder":
             _identifier(target)
         elif op != "output":
-            raise FileFormatError(f"node '{name}' is of kind {op!r}, which no operation of a network is. {_DAMAGED}")
+            raise FileFormatError(f"node '{name}' is of kind {op!r}, which no operation of a network is. {DAMAGED}")
         args = tuple(_value_from_plain(value, nodes) for value in entry["args"]["list"])
         kwargs = {_identifier(key): _value_from_plain(value, nodes) for key, value in entry["kwargs"].items()}
-        if op == "call_function" and entry["target"] in OPERATIONS:
-            _check_arguments(name, OPERATIONS[entry["target"]], args, kwargs)
         nodes[name] = graph.create_node(op, target, args, kwargs, name=name)
     inputs = tuple(_input_from_plain(entry) for entry in description["inputs"])
+    _check_containers(description["in_spec"], description["out_spec"])
     in_spec = pytree.tree_structure(_skeleton(description["in_spec"]))
     out_spec = None if description["out_spec"] is None else pytree.tree_structure(_skeleton(description["out_spec"]))
     arguments = [_identifier(name) for name in description["arguments"]]
@@ -180,22 +232,47 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
     if kinds.count("output") != 1 or kinds[-1] != "output" or kinds.count("placeholder") != in_spec.num_leaves:
         raise FileFormatError(
             f"the network has {kinds.count('placeholder')} inputs and {kinds.count('output')} outputs among its "
-            f"operations, but must have {in_spec.num_leaves} inputs, and one output as its last operation. {_DAMAGED}"
+            f"operations, but must have {in_spec.num_leaves} inputs, and one output as its last operation. {DAMAGED}"
         )
     if len(inputs) != in_spec.num_leaves or len(arguments) != positional.num_children + named.num_children:
         raise FileFormatError(
             f"the network has {len(inputs)} inputs and {len(arguments)} names of arguments, but its call takes "
-            f"{in_spec.num_leaves} inputs in {positional.num_children + named.num_children} arguments. {_DAMAGED}"
+            f"{in_spec.num_leaves} inputs in {positional.num_children + named.num_children} arguments. {DAMAGED}"
         )
+    _check_output(list(graph.nodes)[-1], out_spec)
     graph.lint()
-    structure, batch = CallStructure(tuple(arguments), in_spec, out_spec), description["batch"]
-    return Graph(graph, tensors, inputs, structure, None if batch is None else int(batch))
+    parameters = tuple(_identifier(name) for name in description["parameters"])
+    defaults = {_identifier(name): _constant(value) for name, value in description["defaults"].items()}
+    structure, batch = CallStructure(tuple(arguments), in_spec, out_spec, parameters, defaults), description["batch"]
+    if batch is not None and not _is_size(batch):
+        raise FileFormatError(f"the network takes {batch!r} samples, which is no number of samples. {DAMAGED}")
+    limits = Limits(_range_from_plain(description["limits"]["batches"]), bool(description["limits"]["contiguous"]))
+    return Graph(graph, tensors, inputs, structure, batch, limits)
+
+
+def _check_output(output: fx.Node, out_spec: pytree.TreeSpec | None) -> None:
+    """Raise unless the output node has one value for each leaf of what the network returns."""
+    rest, found = list(output.args[:1]), 0
+    while rest:
+        value = rest.pop()
+        if isinstance(value, list | tuple):
+            rest += value
+        found += not isinstance(value, list | tuple) or not value
+    wanted = found if out_spec is None else out_spec.num_leaves
+    if len(output.args) != 1 or output.kwargs or found != wanted or found > MOST_NODES:
+        raise FileFormatError(
+            f"the network's output has {found} values; it must have {wanted}, and at most {MOST_NODES}. {DAMAGED}"
+        )
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value <= LARGEST
 
 
 def _identifier(name: Any) -> str:
     """Check a name that will appear in Python code, and return it."""
-    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-        raise FileFormatError(f"{name!r} is not a name that a Python program can have. {_DAMAGED}")
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name == "self":
+        raise FileFormatError(f"{name!r} is not a name that a Python program can have. {DAMAGED}")
     return name
 
 
@@ -208,7 +285,7 @@ def _check_tensor_name(name: str) -> None:
             sound = _MODULE_NAME.fullmatch(part) is not None
         if not sound:
             raise FileFormatError(
-                f"a tensor has the name {name!r}, but no module or parameter can be called '{part}' in the network's "
+                f"a tensor has the name {name!r}, but no module or parameter can be called {part!r} in the network's "
                 "code. Rename it in the model and quantize it again."
             )
 
@@ -218,33 +295,17 @@ def _function(name: str) -> Callable[..., Any]:
         return OPERATIONS[name].function
     if name in _ON_SIZES:
         return _ON_SIZES[name]
-    namespace, operation, overload = name.split(".") if name.count(".") == 2 else ("", "", "")
-    if namespace == "aten":
-        function = getattr(getattr(torch.ops.aten, operation, None), overload, None)
-        if isinstance(function, torch._ops.OpOverload) and _only_computes(function):
-            return function
+    if name in _OPERATORS:
+        return _OPERATORS[name]
     raise FileFormatError(
-        f"the network has the operation '{name}', which this release does not run from a file. It runs the "
-        f"operations of Roundwise ({', '.join(OPERATIONS)}), operations of PyTorch's 'aten' that only compute, and "
-        f"arithmetic on sizes. {_WAY_OUT}"
+        f"the network has the operation {name!r}, which this release does not run from a file. It runs the "
+        f"operations of Roundwise ({', '.join(OPERATIONS)}), {len(VOCABULARY)} operations of PyTorch's 'aten' that "
+        f"only compute, and arithmetic on sizes. {_WAY_OUT}"
     )
 
 
-def _check_arguments(name: str, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    try:
-        operation.check(args, kwargs)
-    except TypeError as error:
-        raise FileFormatError(f"node '{name}' cannot be computed: {error} {_DAMAGED}") from error
-
-
-def _only_computes(function: torch._ops.OpOverload) -> bool:
-    """Whether an operation returns new tensors or numbers and does nothing else."""
-    schema = function._schema
-    return bool(schema.returns) and not schema.is_mutable and schema.name != "aten::from_file"
-
-
 def _value_from_plain(value: Any, nodes: dict[str, fx.Node]) -> Any:
-    if not isinstance(value, dict):
+    if value is None or isinstance(value, bool | int | float | str):
         return value
     ((kind, content),) = value.items()
     match kind:
@@ -254,15 +315,15 @@ def _value_from_plain(value: Any, nodes: dict[str, fx.Node]) -> Any:
             return [_value_from_plain(item, nodes) for item in content]
         case "tuple":
             return tuple(_value_from_plain(item, nodes) for item in content)
-        case "float":
-            return float(content)
+        case "float" if content in _FLOATS:
+            return _FLOATS[content]
         case "dtype":
             return dtype_named(content)
         case "device":
             return torch.device("cpu")
-        case "torch" if isinstance(getattr(torch, content, None), torch.layout | torch.memory_format):
-            return getattr(torch, content)
-    raise FileFormatError(f"the graph has a value of kind {kind!r}, which no .rw file has. {_DAMAGED}")
+        case "torch" if content in _NAMED:
+            return _NAMED[content]
+    raise FileFormatError(f"the graph has a value of kind {kind!r}, which no .rw file has. {DAMAGED}")
 
 
 def dtype_named(name: str) -> torch.dtype:
@@ -271,16 +332,61 @@ def dtype_named(name: str) -> torch.dtype:
     Raises:
         FileFormatError: there is no such dtype.
     """
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise FileFormatError(f"'{name}' is not a dtype of PyTorch {torch.__version__}. Install a newer PyTorch.")
-    return dtype
+    if name not in _DTYPES:
+        raise FileFormatError(f"{name!r} is not a dtype of a .rw file, which has {', '.join(_DTYPES)}. {DAMAGED}")
+    return _DTYPES[name]
 
 
 def _input_from_plain(entry: dict[str, Any]) -> InputSpec | ConstantInput:
     if "constant" in entry:
-        return ConstantInput(entry["constant"])
-    return InputSpec(entry["name"], tuple(entry["shape"]), dtype_named(entry["dtype"]))
+        return ConstantInput(_constant(entry["constant"]))
+    name, shape = _identifier(entry["name"]), tuple(entry["shape"])
+    if not all(_is_size(size) or (size is None and place == 0) for place, size in enumerate(shape)):
+        raise FileFormatError(f"the input '{name}' has the shape {list(shape)}, which no input can have. {DAMAGED}")
+    return InputSpec(name, shape, dtype_named(entry["dtype"]), _variable_from_plain(name, entry["variable"], shape))
+
+
+def _variable_from_plain(name: str, entries: Any, shape: tuple[int | None, ...]) -> tuple[VariableSize, ...]:
+    """The dimensions of an input that may have other sizes."""
+    variable = []
+    for one in entries:
+        dim, size = one["dim"], str(one["name"])
+        if type(dim) is not int or not 0 < dim < len(shape) or (size and not size.isidentifier()):
+            raise FileFormatError(
+                f"dimension {dim!r} of the input '{name}', called {size!r}, is no dimension that it can have. {DAMAGED}"
+            )
+        variable.append(VariableSize(dim, size, _range_from_plain(one["sizes"])))
+    return tuple(variable)
+
+
+def _constant(entry: Any) -> bool | int | float | str | None:
+    """The value of an input that is not a tensor."""
+    value = _value_from_plain(entry, {})
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise FileFormatError(f"an input of the network is fixed to {value!r}, which no input can be. {DAMAGED}")
+    return value
+
+
+def _check_containers(*entries: Any) -> None:
+    """Raise if inputs and outputs have more containers than a network needs: each may become a class of its own."""
+    rest, count = list(entries), 0
+    while rest:
+        entry = rest.pop()
+        if isinstance(entry, dict):
+            count += 1
+            rest += entry["children"]
+    if count > _MOST_CONTAINERS:
+        raise FileFormatError(
+            f"the network takes and returns {count} containers; at most {_MOST_CONTAINERS} are read. {DAMAGED}"
+        )
+
+
+def _range_from_plain(ends: Any) -> Range:
+    """A range of sizes or of numbers of samples."""
+    low, high = ends
+    if not _is_size(low) or not (high is None or (_is_size(high) and high >= low)):
+        raise FileFormatError(f"sizes range from {low!r} to {high!r}, which no sizes do. {DAMAGED}")
+    return Range(low, high)
 
 
 def _skeleton(entry: Any) -> Any:
@@ -288,11 +394,15 @@ def _skeleton(entry: Any) -> Any:
     if entry == "*":
         return 0
     name, children, keys = entry["type"], [_skeleton(child) for child in entry["children"]], entry.get("keys")
+    if name == "namedtuple":
+        return namedtuple(_identifier(entry["name"]), [_identifier(key) for key in keys])(*children)
+    if name == "torch" and (result := _torch_result(entry["name"])) is not None:
+        return result(children)
     if name in _CONTAINERS:
         return _CONTAINERS[name](children if keys is None else zip(keys, children, strict=True))
     kind = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.get(name)
     known = None if kind is None else pytree.SUPPORTED_SERIALIZED_TYPES.get(kind)
-    if kind is None or known is None or known.to_dumpable_context is not None or not _are_names(keys):
+    if kind is None or known is None or known.to_dumpable_context is not None or not _is_plain_context(keys):
         raise FileFormatError(
             f"the model takes or returns a {name}, but this type is not registered with PyTorch's pytree. Import the "
             "package that defines the type before you load the file."

@@ -26,19 +26,21 @@ def export_program(graph: Graph, device: torch.device) -> ExportedProgram:
     Raises:
         ExportError: PyTorch cannot export the graph.
     """
+    batches = graph.limits.batches
     with isolated_torch_state(device):
         if graph.batch is not None:
             return _export(graph, device, None)
         try:
-            return _export(graph, device, Dim("batch", min=1))
+            return _export(graph, device, Dim("batch", min=batches.low, max=batches.high))
         except ExportError:  # Some operations exclude a few batch sizes; only with `DYNAMIC` PyTorch finds out which.
             return _export(graph, device, Dim.DYNAMIC)
 
 
 def _export(graph: Graph, device: torch.device, batch: Any) -> ExportedProgram:
-    signature = CallSignature.of(graph)
-    args, kwargs = signature.example(EXAMPLE_BATCH, device)
-    flat = [{0: batch} if isinstance(spec, InputSpec) and batch and spec.shape else None for spec in graph.inputs]
+    signature, batches = CallSignature.of(graph), graph.limits.batches
+    samples = next(one for one in (EXAMPLE_BATCH, 5, batches.low) if batches.holds(one))
+    args, kwargs = signature.example(samples, device)
+    flat = [_dynamic(spec, batch) if isinstance(spec, InputSpec) else None for spec in graph.inputs]
     dynamic_args, dynamic_kwargs = pytree.tree_unflatten(flat, graph.structure.in_spec)
     names = graph.structure.arguments
     dynamic = dict(zip(names, [*dynamic_args, *dynamic_kwargs.values()], strict=True))
@@ -50,3 +52,9 @@ def _export(graph: Graph, device: torch.device, batch: Any) -> ExportedProgram:
             f"PyTorch cannot export the quantized graph as a program: {error} "
             "The model still runs, and can be saved with `model.save`; please report this with the model."
         ) from error
+
+
+def _dynamic(spec: InputSpec, batch: Any) -> dict[int, Any]:
+    """The dimensions of an input that are dynamic: the batch, and those that the user has named."""
+    dims = {0: batch} if batch is not None and spec.shape else {}
+    return dims | dict.fromkeys(spec.names, Dim.DYNAMIC)

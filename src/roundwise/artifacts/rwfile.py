@@ -7,14 +7,17 @@
                             the recipe, the report, the versions of the software that made it
                 sha256      of `model` and all tensors
 
-Any safetensors reader can open it. The checksum detects damage by accident. It does not stop an attacker; so
-`artifacts/plain.py` runs nothing from a file but arithmetic on tensors.
+Any safetensors reader can open it. The checksum detects damage by accident. It does not stop an attacker. So
+
+1. a file is read within limits: a description of limited length and depth (`description.py`), and codes that take a
+   small multiple of the file's size in memory;
+2. a graph is made of names in a list, and of nothing that Python would run (`plain.py`);
+3. it is run without numbers before it runs with them (`guard.py`), when it is loaded and when it is called.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +29,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from roundwise.artifacts.codes import CODE_DTYPES
+from roundwise.artifacts.description import LONGEST, from_text, to_text
 from roundwise.artifacts.emit import packed_bits
-from roundwise.artifacts.plain import dtype_name, dtype_named, graph_from_plain, graph_to_plain
+from roundwise.artifacts.guard import Guard, Memory
+from roundwise.artifacts.plain import DAMAGED, dtype_name, dtype_named, graph_from_plain, graph_to_plain
+from roundwise.artifacts.schema import DTYPES, UnsafeError
 from roundwise.errors import FileFormatError
 from roundwise.files import replacing
 from roundwise.graph.graph import Graph
 from roundwise.recipe.recipe import Recipe
 from roundwise.report import Report
-from roundwise.wording import number_of
+from roundwise.wording import human_bytes, number_of, printable
 
 VERSION = "2"
 """The version of the layout. Version 1 was that of Roundwise 0.1; its files name quantization operations of PyTorch."""
+
+_PACKED_DTYPES = (*CODE_DTYPES, torch.int64)
+"""The dtypes of codes and of zero points, in memory."""
+
+_MOST_UNPACKED = 32
+"""How much memory codes may take, as a multiple of the file's size. 2-bit codes take 4 times as much as in the file,
+and 4-bit zero points 16 times, but those have scales beside them that take as much in memory as in the file."""
+
+_LONGEST_HEADER = 4 * LONGEST
+"""Bytes of the safetensors header, which has the description and an entry for each tensor."""
 
 _CHUNK = 1 << 20
 """Codes that are packed at once: a multiple of 8, so that chunks end on whole bytes. More take more memory."""
@@ -52,6 +69,9 @@ class Contents:
     recipe: Recipe
     versions: dict[str, str]
 
+
+_NOT_IN_FILES = (torch.complex128, torch.complex32)
+"""The dtypes of networks that safetensors does not know."""
 
 # ------------------------------------------------------------------------------------------------------ writing
 
@@ -71,6 +91,16 @@ def write(contents: Contents, path: Path) -> None:
                 f"'{name}' is a piece of control flow ({type(value).__name__}), which a .rw file cannot hold. "
                 "Save such a network with `torch.export.save(quantized.program, …)`."
             )
+        if value.dtype in _NOT_IN_FILES:
+            raise FileFormatError(
+                f"'{name}' is of {dtype_name(value.dtype)}, which a .rw file cannot hold. Convert that tensor of the "
+                "model to complex64, or save the network with `torch.export.save(quantized.program, …)`."
+            )
+        if value.dtype not in DTYPES or value.layout is not torch.strided:
+            raise FileFormatError(
+                f"'{name}' is a tensor in {value.dtype} and {value.layout}, which a .rw file cannot hold. Save such a "
+                "network with `torch.export.save(quantized.program, …)`."
+            )
         value = value.cpu()
         if name in bits:
             packed[name] = {"bits": bits[name], "dtype": dtype_name(value.dtype), "shape": list(value.shape)}
@@ -83,11 +113,22 @@ def write(contents: Contents, path: Path) -> None:
         "report": contents.report.as_dict(),
         "versions": contents.versions,
     }
-    graph_from_plain(description["graph"], tensors)  # raises if the file could not be read again
-    text = json.dumps(description)
+    _check_readable(description["graph"], contents.graph.constants)
+    text = to_text(description)
     metadata = {"format": "roundwise", "version": VERSION, "model": text, "sha256": _digest(text, tensors)}
     with replacing(path, FileFormatError, (SafetensorError,)) as temporary:
         save_file(tensors, temporary, metadata)
+
+
+def _check_readable(description: dict[str, Any], constants: dict[str, Tensor]) -> None:
+    """Raise if the file could not be read again."""
+    try:
+        Guard(graph_from_plain(description, dict(constants)), Memory(0, limit=1 << 62))
+    except UnsafeError as error:
+        raise FileFormatError(
+            f"the network cannot be saved to a .rw file, because it could not be read again: {error}. Save it with "
+            "`torch.export.save(quantized.program, …)`."
+        ) from error
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -113,14 +154,9 @@ def unpack(packed: Tensor, bits: int, shape: list[int], dtype: torch.dtype) -> T
         FileFormatError: the number of bytes does not match the number of codes.
     """
     count = math.prod(shape)
-    if not 0 <= bits <= 16 or packed.dtype != torch.uint8 or packed.numel() != -(-count * bits // 8):
-        raise FileFormatError(
-            f"{packed.numel()} bytes of {packed.dtype} are not {count} codes of {bits} bits. The file contradicts "
-            "itself: get the original, or quantize the network again."
-        )
-
-    if bits == 0:  # an expanded tensor takes no memory, even if the file states a very large size
-        return torch.zeros((), dtype=dtype).expand(shape)
+    _check_count(packed, bits, count)
+    if bits == 0:
+        return torch.zeros(shape, dtype=dtype)
 
     def unpack_chunk(start: int) -> Tensor:
         size = min(_CHUNK, count - start)
@@ -134,6 +170,15 @@ def unpack(packed: Tensor, bits: int, shape: list[int], dtype: torch.dtype) -> T
 
     chunks = [unpack_chunk(start) for start in range(0, count, _CHUNK)]
     return torch.cat([torch.empty(0, dtype=dtype), *chunks]).reshape(shape)
+
+
+def _check_count(packed: Tensor, bits: int, count: int) -> None:
+    """Raise unless some bytes are this many codes."""
+    if not 0 <= bits <= 16 or packed.dtype != torch.uint8 or packed.numel() != -(-count * bits // 8):
+        raise FileFormatError(
+            f"{packed.numel()} bytes of {packed.dtype} are not {count} codes of {bits} bits. The file contradicts "
+            "itself: get the original, or quantize the network again."
+        )
 
 
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:
@@ -156,17 +201,22 @@ def read(path: Path) -> Contents:
         FileFormatError: the file is missing, truncated, changed, of another layout version, or names an operation that
             is not arithmetic on tensors.
     """
+    _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+            _check_truth_values(tensors)
     except OSError as error:
         raise FileFormatError(f"cannot read {path}: {error}. Check the path, and whether you may read it.") from error
     except SafetensorError as error:
         raise FileFormatError(
-            f"{path} is not a complete Roundwise file: {error}. It is truncated, or has another format; get the "
-            "original, or quantize again (`roundwise quantize … -o FILE`, or `quantized.save(FILE)` in Python)."
+            f"{path} is not a complete Roundwise file: {printable(str(error))[:500]}. It is truncated, or has another "
+            "format; get the original, or quantize again (`roundwise quantize … -o FILE`, or `quantized.save(FILE)` in "
+            "Python)."
         ) from error
+    except Exception as error:  # of a dtype that this PyTorch does not have, for example
+        raise no_network(path, error) from error
     if metadata.get("format") != "roundwise" or "model" not in metadata:
         raise FileFormatError(
             f"{path} holds {number_of(len(tensors), 'tensor')} but does not say what network they belong to. Give a "
@@ -178,20 +228,50 @@ def read(path: Path) -> Contents:
         raise FileFormatError(
             f"{path} was changed after it was written: its checksum does not match its content. Get the original again."
         )
+    stored = path.stat().st_size
     try:
-        return _rebuild(json.loads(metadata["model"]), tensors)
+        return _rebuild(from_text(metadata["model"]), tensors, stored)
     except FileFormatError as error:
-        raise FileFormatError(f"{path}: {error}") from error
+        raise FileFormatError(f"{path}: {printable(str(error))}") from error
     except Exception as error:  # a file can be wrong in any way
         raise no_network(path, error) from error
 
 
 def no_network(path: Path, error: Exception) -> FileFormatError:
     """The exception for a file that is as it was written, and from which no network can be built."""
+    if isinstance(error, UnsafeError):
+        return FileFormatError(
+            f"{path} describes a network that is not run: {printable(str(error))[:1000]}. If you trust it and it needs "
+            "more memory, say how much with `rw.load(path, memory_limit=…)`; otherwise quantize the network again."
+        )
     return FileFormatError(
-        f"{path} describes no network that can run ({type(error).__name__}: {error}), and was not damaged later: "
-        "what wrote it was wrong. Quantize the network again, and report it if Roundwise wrote this file."
+        f"{path} describes no network that can run ({type(error).__name__}: {printable(str(error))[:500]}), and was "
+        "not damaged later: what wrote it was wrong. Quantize the network again, and report it if Roundwise wrote this "
+        "file."
     )
+
+
+def _check_truth_values(tensors: dict[str, Tensor]) -> None:
+    """Raise if a byte of a truth value is neither 0 nor 1: compiled code may do anything with such a value."""
+    for name, value in tensors.items():
+        if value.dtype is torch.bool and value.numel() and value.view(torch.uint8).max() > 1:
+            raise UnsafeError(f"the tensor {name!r} has a truth value that is neither 0 nor 1")
+
+
+def _check_header(path: Path) -> None:
+    """Raise if a file states a header that is too long to be read safely."""
+    if path.exists() and not path.is_file():
+        raise FileFormatError(f"cannot read {path}: it is not a regular file. Give the name of a .rw file.")
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise FileFormatError(f"cannot read {path}: {error}. Check the path, and whether you may read it.") from error
+    if _LONGEST_HEADER < length < path.stat().st_size:
+        raise FileFormatError(
+            f"{path} has a header of {human_bytes(length)}; at most {human_bytes(_LONGEST_HEADER)} are read. It is not "
+            "a file that Roundwise wrote; get the original."
+        )
 
 
 def _other_version(path: Path, found: str | None) -> str:
@@ -204,12 +284,34 @@ def _other_version(path: Path, found: str | None) -> str:
     return f"{message} Install a newer Roundwise."
 
 
-def _rebuild(description: dict[str, Any], tensors: dict[str, Tensor]) -> Contents:
-    for name, how in description["packed"].items():
-        tensors[name] = unpack(tensors[name], how["bits"], how["shape"], dtype_named(how["dtype"]))
+def _rebuild(description: dict[str, Any], tensors: dict[str, Tensor], stored: int) -> Contents:
+    _unpack_all(description["packed"], tensors, stored)
     return Contents(
         graph_from_plain(description["graph"], tensors),
         Report.from_dict(description["report"]),
         Recipe.from_dict(description["recipe"]),
         {str(name): str(version) for name, version in description["versions"].items()},
     )
+
+
+def _unpack_all(packed: dict[str, Any], tensors: dict[str, Tensor], stored: int) -> None:
+    """Replace packed codes by codes, if they do not take more memory than the file allows."""
+    sizes: dict[str, tuple[int, list[int], torch.dtype]] = {}
+    for name, how in packed.items():
+        bits, shape, dtype = how["bits"], how["shape"], dtype_named(how["dtype"])
+        whole = isinstance(shape, list) and all(type(number) is int for number in (bits, *shape))
+        if name not in tensors or not whole or dtype not in _PACKED_DTYPES or min(shape, default=0) < 0:
+            raise FileFormatError(
+                f"{name!r} is said to hold codes of {bits!r} bits, of the shape {shape!r} and in {dtype}, which no "
+                f"codes have. {DAMAGED}"
+            )
+        _check_count(tensors[name], bits, math.prod(shape))
+        sizes[name] = bits, shape, dtype
+    taken = sum(math.prod(shape) * dtype.itemsize for _, shape, dtype in sizes.values())
+    if taken > _MOST_UNPACKED * stored:
+        raise FileFormatError(
+            f"its codes would take {human_bytes(taken)} in memory, more than {_MOST_UNPACKED} times the "
+            f"{human_bytes(stored)} of the file. {DAMAGED}"
+        )
+    for name, how in sizes.items():
+        tensors[name] = unpack(tensors[name], *how)

@@ -6,6 +6,8 @@ import importlib
 
 import click
 
+from roundwise.wording import did_you_mean
+
 COMMANDS = {
     "quantize": "Give a trained network 4-bit weights.",
     "evaluate": "Measure a network, or compare two.",
@@ -17,7 +19,7 @@ COMMANDS = {
 """Each name, and what `roundwise --help` says about it; the command is `roundwise.cli.commands.<name>.command`."""
 
 HELP = """
-Quantize trained PyTorch networks to 4-bit weights, by choosing for every weight whether to round up or down.
+Quantize trained PyTorch networks to 4-bit weights, by choosing codes that keep each layer's outputs as they were.
 
 \b
 Start with:
@@ -39,6 +41,14 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"roundwise.cli.commands.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(f"{error.message}{did_you_mean(args[0], COMMANDS)}", ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

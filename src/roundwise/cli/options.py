@@ -26,7 +26,7 @@ from typing import Any, final
 import click
 import torch
 
-from roundwise.cli.parameters import EXISTING_FILE, device
+from roundwise.cli.parameters import EXISTING_FILE, Named, device
 from roundwise.cli.terminal import exits
 
 MODEL, DATA, METHOD, OUTPUT, ADVANCED = "Model", "Data", "What to do", "Output", "Advanced"
@@ -66,7 +66,7 @@ def choice(
     section: str, text: str, known: Iterable[Any], *names: str, metavar: str = "NAME", default: Any = None
 ) -> Any:
     """An option whose value is one of several."""
-    return option(section, text, *names, default=default, type=click.Choice(list(known)), metavar=metavar)
+    return option(section, text, *names, default=default, type=Named(list(known)), metavar=metavar)
 
 
 def file(section: str, text: str, *names: str) -> Any:

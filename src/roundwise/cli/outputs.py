@@ -13,8 +13,7 @@ from roundwise.errors import ExportError
 from roundwise.exporters import EXPORTERS, exporter_for, require_packages
 from roundwise.files import destination
 from roundwise.recipe.recipe import Recipe
-
-REPORT_SUFFIXES = (".html", ".htm")
+from roundwise.reporting.page import PAGE_ENDINGS
 
 
 def check_outputs(paths: Sequence[Path], report: Path | None) -> None:
@@ -30,7 +29,7 @@ def check_outputs(paths: Sequence[Path], report: Path | None) -> None:
     if len({path.resolve() for path in paths}) < len(paths):
         raise click.UsageError(f"--out names the same file twice: {', '.join(map(str, paths))}. Give each file once.")
     if report is not None:
-        check_place("--report", report, REPORT_SUFFIXES)
+        check_place("--report", report, PAGE_ENDINGS)
 
 
 def check_targets(paths: Sequence[Path], recipe: Recipe) -> None:

@@ -11,6 +11,8 @@ from typing import Any, final
 import click
 import torch
 
+from roundwise.wording import did_you_mean
+
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
@@ -38,9 +40,22 @@ class Existing(click.Path[Path]):
             names = sorted(it.name for it in path.parent.iterdir() if it.is_file() or (self.dir_okay and it.is_dir()))
         except OSError:
             names = []
-        if near := difflib.get_close_matches(path.name, names, n=3):
+        # A file of another kind is not what was meant, unless only the ending is wrong.
+        kind = [it for it in names if path.suffix in ("", Path(it).suffix) or Path(it).stem == path.stem]
+        if near := difflib.get_close_matches(path.name, kind, n=3):
             return f". Did you mean {' or '.join(str(path.parent / name) for name in near)}?"
         return "." if path.is_absolute() else f". Names without a leading / begin in {Path.cwd()}."
+
+
+@final
+class Named(click.Choice[Any]):
+    """One of several names. If it is none, the error asks for the name that is nearest."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(f"{error.message}{did_you_mean(value, map(str, self.choices))}", param, ctx)
 
 
 EXISTING_FILE = Existing(exists=True, dir_okay=False, path_type=Path)
@@ -88,6 +103,22 @@ def channel_values(text: str) -> tuple[float, ...]:
     return numbers
 
 
+def dimension(text: str) -> tuple[str, int, str]:
+    """Read `x:2=height`: the name of an input, one of its dimensions, and a name for the size.
+
+    Example:
+        >>> dimension("x:2=height")
+        ('x', 2, 'height')
+    """
+    match = re.fullmatch(r"(\w+):([1-9]\d?)=([A-Za-z_]\w*)", text)
+    if match is None:
+        raise click.BadParameter(
+            f"'{text}' is not a dimension of an input; write x:2=height: the parameter of forward, the dimension (from "
+            "1; 0 is the batch), and a name."
+        )
+    return match[1], int(match[2]), match[3]
+
+
 def memory(text: str) -> int:
     """Read an amount of memory, such as `2GiB`, as bytes.
 
@@ -105,10 +136,16 @@ def device(text: str) -> torch.device:
     """Read `cpu`, `cuda` or `cuda:1`, and try whether the device works."""
     try:
         found = torch.device(text)
+    except RuntimeError as error:  # PyTorch's own message lists two dozen kinds of devices that hardly anybody has
+        meant = " Did you mean 'cuda'?" if text.lower().startswith(("gpu", "nvidia")) else ""
+        raise click.BadParameter(
+            f"'{text}' is not the name of a device. Write cpu, cuda, cuda:1, or another that PyTorch knows.{meant}"
+        ) from error
+    try:
         torch.empty(1, device=found).cpu()
     except (RuntimeError, AssertionError, ImportError) as error:
-        # RuntimeError: no device of this name (`warp`), or it holds no values (`meta`). AssertionError: PyTorch was
-        # built without it (`cuda`, `xpu`). ImportError: it needs another package (`hpu`).
+        # RuntimeError: it holds no values (`meta`). AssertionError: PyTorch was built without it (`cuda`, `xpu`).
+        # ImportError: it needs another package (`hpu`).
         reason = str(error).splitlines()[0]
         raise click.BadParameter(f"'{text}' is not a device that works here: {reason}") from error
     return found

@@ -138,11 +138,29 @@ def build_recipe(options: RecipeOptions, *, data_free: bool = False) -> Recipe:
     Raises:
         RecipeError: an option or a line of the file makes no sense; the known values are listed.
     """
+    return changed(first_recipe(options, data_free=data_free), options, data_free=data_free)
+
+
+def first_recipe(options: RecipeOptions, *, data_free: bool = False) -> Recipe:
+    """The recipe file, or the default recipe.
+
+    Raises:
+        RecipeError: a line of the file makes no sense, or it does not quantize.
+    """
     if options.recipe is not None:
         recipe = Recipe.from_toml(options.recipe)
     else:
         recipe = Recipe.data_free() if data_free else Recipe()
     recipe.stage(Quantize)  # raises if there is none
+    return recipe
+
+
+def changed(recipe: Recipe, options: RecipeOptions, *, data_free: bool = False) -> Recipe:
+    """The recipe, changed as the options say.
+
+    Raises:
+        RecipeError: an option makes no sense; the known values are listed.
+    """
     recipe = _with_stages(recipe, partial(_with_options, options=options, data_free=data_free))
     run = _given(seed=options.seed, batch_size=options.batch_size, memory_budget=options.memory_budget)
     recipe = Recipe.from_dict(recipe.as_dict() | run)

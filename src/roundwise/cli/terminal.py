@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from roundwise.cli import Stopped, started
-from roundwise.errors import RoundwiseError
+from roundwise.errors import RecipeError, RoundwiseError
 from roundwise.events import Event, LayerFinished, LayerStarted, PassStarted, Planned
 from roundwise.wording import human_seconds
 
@@ -49,6 +49,15 @@ def exits(command: Callable[P, None]) -> Callable[P, None]:
             context.exit(128 + error.number if isinstance(error, Stopped) else INTERRUPTED)
 
     return run
+
+
+@contextmanager
+def wrong_usage() -> Iterator[None]:
+    """Make a request that contradicts itself, or what there is, wrong usage of the command line."""
+    try:
+        yield
+    except RecipeError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def say(message: str) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -12,8 +11,9 @@ import click
 import torch
 
 from roundwise.cli.options import ADVANCED, MODEL, file, flag, number
-from roundwise.cli.terminal import say
-from roundwise.errors import FileFormatError, RecipeError
+from roundwise.cli.parameters import EXISTING_FILE
+from roundwise.cli.terminal import say, wrong_usage
+from roundwise.errors import FileFormatError
 from roundwise.loading.models import LoadedModel, load_model
 from roundwise.loading.runnable import Runnable, open_runnable
 from roundwise.loading.weights import PICKLES, FromFile, Pretrained, Random, WeightSource
@@ -50,16 +50,18 @@ class WeightOptions:
 
     def load(self, model: str, seed: int = 0) -> LoadedModel:
         """As `load_model`; options that do not go with the model are wrong usage."""
+        _check_there(model)
         self._check_trust(model)
-        with _wrong_usage():
+        with wrong_usage():
             loaded = load_model(model, self.source(seed), self.num_classes)
         _tell(model, loaded.notes)
         return loaded
 
     def open(self, model: str, source: WeightSource | None, device: torch.device) -> Runnable:
         """As `open_runnable`; options that do not go with the model are wrong usage."""
+        _check_there(model)
         self._check_trust(model)
-        with _wrong_usage():
+        with wrong_usage():
             runnable = open_runnable(model, source, device, self.num_classes)
         _tell(model, runnable.notes)
         return runnable
@@ -72,12 +74,16 @@ class WeightOptions:
             )
 
 
-@contextmanager
-def _wrong_usage() -> Iterator[None]:
-    try:
-        yield
-    except RecipeError as error:
-        raise click.UsageError(str(error)) from error
+def _check_there(model: str) -> None:
+    """Make sure that the file that a model is in exists.
+
+    Raises:
+        click.UsageError: it does not; names files with similar names.
+    """
+    path, _, _ = model.rpartition(":")
+    name = path if path.endswith(".py") else model
+    if Path(name).suffix.lower() in (".py", ".pt2", ".rw", ".onnx"):
+        EXISTING_FILE.convert(name, None, None)
 
 
 def _tell(model: str, notes: Sequence[str]) -> None:

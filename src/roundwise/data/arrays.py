@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from roundwise.data.labels import check_plain, described, tensor_of
+from roundwise.data.pickles import RUNS_CODE, code_in
 from roundwise.data.textfiles import read_lines
 from roundwise.errors import FileFormatError
 
@@ -128,16 +129,24 @@ def _open(path: Path, what: str, known: str) -> Tensor | Mapping[str, Tensor]:
     try:
         arrays = reader(path)
     except Exception as error:  # NumPy, zipfile and the unpickler raise nearly anything on damaged files
+        if (code := code_in(error)) is not None:
+            raise FileFormatError(
+                f"{path} is refused: besides tensors it holds '{code}', {RUNS_CODE} {advice}"
+            ) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise FileFormatError(
-            f"{path} cannot be read for its {what}: {reason}. The file is damaged or incomplete, or holds something "
-            f"other than plain numbers. {advice}"
-        ) from error
+        damaged = "The file is damaged or incomplete, or holds something other than plain numbers. "
+        if isinstance(error, _OtherContentError):
+            damaged = ""
+        raise FileFormatError(f"{path} cannot be read for its {what}: {reason}. {damaged}{advice}") from error
     if isinstance(arrays, Mapping) and not arrays:
         raise FileFormatError(f"{path} holds no arrays. {advice}")
     for array in arrays.values() if isinstance(arrays, Mapping) else [arrays]:
         check_plain(array, path)
     return arrays
+
+
+class _OtherContentError(Exception):
+    """A sound file that holds something else than arrays."""
 
 
 def _read_npy(path: Path) -> Tensor:
@@ -152,7 +161,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
         arrays = {name: archive[name] for name in archive.files}
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
-            raise TypeError(f"'{name}' in it is something else than an array")
+            raise _OtherContentError(f"'{name}' in it is something else than an array")
     return {name: tensor_of(array) for name, array in arrays.items()}
 
 
@@ -160,12 +169,18 @@ def _read_torch(path: Path) -> Tensor | dict[str, Tensor]:
     match torch.load(path, map_location="cpu", weights_only=True):
         case Tensor() as tensor:
             return tensor
-        case dict() as content if content and all(isinstance(value, Tensor) for value in content.values()):
+        case dict() as content if content:
+            for name, value in content.items():
+                if not isinstance(value, Tensor):
+                    kind = type(value).__name__
+                    raise _OtherContentError(f"'{name}' in it is of type {kind}, and must be a tensor like the others")
             return {str(name): value for name, value in content.items()}
         case [Tensor() as inputs, Tensor() as labels]:
             return {"inputs": inputs, "labels": labels}
         case other:
-            raise TypeError(f"it holds a {type(other).__name__}, not a tensor, a dict of tensors or a pair of tensors")
+            raise _OtherContentError(
+                f"it holds a {type(other).__name__}, not a tensor, a dict of tensors or a pair of tensors"
+            )
 
 
 READERS: dict[str, tuple[Callable[[Path], Tensor | Mapping[str, Tensor]], str]] = {

@@ -10,7 +10,7 @@ from typing import final
 from torch import fx
 
 from roundwise.engine.unit import LayerTask
-from roundwise.errors import CalibrationError, ModelError, RecipeError
+from roundwise.errors import RecipeError
 from roundwise.graph.analysis.activations import find_activations, kind_of
 from roundwise.graph.analysis.moments import Known, propagate
 from roundwise.graph.graph import Graph
@@ -20,6 +20,10 @@ from roundwise.recipe.settings import Activations
 from roundwise.recipe.stages import Quantize
 from roundwise.report import ActivationReport
 from roundwise.statistics import ExpectedValues, ValueStatistic
+from roundwise.wording import number_of
+
+NAMED = 8
+"""A note names at most 8 activations, and counts the others. With a larger number, notes are longer."""
 
 
 @final
@@ -108,40 +112,101 @@ def check_without_data(tasks: Sequence[ActivationTask]) -> None:
             )
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class ChosenQuantizers:
+    """The quantizers of activations.
+
+    Attributes:
+        quantizers: by the operation or input that gives the activation; of those that are quantized.
+        reports: an entry for each of them.
+        notes: which activations stay in float, with the reasons.
+    """
+
+    quantizers: dict[fx.Node, Quantizer]
+    reports: tuple[ActivationReport, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 def choose_quantizers(
     tasks: Sequence[ActivationTask], statistics: Mapping[fx.Node, ValueStatistic]
-) -> tuple[dict[fx.Node, Quantizer], tuple[ActivationReport, ...]]:
+) -> ChosenQuantizers:
     """A quantizer for each activation. Activations of one task share one quantizer, which covers all their ranges.
 
-    Raises:
-        CalibrationError, ModelError: no range can be estimated from the values of an activation.
+    Activations without values, or with values that no grid can hold, stay in float.
     """
     quantizers: dict[fx.Node, Quantizer] = {}
-    reports = []
+    reports, in_float = [], dict[str, list[str]]()
     for task in tasks:
-        wanted, limits = task.settings, []
+        quantizer, expected, reason = _quantizer(task, statistics)
+        if quantizer is None:
+            in_float.setdefault(reason, []).extend(node.name for node in task.nodes)
+            continue
         for node in task.nodes:
-            if statistics[node].from_samples:
-                _check_values(node, statistics[node])
-            limits.append(wanted.ranges.limits(statistics[node], wanted.codebook))
-        low, high = (end(values) for end, values in zip((min, max), zip(*limits, strict=True), strict=True))
-        quantizer = Quantizer.spanning(low, high, wanted.codebook)
-        for node, expected in zip(task.nodes, limits, strict=True):
             quantizers[node] = quantizer
             seen = statistics[node]
+            low, high = (seen.low, seen.high) if seen.lows else expected.get(node, (0.0, 0.0))
             reports.append(
                 ActivationReport(
                     name=node.name,
-                    bits=wanted.bits,
-                    symmetric=wanted.symmetric,
+                    bits=task.settings.bits,
+                    symmetric=task.settings.symmetric,
                     scale=quantizer.scale,
                     zero_point=quantizer.zero_point,
-                    low=seen.low if seen.from_samples else expected[0],
-                    high=seen.high if seen.from_samples else expected[1],
+                    low=low,
+                    high=high,
                     shared_with=tuple(other.name for other in task.nodes if other is not node),
                 )
             )
-    return quantizers, tuple(reports)
+    notes = tuple(f"{_named(names)} left in float: {reason}" for reason, names in in_float.items())
+    return ChosenQuantizers(quantizers, tuple(reports), notes)
+
+
+Limits = dict[fx.Node, tuple[float, float]]
+"""The smallest and the largest value to cover, by the operation or input that gives an activation."""
+
+
+def _quantizer(
+    task: ActivationTask, statistics: Mapping[fx.Node, ValueStatistic]
+) -> tuple[Quantizer | None, Limits, str]:
+    """The quantizer of a task and the limits of its activations; without a quantizer, the reason."""
+    wanted, seen = task.settings, {node: statistics[node] for node in task.nodes}
+    if not all(values.finite for values in seen.values()):
+        return None, {}, "values that are NaN or infinite, for some calibration samples"
+    if not any(values.lows or not values.from_samples for values in seen.values()):
+        return None, {}, "empty for all calibration samples"
+    limits = {
+        node: wanted.ranges.limits(values, wanted.codebook)
+        for node, values in seen.items()
+        if not values.from_samples or (values.lows and (values.low, values.high) != (0.0, 0.0))
+    }
+    if not all(map(math.isfinite, (end for ends in limits.values() for end in ends))):
+        return None, {}, "no finite range follows from the statistics of batch-norms"
+    low, high = (
+        min((low for low, _ in limits.values()), default=0.0),
+        max((it for _, it in limits.values()), default=0.0),
+    )
+    quantizer = Quantizer.spanning(low, high, wanted.codebook)
+    if max(abs(low), abs(high)) < quantizer.scale / 2:
+        return None, {}, "0 for all calibration samples, or too small for a scale in float32"
+    largest = max((values.largest_ordinary for values in seen.values() if values.lows), default=math.inf)
+    if 0 < largest < quantizer.scale / 2:
+        return (
+            None,
+            {},
+            (
+                f"some values are huge, as in attention masks, and a grid of {wanted.bits} bits would round all others "
+                "to 0"
+            ),
+        )
+    return quantizer, limits, ""
+
+
+def _named(names: Sequence[str]) -> str:
+    """The names of activations, of many the first."""
+    shown = ", ".join(f"'{name}'" for name in names[:NAMED])
+    more = f" and {number_of(len(names) - NAMED, 'other')}" if len(names) > NAMED else ""
+    return f"{'activations' if len(names) > 1 else 'activation'} {shown}{more}"
 
 
 def _expected(node: fx.Node, settings: Activations, known: Mapping[fx.Node, Known]) -> ExpectedValues:
@@ -160,24 +225,3 @@ def _expected(node: fx.Node, settings: Activations, known: Mapping[fx.Node, Know
             "(overrides), or give calibration samples and choose ranges that use them, such as ActivationMSE()."
         )
     return ExpectedValues(known[node].spread if node in known else None)
-
-
-def _check_values(node: fx.Node, values: ValueStatistic) -> None:
-    """Raise unless a range can be estimated from the values."""
-    if not values.lows:
-        raise CalibrationError(
-            f"'{node.name}' is empty for all calibration samples: its shape is {list(node.meta['val'].shape)}. So its "
-            "range cannot be estimated; give inputs of a size for which it is not empty."
-        )
-    if not (math.isfinite(values.low) and math.isfinite(values.high)):
-        raise ModelError(
-            f"'{node.name}' has values from {values.low:g} to {values.high:g} for the calibration samples, and no grid "
-            "covers this range. Check the samples' preprocessing; if these values are right, leave activations in "
-            "float."
-        )
-    if values.low == values.high == 0:
-        raise CalibrationError(
-            f"'{node.name}' is 0 everywhere, for all calibration samples, so its range cannot be estimated. Give "
-            "samples like those that the network will see in use. If it is always 0, this part of the network has no "
-            "effect: remove it, or leave activations in float."
-        )

@@ -14,7 +14,7 @@ import math
 import operator
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -27,6 +27,7 @@ from roundwise.engine.inputs import check_single_batch, inputs_of_batch
 from roundwise.engine.store import ActivationStore
 from roundwise.errors import CalibrationError
 from roundwise.frontends import Signature
+from roundwise.graph.sizes import Range
 from roundwise.tensor_kinds import odd_kind, what_to_do
 
 BATCH, INPUT_BYTES = 32, 4 << 20
@@ -121,9 +122,48 @@ class Calibration:
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
         return args, kwargs
 
+    def within(self, sizes: Range, *, chosen: bool) -> Calibration:
+        """The same samples in batches of the sizes that the network takes.
+
+        Args:
+            sizes: of batches.
+            chosen: whether the user chose the size of the batches.
+
+        Raises:
+            CalibrationError: the chosen size is too large, or the samples cannot be cut into such batches.
+        """
+        counts = [_count(batch) for batch in self.batches]
+        if all(map(sizes.holds, counts)):
+            return self
+        most = max(counts)
+        if chosen and not sizes.holds(most):
+            raise CalibrationError(
+                f"the recipe has batch_size={most}, and the model's code takes batches of {sizes} samples. Choose a "
+                "batch_size in this range."
+            )
+        size = min(most, sizes.high or most)
+        batches = [part for batch in self.batches for part in _cut(batch, size)]
+        # Give samples of the last full batch to the rest, if this is too small to be a batch.
+        if _count(batches[-1]) < sizes.low and len(batches) > 1:
+            rest = _join(batches[-2:])
+            batches[-2:] = [rest] if sizes.holds(_count(rest)) else _cut(rest, _count(rest) - sizes.low)
+        if not all(sizes.holds(_count(batch)) for batch in batches):
+            raise CalibrationError(
+                f"{self.samples} calibration samples cannot be cut into batches of {sizes} samples, the only ones for "
+                "which the model's code does what it does for these. Give more samples."
+            )
+        return replace(self, batches=batches)
+
     def first(self, count: int) -> Batch:
         """The leaves of the first batches, joined: as few batches as hold `count` samples, or all batches."""
         return _join(self.batches[: -(-count // _count(self.batches[0]))])
+
+    @property
+    def alike(self) -> bool:
+        """Whether there are several samples, and each is the same as the first, in all inputs."""
+        first = self.batches[0]
+        pairs = (pair for batch in self.batches for pair in zip(batch, first, strict=True))
+        return self.samples > 1 and all(bool((a == b[:1]).all()) for a, b in pairs if _is_batched(a))
 
     def last(self, count: int) -> Calibration:
         """The last batches: as few as hold `count` samples, or all batches."""

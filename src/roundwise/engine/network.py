@@ -20,9 +20,10 @@ from roundwise.engine.calibration import DataFree, read_calibration
 from roundwise.engine.model_checks import check_weights_and_names
 from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.engine.torch_state import ONE_THREAD_AT_A_TIME, capturing_on, default_device, isolated_torch_state
-from roundwise.errors import CalibrationError, ModelError
+from roundwise.errors import CalibrationError, ModelError, RecipeError
 from roundwise.frontends import Facts, frontend_for
-from roundwise.graph.graph import ConstantInput, Graph
+from roundwise.graph.graph import ConstantInput, Graph, InputSpec
+from roundwise.graph.sizes import Dynamic
 from roundwise.numerics.quantizer import Quantizer
 from roundwise.report import StageReport
 
@@ -63,7 +64,7 @@ class Network:
         )
 
     def __repr__(self) -> str:
-        operations, inputs = len(self.graph.operations.nodes), _inputs_in_words(_captured_inputs(self.graph))
+        operations, inputs = len(self.graph.operations.nodes), _inputs_in_words(self.graph)
         return f"Network({operations} operations, for samples of {inputs})"
 
 
@@ -85,15 +86,16 @@ def facts_of(model: object) -> Facts:
         return frontend_for(model).facts(model)
 
 
-def capture(model: nn.Module | ExportedProgram, samples: Any) -> Network:
+def capture(model: nn.Module | ExportedProgram, samples: Any, *, dynamic: Dynamic | None = None) -> Network:
     """Capture a model once, in order to compare several recipes without capturing it for each.
 
     Args:
         model: as for `quantize`.
         samples: two or more inputs, in any form that `quantize` takes, or `DataFree(…)`; only the first two are used.
+        dynamic: as for `quantize`.
 
     Raises:
-        CalibrationError, CaptureError, ModelError: as for `quantize`.
+        CalibrationError, CaptureError, ModelError, RecipeError: as for `quantize`.
 
     Example:
         >>> import roundwise as rw
@@ -112,7 +114,7 @@ def capture(model: nn.Module | ExportedProgram, samples: Any) -> Network:
             samples = samples.samples(facts.dtype, facts.signature.batch or 2)
         args, kwargs = read_calibration(samples, facts.signature, 2, store).example(2, facts.device)
         with capturing_on(facts.device, callers):
-            graph = graph_of(model, args, kwargs)
+            graph = graph_of(model, args, kwargs, dynamic)
         return Network(graph, facts, _versions(graph))
 
 
@@ -120,15 +122,22 @@ def graph_of(
     model: nn.Module | ExportedProgram | Network,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    dynamic: Dynamic | None = None,
 ) -> Graph:
     """The graph of a model: captured on an example of its inputs, unless it was captured before.
 
     Raises:
         CalibrationError: the model was captured for other inputs than these.
         ModelError: the model's weights have changed since it was captured.
+        RecipeError: the model was captured before, with its own dynamic dimensions; or it cannot have these.
     """
     if not isinstance(model, Network):
-        return frontend_for(model).graph(model, args, kwargs)
+        return frontend_for(model).graph(model, args, kwargs, dynamic)
+    if dynamic:
+        raise RecipeError(
+            "dynamic is for capture, and this model was captured already. Give it to `rw.capture(model, samples, "
+            "dynamic=…)`."
+        )
     changed = [name for name, version in _versions(model.graph).items() if version != model.versions[name]]
     if changed:
         raise ModelError(
@@ -136,12 +145,13 @@ def graph_of(
             "trained further, but the captured network describes the old weights. Call `capture` again."
         )
     _check_structure(model, args, kwargs)
-    found = [_kind_of_input(leaf) for leaf in pytree.tree_leaves((args, kwargs))]
-    wanted = _captured_inputs(model.graph)
-    if found != wanted:
+    leaves = pytree.tree_leaves((args, kwargs))
+    if not all(map(_fits, model.graph.inputs, leaves)):
+        found = ", ".join(_in_words(leaf) for leaf in leaves)
         raise CalibrationError(
-            f"the model was captured for samples of {_inputs_in_words(wanted)}, but these samples are "
-            f"{_inputs_in_words(found)}. Capture it with two of these samples, or give `quantize` the model itself."
+            f"the model was captured for samples of {_inputs_in_words(model.graph)}, but these samples are {found}. "
+            "Capture it with two of these samples, or give `quantize` the model itself. For samples of several sizes, "
+            "capture it with `dynamic`."
         )
     return model.graph
 
@@ -172,21 +182,21 @@ def _check_structure(model: Network, args: tuple[Any, ...], kwargs: dict[str, An
         )
 
 
-def _captured_inputs(graph: Graph) -> list[Any]:
-    """The results of `_kind_of_input` for the inputs with which a graph was captured."""
-    return [spec.value if isinstance(spec, ConstantInput) else (spec.dtype, *spec.shape[1:]) for spec in graph.inputs]
+def _fits(spec: InputSpec | ConstantInput, leaf: Any) -> bool:
+    """Whether samples are what a graph was captured for."""
+    if isinstance(spec, ConstantInput):
+        return type(leaf) is type(spec.value) and bool(leaf == spec.value)
+    return isinstance(leaf, Tensor) and not spec.misfit(leaf)
 
 
-def _kind_of_input(leaf: Any) -> Any:
-    """Dtype and size of one sample of a tensor; other inputs are constants of the graph, and returned unchanged."""
-    return (leaf.dtype, *leaf.shape[1:]) if isinstance(leaf, Tensor) else leaf
+def _inputs_in_words(graph: Graph) -> str:
+    return ", ".join(spec.in_words() if isinstance(spec, InputSpec) else repr(spec.value) for spec in graph.inputs)
 
 
-def _inputs_in_words(inputs: list[Any]) -> str:
-    shapes = [
-        f"{it[0]} {['samples', *it[1:]]}".replace("'", "") if isinstance(it, tuple) else repr(it) for it in inputs
-    ]
-    return ", ".join(shapes)
+def _in_words(leaf: Any) -> str:
+    if not isinstance(leaf, Tensor):
+        return repr(leaf)
+    return InputSpec("", (None, *leaf.shape[1:]) if leaf.dim() else (), leaf.dtype).in_words()
 
 
 @contextlib.contextmanager

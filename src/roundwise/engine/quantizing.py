@@ -17,19 +17,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from torch import fx
-
 from roundwise.engine.activations import (
+    ChosenQuantizers,
     check_without_data,
     choose_quantizers,
     empty_statistics,
     expected_values,
     plan_activations,
 )
+from roundwise.engine.biases import fit_biases
 from roundwise.engine.network import Network
 from roundwise.engine.run import Run
 from roundwise.engine.stream import Stream, StreamResult
@@ -38,9 +38,8 @@ from roundwise.engine.unit import LayerTask, layer_report
 from roundwise.events import PassStarted, Progress
 from roundwise.graph.graph import Graph
 from roundwise.methods.rounding import Given, Nearest
-from roundwise.numerics.quantizer import Quantizer
 from roundwise.recipe.stages import Quantize
-from roundwise.report import ActivationReport, StageReport
+from roundwise.report import LayerReport, StageReport
 from roundwise.wording import number_of
 
 
@@ -51,8 +50,7 @@ def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
     measured against them.
 
     Raises:
-        CalibrationError: an activation is zero, or empty, for all samples.
-        ModelError: there is no layer to quantize, or weights or activations are not finite.
+        ModelError: there is no layer to quantize, or weights or outputs of layers are not finite.
         RecipeError: the settings do not fit the network, or a method needs samples and there are none.
         MemoryBudgetError: the disk is full.
     """
@@ -63,21 +61,27 @@ def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
     else:
         outcome = _run_without_data(graph, tasks, stage, run.seed)
     result = outcome.result
+    weights, notes = fit_biases(graph, result.weights, outcome.activations.quantizers)
     report = StageReport(
         stage="quantize",
         seconds=result.seconds,
-        notes=result.notes,
+        notes=(*result.notes, *outcome.activations.notes),
         output_error=None if math.isnan(result.output_error) else result.output_error,
-        layers=tuple(result.reports),
+        outputs=result.outputs,
+        layers=tuple(_with_note(layer, notes.get(layer.name, "")) for layer in result.reports),
         kept_float=tuple(kept_float(graph, result.weights)),
-        activations=outcome.activations,
+        activations=outcome.activations.reports,
     )
     return dataclasses.replace(
         network,
-        weights=(*network.weights, *result.weights),
-        quantizers={**network.quantizers, **outcome.quantizers},
+        weights=(*network.weights, *weights),
+        quantizers={**network.quantizers, **outcome.activations.quantizers},
         reports=(*network.reports, report),
     )
+
+
+def _with_note(layer: LayerReport, note: str) -> LayerReport:
+    return dataclasses.replace(layer, note="; ".join(filter(None, (layer.note, note))))
 
 
 def nearest_error(graph: Graph, stage: Quantize, run: Run, samples: int) -> float:
@@ -90,7 +94,7 @@ def nearest_error(graph: Graph, stage: Quantize, run: Run, samples: int) -> floa
         samples: how many of the last samples are used, or a few more if they fill a batch.
 
     Raises:
-        CalibrationError, ModelError, RecipeError: as `run_quantize`.
+        ModelError, RecipeError: as `run_quantize`.
     """
     assert run.calibration is not None
     few = dataclasses.replace(
@@ -107,20 +111,17 @@ class PassResult:
 
     Attributes:
         result: codes, reports and errors; the errors are measured with the quantized activations.
-        quantizers: the quantizer of each activation, by the operation or input that gives the activation.
-        activations: the report of each quantized activation.
+        activations: the quantizers of activations, with their reports.
     """
 
     result: StreamResult
-    quantizers: Mapping[fx.Node, Quantizer]
-    activations: tuple[ActivationReport, ...]
+    activations: ChosenQuantizers
 
 
 def _run_passes(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, run: Run) -> PassResult:
     """Run the samples through the network as often as the stage needs.
 
     Raises:
-        CalibrationError: an activation is zero, or empty, for all samples.
         ModelError, MemoryBudgetError: as `Stream.run`.
     """
     batches, progress = run.take_batches(), run.progress
@@ -133,19 +134,19 @@ def _run_passes(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, run: 
         return made
 
     if not planned:
-        return PassResult(stream(tasks, last=True, progress=progress).run(), {}, ())
+        return PassResult(stream(tasks, last=True, progress=progress).run(), ChosenQuantizers({}))
     expected, observers = expected_values(graph, planned), empty_statistics(planned)
     if not planned[0].settings.adapt_rounding:
         first = stream(tasks, last=False, observers=observers, progress=progress).run()
-        quantizers, reports = choose_quantizers(planned, {**expected, **observers})
-        return _with_rounded(first, stream, tasks, quantizers, reports, progress)
+        chosen = choose_quantizers(planned, {**expected, **observers})
+        return _with_rounded(first, stream, tasks, chosen, progress)
     before = None
     if observers:
         progress(PassStarted(f"estimating the ranges of {number_of(len(observers), 'activation')}"))
         before = stream((), last=False, observers=observers).run()
-    quantizers, reports = choose_quantizers(planned, {**expected, **observers})
-    result = stream(tasks, last=True, quantizers=quantizers, progress=progress).run()
-    return PassResult(result if before is None else _with_seconds(result, before), quantizers, reports)
+    chosen = choose_quantizers(planned, {**expected, **observers})
+    result = stream(tasks, last=True, quantizers=chosen.quantizers, progress=progress).run()
+    return PassResult(result if before is None else _with_seconds(result, before), chosen)
 
 
 def _run_without_data(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, seed: int) -> PassResult:
@@ -158,7 +159,7 @@ def _run_without_data(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize,
         task.check_without_data()
     planned = plan_activations(graph, tasks, stage)
     check_without_data(planned)
-    quantizers, activations = choose_quantizers(planned, expected_values(graph, planned))
+    chosen = choose_quantizers(planned, expected_values(graph, planned))
     weights, reports, seconds = [], [], {"ranges": 0.0, "rounding": 0.0}
     for task in tasks:
         (solved,) = task.solve(task.statistics(0, seed), seed)
@@ -166,19 +167,18 @@ def _run_without_data(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize,
         reports.append(layer_report(solved, math.nan, math.nan))
         seconds["ranges"] += solved.seconds_ranges
         seconds["rounding"] += solved.seconds_rounding
-    return PassResult(StreamResult(weights, reports, math.nan, seconds), quantizers, activations)
+    return PassResult(StreamResult(weights, reports, (), seconds), chosen)
 
 
 def _with_rounded(
     first: StreamResult,
     stream: Callable[..., Stream],
     tasks: Sequence[LayerTask],
-    quantizers: Mapping[fx.Node, Quantizer],
-    reports: tuple[ActivationReport, ...],
+    chosen: ChosenQuantizers,
     progress: Progress,
 ) -> PassResult:
     """Run a second pass with quantized activations and the weights that the first pass has rounded."""
-    progress(PassStarted(f"quantizing {number_of(len(quantizers), 'activation')}"))
+    progress(PassStarted(f"quantizing {number_of(len(chosen.quantizers), 'activation')}"))
     decided = [
         dataclasses.replace(
             task,
@@ -187,12 +187,12 @@ def _with_rounded(
         )
         for task, weight in zip(tasks, first.weights, strict=True)
     ]
-    second = stream(decided, last=True, quantizers=quantizers).run()
+    second = stream(decided, last=True, quantizers=chosen.quantizers).run()
     layers = [
         dataclasses.replace(new, seconds=old.seconds, note=old.note)
         for new, old in zip(second.reports, first.reports, strict=True)
     ]
-    return PassResult(dataclasses.replace(_with_seconds(second, first), reports=layers), quantizers, reports)
+    return PassResult(dataclasses.replace(_with_seconds(second, first), reports=layers), chosen)
 
 
 def _with_seconds(result: StreamResult, other: StreamResult) -> StreamResult:

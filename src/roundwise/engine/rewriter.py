@@ -20,6 +20,7 @@ from roundwise.graph.analysis.moments import with_measured_moments
 from roundwise.graph.graph import Graph
 from roundwise.methods.interfaces import GraphRewrite
 from roundwise.methods.rewrites import REWRITES
+from roundwise.numerics.output_error import compare
 from roundwise.recipe.files import name_of
 
 _WAY_OUT = (
@@ -125,10 +126,8 @@ def _changes(before: list[Tensor], after: list[Tensor], word: str) -> list[float
         )
     changes = []
     for was, now in zip(before, after, strict=True):
-        finite = was.isfinite()  # leave out the −∞ of a mask
-        energy = torch.linalg.vector_norm(was[finite].double())
-        error = float(torch.linalg.vector_norm(now[finite].double() - was[finite].double()) / energy.clamp(min=1e-30))
-        changes.append(error if torch.equal(finite, now.isfinite()) else math.nan)
+        found = compare(now, was)
+        changes.append(math.nan if found.apart else math.sqrt(found.error))
     return changes
 
 

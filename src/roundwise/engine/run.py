@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from roundwise.engine.calibration import Calibration, DataFree, copy_samples, read_calibration
 from roundwise.engine.network import Network, facts_of, graph_of, made_up_inputs
 from roundwise.engine.store import ActivationStore, default_budget
 from roundwise.engine.torch_state import capturing_on, default_device, isolated_torch_state, notes_on_settings
+from roundwise.errors import CalibrationError, RecipeError
 from roundwise.events import Progress
+from roundwise.graph.graph import Graph, InputSpec
+from roundwise.graph.sizes import Dynamic, Range
 from roundwise.recipe.recipe import Recipe
 
 
@@ -71,7 +75,11 @@ class Run:
 
 @contextlib.contextmanager
 def prepared_run(
-    model: nn.Module | ExportedProgram | Network, data: Any, recipe: Recipe, progress: Progress | None
+    model: nn.Module | ExportedProgram | Network,
+    data: Any,
+    recipe: Recipe,
+    progress: Progress | None,
+    dynamic: Dynamic | None,
 ) -> Iterator[tuple[Run, Network]]:
     """Read the samples and capture the model; gives the state of the run, and the network for the first stage.
 
@@ -79,8 +87,12 @@ def prepared_run(
     settings are as they were, and files with activations are deleted.
 
     Raises:
-        CalibrationError, CaptureError, ModelError, MemoryBudgetError: as `quantize`.
+        CalibrationError, CaptureError, ModelError, MemoryBudgetError, RecipeError: as `quantize`.
     """
+    if progress is not None and not callable(progress):
+        raise RecipeError(
+            f"progress={progress!r}: it must be a function that takes an event. Give print, for instance."
+        )
     facts = facts_of(model)
     device = facts.device
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
@@ -90,8 +102,11 @@ def prepared_run(
         inputs = data.samples(facts.dtype, facts.signature.batch or 2) if isinstance(data, DataFree) else data
         calibration = read_calibration(inputs, facts.signature, recipe.batch_size, store)
         read = time.perf_counter()
-        with made_up_inputs(not has_data), capturing_on(device, callers):
-            graph = graph_of(model, *calibration.example(2, device))
+        capturing = capturing_on(device, callers)
+        with made_up_inputs(not has_data), _hinting_at_single_samples(data), capturing:
+            graph = graph_of(model, *calibration.example(2, device), dynamic)
+        if graph.batch is None:
+            calibration = calibration.within(graph.limits.batches, chosen=recipe.batch_size is not None)
         captured = time.perf_counter()
         run = Run(
             calibration=calibration,
@@ -100,9 +115,66 @@ def prepared_run(
             store=store,
             seed=recipe.seed,
             progress=progress or (lambda _: None),
-            inputs=copy_samples(calibration, graph.batch or 8) if has_data else None,
-            notes=(*settings, *calibration.notes, *graph.notes),
+            inputs=copy_samples(calibration, _example_size(graph)) if has_data else None,
+            notes=(
+                *settings,
+                *calibration.notes,
+                *_notes_on_samples(calibration, has_data),
+                *graph.notes,
+                *_notes_on_sizes(graph),
+            ),
             seconds={"read": read - start, "capture": captured - read},
         )
         del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)
         yield run, Network(graph, facts, {})
+
+
+def _example_size(graph: Graph) -> int:
+    """The number of samples that the finished model keeps."""
+    return graph.batch or min(8, graph.limits.batches.high or 8)
+
+
+def _notes_on_sizes(graph: Graph) -> tuple[str, ...]:
+    """Notes for the report: which inputs the network takes beside those like the samples."""
+    notes, batches = [], graph.limits.batches
+    if graph.batch is None and batches != Range():
+        notes.append(
+            f"the network takes batches of {batches} samples: for other numbers of samples the model's code does "
+            "something else. A file for another runtime does not check this"
+        )
+    specs = [spec for spec in graph.inputs if isinstance(spec, InputSpec)]
+    named = {size.name: f"{size.name} ({size.sizes})" for spec in specs for size in spec.variable if size.name}
+    if named:
+        inputs = ", ".join(replace(spec, variable=()).in_words() for spec in specs)
+        notes.append(
+            f"dynamic sizes: {', '.join(named.values())}. Errors, memory and time in this report are for the "
+            f"calibration samples, {inputs}"
+        )
+    if graph.limits.contiguous:
+        notes.append("the network takes contiguous inputs only: the model reads memory in its order (`as_strided`)")
+    return tuple(notes)
+
+
+@contextlib.contextmanager
+def _hinting_at_single_samples(data: Any) -> Iterator[None]:
+    """Where the model does not run on the samples, say that each item of a list counts as a batch."""
+    try:
+        yield
+    except CalibrationError as error:
+        alike = isinstance(data, list) and len({(type(one), getattr(one, "shape", None)) for one in data}) == 1
+        if not alike or not isinstance(data[0], Tensor | np.ndarray):
+            raise
+        stack = "torch.stack" if isinstance(data[0], Tensor) else "numpy.stack"
+        raise CalibrationError(
+            f"{error} (Each of the {len(data)} items of the list counts as a batch, of {data[0].shape[0]} samples. If "
+            f"an item is a single sample, give {stack}(samples).)"
+        ) from error
+
+
+def _notes_on_samples(calibration: Calibration, has_data: bool) -> tuple[str, ...]:
+    if not has_data or not calibration.alike:
+        return ()
+    return (
+        f"all {calibration.samples} samples are alike, so errors in this report say nothing about other inputs. Give "
+        "inputs of the kind that the network will meet",
+    )

@@ -33,10 +33,11 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from roundwise.artifacts.emit import QuantizedWeight
-from roundwise.engine.measure import distance, distance_by_rows, energy, relative_error
+from roundwise.engine.measure import distance_by_rows
 from roundwise.engine.plan import forecast
 from roundwise.engine.schedule import Schedule, Segment, Step
 from roundwise.engine.store import ActivationStore
@@ -45,10 +46,13 @@ from roundwise.engine.values import Executor, Values, count, each, fetch
 from roundwise.errors import ModelError
 from roundwise.events import LayerFinished, LayerStarted, Planned, Progress
 from roundwise.graph.graph import Graph, bind
+from roundwise.graph.leaves import leaf_paths, output_name
 from roundwise.graph.run import execute, fast_layout
 from roundwise.graph.unit import Unit
+from roundwise.numerics.output_error import ErrorSums, as_tensor
 from roundwise.numerics.quantizer import Quantizer
-from roundwise.report import LayerReport
+from roundwise.numerics.squares import distance, energy, relative_error
+from roundwise.report import LayerReport, OutputReport, worst_error
 from roundwise.statistics import Addend, ValueStatistic
 
 NEAREST_SAMPLES = 128
@@ -73,16 +77,21 @@ class StreamResult:
 
     Attributes:
         weights, reports: codes and a report for each layer.
-        output_error: relative error of the outputs; NaN if none was measured.
+        outputs: the error of each output that was measured.
         seconds: time by activity.
         notes: which outputs were not measured.
     """
 
     weights: list[QuantizedWeight]
     reports: list[LayerReport]
-    output_error: float
+    outputs: tuple[OutputReport, ...]
     seconds: dict[str, float]
     notes: tuple[str, ...] = ()
+
+    @property
+    def output_error(self) -> float:
+        """The error of the output that is furthest from the reference; NaN if none was measured."""
+        return worst_error(self.outputs) if self.outputs else math.nan
 
 
 @final
@@ -152,9 +161,9 @@ class Stream:
             elapsed, done = time.perf_counter() - begin, sum(self._costs[: index + 1])
             left = elapsed * (sum(self._costs) - done) / done if done else 0.0
             self._progress(LayerFinished(reports[-1], index, total, left))
-        output_error, notes = self._finish()
+        outputs, notes = self._finish()
         self._seconds["forward"] = time.perf_counter() - begin - sum(self._seconds.values())
-        return StreamResult(weights, reports, output_error, self._seconds, notes)
+        return StreamResult(weights, reports, outputs, self._seconds, notes)
 
     def _quantize_unit(self, segment: Segment) -> list[tuple[QuantizedWeight, LayerReport]]:
         """Collect the unit's statistics, choose its codes, and run it with them in the current stream."""
@@ -282,53 +291,49 @@ class Stream:
                 constants[bias] = quantized.bias
         return constants
 
-    def _finish(self) -> tuple[float, tuple[str, ...]]:
-        """Run the operations after the last unit; return the relative error of the outputs, and notes about them.
+    def _finish(self) -> tuple[tuple[OutputReport, ...], tuple[str, ...]]:
+        """Run the operations after the last unit; return the errors of the network's outputs, and notes about them.
 
         An output whose shape is not the same in both networks, because it depends on values, is left out.
         """
-        outputs = self._schedule.outputs
-        measured: list[tuple[int, float, float]] = []  # the output's number, Σ‖y‖² and Σ‖y − ŷ‖², batch by batch
-        apart: dict[int, str] = {}  # outputs with two shapes
+        names = _output_names(self._schedule.graph)
+        sums = {current: ErrorSums() for _, current in self._schedule.outputs if current.op != "get_attr"}
+        masked: set[fx.Node] = set()  # outputs to which the float network gives infinite values
+        apart: dict[fx.Node, str] = {}  # outputs with two shapes
         for number, values in enumerate(self._batches):
             self._forward(self._schedule.tail, values)
-            for index, (reference, current) in enumerate(outputs):
-                if current.op == "get_attr":
+            for reference, current in self._schedule.outputs:
+                if current not in sums:
                     continue
-                target = fetch(values[self._schedule.key(reference)].reference, self._store)
-                if not isinstance(target, Tensor) or not target.is_floating_point():
+                target = as_tensor(fetch(values[self._schedule.key(reference)].reference, self._store))
+                output = as_tensor(fetch(values[current].current, self._store))
+                if target is None or output is None:  # such as a size of the input
                     continue
                 if target.isnan().any():
                     raise ModelError(
                         f"the float network's outputs contain NaN for samples in batch {number} (of "
                         f"{len(self._batches)}). Check these samples' preprocessing, or the network itself."
                     )
-                finite, squares = torch.isfinite(target), 0.0  # leave out the −∞ of a mask
-                if current in self._schedule.differing or current in self._quantizers:
-                    output = fetch(values[current].current, self._store)
-                    if output.shape != target.shape:
-                        apart.setdefault(index, f"{list(target.shape)} and {list(output.shape)}")
-                        continue
-                    squares = distance(output[finite], target[finite])
-                measured.append((index, energy(target[finite]), squares))
+                if output.shape != target.shape:
+                    apart.setdefault(current, f"{list(target.shape)} and {list(output.shape)}")
+                    continue
+                if target.isinf().any():
+                    masked.add(current)
+                sums[current].add(output, target)
+                if output.isnan().any():
+                    raise _overflow(f"{int(output.isnan().sum())} NaN in the output '{names[current]}'")
             values.clear()
-        total = difference = 0.0
-        for index, size, squares in measured:
-            if index not in apart:
-                total += size
-                difference += squares
-        if not math.isfinite(difference):
-            raise ModelError(
-                "the quantized network's outputs are NaN or infinite where the float network's are not. Use more bits, "
-                "or quantize the model in float32 or bfloat16."
-            )
+        errors = {node: one.result() for node, one in sums.items() if node not in apart}
+        for node, found in errors.items():
+            if found.apart and node not in masked:
+                raise _overflow(f"{found.apart} infinite values in the output '{names[node]}'")
         notes = tuple(
-            f"the error of output {index} (of {len(outputs)}) was not measured: its shape depends on values, and is "
-            f"{shapes} in a batch of the float and of the quantized network"
-            for index, shapes in apart.items()
+            f"the error of the output '{names[node]}' (of {len(sums)}) was not measured: its shape depends on values, "
+            f"and is {shapes} in a batch of the float and of the quantized network"
+            for node, shapes in apart.items()
         )
-        none_left = bool(apart) and all(index in apart for index, *_ in measured)
-        return math.nan if none_left else relative_error(difference, total), notes
+        reports = (OutputReport(names[node], one.error, one.whole, one.note) for node, one in errors.items())
+        return tuple(reports), notes
 
     def _forward(self, steps: Iterable[Step], values: Values) -> None:
         """Run steps in both streams, or once if the streams do not differ."""
@@ -349,6 +354,26 @@ class Stream:
         if quantizer is None:
             return pair
         return StreamPair(pair.reference, quantizer.fake_quantize(self._store.fetch(pair.current)))
+
+
+def _output_names(graph: Graph) -> dict[fx.Node, str]:
+    """The name of each output, by the operation or input that gives it."""
+    (result,) = next(node for node in graph.operations.nodes if node.op == "output").args
+    leaves = pytree.tree_leaves(result)
+    spec = graph.structure.out_spec
+    paths = leaf_paths(result if spec is None else pytree.tree_unflatten(leaves, spec))
+    names: dict[fx.Node, str] = {}
+    for leaf, path in zip(leaves, paths, strict=True):
+        if isinstance(leaf, fx.Node):
+            names.setdefault(leaf, output_name(path))
+    return names
+
+
+def _overflow(found: str) -> ModelError:
+    return ModelError(
+        f"the quantized network gives {found} where the float network gives finite numbers. Use more bits, or quantize "
+        "the model in float32 or bfloat16."
+    )
 
 
 def _check_shape(unit: Unit, what: str, reference: Any, current: Any) -> None:

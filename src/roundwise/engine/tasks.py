@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, fx
 
 from roundwise.artifacts.emit import QuantizedWeight, packed_bits
+from roundwise.artifacts.plain import dtype_name
 from roundwise.engine.activations import overridable_names
 from roundwise.engine.unit import LayerTask
 from roundwise.errors import ModelError
 from roundwise.graph.analysis.layers import Layer, find_layers
 from roundwise.graph.analysis.moments import Known, expected_columns, propagate
 from roundwise.graph.graph import Graph
+from roundwise.graph.operators import COPIES, EXPANSIONS, PERMUTATIONS, RESHAPES
 from roundwise.graph.unit import Unit
 from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rounding import ROUNDING_SOLVERS
@@ -23,6 +25,7 @@ from roundwise.recipe.settings import Weights, granularity_name
 from roundwise.recipe.stages import Quantize
 from roundwise.report import KeptFloat
 from roundwise.statistics import ExpectedMeans
+from roundwise.wording import human_bytes
 
 
 def plan_layers(graph: Graph, stage: Quantize) -> list[LayerTask]:
@@ -106,15 +109,31 @@ def kept_float(graph: Graph, weights: list[QuantizedWeight]) -> list[KeptFloat]:
     kept = []
     for node in graph.operations.nodes:
         value = graph.constant(node)
-        if value is None or value.dim() < 2 or not value.is_floating_point():
+        if value is None or value.dim() < 2 or not (value.is_floating_point() or value.is_complex()):
             continue
         name = str(node.target)
-        readers = sorted({str(user.target) for user in node.users if user not in quantized.get(name, ())})
+        readers = sorted({str(user.target) for user in _readers(node) if user not in quantized.get(name, ())})
         if name in by_recipe and name not in quantized:
             kept.append(KeptFloat(by_recipe[name], value.numel(), "the recipe keeps it in float"))
         elif readers and value.numel() > max(value.shape):  # more than one number per channel, so not a scale or limit
-            kept.append(KeptFloat(name, value.numel(), f"read by {', '.join(readers)}, which is not a layer"))
+            reason = f"read by {', '.join(readers)}, which is not a layer"
+            if value.is_complex():
+                reason = f"{dtype_name(value.dtype)} numbers, {human_bytes(value.nbytes)}, {reason}"
+            kept.append(KeptFloat(name, value.numel(), reason))
     return kept
+
+
+def _readers(constant: fx.Node) -> list[fx.Node]:
+    """The operations that compute with a constant: what only moves its numbers is passed over."""
+    readers: dict[fx.Node, None] = {}
+    waiting = [constant]
+    while waiting:
+        for user in waiting.pop().users:
+            if user.target in COPIES | RESHAPES | PERMUTATIONS | EXPANSIONS:
+                waiting.append(user)
+            else:
+                readers[user] = None
+    return list(readers)
 
 
 def stored_bytes(graph: Graph) -> int:

@@ -21,6 +21,7 @@ from roundwise.errors import RecipeError
 from roundwise.graph.analysis.layers import Layer
 from roundwise.graph.graph import Graph
 from roundwise.graph.unit import Unit
+from roundwise.methods.answers import check_answer, check_grid, check_shift, left_alone
 from roundwise.methods.interfaces import (
     BlockProblem,
     BlockSolver,
@@ -29,7 +30,6 @@ from roundwise.methods.interfaces import (
     RangeEstimator,
     Rounding,
     RoundingSolver,
-    check_answer,
     estimated_work,
 )
 from roundwise.numerics.grid import Codebook, Granularity, Grid
@@ -119,20 +119,23 @@ class LayerTask:
     def solve(self, statistics: Statistics, seed: int) -> list[Solved]:
         """Choose the layer's grid, codes and bias."""
         graph, layer, start = self.unit.graph, self.layer, time.perf_counter()
-        matrix = layer.map.to_matrix(graph.constants[layer.weight]).float()
+        matrix = _copy(layer.map.to_matrix(graph.constants[layer.weight]))
         of_ranges, of_rounding, *_ = self.needs
-        grid = self.ranges.estimate(matrix, self.codebook, self.granularity, statistics[of_ranges], layer.name)
+        with left_alone(self.ranges, layer.name, {"weight": matrix}):
+            grid = self.ranges.estimate(matrix, self.codebook, self.granularity, statistics[of_ranges], layer.name)
+        check_grid(grid, self.codebook, layer.name, self.ranges)
         middle = time.perf_counter()
         problem = Problem(
             layer.name,
             matrix,
-            layer.map.bias_rows,
+            _copy(layer.map.bias_rows),
             grid,
             statistics[of_rounding],
             layer.nonlinearity,
             bias_is_free=layer.own_bias is not None,
         )
-        answer = self.rounding.solve(problem, generator_for(seed, layer.name))
+        with left_alone(self.rounding, layer.name, _tensors_of(problem)):
+            answer = self.rounding.solve(problem, generator_for(seed, layer.name))
         check_answer(answer, problem, self.rounding)
         end = time.perf_counter()
         chosen = _corrected(graph, self, _rounded(layer, self.codebook, grid, answer), statistics)
@@ -170,7 +173,9 @@ class LayerTask:
                 raise RecipeError(
                     f"layer '{self.layer.name}': {type(method).__name__} needs samples of the layer's inputs "
                     f"({kind.__name__}), but there is no data. Give calibration samples, or choose methods that need "
-                    "none: rounding=Nearest(), ranges=WeightMSE() or MinMax(), correction=AnalyticBias() or None."
+                    "none: rounding=Nearest(), ranges=WeightMSE() or MinMax(), correction=AnalyticBias() or None; "
+                    "on the command line --rounding nearest, --ranges weight-mse or min-max, --correction "
+                    "analytic-bias or none."
                 )
 
 
@@ -221,12 +226,14 @@ class BlockTask:
                     f"layer '{layer.name}' is in the block '{self.unit.name}', but {type(task.ranges).__name__} needs "
                     "samples of this layer, which a block does not keep. Choose ranges=WeightMSE() or MinMax()."
                 )
-            matrix = layer.map.to_matrix(self.unit.graph.constants[layer.weight]).float()
+            matrix = _copy(layer.map.to_matrix(self.unit.graph.constants[layer.weight]))
             weights[layer.name] = matrix
             grids[layer.name] = task.ranges.estimate(matrix, task.codebook, task.granularity, Nothing(), layer.name)
         middle = time.perf_counter()
         problem = BlockProblem(self.unit, weights, grids, statistics)
-        answers = self.solver.solve(problem, generator_for(seed, self.unit.name))
+        tensors = {f"weights['{name}']": weight for name, weight in weights.items()}
+        with left_alone(self.solver, self.unit.name, tensors):
+            answers = self.solver.solve(problem, generator_for(seed, self.unit.name))
         end, share = time.perf_counter(), len(self.layers)
         solved = []
         for task in self.layers:
@@ -286,6 +293,18 @@ class Solved:
     seconds_rounding: float
 
 
+def _copy(tensor: Tensor) -> Tensor:
+    """A copy in float32. Without it a method that changes its arguments in place would change the user's model."""
+    return tensor.to(torch.float32, copy=True)
+
+
+def _tensors_of(problem: Problem[Any]) -> dict[str, Tensor]:
+    """The tensors that a solver must leave alone, by their names in the problem."""
+    grid = problem.grid
+    parts = {"weight": problem.weight, "bias": problem.bias}
+    return parts | {"grid.scale": grid.scale, "grid.zero_point": grid.zero_point}
+
+
 def _nearest(layer: Layer, codebook: Codebook, grid: Grid, matrix: Tensor) -> QuantizedWeight:
     return QuantizedWeight(layer, grid.quantize(matrix).to(codebook.dtype), grid)
 
@@ -333,11 +352,7 @@ def _corrected(graph: Graph, task: LayerTask, weight: QuantizedWeight, statistic
     matrix = layer.map.to_matrix(weight.weight(dtype)).float()  # rounded to the network's dtype, as in the program
     bias = layer.map.bias_rows + before
     shift = correction.shift(matrix, bias, statistics[task.needs[-1]])
-    if shift.shape != shape:
-        raise RecipeError(
-            f"{correction!r} gave layer '{layer.name}' a shift of its bias of shape {list(shift.shape)}; it must be "
-            f"{list(shape)}, one number for each output channel. Correct its method `shift`."
-        )
+    check_shift(shift, shape, layer.name, correction)
     return dataclasses.replace(weight, bias_shift=before + shift)
 
 

@@ -3,7 +3,7 @@
     top-k          share of the samples whose label is among the k largest outputs
     mean IoU       how well regions are found, for samples with masks instead of labels (`segmentation.py`)
     same class     share of the predictions (largest output) on which two networks agree
-    output error   Σ‖y − ŷ‖² / Σ‖y‖² over the outputs of floats, where y is of the network compared with
+    output error   Σ‖y − ŷ‖² / Σ‖y‖² of the worst output of floats, where y is of the network compared with
     same integers  share of equal numbers among outputs of integers and truth values, if there are any
 
 Accuracy needs labels. Agreement needs none, is measured on every sample, and changes before accuracy does: use it where
@@ -31,6 +31,8 @@ from roundwise.data.preprocessing import IGNORE
 from roundwise.errors import CalibrationError, ModelError
 from roundwise.evaluation.outputs import Outputs, outputs_of, paired, wide
 from roundwise.evaluation.segmentation import Confusion, Segmentation
+from roundwise.numerics.output_error import ErrorSums
+from roundwise.report import OutputReport, worst_error
 from roundwise.wording import number_of
 
 Network = Callable[[Tensor], Any]
@@ -59,11 +61,12 @@ class Comparison:
         accuracy: of the other network, if there are labels.
         same_class: share of equal predictions, 0 to 1: per sample, or per position for outputs with positions (as in
             segmentation); None if the outputs are not one tensor of class scores.
-        output_error: Σ‖y − ŷ‖² / Σ‖y‖² over all outputs of floats. It is infinite if one network alone gives minus
-            infinity somewhere; where both do, they agree.
+        output_error: Σ‖y − ŷ‖² / Σ‖y‖² of the output of floats for which it is largest. It is infinite if one network
+            alone gives minus infinity somewhere; where both do, they agree.
         segmentation: of the other network, if there are masks.
         same_integers: share of equal numbers, 0 to 1, in outputs of integers or truth values, such as chosen classes;
             None if there are none. They have no error, since such numbers are often names.
+        outputs: the error of each output, with a note on what was left out and what it says nothing about.
     """
 
     accuracy: Accuracy | None
@@ -71,6 +74,7 @@ class Comparison:
     output_error: float
     segmentation: Segmentation | None = None
     same_integers: float | None = None
+    outputs: tuple[OutputReport, ...] = ()
 
 
 @final
@@ -94,8 +98,12 @@ class Evaluation:
             if self.comparison.same_class is not None:
                 rows.append(("same class", f"{self.comparison.same_class:.2%}"))
             rows.append(("output error", f"{self.comparison.output_error:.3g}"))
+            outputs = self.comparison.outputs
+            if sum(not one.whole for one in outputs) > 1:
+                rows += [(f"  of '{one.name}'", f"{one.error:.3g}") for one in outputs if not one.whole]
             if self.comparison.same_integers is not None:
                 rows.append(("same integers", f"{self.comparison.same_integers:.2%}"))
+            rows += [(f"note on '{one.name}'", one.note) for one in outputs if one.note]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
 
@@ -289,16 +297,13 @@ class _Differences:
     """Sums over pairs of outputs."""
 
     def __init__(self) -> None:
-        self.error = self.energy = 0.0
+        self.outputs: dict[str, ErrorSums] = {}
         self.same = self.predictions = self.equal = self.integers = 0
 
     def add(self, outputs: Outputs, reference: Outputs) -> None:
-        for found, wanted in paired(outputs, reference):
-            if found.is_floating_point():
-                error, energy = _squares(found, wanted)
-                self.error += error
-                self.energy += energy
-            else:
+        for name, found, wanted in paired(outputs, reference):
+            self.outputs.setdefault(name, ErrorSums()).add(found, wanted)
+            if not found.is_floating_point():
                 self.equal += int((found.cpu() == wanted.cpu()).sum())
                 self.integers += found.numel()
         scores, wanted_scores = outputs.scores, reference.scores
@@ -308,22 +313,13 @@ class _Differences:
             self.predictions += agree.numel()
 
     def comparison(self, accuracy: Accuracy | None, segmentation: Segmentation | None) -> Comparison:
-        error = self.error / self.energy if self.energy else (float("inf") if self.error else 0.0)
+        errors = {name: sums.result() for name, sums in self.outputs.items()}
+        outputs = tuple(OutputReport(name, one.error, one.whole, one.note) for name, one in errors.items())
         return Comparison(
             accuracy=accuracy,
             same_class=self.same / self.predictions if self.predictions else None,
-            output_error=error,
+            output_error=worst_error(outputs),
             segmentation=segmentation,
             same_integers=self.equal / self.integers if self.integers else None,
+            outputs=outputs,
         )
-
-
-def _squares(found: Tensor, wanted: Tensor) -> tuple[float, float]:
-    """Σ(y − ŷ)² and Σy² over finite y. The first is infinite where one network alone gives minus infinity."""
-    y, y_hat = wanted.detach().cpu().double(), found.detach().cpu().double()
-    ruled_out = y.isinf()
-    if bool((ruled_out != y_hat.isinf()).any()):
-        return float("inf"), float(y[~ruled_out].square().sum())
-    if bool(ruled_out.any()):
-        y, y_hat = y[~ruled_out], y_hat[~ruled_out]
-    return float((y - y_hat).square().sum()), float(y.square().sum())

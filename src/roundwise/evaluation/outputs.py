@@ -15,6 +15,7 @@ from torch.utils._pytree import SequenceKey, tree_flatten_with_path, tree_leaves
 
 from roundwise.data.dataset import Dataset
 from roundwise.errors import CalibrationError, ModelError
+from roundwise.numerics.output_error import as_tensor
 from roundwise.wording import number_of
 
 
@@ -24,7 +25,7 @@ class Outputs:
     """The tensors in a network's result, in order; at least one is of floats.
 
     Attributes:
-        tensors: of floats, integers or truth values.
+        tensors: of floats, integers or truth values; complex numbers as two floats each.
         names: for each tensor, its place in the result: `{"head": (a, b)}` has head_0 and head_1, as in ONNX exports;
             None if the result is a tensor or a sequence, which has only an order.
         scores: the tensor that predictions are made from: the one named "out" (the segmentation networks of torchvision
@@ -55,8 +56,8 @@ def outputs_of(result: Any, who: str = "the network", first: int = 0) -> Outputs
             infinity.
     """
     names, leaves = _flattened(result)
-    kept = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and not leaf.is_complex()]
-    tensors = tuple(wide(leaves[i]) for i in kept)
+    kept = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor | float | complex)]
+    tensors = tuple(wide(tensor) for i in kept if (tensor := as_tensor(leaves[i])) is not None)
     floats = [tensor for tensor in tensors if tensor.is_floating_point()]
     if not floats:
         raise ModelError(
@@ -66,7 +67,8 @@ def outputs_of(result: Any, who: str = "the network", first: int = 0) -> Outputs
     for tensor in floats:
         _check_numbers(tensor, who, first)
     named = result.get("out") if isinstance(result, Mapping) else None
-    scores = floats[0] if len(floats) == 1 else None
+    real = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    scores = wide(real[0]) if len(real) == len(floats) == 1 else None
     if isinstance(named, Tensor) and named.is_floating_point():
         scores = wide(named)
     if scores is not None:
@@ -74,8 +76,8 @@ def outputs_of(result: Any, who: str = "the network", first: int = 0) -> Outputs
     return Outputs(tensors, None if names is None else tuple(names[i] for i in kept), scores)
 
 
-def paired(outputs: Outputs, reference: Outputs) -> list[tuple[Tensor, Tensor]]:
-    """Pair the outputs of two networks: by name if both give names, otherwise in order.
+def paired(outputs: Outputs, reference: Outputs) -> list[tuple[str, Tensor, Tensor]]:
+    """Pair the outputs of two networks, with their names: by name if both give names, otherwise in order.
 
     Raises:
         ModelError: the names, shapes or kinds of numbers differ.
@@ -92,7 +94,8 @@ def paired(outputs: Outputs, reference: Outputs) -> list[tuple[Tensor, Tensor]]:
             f"the outputs cannot be compared: {outputs} and {reference}. Both networks must give outputs of the same "
             "names (where they have names), shapes and kinds of numbers."
         )
-    return pairs
+    names = reference.names or outputs.names or [str(number) for number in other]
+    return [(names[j], *pair) for j, pair in zip(other, pairs, strict=True)]
 
 
 def check_classes(result: Any, dataset: Dataset) -> None:

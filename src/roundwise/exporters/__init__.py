@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from roundwise.artifacts.binding import Arguments
 from roundwise.artifacts.model import Model
-from roundwise.artifacts.signature import Arguments
 from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.errors import ExportError
 from roundwise.exporters.interface import Check, ExportedFile, Exporter

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
+from roundwise.artifacts.binding import Arguments
 from roundwise.artifacts.model import Model
-from roundwise.artifacts.signature import Arguments
 from roundwise.targets import Target
 
 

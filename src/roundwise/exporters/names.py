@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
+
+from roundwise.graph.leaves import leaf_paths, output_name
 
 
 def input_names(program: ExportedProgram) -> tuple[str | None, ...]:
     """The file's input for each leaf of the model's arguments, in order; None where the leaf is not a tensor."""
     specs = [spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     return tuple(spec.arg.name if isinstance(spec.arg, TensorArgument) else None for spec in specs)
+
+
+def constant_inputs(program: ExportedProgram) -> tuple[Any, ...]:
+    """For each leaf of the model's arguments, the value that was fixed at capture; None where the leaf is a tensor."""
+    specs = [spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    return tuple(spec.arg.value if isinstance(spec.arg, ConstantArgument) else None for spec in specs)
 
 
 def output_leaves(program: ExportedProgram) -> tuple[int, ...]:
@@ -26,12 +36,11 @@ def output_names(program: ExportedProgram) -> tuple[str, ...]:
     """
     spec = program.call_spec.out_spec
     assert spec is not None
-    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
+    paths = leaf_paths(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
     taken = set(input_names(program))
     names: list[str] = []
     for leaf in output_leaves(program):
-        keys = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in paths[leaf][0]]
-        name = "_".join(keys if keys and not keys[0].isdigit() else ["output", *keys])
+        name = output_name(paths[leaf])
         while name in taken:
             name += "_output"
         taken.add(name)

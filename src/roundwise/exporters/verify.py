@@ -16,6 +16,11 @@ is also exported without the quantizers of activations, and that file is held to
 strictly. For the file with quantizers, the tolerance is measured on the network itself: every result of every operation
 is changed by a millionth (in float16 by a thousandth), a few times; the largest difference of the outputs times
 `SENSITIVITY` passes.
+
+*The default session.* What counts is the run that users make: a session with the runtime's default settings. Kernels
+round where the file does not say so: between sums and codes, biases to integers, the inputs of matrix products to 8
+bits. So it has a tolerance of its own, also measured on the network: the largest difference of the outputs that such
+roundings make, times `KERNELS` (`exporters/sensitivity.py`). A file whose default session differs by more is refused.
 """
 
 from __future__ import annotations
@@ -23,39 +28,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from roundwise.artifacts import dialect
-from roundwise.artifacts.signature import Arguments
+from roundwise.artifacts.binding import Arguments
 from roundwise.errors import ExportError
-from roundwise.exporters.names import input_names, output_leaves, output_names
+from roundwise.exporters.names import constant_inputs, input_names, output_leaves, output_names
+from roundwise.exporters.sensitivity import changed_outputs, quantizes_activations
+from roundwise.frontends.program import batch_range
+from roundwise.numerics.output_error import INTEGER_TOLERANCE, ErrorSums
 from roundwise.runtimes.interface import Array
 from roundwise.wording import number_of
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3}
 """Largest relative difference that passes, by the least precise float type in the program."""
 
-INTEGER_TOLERANCE = 0.01
-"""Largest share of the elements of an integer or boolean output that may differ.
-
-Some may: an argmax between two nearly equal numbers can go either way.
-"""
-
 SENSITIVITY = 5.0
 """The tolerance of a network with quantized activations, in multiples of the difference that small changes make."""
 
-CHANGE = 1e-6
-"""Relative size of those small changes."""
-
-DRAWS = 3
-"""How many times the network is run with small changes, other ones each time; the largest difference counts."""
+KERNELS = 2.0
+"""The tolerance of a runtime's default session, in multiples of the difference that roundings in kernels make."""
 
 
 @final
@@ -66,13 +63,16 @@ class OutputDifference:
     Attributes:
         name: of the output.
         max_difference: largest absolute difference, in the output's own units.
-        relative_difference: that, relative to the model's largest magnitude in this output. For integers and booleans:
-            the share of elements that differ.
+        relative_difference: that, relative to the model's largest magnitude in this output, or in one of its channels
+            if that is worse (`numerics/output_error.py`). For integers and booleans: the share of elements that differ.
         tolerance: the largest `relative_difference` that passes.
         samples: how many were compared, all batch sizes together.
         class_disagreements: of these, how many have their largest value elsewhere; for outputs `[samples, classes]`.
         largest_margin: among those, the largest lead of the model's class over the file's, in the output's units. A
             margin below `max_difference` is a tie within the numerical error.
+        error: Σ(y − ŷ)²/Σy², where ŷ is of the file.
+        error_tolerance: the largest `error` that passes.
+        note: what was left out of the figures, such as a mask of −1e9 that both give.
     """
 
     name: str
@@ -82,11 +82,14 @@ class OutputDifference:
     samples: int
     class_disagreements: int = 0
     largest_margin: float = 0.0
+    error: float = 0.0
+    error_tolerance: float = math.inf
+    note: str = ""
 
     @property
     def passes(self) -> bool:
         """Whether the difference is what two runtimes may differ by."""
-        return self.relative_difference <= self.tolerance
+        return self.relative_difference <= self.tolerance and self.error <= self.error_tolerance
 
     def __str__(self) -> str:
         text = f"'{self.name}' differs by at most {self.max_difference:.2g} ({self.relative_difference:.2g} relative)"
@@ -95,7 +98,22 @@ class OutputDifference:
                 f", with another predicted class for {self.class_disagreements} of {number_of(self.samples, 'sample')} "
                 f"(largest margin {self.largest_margin:.2g})"
             )
-        return text
+        return f"{text}; {self.note}" if self.note else text
+
+
+class Tolerance(NamedTuple):
+    """What passes.
+
+    Attributes:
+        floats: the largest relative difference of outputs of floats.
+        whole: that of whole numbers and truth values: the share that differs.
+        error: the largest Σ(y − ŷ)²/Σy² of outputs of floats. It finds faults in few channels of many, which are below
+            the largest difference that chance makes.
+    """
+
+    floats: float
+    whole: float
+    error: float = math.inf
 
 
 @final
@@ -107,19 +125,27 @@ class Reference:
         names: of the outputs.
         inputs: by their names in the file; one set for each batch size.
         outputs: the model's, in the order of `names`, for each set of inputs.
-        tolerance: the largest relative difference that passes.
+        tolerance: what passes if the runtime computes what the file says.
+        kernel_tolerance: what passes with the runtime's default settings.
         verified_on: what the inputs are, in words.
     """
 
     names: tuple[str, ...]
     inputs: list[dict[str, Array]]
     outputs: list[list[Array]]
-    tolerance: float
+    tolerance: Tolerance
+    kernel_tolerance: Tolerance
     verified_on: str
 
-    def compare(self, results: list[list[Array]]) -> tuple[OutputDifference, ...]:
-        """How far each output of a file is from the model's, over all sets of inputs."""
-        return _compare(self.names, self.outputs, results, tolerance=self.tolerance)
+    def compare(self, results: list[list[Array]], *, kernels: bool = False) -> tuple[OutputDifference, ...]:
+        """How far each output of a file is from the model's, over all sets of inputs.
+
+        Args:
+            results: the file's outputs for each set of inputs.
+            kernels: whether they are of a session with default settings.
+        """
+        tolerance = self.kernel_tolerance if kernels else self.tolerance
+        return _compare(self.names, self.outputs, results, tolerance=tolerance)
 
 
 def make_reference(
@@ -145,10 +171,43 @@ def make_reference(
     if samples is None:
         samples, source = _random_samples(program), "random samples (seed 0; the model carries no others)"
     sizes, feeds, references = _run_model(model, program, samples)
+    _refuse_empty_proof(program, feeds, references, source)
+    exact = kernels = Tolerance(TOLERANCE[_precision(program)] if tolerance is None else tolerance, INTEGER_TOLERANCE)
     if tolerance is None:
-        tolerance = max(TOLERANCE[_precision(program)], SENSITIVITY * _sensitivity(program, feeds, references))
+        if quantizes_activations(program):
+            found = _sensitivity(program, feeds, references, kernels=False)
+            exact = Tolerance(max(exact.floats, SENSITIVITY * found.floats), exact.whole)
+        found = _sensitivity(program, feeds, references, kernels=True)
+        kernels = Tolerance(
+            floats=max(exact.floats, KERNELS * found.floats),
+            whole=max(exact.whole, KERNELS * found.whole),
+            error=max(exact.floats**2, KERNELS**2 * found.error),
+        )
     verified_on = f"{sizes[0]} {source}, in batches of {', '.join(map(str, sizes))}"
-    return Reference(output_names(program), feeds, references, tolerance, verified_on)
+    return Reference(output_names(program), feeds, references, exact, kernels, verified_on)
+
+
+def _refuse_empty_proof(
+    program: ExportedProgram, feeds: list[dict[str, Array]], references: list[list[Array]], source: str
+) -> None:
+    """Raise if a comparison on these inputs would prove nothing."""
+    for name, array in feeds[0].items():
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise ExportError(
+                f"The {source} for input '{name}' hold {int(np.isnan(array).sum()):,} NaN among {array.size:,} values. "
+                "NaN spreads to the outputs, and a comparison of NaN proves nothing. Give samples of finite numbers."
+            )
+    infinite = [name for name, array in feeds[0].items() if array.dtype.kind == "f" and np.isinf(array).any()]
+    for name, array in zip(output_names(program), references[0], strict=True):
+        if array.dtype.kind != "f" or not array.size:
+            continue
+        if not np.isfinite(array).any() or (infinite and np.isnan(array).any()):
+            also = f", and input '{infinite[0]}' holds infinite values" if infinite else ""
+            raise ExportError(
+                f"On the {source}, {int((~np.isfinite(array)).sum()):,} of {array.size:,} values of the model's output "
+                f"'{name}' are NaN or infinite{also}. A comparison on them proves nothing. Give samples for which the "
+                "model's outputs are finite."
+            )
 
 
 def _run_model(
@@ -163,13 +222,24 @@ def _run_model(
             "Give (positional inputs, inputs by name), as in `samples=((x,), {})`."
         )
     shapes = _input_shapes(program)
+    for leaf, name in zip(leaves, names, strict=True):
+        if isinstance(leaf, Tensor) and not leaf.numel():
+            raise ExportError(
+                f"The samples to verify on are empty: input '{name}' has shape {list(leaf.shape)}. Give one or more."
+            )
     given = [(shapes[name][0], len(leaf)) for leaf, name in zip(leaves, names, strict=True) if shapes.get(name)]
     dynamic = [count for size, count in given if isinstance(size, torch.SymInt)]
     # 2 is what programs are usually traced with, 1 what people run first.
-    sizes = list(dict.fromkeys((dynamic[0], 2, 1))) if dynamic else [given[0][0] if given else 1]
+    few = [size for size in (2, 1) if batch_range(program).holds(size)]
+    sizes = list(dict.fromkeys((dynamic[0], *few))) if dynamic else [given[0][0] if given else 1]
+    batches = [
+        [_resize(leaf, shapes.get(name), size) for leaf, name in zip(leaves, names, strict=True)] for size in sizes
+    ]
+    larger = [_enlarge(leaf, shapes.get(name), program) for leaf, name in zip(batches[0], names, strict=True)]
+    if any(new is not old for new, old in zip(larger, batches[0], strict=True)):
+        batches.append(larger)
     feeds, references = [], []
-    for size in sizes:
-        resized = [_resize(leaf, shapes.get(name), size) for leaf, name in zip(leaves, names, strict=True)]
+    for resized in batches:
         args, kwargs = pytree.tree_unflatten(resized, spec)
         with torch.no_grad():
             outputs = pytree.tree_leaves(model(*args, **kwargs))
@@ -200,14 +270,24 @@ def _resize(leaf: Any, shape: tuple[Any, ...] | None, size: int) -> Any:
     return leaf if len(leaf) == wanted else leaf[torch.arange(wanted, device=leaf.device) % len(leaf)]
 
 
+def _enlarge(leaf: Any, shape: tuple[Any, ...] | None, program: ExportedProgram) -> Any:
+    """The sample tensor with twice the size in each dynamic dimension besides the batch, or as much as it may have."""
+    for dim, size in enumerate(shape or ()):
+        if dim and isinstance(size, torch.SymInt):
+            limit = program.range_constraints[size.node.expr].upper
+            wanted = min(2 * leaf.shape[dim], int(limit)) if limit.is_Integer else 2 * leaf.shape[dim]
+            leaf = leaf.index_select(dim, torch.arange(wanted, device=leaf.device) % leaf.shape[dim])
+    return leaf
+
+
 def _random_samples(program: ExportedProgram) -> Arguments:
     """Four samples: normal numbers, and zeros and ones where integers are asked for."""
     generator = torch.Generator().manual_seed(0)
     leaves: list[Any] = []
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    for name in input_names(program):
+    for name, constant in zip(input_names(program), constant_inputs(program), strict=True):
         if name is None:
-            leaves.append(None)
+            leaves.append(constant)
             continue
         fake = values[name]
         shape = [
@@ -224,53 +304,24 @@ def _random_samples(program: ExportedProgram) -> Arguments:
     return args, kwargs
 
 
-def quantizes_activations(program: ExportedProgram) -> bool:
-    """Whether anything but weights is quantized."""
-    return any(node.target is dialect.operator_for(dialect.QUANTIZE) for node in program.graph.nodes)
-
-
-@final
-class _Changed(TorchDispatchMode):
-    """Every operation's results in floating point times 1 + a little, drawn for each number."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return pytree.tree_map_only(Tensor, self._change, func(*args, **(kwargs or {})))
-
-    def _change(self, value: Tensor) -> Tensor:
-        if not value.is_floating_point():
-            return value
-        # Relative, and no less than neighbouring numbers of the dtype differ by.
-        size = max(CHANGE, torch.finfo(value.dtype).eps) if value.dtype.itemsize < 4 else CHANGE
-        return value * (1 + size * torch.randn(value.shape, generator=self._generator)).to(value)
-
-
-def _sensitivity(program: ExportedProgram, feeds: list[dict[str, Array]], references: list[list[Array]]) -> float:
-    """The largest relative difference that small changes of all results make; 0 without quantizers."""
-    if not quantizes_activations(program):
-        return 0.0
-    module, names = program.module(), output_names(program)
-    device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
-    largest = 0.0
-    for seed in range(DRAWS):
-        results = []
-        for feed in feeds:
-            leaves = [torch.from_numpy(feed[name]).to(device) if name else None for name in input_names(program)]
-            assert program.call_spec.in_spec is not None
-            args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
-            with torch.no_grad(), _Changed(seed):
-                outputs = pytree.tree_leaves(module(*args, **kwargs))
-            results.append([_array(outputs[leaf]) for leaf in output_leaves(program)])
-        differences = _compare(names, references, results, tolerance=math.inf)
-        largest = max([largest, *(difference.relative_difference for difference in differences)])
-    return largest
+def _sensitivity(
+    program: ExportedProgram, feeds: list[dict[str, Array]], references: list[list[Array]], *, kernels: bool
+) -> Tolerance:
+    """The largest differences that small changes make."""
+    names, nothing = output_names(program), Tolerance(math.inf, math.inf)
+    draws = changed_outputs(program, feeds, kernels=kernels)
+    found = [one for results in draws for one in _compare(names, references, results, tolerance=nothing)]
+    whole = [array.dtype.kind != "f" for array in references[0]] * len(draws)
+    floats, others = ([one for one, is_whole in zip(found, whole, strict=True) if is_whole == kind] for kind in (0, 1))
+    return Tolerance(
+        floats=max((one.relative_difference for one in floats), default=0.0),
+        whole=max((one.relative_difference for one in others), default=0.0),
+        error=max((one.error for one in floats), default=0.0),
+    )
 
 
 def _compare(
-    names: tuple[str, ...], references: list[list[Array]], results: list[list[Array]], *, tolerance: float
+    names: tuple[str, ...], references: list[list[Array]], results: list[list[Array]], *, tolerance: Tolerance
 ) -> tuple[OutputDifference, ...]:
     """The difference of each output over all batch sizes."""
     by_output = zip(zip(*references, strict=True), zip(*results, strict=True), strict=True)
@@ -279,7 +330,10 @@ def _compare(
     )
 
 
-def _difference(name: str, expected: tuple[Array, ...], found: tuple[Array, ...], tolerance: float) -> OutputDifference:
+def _difference(
+    name: str, expected: tuple[Array, ...], found: tuple[Array, ...], tolerance: Tolerance
+) -> OutputDifference:
+    sums = ErrorSums()
     for one, other in zip(expected, found, strict=True):
         if one.shape != other.shape:
             raise ExportError(
@@ -287,23 +341,21 @@ def _difference(name: str, expected: tuple[Array, ...], found: tuple[Array, ...]
                 f"{list(one.shape)}: the exporter has probably frozen a size that the model reads off its inputs. "
                 "Nothing was kept. Write such a size as −1 in the model's views, or report it with the model."
             )
-    samples = sum(map(_length, expected))
-    y, y_file = (np.concatenate([run.reshape(-1) for run in runs]) for runs in (expected, found))
-    if y.dtype.kind != "f":
-        differing = y != y_file
-        share = float(differing.mean()) if differing.size else 0.0
-        largest = float(np.abs(y.astype(np.float64) - y_file).max(initial=0))
-        return OutputDifference(name, largest, share, INTEGER_TOLERANCE, samples)
-    y, y_file = y.astype(np.float64), y_file.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        # Infinities and NaN must be the same ones at the same places; no finite difference stands for them.
-        same = (y == y_file) | (np.isnan(y) & np.isnan(y_file))
-        difference = np.where(same, 0.0, np.nan_to_num(np.abs(y - y_file), nan=np.inf, posinf=np.inf))
-    largest = float(difference.max(initial=0))
-    magnitude = float(np.abs(y[np.isfinite(y)]).max(initial=0))
-    relative = largest / magnitude if magnitude else (0.0 if largest == 0 else math.inf)
+        sums.add(torch.from_numpy(np.array(other)), torch.from_numpy(np.array(one)))
+    error = sums.result()
     margins = np.concatenate([_margins(one, other) for one, other in zip(expected, found, strict=True)])
-    return OutputDifference(name, largest, relative, tolerance, samples, len(margins), float(margins.max(initial=0)))
+    return OutputDifference(
+        name=name,
+        max_difference=error.largest_difference,
+        relative_difference=error.relative_difference,
+        tolerance=tolerance.whole if error.whole else tolerance.floats,
+        samples=sum(map(_length, expected)),
+        class_disagreements=0 if error.whole else len(margins),
+        largest_margin=0.0 if error.whole else float(margins.max(initial=0)),
+        error=error.error,
+        error_tolerance=math.inf if error.whole else tolerance.error,
+        note=error.note,
+    )
 
 
 def _margins(expected: Array, found: Array) -> Array:

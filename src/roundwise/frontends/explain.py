@@ -8,7 +8,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,6 +17,9 @@ from typing import final
 from torch import fx, nn
 
 _LIBRARIES = {"torch", "sympy", "mpmath", "roundwise", *sys.stdlib_module_names} - {"__main__"}
+_SIZE = re.compile(r"\.size\(\)\[(\d+)\]$")
+_SYMBOL = re.compile(r"\bs\d+\b")
+_NUMBER = re.compile(r"(?<![\w.])\d+(?![\w.])")
 _FRAME = re.compile(r'File "(.+)", line (\d+), in (\S+)')
 
 
@@ -35,13 +38,14 @@ class Place:
         return f"{self.file}:{self.line}, in {self.function}" + (f" (`{source}`)" if source else "")
 
 
-def explain(model: nn.Module, error: Exception, again: Callable[[], object]) -> str:
+def explain(model: nn.Module, error: Exception, limit: Limit | None, named: Sequence[Mapping[int, str]]) -> str:
     """The message for an error of `torch.export`: the reason, the place in the user's code, and a way out.
 
     Args:
         model: the model whose capture failed.
         error: the error that PyTorch raised.
-        again: repeats the capture, to find the place where the error itself does not name it.
+        limit: where the model's code limits a size, if that is the reason.
+        named: for each leaf of the inputs the names of its dynamic dimensions.
     """
     place = locate(model, traceback.walk_tb(error.__traceback__))
     says = f"\nPyTorch says: {type(error).__name__}: {first_lines(error)}"
@@ -51,17 +55,11 @@ def explain(model: nn.Module, error: Exception, again: Callable[[], object]) -> 
             "which operations run depends on the values of a tensor (an `if` or a loop over something computed, "
             "`int(…)`, `.item()`), as in the post-processing of detectors"
         )
-    elif "Constraints violated" in str(error):
-        place = _place_of_specialization(model, again)
-        reason = (
-            "it works for some batch sizes only; its code makes a constant of the number of samples, or decides by it"
-        )
-        says = "" if place else says
-        remedy = (
-            "\nLet that code treat the batch as a whole (no loop over samples, no `if x.shape[0] > 4`, no number in "
-            "place of `x.shape[0]`). Or export the model for one batch size and quantize the program: "
-            "`rw.quantize(torch.export.export(model, (samples,)), …)`."
-        )
+    elif limit is not None:
+        place, says = limit.place, "" if limit.place else says
+        if isinstance(limit.module, nn.RNNBase) and not limit.module.batch_first:
+            return _time_first(limit)
+        reason, remedy = _reason_of_limit(limit, named)
     else:
         reason = "torch.export does not support something that its code does"
     stopped = "" if place is None else f"\nIt stopped at {place}{_inside(model, place.module)}."
@@ -136,7 +134,9 @@ def frames_of(node: fx.Node) -> list[tuple[str, int, str]]:
 
 def first_lines(error: BaseException, lines: int = 4, width: int = 400) -> str:
     """The beginning of an error's message, in one line."""
-    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:lines] if line.strip())
+    # PyTorch's "Caused by" names the function that called it last, which is Roundwise's own.
+    said = [line.strip() for line in str(error).strip().splitlines() if not line.startswith("Caused by")]
+    text = " ".join(line for line in said[:lines] if line)
     return text[:width] + ("…" if len(text) > width else "")
 
 
@@ -144,28 +144,121 @@ def _inside(model: nn.Module, module: str) -> str:
     return f", inside the module '{module}' ({type(model.get_submodule(module)).__name__})" if module else ""
 
 
-def _place_of_specialization(model: nn.Module, again: Callable[[], object]) -> Place | None:
-    """Where the batch size became a constant. PyTorch says so only in its log, at the moment when it happens."""
-    places: list[Place] = []
+def _reason_of_limit(limit: Limit, named: Sequence[Mapping[int, str]]) -> tuple[str, str]:
+    """Why a model works for some sizes only, and what to do."""
+    if limit.dim:
+        names = {name for dims in named for dim, name in dims.items() if dim == limit.dim}
+        name = f" ({' or '.join(sorted(names))})" if names else ""
+        return (
+            f"dynamic asks for any size of dimension {limit.dim}{name}, and its code makes a constant of that size, "
+            "or decides by it",
+            "\nLeave that dimension out of `dynamic`, and give samples of the size that the network will see. Or let "
+            "the code compute with the size as it is (no `int(…)`, no `if` on it, no list as long as it).",
+        )
+    return (
+        "it works for some batch sizes only; its code makes a constant of the number of samples, or decides by it",
+        "\nLet that code treat the batch as a whole (no loop over samples, no `if x.shape[0] > 4`, no number in place "
+        "of `x.shape[0]`). Or export the model for one batch size and quantize the program, with a multiple of that "
+        "number of samples: `rw.quantize(torch.export.export(model, (samples,)), …)`.",
+    )
 
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if not places and str(record.msg).startswith("set_replacement"):
-                place = locate(model, reversed(list(traceback.walk_stack(sys._getframe()))))
-                if place is not None:
-                    places.append(place)
 
-    log, listener = logging.getLogger("torch.fx.experimental.symbolic_shapes"), Listener()
+def _time_first(limit: Limit) -> str:
+    kind = type(limit.module).__name__
+    stopped = "" if limit.place is None else f"\nIt stopped at {limit.place}."
+    return (
+        f"the model cannot be captured with any number of samples: the nn.{kind} '{limit.name}' has batch_first=False, "
+        "so the first dimension of its input is time. Capture takes the first dimension of every input for samples, "
+        f"and PyTorch makes a constant of the number of time steps.{stopped}\nWay out: build it as "
+        f"`nn.{kind}(…, batch_first=True)` (the weights are the same) and give samples [samples, time, features]. Or "
+        "quantize a wrapper whose forward is `return self.model(x.transpose(0, 1)).transpose(0, 1)`, with samples "
+        "of that shape."
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Limit:
+    """Where a model's code makes a constant of a size, or decides by it.
+
+    Attributes:
+        place: the line; None if it is not in the user's code.
+        name, module: the submodule that was running, which may be one of PyTorch's.
+        dim: the dimension of the input; 0 is the batch.
+    """
+
+    place: Place | None = None
+    name: str = ""
+    module: nn.Module | None = None
+    dim: int = 0
+
+
+def find_limit(model: nn.Module, export: Callable[[], object]) -> Limit:
+    """Find the first place that limits a size, by exporting the model once more.
+
+    PyTorch says so only in its log, at the moment when it happens.
+    """
+    listener, log = _LimitListener(model), logging.getLogger("torch.fx.experimental.symbolic_shapes")
     level, propagate, handlers = log.level, log.propagate, log.handlers
     log.propagate, log.handlers = False, [listener]
     log.setLevel(logging.INFO)
     try:
         with contextlib.suppress(Exception):
-            again()
+            export()
     finally:
         log.propagate, log.handlers = propagate, handlers
         log.setLevel(level)
-    return places[0] if places else None
+    return listener.limit or Limit()
+
+
+@final
+class _LimitListener(logging.Handler):
+    """Reads PyTorch's log of the conditions on sizes; keeps the first that excludes a size from 2 on."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model, self._dims = model, dict[str, int]()
+        self.limit: Limit | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message, arguments = str(record.msg), record.args
+        if not isinstance(arguments, tuple) or self.limit is not None:
+            return
+        if message.startswith("create_symbol"):  # symbol, size in the example, `L['x'].size()[2]`, …
+            source = _SIZE.search(str(arguments[2]))
+            self._dims[str(arguments[0])] = int(source[1]) if source else 0
+        elif "[guard added]" in message:
+            symbol = _limited_symbol(str(arguments[1]))
+            if symbol is not None:
+                stack = list(reversed(list(traceback.walk_stack(sys._getframe()))))
+                name = running(self._model, stack)
+                self.limit = Limit(
+                    locate(self._model, stack),
+                    name or "",
+                    None if name is None else self._model.get_submodule(name),
+                    self._dims.get(symbol, 0),
+                )
+
+
+def _limited_symbol(condition: str) -> str | None:
+    """The symbol that a condition such as `s77 < 64` or `Eq(s77, 23)` limits; None if it limits no single symbol."""
+    symbols, numbers = set(_SYMBOL.findall(condition)), [int(number) for number in _NUMBER.findall(condition)]
+    if len(symbols) != 1:
+        return None
+    (symbol,) = symbols
+    if re.fullmatch(rf"{symbol} (>=|>|!=) [01]|Ne\({symbol}, [01]\)|{symbol} >= 2", condition):
+        return None
+    return symbol if numbers else None
+
+
+def running(model: nn.Module, frames: Iterable[tuple[FrameType, int]]) -> str | None:
+    """The path of the innermost submodule that is running, also if its code is PyTorch's; None if none is."""
+    names, found = {id(module): name for name, module in model.named_modules()}, None
+    for frame, _ in frames:
+        code = frame.f_code
+        receiver = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        found = names.get(id(receiver), found)
+    return found
 
 
 def callers_level() -> int:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 import torch
 
 from roundwise.graph.graph import Graph
+from roundwise.graph.sizes import Dynamic
 
 
 @final
@@ -78,12 +79,13 @@ class Frontend(ABC):
         """
 
     @abstractmethod
-    def graph(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
+    def graph(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Dynamic | None = None) -> Graph:
         """Turn a model into a graph that computes what the model computes in evaluation.
 
         Args:
             model: of a kind that is accepted.
             args, kwargs: an example of its inputs, with at least 2 samples along the first dimension of every tensor.
+            dynamic: the dimensions of inputs, besides the batch, that may have other sizes than in the example.
 
         Returns:
             A graph whose batch size is free, unless the model itself fixes it. Batch-norm and dropout are operations
@@ -94,4 +96,5 @@ class Frontend(ABC):
             ModelError: the model has no values for its parameters, or they are on several devices.
             CalibrationError: the model does not run on the example.
             CaptureError: the model runs, but no graph computes the same; says where in its code and what to do.
+            RecipeError: the inputs have no such dimensions as `dynamic` names.
         """

@@ -7,7 +7,7 @@ need care:
 1. `view` fails where `reshape` makes a copy. PyTorch's decompositions write `view` for every `reshape` and `flatten`,
    and so does a model that knows its values to be contiguous. All of them become `reshape`: the same numbers.
 
-2. Some operations read memory in its order (`MEMORY_READERS`): `as_strided`, `view_as_complex`, `view` with another
+2. Some operations read memory in its order (`MEMORY_READS`): `as_strided`, `view_as_complex`, `view` with another
    dtype. Before each of them, the value is brought to the strides that it had during capture.
 
 3. `x.contiguous()` is not recorded during capture, since it does nothing there. If the model calls it before
@@ -26,25 +26,13 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from roundwise.graph.graph import Graph, bind, set_argument
-from roundwise.graph.operators import MATRIX_PRODUCTS
+from roundwise.graph.operators import ALWAYS_CONTIGUOUS, MEMORY_READS, STRIDED_READS, VIEWS
 from roundwise.graph.shapes import infer
 
 aten = torch.ops.aten
 
-_STRIDED = {aten.as_strided.default, aten.as_strided_copy.default, aten.as_strided_scatter.default}
-"""Operations that give numbers of the memory behind a tensor, in an order of their own."""
-
-MEMORY_READERS = _STRIDED | {
-    aten.view_as_complex.default,
-    aten.view.dtype,
-    aten.view_copy.dtype,
-}
-"""Operations that read the memory behind their first argument in its order."""
-
-_FIXED_ORDER = MATRIX_PRODUCTS | {aten.linear.default, aten.embedding.default, aten.contiguous.default}
-"""Operations whose result always lies in memory in the same order, however their arguments do."""
-
 _FIXED_FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+"""Orders in memory that do not depend on that of the arguments."""
 
 
 @final
@@ -63,7 +51,7 @@ class RecordedContiguous(TorchFunctionMode):
 
 def has_strided_reads(operations: fx.Graph) -> bool:
     """Whether a graph has `as_strided` or a form of it."""
-    return any(node.target in _STRIDED for node in operations.nodes)
+    return any(node.target in STRIDED_READS for node in operations.nodes)
 
 
 def order_depends_on_inputs(operations: fx.Graph) -> bool:
@@ -72,13 +60,13 @@ def order_depends_on_inputs(operations: fx.Graph) -> bool:
     Args:
         operations: captured with `RecordedContiguous`.
     """
-    return any(node.target in _STRIDED and not _has_fixed_order(node.args[0]) for node in operations.nodes)
+    return any(node.target in STRIDED_READS and not _has_fixed_order(node.args[0]) for node in operations.nodes)
 
 
 def _has_fixed_order(value: Any) -> bool:
     """Whether the strides of a value are the same in every run."""
     while isinstance(value, fx.Node) and value.op == "call_function":
-        if value.target in _FIXED_ORDER or value.kwargs.get("memory_format") in _FIXED_FORMATS:
+        if value.target in ALWAYS_CONTIGUOUS or value.kwargs.get("memory_format") in _FIXED_FORMATS:
             return True
         if not _is_view(value):
             return all(source.op == "get_attr" for source in value.all_input_nodes) and bool(value.all_input_nodes)
@@ -89,13 +77,13 @@ def _has_fixed_order(value: Any) -> bool:
 def settle_memory_order(graph: Graph) -> None:
     """Let a graph compute the same for inputs of any strides: steps 1 and 2 of the module's docstring."""
     for node in list(graph.operations.nodes):
-        if node.target in (aten.view.default, aten._unsafe_view.default):
+        if node.target in VIEWS:
             node.target = aten.reshape.default
     for node in list(graph.operations.nodes):
-        if node.target in _STRIDED:
+        if node.target in STRIDED_READS:
             _read_whole_memory(node)
             _bring_to_captured_strides(graph, node)
-        elif node.target in MEMORY_READERS:
+        elif node.target in MEMORY_READS:
             _insert(graph, node, aten.contiguous.default)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +13,18 @@ from roundwise.errors import CaptureError
 from roundwise.frontends.explain import place_of, way_out
 from roundwise.frontends.memory import order_depends_on_inputs, settle_memory_order
 from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec, is_random
+from roundwise.graph.sizes import Limits, Range, VariableSize
 
 aten = torch.ops.aten
 
 
-def graph_of_program(program: ExportedProgram, model: nn.Module) -> Graph:
+def graph_of_program(program: ExportedProgram, model: nn.Module, dynamic: Sequence[Mapping[int, str]] = ()) -> Graph:
     """The graph that a program runs.
 
     Args:
         program: without in-place operations, but for writes to inputs and buffers at its end.
         model: what it was exported from, to name a way out where there is no such graph.
+        dynamic: for each input the names of its dynamic dimensions.
 
     Raises:
         CaptureError: the program writes to the model's state, draws random numbers, or has inputs that no graph has.
@@ -35,21 +38,31 @@ def graph_of_program(program: ExportedProgram, model: nn.Module) -> Graph:
     _merge_constants(graph)
     graph.prune()
     _check_deterministic(graph)
-    graph.order_matters = order_depends_on_inputs(graph.operations)
+    contiguous = order_depends_on_inputs(graph.operations)
     settle_memory_order(graph)
-    graph.inputs, graph.batch = read_inputs(graph.operations)
+    graph.inputs, graph.batch = read_inputs(graph.operations, program.range_constraints, dynamic)
+    graph.limits = Limits(batch_range(program), contiguous)
     return graph
 
 
-def read_inputs(operations: fx.Graph) -> tuple[tuple[InputSpec | ConstantInput, ...], int | None]:
+def read_inputs(
+    operations: fx.Graph, ranges: Mapping[Any, Any] | None = None, dynamic: Sequence[Mapping[int, str]] = ()
+) -> tuple[tuple[InputSpec | ConstantInput, ...], int | None]:
     """What each placeholder takes, and the batch size if it is fixed.
 
+    Args:
+        operations: with sizes of placeholders that may be symbols.
+        ranges: the values that each symbol may have; without them, 2 or more.
+        dynamic: for each placeholder the names of dynamic dimensions; others that are dynamic get a name made of the
+            placeholder's name and the dimension.
+
     Raises:
-        CaptureError: an input is neither a tensor nor a fixed value, or has dynamic sizes besides the batch.
+        CaptureError: an input is neither a tensor nor a fixed value, or a size follows from another by arithmetic.
     """
     specs: list[InputSpec | ConstantInput] = []
     batch: int | None = None
-    for node in operations.find_nodes(op="placeholder"):
+    named: dict[str, str] = {}
+    for number, node in enumerate(operations.find_nodes(op="placeholder")):
         value = node.meta.get("val")
         if value is None or isinstance(value, bool | int | float | str):
             specs.append(ConstantInput(value))
@@ -59,16 +72,44 @@ def read_inputs(operations: fx.Graph) -> tuple[tuple[InputSpec | ConstantInput, 
                 f"input '{node.name}' of the program is neither a tensor nor a fixed value, but {type(value).__name__} "
                 f"{value}. Export the program with that value fixed, or as a tensor."
             )
-        shape = tuple(size if type(size) is int else None for size in value.shape)
-        if None in shape[1:]:
-            raise CaptureError(
-                f"input '{node.name}' of the program has further dynamic dimensions besides the batch: "
-                f"{list(value.shape)}. Export it with the first dimension dynamic and the others fixed."
-            )
-        if shape and shape[0] is not None:
+        sizes: list[Any] = list(value.shape)
+        shape: list[int | None] = [size.node.hint if isinstance(size, torch.SymInt) else size for size in sizes]
+        variable: list[VariableSize] = []
+        for dim, size in enumerate(sizes):
+            if dim and isinstance(size, torch.SymInt):
+                if not size.node.expr.is_Symbol:
+                    raise CaptureError(
+                        f"dimension {dim} of input '{node.name}' of the program has the size {size}, which follows "
+                        "from another size by arithmetic. Export the program with that size fixed, or as a plain "
+                        "`torch.export.Dim`."
+                    )
+                wanted = dynamic[number].get(dim) if number < len(dynamic) else None
+                # Sizes with one symbol are equal in every call: they have one name.
+                name = named.setdefault(str(size), wanted or f"{node.target}_{dim}")
+                variable.append(VariableSize(dim, name, _range(size, ranges)))
+        if sizes and isinstance(sizes[0], torch.SymInt):
+            shape[0] = None
+        elif shape:
             batch = shape[0]
-        specs.append(InputSpec(node.name, shape, value.dtype))
+        specs.append(InputSpec(str(node.target), tuple(shape), value.dtype, tuple(variable)))
     return tuple(specs), batch
+
+
+def batch_range(program: ExportedProgram) -> Range:
+    """How many samples a call of a program may have, as far as PyTorch knows."""
+    inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+    values = [node.meta.get("val") for node in inputs]
+    sizes: list[Any] = [value.shape[0] for value in values if isinstance(value, Tensor) and value.dim()]
+    return next((_range(size, program.range_constraints) for size in sizes if isinstance(size, torch.SymInt)), Range())
+
+
+def _range(size: torch.SymInt, ranges: Mapping[Any, Any] | None) -> Range:
+    """The values that a symbol may have."""
+    values = (ranges or {}).get(size.node.expr)
+    if values is None:
+        return Range(2)
+    # PyTorch's infinity is not an `Integer`, though it says that it is finite.
+    return Range(max(1, int(values.lower)), int(values.upper) if values.upper.is_Integer else None)
 
 
 def _drop_writes(graph: Graph, model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -12,34 +12,55 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
+from roundwise.graph.sizes import Limits, Range, VariableSize
 from roundwise.graph.training import TrainingInformation
 
 
 @final
 @dataclass(frozen=True)
 class InputSpec:
-    """One tensor that the network takes: its shape with None for the batch dimension, and its dtype."""
+    """One tensor that the network takes.
+
+    Attributes:
+        name: of the placeholder.
+        shape: of the samples that the graph was captured with; None for the batch dimension.
+        dtype: of the tensor.
+        variable: the dimensions that may have other sizes.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: torch.dtype
+    variable: tuple[VariableSize, ...] = ()
+
+    @property
+    def sizes(self) -> dict[int, Range]:
+        """The sizes that each dimension may have, besides the batch."""
+        fixed = {dim: Range(size, size) for dim, size in enumerate(self.shape) if size is not None}
+        return fixed | {size.dim: size.sizes for size in self.variable}
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The names of the dynamic dimensions."""
+        return {size.dim: size.name for size in self.variable if size.name}
 
     def example(self, batch: int) -> Tensor:
         """Zeros of this shape."""
         return torch.zeros([batch if size is None else size for size in self.shape], dtype=self.dtype)
 
-    def is_like(self, leaf: object, device: torch.device) -> bool:
-        """Whether it is a tensor of this dtype and as many dimensions, on the device."""
-        return (
-            isinstance(leaf, Tensor)
-            and (leaf.dtype, leaf.dim(), leaf.layout) == (self.dtype, len(self.shape), torch.strided)
-            and leaf.device == device
-        )
+    def in_words(self, batch: object = "samples") -> str:
+        """Dtype and shape, such as `float32 [samples, 3, height, 32]`."""
+        sizes = [batch if size is None else self.names.get(dim, size) for dim, size in enumerate(self.shape)]
+        return f"{str(self.dtype).removeprefix('torch.')} [{', '.join(map(str, sizes))}]"
 
-    def fits(self, leaf: Tensor, batch: int | None) -> bool:
-        """Whether such a tensor has this shape, with any number of samples or with `batch`."""
-        wanted = (batch if size is None else size for size in self.shape)
-        return all(size in (None, found) for size, found in zip(wanted, leaf.shape, strict=True))
+    def misfit(self, tensor: Tensor) -> str:
+        """What does not fit in a tensor, such as "dimension 2 has size 12"; empty if it fits. Any batch size does."""
+        if tensor.dtype != self.dtype:
+            return f"the dtype is {str(tensor.dtype).removeprefix('torch.')}"
+        if tensor.dim() != len(self.shape):
+            return f"the number of dimensions is {tensor.dim()}"
+        wrong = (dim for dim, sizes in self.sizes.items() if dim and not sizes.holds(tensor.shape[dim]))
+        return next((f"dimension {dim} has size {tensor.shape[dim]}" for dim in wrong), "")
 
 
 @final
@@ -59,11 +80,15 @@ class CallStructure:
         arguments: the names of the arguments, positional ones first.
         in_spec: how `(args, kwargs)` nest; one leaf for each placeholder, in order.
         out_spec: how the result nests; None where the graph's output node shows it.
+        parameters: the names of all parameters that can be given by position, in order; empty if they are not known.
+        defaults: of the parameters whose default is a number, a flag, text or None; also of those that were not given.
     """
 
     arguments: tuple[str, ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec | None = None
+    parameters: tuple[str, ...] = ()
+    defaults: Mapping[str, bool | int | float | str | None] = field(default_factory=dict)
 
     @classmethod
     def positional(cls, names: Sequence[str]) -> CallStructure:
@@ -116,8 +141,8 @@ class Graph:
         inputs: what each placeholder takes, in order.
         structure: how the network is called.
         batch: None where any batch size will do; else the only one that works.
+        limits: how many samples a call may have, and whether inputs must be contiguous.
         notes: what a reader of the report must know about the capture, in sentences.
-        order_matters: whether outputs depend on how the inputs lie in memory, so that only contiguous ones are right.
         training: what training must know besides. Constants that were dropped from the graph may still have entries.
     """
 
@@ -126,8 +151,8 @@ class Graph:
     inputs: tuple[InputSpec | ConstantInput, ...]
     structure: CallStructure
     batch: int | None = None
+    limits: Limits = field(default_factory=Limits)
     notes: tuple[str, ...] = ()
-    order_matters: bool = False
     training: TrainingInformation = field(default_factory=TrainingInformation)
     _moments: dict[str, _Recorded] = field(default_factory=dict)
 

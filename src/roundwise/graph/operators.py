@@ -156,8 +156,15 @@ MATRIX_PRODUCTS: Operators = frozenset({aten.matmul.default, aten.mm.default, at
 FACTORS: Mapping[Any, tuple[int, int]] = {
     **dict.fromkeys(sorted(MATRIX_PRODUCTS, key=str), (0, 1)),
     aten.addmm.default: (1, 2),
+    aten.baddbmm.default: (1, 2),
 }
 """Products of matrices, with or without a sum, and which arguments are multiplied."""
+
+MATRIX_INPUTS: Mapping[Any, int] = {aten.linear.default: 0, aten.mm.default: 0, aten.addmm.default: 1}
+"""Products of a layer's inputs and its weight: which argument holds the inputs."""
+
+TENSOR_PRODUCTS: Operators = frozenset({aten.inner.default, aten.tensordot.default})
+"""Sums of products over dimensions of two tensors that the arguments, or the name, tell."""
 
 ATTENTION: Operators = frozenset({aten.scaled_dot_product_attention.default})
 """softmax(q kᵀ / √d) v as one operation."""
@@ -248,7 +255,10 @@ RESHAPES: Operators = frozenset(
 )
 """All numbers in the same order, in another shape."""
 
-SIZED_RESHAPES: Operators = frozenset({aten.view.default, aten._unsafe_view.default, aten.reshape.default})
+VIEWS: Operators = frozenset({aten.view.default, aten._unsafe_view.default})
+"""Reshapes that fail where a copy would be needed."""
+
+SIZED_RESHAPES: Operators = VIEWS | {aten.reshape.default}
 """Reshapes whose second argument is the whole new shape."""
 
 SQUEEZES: Operators = frozenset({aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default})
@@ -308,8 +318,25 @@ MOVES: Operators = (
 )
 """Operations that give one tensor with some of the numbers that they were given, and no others but zeros."""
 
-MATRIX_COPIES: Operators = frozenset({aten.expand.default, aten.view.default, aten.reshape.default, aten.clone.default})
+MATRIX_COPIES: Operators = frozenset(
+    {aten.expand.default, aten.repeat.default, aten.view.default, aten.reshape.default, aten.clone.default}
+)
 """Operations by which a matrix is copied for each sample."""
+
+STRIDED_READS: Operators = frozenset(
+    {aten.as_strided.default, aten.as_strided_copy.default, aten.as_strided_scatter.default}
+)
+"""Operations that give numbers of the memory behind a tensor, in an order of their own."""
+
+MEMORY_READS: Operators = STRIDED_READS | {aten.view_as_complex.default, aten.view.dtype, aten.view_copy.dtype}
+"""Operations that read the memory behind their first argument in its order."""
+
+ALWAYS_CONTIGUOUS: Operators = MATRIX_PRODUCTS | {
+    aten.linear.default,
+    aten.embedding.default,
+    aten.contiguous.default,
+}
+"""Operations whose result lies in memory in the same order, however their arguments do."""
 
 LIKE: Operators = frozenset(
     {aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default}

@@ -6,7 +6,6 @@ accepts tensors and plain containers and refuses everything else; there is no op
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from roundwise.data.labels import described
+from roundwise.data.pickles import RUNS_CODE, code_in
 from roundwise.errors import FileFormatError, ModelError
 from roundwise.tensor_kinds import odd_kind, what_to_do
 
@@ -145,13 +145,12 @@ def read_state_dict(path: Path) -> Mapping[Any, Any]:
 
 def _refusal(path: Path, error: Exception) -> str:
     message = str(error)
-    asked = re.search(r"GLOBAL ([\w.]+)", message)
+    asked = code_in(error)
     if asked is None:
         reason = message.splitlines()[0] if message else type(error).__name__
         return f"{path} cannot be read as weights ({reason}): it is incomplete or another kind of file. Save it again."
     return (
-        f"{path} is refused: besides tensors it holds '{asked.group(1)}', and building that would run code that the "
-        "file names. (A whole model saved with torch.save(model) looks like this too.) If you trust the file, convert "
+        f"{path} is refused: besides tensors it holds '{asked}', {RUNS_CODE} If you trust the file, convert "
         "it once: `from safetensors.torch import save_file; m = torch.load(path, weights_only=False); "
         "save_file(m.state_dict(), 'weights.safetensors')` (or m['state_dict'], if m is a dict), then give the "
         ".safetensors file."

@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from roundwise.errors import RecipeError
 from roundwise.graph.graph import Graph
 from roundwise.graph.nonlinearity import Nonlinearity
 from roundwise.graph.unit import Unit
@@ -273,36 +272,3 @@ class ActivationRanges(ABC, Generic[V]):
             values: of all calibration samples; finite, at least one, and not all zero. Or what is expected of them.
             codebook: the integers that codes may take.
         """
-
-
-_WAY_OUT = "Correct its method `solve`, or take another solver for this layer."
-
-
-def check_answer(answer: object, problem: Problem[Any], solver: RoundingSolver[Any] | BlockSolver[Any]) -> None:
-    """Raise unless a solver's answer fits its problem.
-
-    Raises:
-        RecipeError: names the solver and the layer, and what was found and wanted.
-    """
-    book, shape = problem.grid.codebook, problem.weight.shape
-    if not isinstance(answer, Rounding):
-        raise RecipeError(
-            f"{solver!r} gave layer '{problem.name}' a {type(answer).__name__}; it must be a Rounding. {_WAY_OUT}"
-        )
-    codes, own, shift, found = answer.codes, answer.grid, answer.bias_shift, ""
-    if codes.shape != shape or codes.is_floating_point() or codes.min() < book.qmin or codes.max() > book.qmax:
-        found = (
-            f"codes that are {codes.dtype} {list(codes.shape)} from {codes.min().item()} to {codes.max().item()}; they "
-            f"must be integers {list(shape)} from {book.qmin} to {book.qmax}"
-        )
-    elif own is not None and (own.codebook, own.granularity_shape) != (book, problem.grid.granularity_shape):
-        wanted = problem.grid.granularity_shape
-        found = f"a grid of {own.codebook} with scales {own.granularity_shape}; it must be of {book} with {wanted}"
-    elif own is not None and not (bool(own.scale.isfinite().all()) and bool((own.scale > 0).all())):
-        found = f"a grid with scales from {own.scale.min():g} to {own.scale.max():g}; they must be positive and finite"
-    elif shift is not None and not problem.bias_is_free:
-        found = "a shift of its bias; it must be None, because the layer has no bias that it alone reads"
-    elif shift is not None and (shift.shape != shape[:2] or not bool(shift.isfinite().all())):
-        found = f"a shift of its bias of shape {list(shift.shape)}; it must be finite numbers {list(shape[:2])}"
-    if found:
-        raise RecipeError(f"{solver!r} gave layer '{problem.name}' {found}. {_WAY_OUT}")

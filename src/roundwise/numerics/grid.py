@@ -93,8 +93,7 @@ class Codebook:
     def __post_init__(self) -> None:
         if type(self.bits) is not int or self.bits not in BITS:
             raise RecipeError(
-                f"bits={self.bits!r}: a code can have 2 to 8 bits, or 16, given as an int. To keep a layer in float, "
-                "override it: --override LAYER=float, or overrides={'LAYER': None} in a Recipe."
+                f"bits={self.bits!r}: a code can have 2 to 8 bits, or 16, given as an int. Choose one of these."
             )
         if type(self.symmetric) is not bool:
             raise RecipeError(

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 from roundwise.errors import RecipeError
+from roundwise.methods.interfaces import Traits
 
 
 def check_choice(what: str, value: object, kind: Any, table: Mapping[str, type]) -> None:
     """Raise unless `value` is an object of the asked kind, and say what to write for what was probably meant."""
     if isinstance(value, kind):
+        _check_declared(what, value, kind)
         return
     choices = {name: f"{choice.__name__}({_required(choice)})" for name, choice in table.items()}
     meant = next((text for name, text in choices.items() if value is table[name] or repr(value) == repr(name)), None)
     hint = f" Write {what}={meant}." if meant else ""
     raise RecipeError(f"{what} is {value!r}; it must be an object such as {', '.join(choices.values())}.{hint}")
+
+
+def _check_declared(what: str, value: object, kind: Any) -> None:
+    """Raise unless a method, which may be a user's own, declares what its interface asks for."""
+    declared = typing.get_type_hints(kind) if isinstance(kind, type) else {}
+    if "needs" in declared:
+        (of_class,) = typing.get_args(declared["needs"])  # ClassVar[type[Statistic]]
+        (base,) = typing.get_args(of_class)
+        needs = getattr(value, "needs", None)
+        if not (isinstance(needs, type) and issubclass(needs, base)):
+            raise RecipeError(
+                f"{what}: the class {type(value).__name__} has needs={needs!r}; it must name the statistic that the "
+                f"method works from, a subclass of {base.__name__}. Write it into the class, such as `needs: "
+                "ClassVar[type] = Nothing`; roundwise.statistics has them."
+            )
+    if hasattr(kind, "traits") and not isinstance(value.traits, Traits):  # type: ignore[attr-defined]  # as kind
+        raise RecipeError(
+            f"{what}: the class {type(value).__name__} has traits={value.traits!r}; "  # type: ignore[attr-defined]
+            "it must be an object of Traits. Write for instance `traits: ClassVar[Traits] = Traits()`."
+        )
 
 
 def check_whole_number(what: str, value: object, at_least: int | None = None) -> None:

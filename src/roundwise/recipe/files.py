@@ -12,8 +12,8 @@ mistakes (bits = "4" would become 4) and name Python classes in its errors inste
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import difflib
 import functools
 import types
 import typing
@@ -40,6 +40,7 @@ from roundwise.recipe.checks import is_required
 from roundwise.recipe.settings import FLOAT, GRANULARITIES, Activations, Override, Overrides, Weights
 from roundwise.recipe.stages import STAGES, Stage
 from roundwise.statistics import Extremes, Nothing
+from roundwise.wording import did_you_mean
 
 
 class _Choice(NamedTuple):
@@ -113,6 +114,13 @@ def methods_of_ones_own(value: Any) -> Iterator[object]:
 
 # ------------------------------------------------------------------------------------------------ plain data to objects
 
+_UNQUOTED: dict[Any, str] = {
+    bool: "true or false, written without quotes",
+    int: "a whole number, written without quotes",
+    float: "a number, written without quotes",
+}
+"""What is not text in a file."""
+
 
 def from_plain(data: Any, kind: Any, where: str) -> Any:
     """The inverse of `to_plain`; anything left out takes its default.
@@ -127,6 +135,8 @@ def from_plain(data: Any, kind: Any, where: str) -> Any:
     """
     if typing.get_origin(kind) in (types.UnionType, typing.Union) and kind not in _CHOICES:
         options = [option for option in typing.get_args(kind) if option is not type(None)]
+        if data == "none" and type(None) in typing.get_args(kind):
+            raise RecipeError(f"{where}: found 'none', but a file has no word for None. Leave the line out.")
         return from_plain(data, options[0], where) if len(options) == 1 else data
     if (choice := _choice_of(kind)) is not None:
         return _chosen(data, choice, where)
@@ -139,22 +149,50 @@ def from_plain(data: Any, kind: Any, where: str) -> Any:
         return tuple(from_plain(entry, item, f"{where}[{number}]") for number, entry in enumerate(data))
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _object(data, kind, where)
+    if isinstance(data, str) and kind in _UNQUOTED:
+        raise RecipeError(f"{where}: found the text {data!r}, but it must be {_UNQUOTED[kind]}.")
     return data  # settings check their own types, in words
 
 
 def _object(data: Any, kind: Any, where: str) -> Any:
     """An object of a dataclass from a table of its settings."""
     names = [setting.name for setting in dataclasses.fields(kind)]
+    _check_place(data, kind, where)
     settings = settings_from_dict(data, names, where)
     for missing in (f.name for f in dataclasses.fields(kind) if is_required(f) and f.name not in settings):
         raise RecipeError(f"{where}: the setting '{missing}' is missing. It has no default: give it.")
     hints = typing.get_type_hints(kind)
     overrides = settings.pop("overrides", None)
     made = {name: from_plain(value, hints[name], f"{where}: {name}") for name, value in settings.items()}
-    if overrides is None:
+    if overrides is not None:
+        bases = (made.get("weights", Weights()), made.get("activations") or Activations())
+        made["overrides"] = _overrides(overrides, f"{where}: overrides", *bases)
+    with _naming(where):
         return kind(**made)
-    bases = (made.get("weights", Weights()), made.get("activations") or Activations())
-    return kind(**made, overrides=_overrides(overrides, *bases))
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Begin the message of an error with the place in the recipe that caused it."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def _check_place(data: Any, kind: Any, where: str) -> None:
+    """Raise if a recipe has a setting beside its stages that belongs into a stage."""
+    names = {setting.name for setting in dataclasses.fields(kind)}
+    if "stages" not in names or not isinstance(data, Mapping):
+        return
+    for name in data.keys() - names:
+        word = next((word for word, one in STAGES.items() if name in {f.name for f in dataclasses.fields(one)}), None)
+        if word is not None:
+            line = f"[stages.{name}]" if isinstance(data[name], Mapping) else f"{name} = …"
+            raise RecipeError(
+                f"{where}: '{name}' is a setting of a stage, and not of the recipe. Write {line} below [[stages]] and "
+                f'stage = "{word}".'
+            )
 
 
 def _chosen(data: Any, choice: _Choice, where: str) -> Any:
@@ -175,20 +213,20 @@ def _chosen(data: Any, choice: _Choice, where: str) -> Any:
     return _object(settings, choice.table[name], f"{where} '{name}'")
 
 
-def _overrides(data: Any, weights: Weights, activations: Activations) -> Overrides:
+def _overrides(data: Any, place: str, weights: Weights, activations: Activations) -> Overrides:
     """Exceptions, each with what is the same everywhere filled in; a layer's own solver is not passed on."""
     if not isinstance(data, Mapping):
         raise RecipeError(
-            f"overrides: found {data!r}; it must be a table from names of layers or tensors to what is different for "
+            f"{place}: found {data!r}; it must be a table from names of layers or tensors to what is different for "
             'them, such as [stages.overrides.classifier] with weights = "float".'
         )
-    bases = {"weights": dataclasses.replace(weights, rounding=None), "activations": activations}
+    bases: dict[str, Any] = {"weights": dataclasses.replace(weights, rounding=None), "activations": activations}
     made = {}
     for name, entry in data.items():
-        where = f"overrides '{name}'"
+        where = f"{place} '{name}'"
         if full_name := _split_by_dots(name, entry):
             raise RecipeError(
-                f"overrides: '{name}' is a table of further tables, because TOML splits a name without quotes at its "
+                f"{place}: '{name}' is a table of further tables, because TOML splits a name without quotes at its "
                 f'dots. Write the name of the layer in quotes: [stages.overrides."{full_name}".weights].'
             )
         parts = settings_from_dict(entry, list(bases), where)
@@ -198,16 +236,11 @@ def _overrides(data: Any, weights: Weights, activations: Activations) -> Overrid
                 hints = typing.get_type_hints(kind)
                 known = settings_from_dict(value, list(hints), f"{where}: {part}")
                 changes = {key: from_plain(it, hints[key], f"{where}: {part}: {key}") for key, it in known.items()}
-                parts[part] = _replaced(bases[part], changes, where)
-        made[name] = Override(**parts)
+                with _naming(f"{where}: {part}"):
+                    parts[part] = dataclasses.replace(bases[part], **changes)
+        with _naming(where):
+            made[name] = Override(**parts)
     return Overrides(made)
-
-
-def _replaced(base: Any, changes: dict[str, Any], where: str) -> Any:
-    try:
-        return dataclasses.replace(base, **changes)
-    except RecipeError as error:
-        raise RecipeError(f"{where}: {error}") from error
 
 
 def _split_by_dots(name: str, entry: Any) -> str | None:
@@ -234,12 +267,6 @@ def settings_from_dict(data: Any, known: Sequence[str], where: str) -> dict[str,
 def name_of(method: object, table: Mapping[str, type]) -> str:
     """A method's name in its table; the name of its class where it is in none."""
     return next((name for name, kind in table.items() if type(method) is kind), type(method).__name__)
-
-
-def did_you_mean(name: object, known: Mapping[str, Any] | Sequence[str]) -> str:
-    """A hint at the known name that is nearest, or nothing."""
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def _example(kind: Any) -> str:

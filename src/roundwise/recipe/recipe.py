@@ -39,15 +39,16 @@ from typing import Any, TypeVar, final
 import tomli_w
 
 from roundwise.errors import RecipeError
-from roundwise.files import replacing
+from roundwise.files import named, replacing
 from roundwise.methods.corrections import AnalyticBias
 from roundwise.methods.rewrites import CrossLayerEqualization, HighBiasAbsorption
 from roundwise.methods.rounding import Nearest
 from roundwise.recipe.checks import check_whole_number
 from roundwise.recipe.files import from_plain, methods_of_ones_own, to_plain
 from roundwise.recipe.limits import check_size, parse_toml, read_text
-from roundwise.recipe.settings import Weights
+from roundwise.recipe.settings import Activations, Weights
 from roundwise.recipe.stages import STAGES, Quantize, Rewrite, Stage
+from roundwise.wording import did_you_mean
 
 S = TypeVar("S", Rewrite, Quantize)
 
@@ -58,7 +59,8 @@ class Recipe:
     """Everything that decides what a run does. It is data; what is code is an argument of the call.
 
     Args:
-        stages: run in order. Where a `Quantize` comes first, `Rewrite()` is put before it.
+        stages: run in order. Where a `Quantize` comes first, `Rewrite()` is put before it. There is one `Quantize` at
+            most, and no `Rewrite` comes after it.
         seed: of every random choice, any int; each layer has a generator of its own, seeded by (seed, layer name).
         batch_size: samples that run through the network at a time. Results may differ in the last digits between
             batch sizes, never with how the samples were handed over. None is 32, or on a CPU fewer where samples are
@@ -67,7 +69,7 @@ class Recipe:
             None takes half of what is free when the run starts.
 
     Raises:
-        RecipeError: a setting is out of range or of the wrong type.
+        RecipeError: a setting is out of range or of the wrong type, or the stages do not follow from each other.
 
     Example:
         >>> overrides = {"classifier": Weights(bits=8), "stem.*": None}
@@ -90,6 +92,7 @@ class Recipe:
         for number, stage in enumerate(self.stages):
             if not isinstance(stage, Stage):
                 raise RecipeError(f"stages[{number}] is {stage!r}; it must be a stage, {kinds}.")
+        _check_order(self.stages)
         stages = (Rewrite(), *self.stages) if isinstance(self.stages[0], Quantize) else tuple(self.stages)
         object.__setattr__(self, "stages", stages)
         check_whole_number("seed", self.seed)
@@ -126,8 +129,9 @@ class Recipe:
         """The first stage of a kind.
 
         Raises:
-            RecipeError: there is none.
+            RecipeError: there is none, or this is no kind of stage.
         """
+        _check_kind("stage", kind)
         for stage in self.stages:
             if isinstance(stage, kind):
                 return stage
@@ -137,11 +141,23 @@ class Recipe:
     def with_settings(self, kind: type[Stage], **settings: Any) -> Recipe:
         """The same recipe with other settings in its stages of one kind.
 
+        Raises:
+            RecipeError: the recipe has no such stage, the stage has no such setting, or a value is not possible.
+
         Example:
             >>> three = Recipe().with_settings(Quantize, weights=Weights(bits=3))
             >>> three.stage(Quantize).weights.bits
             3
         """
+        _check_kind("with_settings", kind)
+        self.stage(kind)  # type: ignore[type-var]  # raises if there is none
+        known = [setting.name for setting in dataclasses.fields(kind)]
+        for name in settings:
+            if name not in known:
+                raise RecipeError(
+                    f"with_settings({kind.__name__}, {name}=…): {kind.__name__} has no setting {name!r}. Choose one of "
+                    f"{', '.join(known)}.{_place_of(name, kind) or did_you_mean(name, known)}"
+                )
         stages = [dataclasses.replace(one, **settings) if type(one) is kind else one for one in self.stages]
         return dataclasses.replace(self, stages=stages)
 
@@ -182,7 +198,7 @@ class Recipe:
                 be written.
         """
         text = self.as_toml()
-        with replacing(Path(path), RecipeError) as temporary:
+        with replacing(named(path, RecipeError), RecipeError) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     @classmethod
@@ -192,8 +208,9 @@ class Recipe:
         Raises:
             RecipeError: the file cannot be read, is too large, is not TOML, or a name or value in it is unknown.
         """
+        path = named(path, RecipeError)
         try:
-            text = read_text(Path(path))
+            text = read_text(path)
         except UnicodeDecodeError as error:
             raise RecipeError(f"{path} is not a TOML file: {error}. Give a file of text in UTF-8.") from error
         try:
@@ -205,3 +222,45 @@ class Recipe:
             ) from error
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from error
+
+
+def _check_order(stages: Sequence[Stage]) -> None:
+    """Raise where a stage after `Quantize` would undo or ignore what that has chosen."""
+    first = next((number for number, stage in enumerate(stages) if isinstance(stage, Quantize)), len(stages))
+    for number, stage in enumerate(stages):
+        if number > first and isinstance(stage, Quantize):
+            raise RecipeError(
+                f"stages[{number}] is a second Quantize after stages[{first}]: it would choose all codes anew, and the "
+                "first would count for nothing. Give all settings in one Quantize; what is different for some layers "
+                "goes into its overrides."
+            )
+        if number > first and isinstance(stage, Rewrite):
+            raise RecipeError(
+                f"stages[{number}] is a Rewrite after the Quantize in stages[{first}]: it changes float weights, whose "
+                "codes have been chosen by then. Put it before Quantize."
+            )
+
+
+def _check_kind(method: str, kind: object) -> None:
+    """Raise unless this is the class of a stage, and say which class was probably meant."""
+    kinds = {stage.__name__: stage for stage in STAGES.values()}
+    if isinstance(kind, type) and kind in kinds.values():
+        return
+    named = kind if isinstance(kind, str) else getattr(kind, "__name__", type(kind).__name__)
+    meant = next((name for name, one in kinds.items() if isinstance(kind, one) or named.lower() == name.lower()), None)
+    hint = f" Write {method}({meant}, …)." if meant else ""
+    if kind in (Weights, Activations):
+        setting = named.lower()
+        hint = f" {named} are a setting of Quantize: write with_settings(Quantize, {setting}={named}(…))."
+    raise RecipeError(
+        f"{method}({named}): this is no kind of stage. Give a class of stages, {' or '.join(kinds)}.{hint}"
+    )
+
+
+def _place_of(name: str, kind: type[Stage]) -> str:
+    """Where a setting belongs that is one of the weights or activations and not of the stage itself; or nothing."""
+    parts = {"weights": Weights, "activations": Activations} if kind is Quantize else {}
+    for setting, part in parts.items():
+        if name in {field.name for field in dataclasses.fields(part)}:
+            return f" It is a setting of {part.__name__}: {setting}={part.__name__}({name}=…)."
+    return ""

@@ -13,7 +13,7 @@ from roundwise.methods.activations import ACTIVATION_RANGES, ActivationMSE
 from roundwise.methods.interfaces import ActivationRanges, RangeEstimator, RoundingSolver
 from roundwise.methods.ranges import RANGE_ESTIMATORS, WeightMSE
 from roundwise.methods.rounding import ROUNDING_SOLVERS
-from roundwise.numerics.grid import Codebook, Granularity, PerChannel, PerGroup, PerTensor
+from roundwise.numerics.grid import BITS, Codebook, Granularity, PerChannel, PerGroup, PerTensor
 from roundwise.recipe.checks import check_choice
 
 GRANULARITIES: dict[str, type[Granularity]] = {
@@ -52,7 +52,7 @@ class Weights:
     rounding: RoundingSolver[Any] | None = None
 
     def __post_init__(self) -> None:
-        Codebook(self.bits, self.symmetric)  # raises
+        _check_codebook(self, "--override LAYER=float, or overrides={'LAYER': None} in a Recipe")
         check_choice("granularity", self.granularity, Granularity, GRANULARITIES)
         check_choice("ranges", self.ranges, RangeEstimator, RANGE_ESTIMATORS)
         if self.rounding is not None:
@@ -89,7 +89,7 @@ class Activations:
     adapt_rounding: bool = True
 
     def __post_init__(self) -> None:
-        Codebook(self.bits, self.symmetric)  # raises
+        _check_codebook(self, "--activations float, or activations=None in a Quantize; in a file, no such table")
         check_choice("ranges", self.ranges, ActivationRanges, ACTIVATION_RANGES)
         if type(self.adapt_rounding) is not bool:
             raise RecipeError(f"adapt_rounding={self.adapt_rounding!r}: it must be True or False.")
@@ -98,6 +98,20 @@ class Activations:
     def codebook(self) -> Codebook:
         """The integers that a code may take."""
         return Codebook(self.bits, self.symmetric)
+
+
+def _check_codebook(settings: Weights | Activations, in_float: str) -> None:
+    """Raise unless there are such codes; says what they are of, and how to leave that in float.
+
+    Raises:
+        RecipeError: bits or symmetric is not possible.
+    """
+    try:
+        Codebook(settings.bits, settings.symmetric)
+    except RecipeError as error:
+        what = type(settings).__name__
+        float_instead = f" To leave {what.lower()} in float: {in_float}." if settings.bits not in BITS else ""
+        raise RecipeError(f"{what}: {error}{float_instead}") from error
 
 
 @final

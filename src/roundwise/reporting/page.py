@@ -12,19 +12,21 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import jinja2
 
 from roundwise.errors import ExportError, RecipeError
-from roundwise.files import replacing
+from roundwise.files import named, replacing
 from roundwise.recipe.recipe import Recipe
 from roundwise.report import LayerReport, Report
 from roundwise.reporting import words
 from roundwise.reporting.charts import chart, weight_figure
 from roundwise.reporting.words import decibels, number, percent, seconds
 from roundwise.wording import human_bytes, number_of
+
+PAGE_ENDINGS = (".html", ".htm")
+"""How the name of a page may end."""
 
 
 class Reported(Protocol):
@@ -53,15 +55,21 @@ def html_report(
         accuracy: by the name of the measure, its value for the float and for the quantized network, 0 to 1.
 
     Raises:
-        ExportError: the file cannot be written.
+        ExportError: the model is not quantized, the name does not end in `.html`, or the file cannot be written.
 
     Example:
         >>> import roundwise as rw  # doctest: +SKIP
         >>> rw.html_report(quantized, "report.html", title="ResNet-18", accuracy={"top-1": (0.698, 0.694)})
         ... # doctest: +SKIP
     """
+    place = named(path, ExportError, *PAGE_ENDINGS)
+    if not isinstance(getattr(quantized, "report", None), Report):
+        raise ExportError(
+            f"there is no report on a {type(quantized).__name__}: only a quantized network has one. Give what "
+            "`quantize` returns."
+        )
     text = render(quantized, title=title, facts=facts or {}, accuracy=accuracy or {})
-    with replacing(Path(path), ExportError) as temporary:
+    with replacing(place, ExportError) as temporary:
         # File names can contain bytes that are not text; they become backslash escapes.
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 

@@ -65,7 +65,7 @@ class ExpectedValues(ValueStatistic):
     from_samples: ClassVar[bool] = False
 
     def __init__(self, spread: Spread | None = None) -> None:
-        self.lows, self.highs, self.spread = [], [], spread
+        self.lows, self.highs, self.ordinary, self.spread = [], [], [], spread
 
     def add(self, values: Tensor) -> None:
         pass

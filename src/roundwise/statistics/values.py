@@ -24,17 +24,25 @@ COUNTED_PER_BATCH = 1 << 18
 takes longer and makes percentiles more exact."""
 
 
+HUGE, GAP, ALIKE = 1e3, 1e3, 4.0
+"""Values are huge if the largest is at least `HUGE`, they lie within a factor `ALIKE` of it, and all others are more
+than `GAP` times smaller. Attention masks add such values. With larger `HUGE` or `GAP`, or smaller `ALIKE`, fewer
+tensors have huge values."""
+
+
 class ValueStatistic(ABC):
     """A summary of the values of one activation, made batch by batch.
 
     Attributes:
         lows, highs: the smallest and the largest value of each batch, in order.
+        ordinary: the largest absolute value of each batch; where it has huge values, that of the others.
         from_samples: whether it needs samples; False if a run without data can have it.
     """
 
     from_samples: ClassVar[bool] = True
     lows: list[float]
     highs: list[float]
+    ordinary: list[float]
 
     @abstractmethod
     def add(self, values: Tensor) -> None:
@@ -50,19 +58,31 @@ class ValueStatistic(ABC):
         """The largest value of all batches; minus infinity if there was none."""
         return max(self.highs, default=-math.inf)
 
+    @property
+    def finite(self) -> bool:
+        """Whether all values are finite."""
+        return all(map(math.isfinite, (*self.lows, *self.highs)))
+
+    @property
+    def largest_ordinary(self) -> float:
+        """The largest absolute value; where there are huge values, that of the others, or 0 without others."""
+        sizes = [max(-low, high) for low, high in zip(self.lows, self.highs, strict=True)]
+        largest = max(sizes, default=0.0)
+        if any(largest / GAP <= size < largest / ALIKE for size in sizes):
+            return largest  # values between the huge and the ordinary ones: no gap
+        return max((ordinary for ordinary in self.ordinary if ordinary < largest / GAP), default=largest)
+
 
 @final
 class Extremes(ValueStatistic):
     """The smallest and the largest value of each batch."""
 
     def __init__(self) -> None:
-        self.lows, self.highs = [], []
+        self.lows, self.highs, self.ordinary = [], [], []
 
     def add(self, values: Tensor) -> None:
         if values.numel():
-            low, high = values.aminmax()
-            self.lows.append(float(low))
-            self.highs.append(float(high))
+            _note_extremes(self, values)
 
 
 @final
@@ -70,7 +90,7 @@ class Histogram(ValueStatistic):
     """The smallest and the largest value of each batch, and a histogram of all values."""
 
     def __init__(self) -> None:
-        self.lows, self.highs = [], []
+        self.lows, self.highs, self.ordinary = [], [], []
         self._exponent = -126  # bins are 2 ** exponent wide
         self._counts = torch.zeros(BINS, dtype=torch.int64)
         self._zeros = 0
@@ -79,12 +99,9 @@ class Histogram(ValueStatistic):
     def add(self, values: Tensor) -> None:
         if not values.numel():
             return
-        low, high = values.aminmax()
-        self.lows.append(float(low))
-        self.highs.append(float(high))
-        largest = max(-self.lows[-1], self.highs[-1])
+        largest = _note_extremes(self, values)
         if not math.isfinite(largest):
-            return  # the range estimation raises an error that names the activation
+            return  # no range is estimated: the activation stays in float
         values = values.flatten()
         if len(values) > COUNTED_PER_BATCH:
             chosen = torch.randint(len(values), (COUNTED_PER_BATCH,), generator=self._generator)
@@ -118,3 +135,18 @@ class Histogram(ValueStatistic):
             middles = torch.cat([middles[:at], middles.new_zeros(1), middles[at:]])
             counts = torch.cat([counts[:at], counts.new_tensor([self._zeros]), counts[at:]])
         return middles, counts
+
+
+def _note_extremes(statistic: ValueStatistic, values: Tensor) -> float:
+    """Note the smallest, the largest and the largest ordinary value of a batch; return the largest absolute value."""
+    low, high = (float(end) for end in values.aminmax())
+    largest = math.nan if math.isnan(low) else max(-low, high)
+    ordinary = largest
+    if HUGE <= largest < math.inf:
+        sizes = values.abs()
+        if not bool(((sizes >= largest / GAP) & (sizes < largest / ALIKE)).any()):
+            ordinary = float(sizes.where(sizes < largest / GAP, 0).max())
+    statistic.lows.append(low)
+    statistic.highs.append(high)
+    statistic.ordinary.append(ordinary)
+    return largest

@@ -61,6 +61,8 @@ class Target:
         dequantizes_for_each_reader: whether each operation that reads a quantized tensor has a dequantize operation of
             its own; False shares one among all readers.
         float_types: in which networks can compute.
+        bias_bits: integer layers keep the bias as an integer of this many bits, in steps of the scale of the input
+            times that of the weight. So weights of a layer with a large bias cannot have tiny scales. None: in float.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Target:
     quantizes_outputs: bool
     dequantizes_for_each_reader: bool
     float_types: tuple[torch.dtype, ...]
+    bias_bits: int | None
 
     def weight_type(self, qmin: int, qmax: int) -> IntegerType | None:
         """The narrowest type that holds these codes of a weight, or None."""

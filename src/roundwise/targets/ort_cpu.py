@@ -25,5 +25,6 @@ ORT_CPU = Target(
     dequantizes_for_each_reader=False,
     # In bfloat16 ONNX Runtime on a CPU has no convolutions and no matrix products, and opset 21 no convolutions.
     float_types=(torch.float16, torch.float32, torch.float64),
+    bias_bits=32,
 )
 """The default of `.onnx` files."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from roundwise.methods import answers  # as a module, because `checks_in` takes every name that begins with check_
 from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
 from roundwise.methods.rounding import Nearest
 from roundwise.statistics import Gram, Nothing
@@ -24,8 +25,15 @@ def solve(solver: RoundingSolver[Any], problem: Problem[Any], seed: int = 0) -> 
 
 @functools.cache
 def answer(solver: RoundingSolver[Any], case: Case) -> Rounding:
-    """The solver's answer on the grid of the case, computed once for all checks."""
-    return solve(solver, case.problem(solver.needs))
+    """The solver's answer on the grid of the case, computed once for all checks.
+
+    Raises:
+        RecipeError: it is not an answer that the engine takes.
+    """
+    problem = case.problem(solver.needs)
+    found = solve(solver, problem)
+    answers.check_answer(found, problem, solver)
+    return found
 
 
 def check_codes_are_integers_of_the_codebook(solver: RoundingSolver[Any], case: Case) -> None:
@@ -85,9 +93,9 @@ def check_codes_are_next_to_their_weights(solver: RoundingSolver[Any], case: Cas
 
 def check_the_generator_decides(solver: RoundingSolver[Any], case: Case) -> None:
     """The same seed gives the same codes, and PyTorch's global random state is not used."""
+    before = answer(solver, case).codes
     with unchanged({}):
         again = solve(solver, case.problem(solver.needs)).codes
-    before = answer(solver, case).codes
     require(torch.equal(again, before), f"{int((again != before).sum())} codes differ for the same seed")
 
 

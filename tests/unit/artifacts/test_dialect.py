@@ -14,7 +14,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import roundwise
 import roundwise as rw
 from roundwise.artifacts import dialect
+from roundwise.artifacts.guard import Guard, Memory
 from roundwise.artifacts.model import Model, versions
+from roundwise.artifacts.plain import graph_from_plain, graph_to_plain
+from roundwise.artifacts.schema import UnsafeError
 from roundwise.errors import FileFormatError
 from roundwise.exporters import pt2e
 from roundwise.exporters.pt2e import to_quantized_decomposed
@@ -256,15 +259,13 @@ def test_a_layer_called_as_another_ones_weight_keeps_its_whole_name():
     ],
 )
 def test_arguments_of_other_types_are_refused_when_a_file_is_read(change, argument):
-    from roundwise.artifacts.plain import graph_from_plain, graph_to_plain
-
     graph = quantized().graph
     description = graph_to_plain(graph)
     name = dialect.DEQUANTIZE_PER_CHANNEL.name
     entry = next(entry for entry in description["nodes"] if entry["target"] == name)
     entry["args"]["list"] = change(entry["args"]["list"])
-    with pytest.raises(FileFormatError, match=f"{name}.*{argument}|{argument}.*{name}"):
-        graph_from_plain(description, graph.constants)
+    with pytest.raises(UnsafeError, match=f"{name}.*{argument}|{argument}.*{name}"):
+        Guard(graph_from_plain(description, graph.constants), Memory(1 << 20))
 
 
 def test_a_graph_with_operators_has_no_form_in_a_file(tmp_path):

@@ -229,8 +229,6 @@ def test_a_seed_that_is_none_is_wrong_usage_of_quantize_too(folder):
 @pytest.mark.parametrize(
     ("model", "data", "facts"),
     [
-        ("absent.rw", "labelled.npz", ("absent.rw",)),
-        ("absent.onnx", "labelled.npz", ("absent.onnx",)),
         ("broken.onnx", "labelled.npz", ("broken.onnx", "ONNX Runtime")),
         ("broken.rw", "labelled.npz", ("broken.rw",)),
         ("net.py:linear", "labelled.npz", ("float32 [24, 3, 8, 8]",)),
@@ -243,6 +241,12 @@ def test_what_cannot_be_evaluated_ends_with_1(written, folder, monkeypatch, mode
         (folder / name).write_bytes(b"hello")
     np.savez("other.npz", x=np.zeros((2, 5), dtype=np.float32), y=np.zeros(2, dtype=np.int64))
     assert failed(run("evaluate", model, "--data", data), 1, *facts)
+
+
+@pytest.mark.parametrize("model", ["absent.rw", "absent.onnx", "absent.pt2", "absent.py:build"])
+def test_a_model_in_a_file_that_is_not_there_is_wrong_usage(folder, monkeypatch, model):
+    monkeypatch.chdir(folder)
+    assert failed(run("evaluate", model, "--data", "labelled.npz"), 2, model.partition(":")[0])
 
 
 def test_ctrl_c_ends_an_evaluation_with_130(folder, monkeypatch):

@@ -1,10 +1,11 @@
 """How the text of an option becomes a value."""
 
 import click
+import pytest
 from commandline import failed, run
 from facts import raises
 
-from roundwise.cli.parameters import memory
+from roundwise.cli.parameters import dimension, memory
 
 
 def test_a_file_that_is_not_there_is_told_with_those_of_like_names(tmp_path, monkeypatch):
@@ -35,3 +36,10 @@ def test_amounts_of_memory_have_units():
     for text in ("", "GiB", "-1", "2 parsecs", "1e9"):
         with raises(click.BadParameter, f"'{text}'"):
             memory(text)
+
+
+def test_a_dimension_of_an_input_has_a_name():
+    assert dimension("x:2=height") == ("x", 2, "height")
+    for text in ("x:0=batch", "x:2", "2=height", "x:2=the height", "x:-1=width", ""):
+        with pytest.raises(click.BadParameter):
+            dimension(text)

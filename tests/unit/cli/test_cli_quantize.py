@@ -236,12 +236,17 @@ def test_weights_that_do_not_go_with_the_model_are_wrong_usage(folder, monkeypat
         (("--override", "0=4,per-group=32"), ("--override 0=4,per-group:32",)),
         (("--override", "0=per-tensor:"), ("--override 0=per-tensor:", "'per-tensor:'", "per-channel")),
         (("--override", "0=per-group:1"), ("--override 0=per-group:1", 2, 32, 128)),
-        (("--recipe", "net.py"), ("net.py", "TOML")),
     ],
 )
-def test_an_impossible_recipe_ends_with_1_before_anything_runs(folder, no_run, monkeypatch, options, facts):
+def test_options_that_make_no_recipe_end_with_2_before_anything_runs(folder, no_run, monkeypatch, options, facts):
     monkeypatch.chdir(folder)
-    assert failed(run("quantize", "net.py:build", "--data", "inputs.npy", *options), 1, *facts)
+    assert failed(run("quantize", "net.py:build", "--data", "inputs.npy", *options), 2, *facts)
+
+
+def test_a_recipe_file_that_is_none_ends_with_1_before_anything_runs(folder, no_run, monkeypatch):
+    monkeypatch.chdir(folder)
+    said = run("quantize", "net.py:build", "--data", "inputs.npy", "--recipe", "net.py")
+    assert failed(said, 1, "net.py", "TOML")
 
 
 @pytest.mark.parametrize(("option", "name"), [("--out", "net.rw"), ("--report", "page.html")])
@@ -267,6 +272,7 @@ def test_a_folder_that_takes_no_files_ends_with_1_before_anything_runs(folder, n
 )
 def test_what_cannot_be_done_ends_with_1_and_a_message(folder, monkeypatch, model, data, facts):
     monkeypatch.chdir(folder)
+    (folder / "net.pt2").write_text("no program")
     assert failed(run("quantize", model, "--data", data, "--rounding", "nearest"), 1, *facts)
 
 
@@ -323,3 +329,15 @@ def test_a_bug_keeps_its_traceback(folder, monkeypatch):
     monkeypatch.setattr(quantize_command, "quantize", bug)
     result = run("quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy")
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_dynamic_sizes_reach_the_network_and_evaluate_refuses_others(folder, tmp_path):
+    common = ("quantize", f"{folder}/net.py:build", "--data", folder / "inputs.npy", "--rounding", "nearest")
+    out = tmp_path / "net.rw"
+    result = run(*common, "--out", out, "--dynamic", "input:3=width")
+    assert result.exit_code == 0, result.output
+    (spec,) = rw.load(out).graph.inputs
+    assert spec.names == {3: "width"}
+    assert failed(run(*common, "--dynamic", "image:3=width"), 1, "'image'", "'input'")
+    wider = ("--data", np_file(tmp_path, (4, 5, 8, 8)), "--against", out)
+    assert failed(run("evaluate", out, *wider), 1, "'input'", "dimension 1", 5, 3)

@@ -79,7 +79,7 @@ def test_settings_are_read_as_toml_has_them(text, setting, value):
     [
         ("iterations=1.5", ("iterations=1.5",)),
         ("learning_rate=high", ("'high'",)),
-        ("free_bias=maybe", ("'maybe'", "True", "False")),
+        ("free_bias=maybe", ("'maybe'", "true", "false")),
         ("rewrites.cross-layer-equalization.relu6=medium", ("'medium'", "'keep'", "'relu'")),
         ("itertaions=3", ("'gram-adaround'", "'itertaions'", "'iterations'")),
     ],
@@ -89,13 +89,16 @@ def test_settings_of_another_type_are_refused(text, facts):
         build_recipe(RecipeOptions(settings=[text], rewrites=["cross-layer-equalization"]))
 
 
-def test_an_option_changes_every_stage_of_its_kind(tmp_path):
-    path = tmp_path / "recipe.toml"
-    rw.Recipe([rw.Quantize(), rw.Rewrite(()), rw.Quantize(rounding=rw.rounding.Nearest())]).to_toml(path)
+def test_an_option_changes_every_stage_of_its_kind_and_no_other(tmp_path):
+    path, absorption = tmp_path / "recipe.toml", rw.rewrites.HighBiasAbsorption()
+    rw.Recipe([rw.Rewrite((absorption,)), rw.Rewrite(()), rw.Quantize(rounding=rw.rounding.Nearest())]).to_toml(path)
     recipe = build_recipe(RecipeOptions(recipe=path, bits=3, overrides=["head=8"]))
-    stages = [stage for stage in recipe.stages if isinstance(stage, rw.Quantize)]
-    assert [(stage.weights.bits, stage.overrides["head"].weights.bits) for stage in stages] == [(3, 8), (3, 8)]
-    assert isinstance(stages[1].rounding, rw.rounding.Nearest)
+    stage = recipe.stage(rw.Quantize)
+    assert (stage.weights.bits, stage.overrides["head"].weights.bits) == (3, 8)
+    assert isinstance(stage.rounding, rw.rounding.Nearest)
+    assert recipe.stages[:2] == (rw.Rewrite((absorption,)), rw.Rewrite(()))
+    recipe = build_recipe(RecipeOptions(recipe=path, rewrites=["high-bias-absorption"]))
+    assert recipe.stages[:2] == 2 * (rw.Rewrite((absorption,)),)
 
 
 def test_a_recipe_that_does_not_quantize_is_refused(tmp_path):

@@ -610,7 +610,7 @@ def test_what_is_no_data_is_refused(tmp_path):
     with raises(FileFormatError, "text.npy", "<U1 [2]"):
         load_data(tmp_path / "text.npy")
     torch.save({"a": 1}, tmp_path / "numbers.pt")
-    with raises(FileFormatError, "numbers.pt", "dict"):
+    with raises(FileFormatError, "numbers.pt", "'a'", "int"):
         load_data(tmp_path / "numbers.pt")
     torch.save(torch.zeros(3, dtype=torch.complex64), tmp_path / "complex.pt")
     with raises(FileFormatError, "complex.pt"):

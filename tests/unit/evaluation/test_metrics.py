@@ -79,10 +79,10 @@ def test_the_output_error_is_relative_to_the_network_compared_with():
     assert evaluation.comparison.accuracy == evaluation.accuracy == Accuracy(top1=0.5, top5=None)
 
 
-def test_an_error_beside_outputs_that_are_zero_is_infinite():
+def test_an_error_beside_outputs_that_are_zero_is_one():
     evaluation = evaluate(lambda x: x + 1, [torch.zeros(2, 3)], against=nn.Identity())
     assert evaluation.comparison is not None
-    assert evaluation.comparison.output_error == float("inf")
+    assert evaluation.comparison.output_error == 1.0
 
 
 def test_outputs_with_positions_agree_by_position():

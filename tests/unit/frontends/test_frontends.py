@@ -10,6 +10,7 @@ from torch import fx, nn
 import roundwise as rw
 from roundwise.frontends import FRONTENDS, Facts, Frontend, Signature, TorchExport, frontend_for
 from roundwise.graph.graph import CallStructure, Graph, InputSpec
+from roundwise.graph.sizes import Dynamic
 
 aten = torch.ops.aten
 SAMPLES = torch.randn(16, 3)
@@ -31,7 +32,7 @@ class FromWeights(Frontend):
         size = sum(tensor.nbytes for tensor in model.values())
         return Facts(Signature(("x",), ("x",)), torch.device("cpu"), torch.float32, size)
 
-    def graph(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
+    def graph(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Dynamic | None = None) -> Graph:
         operations = fx.Graph()
         x = operations.placeholder("x")
         weight, bias = operations.get_attr("layer.weight"), operations.get_attr("layer.bias")

@@ -13,11 +13,40 @@ NEAREST = quantizing(rounding=rw.rounding.Nearest())
 IMAGES = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_program_with_two_dynamic_dimensions_is_refused_with_the_shape():
+def test_a_program_with_two_dynamic_dimensions_keeps_them_and_their_ranges():
     model = nn.Conv2d(3, 4, 3).eval()
-    dynamic = ({0: Dim("batch"), 2: Dim("height", min=4)},)
+    dynamic = ({0: Dim("batch", max=9), 2: Dim("height", min=4, max=8)},)
     program = torch.export.export(model, (IMAGES,), dynamic_shapes=dynamic)
-    with raises(rw.CaptureError, "dynamic", "3"):
+    quantized = rw.quantize(program, IMAGES, quantizing(weights=rw.Weights(bits=16), rounding=rw.rounding.Nearest()))
+    for batch, height in ((1, 4), (9, 8)):
+        x = torch.randn(batch, 3, height, 6)
+        torch.testing.assert_close(quantized(x), model(x), rtol=1e-3, atol=1e-3)
+    for batch, height, width, wrong in ((10, 6, 6, 10), (4, 9, 6, 9), (4, 3, 6, 3), (4, 6, 7, 7)):
+        with raises(rw.ModelError, wrong):
+            quantized(torch.randn(batch, 3, height, width))
+
+
+def test_samples_unlike_the_inputs_of_a_program_are_refused_since_numbers_in_it_come_from_those():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            y = self.layer(x.float())
+            return y.sum((2, 3)) / y.shape[2]
+
+    program = torch.export.export(Mean().eval(), (IMAGES,), dynamic_shapes=({0: Dim("batch")},))
+    with raises(rw.CalibrationError, "dimension 3", 7, "float32 [samples, 3, 6, 6]"):
+        rw.quantize(program, torch.randn(4, 3, 6, 7), NEAREST)
+    with raises(rw.CalibrationError, "uint8", "float32 [samples, 3, 6, 6]"):
+        rw.quantize(program, IMAGES.to(torch.uint8), NEAREST)
+
+
+def test_a_size_that_follows_from_another_by_arithmetic_is_refused():
+    half = Dim("half", min=2)
+    program = torch.export.export(nn.Conv2d(3, 4, 3).eval(), (IMAGES,), dynamic_shapes=({2: 2 * half},))
+    with raises(rw.CaptureError, "dimension 2", "torch.export.Dim"):
         rw.quantize(program, IMAGES, NEAREST)
 
 

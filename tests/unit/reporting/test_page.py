@@ -201,10 +201,10 @@ def test_names_from_outside_are_shown_and_do_nothing_else(tmp_path):
     ("of_layers", "told"),
     [
         (("", "", ""), []),
-        (("free", "", "free"), ["a, c: free"]),
-        (("free", "shared", "free"), ["a, c: free", "b: shared"]),
+        (("free", "", "free"), ["layers 'a', 'c': free"]),
+        (("free", "shared", "free"), ["layers 'a', 'c': free", "layer 'b': shared"]),
         (("free", "free", "free"), ["all 3 layers: free"]),
-        (("free",), ["a: free"]),
+        (("free",), ["layer 'a': free"]),
     ],
 )
 def test_a_note_is_told_once_with_the_layers_that_have_it(of_layers, told):

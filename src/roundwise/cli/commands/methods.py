@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import re
 import textwrap
@@ -18,6 +17,7 @@ from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rewrites import REWRITES
 from roundwise.methods.rounding import ROUNDING_SOLVERS
 from roundwise.recipe.settings import Activations
+from roundwise.wording import did_you_mean
 
 HELP = """
 List every method, or explain one: its settings with their types and defaults, and where it comes from.
@@ -50,9 +50,8 @@ def command(name: str | None) -> None:
         found = [(kind, table[name]) for kind, (_, table) in KINDS.items() if name in table]
         if not found:
             known = [key for _, table in KINDS.values() for key in table]
-            near = difflib.get_close_matches(name, known, n=3)
-            hint = f"Did you mean {' or '.join(near)}?" if near else "Run `roundwise methods` for a list."
-            raise click.UsageError(f"there is no method '{name}'. {hint}")
+            hint = did_you_mean(name, known) or " Run `roundwise methods` for a list."
+            raise click.UsageError(f"there is no method '{name}'.{hint}")
         for kind, method in found:
             _explain(formatter, f"{name}: {kind}", KINDS[kind][0].replace("NAME", name), method)
     click.echo(formatter.getvalue().strip())

@@ -13,16 +13,17 @@ import click
 from roundwise import quantize
 from roundwise.cli.datafree import DataFreeOptions
 from roundwise.cli.measuring import accuracy as accuracy_of
-from roundwise.cli.options import OUTPUT, RunOptions, as_command, file, option
+from roundwise.cli.options import ADVANCED, OUTPUT, RunOptions, as_command, file, option
 from roundwise.cli.outputs import check_outputs, check_targets
-from roundwise.cli.parameters import writable
-from roundwise.cli.recipes import RecipeOptions, build_recipe
+from roundwise.cli.parameters import dimension, writable
+from roundwise.cli.recipes import RecipeOptions, changed, first_recipe
 from roundwise.cli.samples import SampleOptions, describe
-from roundwise.cli.terminal import layer_progress, say, show_json
+from roundwise.cli.terminal import layer_progress, say, show_json, wrong_usage
 from roundwise.cli.weights import WeightOptions
 from roundwise.data.dataset import Dataset, load_data
 from roundwise.engine.calibration import BATCH
 from roundwise.exporters import export
+from roundwise.graph.sizes import Dynamic
 from roundwise.loading.models import move
 from roundwise.loading.runnable import run_on
 from roundwise.recipe.recipe import Recipe
@@ -66,6 +67,27 @@ class OutputOptions:
         return self.report is not None and (self.labels is not None or samples.label_key is not None)
 
 
+@final
+@dataclass(frozen=True)
+class SizeOptions:
+    """Which sizes of the input may differ between calls of the quantized network."""
+
+    dynamic: tuple[tuple[str, int, str], ...] = option(
+        ADVANCED,
+        "Let a dimension of an input have other sizes than in the data, such as x:2=height. Repeatable.",
+        default=(),
+        type=dimension,
+        metavar="INPUT:DIM=NAME",
+    )
+
+    def as_mapping(self) -> Dynamic:
+        """The dimensions as `quantize` takes them."""
+        named: dict[str, dict[int, str]] = {}
+        for name, dim, size in self.dynamic:
+            named.setdefault(name, {})[dim] = size
+        return named
+
+
 @as_command(HELP, click.Argument(["model"]))
 def command(
     model: str,
@@ -73,6 +95,7 @@ def command(
     samples: SampleOptions,
     data_free: DataFreeOptions,
     options: RecipeOptions,
+    sizes: SizeOptions,
     output: OutputOptions,
     run: RunOptions,
 ) -> None:
@@ -81,7 +104,9 @@ def command(
     data_free.check(samples, output.labels)
     check_outputs(output.out, output.report)
     want_labels = output.wants_accuracy(samples)
-    recipe = build_recipe(options, data_free=data_free.data_free)
+    recipe = first_recipe(options, data_free=data_free.data_free)
+    with wrong_usage():
+        recipe = changed(recipe, options, data_free=data_free.data_free)
     check_targets(output.out, recipe)
 
     loaded = weights.load(model, options.seed or Recipe().seed)
@@ -105,7 +130,7 @@ def command(
     if dataset is not None and want_labels:
         before = accuracy_of(run_on(run.device, model, network), dataset, batch_size)
     with layer_progress() as progress:
-        quantized = quantize(network, inputs, recipe, progress=progress)
+        quantized = quantize(network, inputs, recipe, dynamic=sizes.as_mapping(), progress=progress)
     if not run.as_json:
         # Before the files are written, so that the user sees the report of a long run even if one of them fails.
         click.echo(str(quantized.report))

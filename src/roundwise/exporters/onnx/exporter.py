@@ -24,14 +24,17 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from roundwise.artifacts.binding import Arguments
 from roundwise.artifacts.dialect import with_operators
 from roundwise.artifacts.model import Model
 from roundwise.artifacts.program import export_program
-from roundwise.artifacts.signature import Arguments
 from roundwise.errors import ExportError
 from roundwise.exporters.interface import Check, ExportedFile, Exporter
 from roundwise.exporters.onnx.datafile import replacing_pair
-from roundwise.exporters.verify import OutputDifference, Reference, make_reference, quantizes_activations
+from roundwise.exporters.onnx.decompose import decomposed
+from roundwise.exporters.sensitivity import quantizes_activations
+from roundwise.exporters.verify import OutputDifference, Reference, make_reference
+from roundwise.graph.graph import InputSpec
 from roundwise.recipe.recipe import Recipe
 from roundwise.targets import Target
 from roundwise.targets.ort_cpu import ORT_CPU
@@ -57,9 +60,10 @@ class OnnxExport(ExportedFile):
         outputs: these figures for each output, with predicted classes.
         outputs_of_weights: the same for a file without the quantizers of activations, made only to judge the weights
             alone; empty where activations are not quantized.
-        default_outputs: the same as ONNX Runtime runs the file by default. Where weights feed a MatMul it rounds that
-            layer's inputs to 8 bits, unless the session sets `session.qdq_matmulnbits_accuracy_level` to "0"; where
-            activations are quantized it uses integer kernels that round their results once more.
+        default_outputs: the same as ONNX Runtime runs the file by default, with the tolerance of such runs. Where
+            weights feed a MatMul it rounds that layer's inputs to 8 bits, unless the session sets
+            `session.qdq_matmulnbits_accuracy_level` to "0"; where activations are quantized it uses integer kernels
+            that round their results once more.
         verified_on: on which inputs the figures were found.
         opset: of the file.
         weight_types: how many quantized weight tensors are stored in each ONNX type.
@@ -94,6 +98,7 @@ class OnnxExport(ExportedFile):
                 "note: with its default settings ONNX Runtime rounds elsewhere too (the inputs of MatMul layers to 8",
                 "bits, the results of integer kernels), and then",
                 *(f"  {output}" for output in self.default_outputs),
+                f"  of {max(output.tolerance for output in self.default_outputs):.2g} that such roundings explain.",
                 "  Graph optimisations switched off (where activations are quantized), or the session entry",
                 '  "session.qdq_matmulnbits_accuracy_level" at "0" (where weights feed a MatMul), give those above.',
             ]
@@ -118,7 +123,8 @@ class OnnxExporter(Exporter):
         model = model.on_cpu()
         program = _program(model)
         _refuse_float_types(program)
-        built, weight_types = translate.build_graph(program)
+        _refuse_limited_sizes(model)
+        built, weight_types = translate.build_graph(program, _axes(model))
         _describe(built, model.recipe)
         of_weights: tuple[OutputDifference, ...] = ()
         quantized = quantizes_activations(program)
@@ -145,8 +151,25 @@ class OnnxExporter(Exporter):
 
 
 def _program(model: Model) -> ExportedProgram:
-    """The model as a program in which each quantizer is one operator, so that it can be translated."""
-    return export_program(with_operators(model.graph), model.device)
+    """The model as a program of operations that can be translated; each quantizer is one operator."""
+    return export_program(with_operators(decomposed(model.graph)), model.device)
+
+
+def _axes(model: Model) -> list[dict[int, str]]:
+    """For each input that is a tensor the names of its dynamic dimensions."""
+    return [spec.names for spec in model.graph.inputs if isinstance(spec, InputSpec)]
+
+
+def _refuse_limited_sizes(model: Model) -> None:
+    """Refuse sizes with an upper limit: a file cannot check them, and would give wrong outputs beyond the limit."""
+    for spec in (spec for spec in model.graph.inputs if isinstance(spec, InputSpec)):
+        for size in spec.variable:
+            if size.name and size.sizes.high is not None:
+                raise ExportError(
+                    f"'{size.name}', dimension {size.dim} of input '{spec.name}', may be {size.sizes}: for larger ones "
+                    "the model's code does something else. An ONNX file cannot refuse larger sizes. Quantize the model "
+                    f"without '{size.name}' in `dynamic`, for each size that you need."
+                )
 
 
 def _check_weights(model: Model, path: Path, check: Check) -> tuple[OutputDifference, ...]:
@@ -155,9 +178,9 @@ def _check_weights(model: Model, path: Path, check: Check) -> tuple[OutputDiffer
     from roundwise.exporters.onnx import translate
 
     program = _program(model)
-    built, _ = translate.build_graph(program)
+    built, _ = translate.build_graph(program, _axes(model))
     _write(built, path, path.with_name(f"{path.name}.data"))
-    return onnx_check.verify(path, _reference(model, program, check), literally=False).outputs
+    return onnx_check.verify_content(path, _reference(model, program, check), literally=False)
 
 
 def _reference(model: Model, program: ExportedProgram, check: Check) -> Reference:
@@ -190,7 +213,15 @@ def _describe(model: onnx_ir.Model, recipe: Recipe) -> None:
 
 
 def _refuse_float_types(program: ExportedProgram) -> None:
+    ends = {*program.graph_signature.user_inputs, *program.graph_signature.user_outputs}
     for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.name in ends and isinstance(value, Tensor) and value.is_complex():
+            end = "input" if node.op == "placeholder" else "output"
+            raise ExportError(
+                f"The {end} '{node.name}' is of complex numbers, which ONNX Runtime does not have as inputs and "
+                "outputs. Let the model take and return `torch.view_as_real(…)`."
+            )
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype not in ORT_CPU.float_types:
             dtype = str(value.dtype).removeprefix("torch.")

@@ -6,7 +6,8 @@
 `store_weights` builds each weight anew, from the tensors of the program:
 
 1. The codes go into the narrowest type of the target that holds their range: INT4 and UINT4 (two to a byte) up to
-   4 bits, then INT8, UINT8, INT16, UINT16. 2- and 3-bit codes are stored as 4-bit: opset 21 has nothing narrower.
+   4 bits, then INT8, UINT8, INT16, UINT16. 2- and 3-bit codes are stored as 4-bit: opset 21 has nothing narrower. Codes
+   whose products could overflow the sums of integer kernels (tens of thousands of inputs) are stored in 16 bits.
 2. The zero point gets the type of the codes, as ONNX demands; the scale keeps the type of the real numbers.
 3. A Transpose, Reshape or Cast that follows is done here, on the codes, where that changes no value. So runtimes find
    DequantizeLinear directly before Conv, Gemm or MatMul, which is the pattern that they fuse.
@@ -28,8 +29,12 @@ from torch.export import ExportedProgram
 from roundwise.artifacts import dialect
 from roundwise.artifacts.emit import CODES
 from roundwise.errors import ExportError
+from roundwise.exporters.sensitivity import quantizes_activations
 from roundwise.runtimes.interface import Array
 from roundwise.targets.ort_cpu import ORT_CPU
+
+LARGEST_INPUT, LARGEST_SUM = 2**8 - 1, 2**31 - 1
+"""The largest 8-bit code, and the largest sum of products in kernels of integers."""
 
 
 @final
@@ -100,7 +105,7 @@ class OnnxWeight:
 def store_weights(model: ir.Model, program: ExportedProgram) -> set[ir.Value]:
     """Replace every dequantized constant of the graph by an `OnnxWeight`; returns the initialisers that hold codes."""
     operations = {dialect.operator_for(operation): operation for operation in dialect.DEQUANTIZERS}
-    constants = _constants(program)
+    constants, integers = _constants(program), quantizes_activations(program)
     values = {output.name: output for node in model.graph for output in node.outputs}
     first_of: dict[Any, ir.Value] = {}  # dequantize operations that give the same weight → the first of them
     weights: list[tuple[ir.Value, OnnxWeight]] = []
@@ -118,7 +123,7 @@ def store_weights(model: ir.Model, program: ExportedProgram) -> set[ir.Value]:
             ir.convenience.replace_all_uses_with(value, first_of[key], replace_graph_outputs=True)
             continue
         first_of[key] = value
-        weight = _read_weight(constants[node.args[0].name][0], operation, arguments)
+        weight = _read_weight(constants[node.args[0].name][0], operation, arguments, integers=integers)
         weights.append((_before_cast(value), weight))
     return {_insert_weight(model.graph, value, weight) for value, weight in weights}
 
@@ -191,8 +196,16 @@ def _apply(weight: OnnxWeight, user: ir.Node) -> OnnxWeight | None:
     return None
 
 
-def _read_weight(name: str, operation: dialect.Operation, arguments: dict[str, Any]) -> OnnxWeight:
-    """The weight that a dequantize operation of the program stands for; constants among the arguments are tensors."""
+def _read_weight(
+    name: str, operation: dialect.Operation, arguments: dict[str, Any], *, integers: bool = False
+) -> OnnxWeight:
+    """The weight that a dequantize operation of the program stands for.
+
+    Args:
+        name: of the codes.
+        operation, arguments: of the program; constants among the arguments are tensors.
+        integers: whether activations are quantized too, so that the runtime may multiply codes.
+    """
     codes, qmin, qmax = arguments["codes"].numpy(force=True), arguments["qmin"], arguments["qmax"]
     axis: int | None = None
     if operation == dialect.DEQUANTIZE:
@@ -209,13 +222,29 @@ def _read_weight(name: str, operation: dialect.Operation, arguments: dict[str, A
             f"'{name}' has codes or zero points from {lowest} to {highest}, outside of its grid, {qmin} to {qmax}: the "
             "model is damaged. Quantize it again."
         )
-    stored = ORT_CPU.weight_type(qmin, qmax)
+    narrow = ORT_CPU.weight_type(qmin, qmax)
+    # Codes that are stored in 16 bits are multiplied in float.
+    overflows = integers and narrow is not None and _sum_overflows(codes, zero_point, axis)
+    stored = (
+        next(kind for kind in ORT_CPU.weight_types if kind.bits > 8 and kind.holds(qmin, qmax)) if overflows else narrow
+    )
     if stored is None:
         raise ExportError(
             f"'{name}' has codes from {qmin} to {qmax}; the widest that ONNX dequantizes here have 16 bits. Quantize "
             "this layer to 16 bits or fewer."
         )
     return OnnxWeight(name, codes, scale, zero_point, axis, ir.DataType[stored.name])
+
+
+def _sum_overflows(codes: Array, zero_point: Array, axis: int | None) -> bool:
+    """Whether the sum of an output's products with 8-bit inputs could exceed the 32 bits that kernels add in."""
+    if codes.size * 2**16 < LARGEST_SUM:
+        return False
+    channel = 0 if axis is None else axis
+    shape = [-1 if dimension == channel and zero_point.ndim == 1 else 1 for dimension in range(codes.ndim)]
+    centred = np.abs(codes.astype(np.int64) - (zero_point.reshape(shape) if zero_point.ndim < 2 else 0))
+    others = tuple(dimension for dimension in range(codes.ndim) if dimension != channel)
+    return bool(centred.sum(axis=others).max() * LARGEST_INPUT > LARGEST_SUM)
 
 
 def _tensor(values: Array, onnx_type: ir.DataType, name: str) -> ir.Tensor[Array]:

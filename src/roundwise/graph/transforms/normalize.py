@@ -1,7 +1,7 @@
 """The same computation in fewer kinds of operations, so that every later step has one form to look for.
 
 - Operations that change no number (detach, copies) disappear.
-- Products with a constant matrix on the right (`x @ W`, `mm`, `addmm`, `bmm`, `einsum`) become `linear`.
+- Products with a constant matrix (`x @ W`, `W @ x`, `mm`, `addmm`, `bmm`, `einsum`, `tensordot`) become `linear`.
 - Batch-norm with running statistics becomes `batch_norm`, whatever form the capture gave it.
 - A weight or bias that is computed from constants alone (a slice of a packed projection, weight normalization, a
   transpose, a cast) becomes a constant; so does a whole layer whose input is constant.
@@ -24,8 +24,22 @@ import torch
 from torch import Tensor, fx
 
 from roundwise.graph.graph import Graph, bind, is_random
-from roundwise.graph.operators import DROPOUTS, FACTORS, IDENTITIES, MATRIX_COPIES, WEIGHTED
+from roundwise.graph.operators import (
+    DROPOUTS,
+    FACTORS,
+    IDENTITIES,
+    MATRIX_COPIES,
+    MATRIX_PRODUCTS,
+    TENSOR_PRODUCTS,
+    WEIGHTED,
+)
 from roundwise.graph.training import TensorOrigin
+from roundwise.graph.transforms.contractions import (
+    Contraction,
+    contraction_of,
+    contraction_with_matrix_first,
+    linear_from,
+)
 from roundwise.graph.transforms.drop_dropout import makes_distinct_output
 
 aten = torch.ops.aten
@@ -44,6 +58,8 @@ def normalize(graph: Graph) -> Graph:
             _product_to_linear(graph, constants, node)
         elif node.target is aten.einsum.default:
             _einsum_to_linear(graph, constants, node)
+        elif node.target in TENSOR_PRODUCTS:
+            _contraction_to_linear(graph, constants, node, node.args[:2])
         elif node.target in WEIGHTED:
             _make_constant(constants, node)
     graph.prune()
@@ -175,25 +191,82 @@ def _same_strides(one: fx.Node, other: fx.Node) -> bool:
 
 def _product_to_linear(graph: Graph, constants: _Constants, node: fx.Node) -> None:
     arguments = bind(node)
-    bias = arguments["self"] if node.target is aten.addmm.default else None
+    bias = None if node.target in MATRIX_PRODUCTS else arguments["self"]
     left, right = (node.args[position] for position in FACTORS[node.target])
+    assert isinstance(left, fx.Node)
+    assert isinstance(right, fx.Node)
     if bias is not None and (arguments["beta"], arguments["alpha"]) != (1, 1):
         return
-    _to_linear(graph, constants, node, left, right, bias)
+    if _without_copies(left) in constants:
+        _matrix_first_to_linear(graph, constants, node, left, right, bias)
+    else:
+        _to_linear(graph, constants, node, left, right, bias)
+
+
+def _matrix_first_to_linear(
+    graph: Graph, constants: _Constants, node: fx.Node, matrix: fx.Node, value: fx.Node, bias: fx.Node | None
+) -> None:
+    """Replace `matrix @ value (+ bias)` by a linear layer between two transpositions."""
+    shape, source = value.meta["val"].shape, _without_copies(matrix)
+    constant = constants.value(source)
+    if len(shape) < 2 or constant.dim() < 2 or constant.numel() != constant.shape[-2:].numel():
+        return  # a vector, or several matrices
+    if len(node.meta["val"].shape) != len(shape):
+        return  # the matrix has more dimensions of size 1
+    constant = constant.reshape(constant.shape[-2:])
+    _replace(graph, constants, node, value, source, constant, contraction_with_matrix_first(len(shape)), bias)
+
+
+def _contraction_to_linear(graph: Graph, constants: _Constants, node: fx.Node, operands: Any) -> None:
+    """Replace an `einsum` or `tensordot` by a linear layer, if one of its two operands is constant."""
+    fixed = [operand in constants for operand in operands]
+    if len(operands) != 2 or fixed not in ([True, False], [False, True]):
+        return
+    value, source = sorted(operands, key=lambda operand: operand in constants)
+    how = contraction_of(node, operands.index(value))
+    if how is not None:
+        _replace(graph, constants, node, value, source, constants.value(source), how)
+
+
+def _replace(
+    graph: Graph,
+    constants: _Constants,
+    node: fx.Node,
+    value: fx.Node,
+    source: fx.Node,
+    constant: Tensor,
+    how: Contraction,
+    bias: fx.Node | None = None,
+) -> None:
+    """Replace a product by a linear layer, if it is one; a bias is added afterwards."""
+    known = value.meta.get("val")
+    if node in constants or not isinstance(known, Tensor) or not how.is_linear(known.shape):
+        return
+    if not constant.is_floating_point():
+        return
+    weight = constants.store(how.matrix(constant), source)
+    result = linear_from(graph.operations, node, value, weight, how)
+    if bias is not None:
+        with graph.operations.inserting_before(node):
+            total = graph.operations.call_function(aten.add.Tensor, (result, bias))
+        total.meta, result = dict(node.meta), total
+    node.replace_all_uses_with(result)
+    graph.operations.erase_node(node)
 
 
 def _einsum_to_linear(graph: Graph, constants: _Constants, node: fx.Node) -> None:
-    """`btc,cd->btd` and `btc,dc->btd`, with a constant second operand, are linear layers; others are left alone."""
+    """`btc,cd->btd` and `btc,dc->btd`, with a constant second operand, need nothing around the layer; others may."""
     equation, operands = node.args[:2]
     assert isinstance(equation, str)
     assert isinstance(operands, list | tuple)
     inputs, _, output = equation.replace(" ", "").partition("->")
     left, _, right = inputs.partition(",")
     for order in (right, right[::-1]):
-        if len(order) == len(operands) == 2 and left.endswith(order[0]) and output == left[:-1] + order[1]:
-            if left.count(order[0]) == 1 and order[1] not in left:
-                _to_linear(graph, constants, node, *operands, outputs_first=order != right)
+        fits = len(order) == len(operands) == 2 and left.endswith(order[0]) and output == left[:-1] + order[1]
+        if fits and left.count(order[0]) == 1 and order[1] not in left:
+            _to_linear(graph, constants, node, *operands, outputs_first=order != right)
             return
+    _contraction_to_linear(graph, constants, node, operands)
 
 
 def _to_linear(
@@ -211,8 +284,10 @@ def _to_linear(
     if node in constants or source not in constants or not isinstance(value, Tensor):
         return
     weight = constants.value(source)
-    if weight.dim() > value.dim() or weight.numel() != weight.shape[-2:].numel():
+    if not 2 <= weight.dim() <= value.dim() or weight.numel() != weight.shape[-2:].numel():
         return  # several matrices
+    if not weight.is_floating_point():
+        return  # no layer is of complex numbers
     weight = weight.reshape(weight.shape[-2:])
     # Only a bias for each output is one in `linear`; anything else is added afterwards.
     vector = bias is not None and bias in constants and constants.value(bias).dim() == 1

@@ -13,6 +13,9 @@ from roundwise.methods.settings import check_types
 from roundwise.numerics.grid import Codebook
 from roundwise.statistics import Histogram
 
+SMALLEST = 50
+"""The smallest percentage. A smaller one, such as 0.999, is a mistake: somebody means a fraction."""
+
 
 @final
 @dataclass(frozen=True)
@@ -20,7 +23,11 @@ class ActivationPercentile(ActivationRanges[Histogram]):
     """Cover all but the most extreme values.
 
     Args:
-        covered: share of the values inside the range, in percent; the others are clipped, half below and half above.
+        covered: share of the values inside the range, in percent, at least 50; the others are clipped, half below and
+            half above.
+
+    Raises:
+        RecipeError: `covered` is out of range or not a number.
 
     References:
         Wu et al. 2020, arXiv:2004.09602 (percentile calibration).
@@ -31,10 +38,11 @@ class ActivationPercentile(ActivationRanges[Histogram]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        if not 0 < self.covered <= 100:
+        if not SMALLEST <= self.covered <= 100:
+            meant = f" Write {100 * self.covered:.10g}, not {self.covered!r}." if 0.5 <= self.covered <= 1 else ""
             raise RecipeError(
-                f"{self}: covered is the percentage of the values that the range covers; it must be above 0 and at "
-                "most 100."
+                f"{self}: covered is the percentage of the values that the range covers; it must be from {SMALLEST} to "
+                f"100, because a smaller range would clip most values.{meant}"
             )
 
     def limits(self, values: Histogram, codebook: Codebook) -> tuple[float, float]:

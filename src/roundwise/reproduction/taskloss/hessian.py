@@ -50,9 +50,9 @@ from roundwise.graph.analysis.layers import Layer, find_layers
 from roundwise.graph.graph import Graph
 from roundwise.numerics.grid import Grid
 from roundwise.recipe.checks import check_whole_number
-from roundwise.recipe.files import did_you_mean
 from roundwise.recipe.settings import Weights
 from roundwise.statistics import Nothing
+from roundwise.wording import did_you_mean
 
 LIMIT = 2048
 """Weights of a layer that is not too large: the paper's, ResNet-18's first, has 9,408; ResNet-20's first has 432."""

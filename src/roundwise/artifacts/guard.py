@@ -1,0 +1,120 @@
+"""What a network that came from a file may do: compute, within bounds, what its shapes say.
+
+A `Guard` rehearses the network (`artifacts/rehearsal.py`) when it is loaded, and before a call with inputs of shapes
+that it has not seen. The bound on memory grows with what the user gave and stored:
+
+    limit = 256 MiB + 1024 · bytes of the inputs + 64 · bytes of the file                                          (1)
+
+A network needs far less: its widest results are some ten times as large as an image, and smaller than its weights. A
+file that asks for more must be trusted with a number, `rw.load(path, memory_limit=…)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from roundwise.artifacts.codes import check_stored
+from roundwise.artifacts.rehearsal import META, rehearse, without_numbers
+from roundwise.artifacts.schema import DTYPES, UnsafeError
+from roundwise.graph.graph import ConstantInput, Graph, InputSpec
+
+FREE, PER_INPUT, PER_STORED = 256 << 20, 1 << 10, 1 << 6
+"""The limit in bytes: the first, plus the second for each byte of inputs, plus the third for each byte of the file."""
+
+REHEARSED_BATCH = 2
+"""Samples in the rehearsal of a network that is loaded. Two, because the size 1 fits where others do not."""
+
+_REMEMBERED = 256
+"""Shapes of inputs for which a network is known to be safe. With more, the first ones are forgotten."""
+
+
+@final
+@dataclass(frozen=True)
+class Memory:
+    """How much memory a call of a network may take.
+
+    Attributes:
+        stored: bytes of the file that it came from.
+        limit: bytes that the user allows; None for Eq. 1.
+    """
+
+    stored: int
+    limit: int | None = None
+
+    def of(self, inputs: Sequence[Any]) -> int:
+        """Bytes for a call with these inputs."""
+        if self.limit is not None:
+            return self.limit
+        given = sum(value.numel() * value.element_size() for value in inputs if isinstance(value, Tensor))
+        return FREE + PER_INPUT * given + PER_STORED * self.stored
+
+
+@final
+class Guard:
+    """Rehearses one network.
+
+    Raises:
+        UnsafeError: an operation must not run, with the inputs that the network says it takes.
+    """
+
+    def __init__(self, graph: Graph, memory: Memory) -> None:
+        for name, value in graph.constants.items():
+            if value.dtype not in DTYPES or value.layout is not torch.strided:
+                raise UnsafeError(f"the tensor {name!r} is in {value.dtype} and {value.layout}, which no file may have")
+        self._memory = memory
+        self._safe: dict[tuple[Any, ...], None] = {}
+        self._graph = graph
+        self.check_batch(REHEARSED_BATCH)
+        check_stored(graph)
+        # From here on only shapes count, and a guard must not keep tensors alive.
+        blank = {name: without_numbers(value) for name, value in graph.constants.items()}
+        self._graph = dataclasses.replace(graph.copy(), constants=blank)
+
+    def check_batch(self, samples: int) -> None:
+        """Raise unless a call with this many samples is safe, or with the network's own number if that is fixed.
+
+        Raises:
+            UnsafeError: an operation must not run.
+        """
+        batch = self._graph.batch or samples
+        self.check(
+            [
+                torch.empty([batch if n is None else n for n in spec.shape], dtype=spec.dtype, device=META)
+                if isinstance(spec, InputSpec)
+                else spec.value
+                for spec in self._graph.inputs
+            ]
+        )
+
+    def check(self, leaves: Sequence[Any]) -> None:
+        """Raise unless a call with inputs of these shapes and dtypes is safe.
+
+        Args:
+            leaves: the inputs, one for each placeholder.
+
+        Raises:
+            UnsafeError: an operation must not run, or an input is not a tensor where one is wanted.
+        """
+        inputs: list[Any] = []
+        for spec, leaf in zip(self._graph.inputs, leaves, strict=True):
+            if isinstance(spec, ConstantInput):
+                inputs.append(spec.value)
+            elif isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+                inputs.append(torch.empty(leaf.shape, dtype=leaf.dtype, device=META))
+            else:
+                raise UnsafeError(
+                    f"the input '{spec.name}' is a {type(leaf).__name__}, not a tensor in rows and columns"
+                )
+        key = tuple((value.shape, value.dtype) if isinstance(value, Tensor) else None for value in inputs)
+        if key in self._safe:
+            return
+        rehearse(self._graph, inputs, self._memory.of(inputs))
+        if len(self._safe) >= _REMEMBERED:
+            del self._safe[next(iter(self._safe))]
+        self._safe[key] = None

@@ -1,0 +1,286 @@
+"""What PyTorch's kernels take on trust. An operation of a file must prove it before it runs.
+
+Most kernels check what they are given. Some do not. Given a window of 2⁶² places, or a mean for half of the channels,
+they read memory that is not the tensor's; given whole numbers to divide by −1, they end the process. The rules here are
+of two kinds:
+
+1. *By the name of the argument*, whatever the operation: sizes of windows, strides and numbers of groups are small and
+   positive, factors of sizes are near 1.
+2. *By operation*: statistics have one number for each channel, whole numbers are not divided by −1 or 0 (the processor
+   cannot divide the smallest whole number by −1), modes are those that exist, and so on.
+
+All arguments are values, and of the kinds that the schema names (`artifacts/schema.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from roundwise.artifacts.schema import UnsafeError
+from roundwise.graph.operators import ATTENTION, MATRIX_PRODUCTS, NORMALIZATIONS, SPLITS, WEIGHTED
+from roundwise.graph.vocabulary import RECURRENT, WHOLE_DIVISIONS
+
+aten = torch.ops.aten
+
+Arguments = Mapping[str, Any]
+
+_FROM_ONE = (
+    *("chunks", "dilation", "divisor_override", "downscale_factor", "group", "groups", "kernel_size"),
+    *("num_groups", "num_layers", "steps", "stride", "upscale_factor"),
+)
+_FROM_ZERO = ("k", "length", "output_padding", "output_size", "repeats", "split_size", "split_sizes")
+_FACTORS = ("scale_factors", "scales_h", "scales_w")
+
+WIDEST = 1 << 20
+"""The largest window, stride, padding or number of groups. Wider than every layer; its square is far below 2⁶³."""
+
+FACTORS = (1e-4, 1e4)
+"""The smallest and the largest factor of an upsampling. Kernels divide by it and turn the result into an address."""
+
+MOST_PIECES = 1 << 14
+"""The most tensors that one operation may give. PyTorch takes some hundred bytes for each, however small it is."""
+
+MOST_DIMENSIONS = 16
+"""The most dimensions that a tensor may have. Kernels have fixed room for 64 at most, some for 25."""
+
+
+def check_arguments(function: OpOverload, arguments: Arguments, limit: int) -> None:
+    """Raise unless an operation of the vocabulary is safe to run with these arguments.
+
+    Args:
+        function: the operation.
+        arguments: by their names, defaults filled in.
+        limit: the most bytes that it may take for itself while it runs.
+
+    Raises:
+        UnsafeError: says which argument is wrong, and why.
+    """
+    for name in _FROM_ONE:
+        if name in arguments and function is not aten.as_strided.default:
+            _check_range(name, arguments[name], 1, WIDEST)
+    for name in _FROM_ZERO:
+        _check_range(name, arguments.get(name), 0, None)
+    for name in _FACTORS:
+        _check_range(name, arguments.get(name), *FACTORS)
+    if isinstance(arguments.get("padding"), list | tuple | int):
+        _check_range("padding", arguments["padding"], 0, WIDEST)
+    if arguments.get("mode", "constant") != "constant":
+        _check_range("pad", arguments.get("pad"), 0, WIDEST)
+    for operations, rule in _RULES:
+        if function in operations:
+            rule(function, arguments)
+    if function in WEIGHTED:
+        _check_room(arguments, limit)
+
+
+def _check_range(name: str, value: Any, low: float, high: float | None) -> None:
+    for number in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(number, int | float) and not low <= number <= (math.inf if high is None else high):
+            most = "" if high is None else f" and at most {high}"
+            raise UnsafeError(f"is given {number} as '{name}', which must be at least {low}{most}")
+
+
+# -------------------------------------------------------------------------------------------------- rules by operation
+
+
+def _same_dtypes(_: OpOverload, arguments: Arguments) -> None:
+    """Layers and products of matrices: all operands have one dtype."""
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        found = ", ".join(f"'{name}' in {tensor.dtype}" for name, tensor in tensors.items())
+        raise UnsafeError(f"is given {found}; all must have the same dtype")
+
+
+def _one_for_each(names: Iterable[str], arguments: Arguments, shape: Sequence[int], of_what: str) -> None:
+    for name in names:
+        value = arguments.get(name)
+        if value is not None and tuple(value.shape) != tuple(shape):
+            raise UnsafeError(f"is given '{name}' of shape {list(value.shape)}; {of_what} needs {list(shape)}")
+
+
+def _normalization(function: OpOverload, arguments: Arguments) -> None:
+    """Weights, biases and statistics have one number for each channel, or for each normalized place."""
+    values = arguments.get("input", arguments.get("self"))
+    assert isinstance(values, Tensor)
+    names = ("weight", "bias", "running_mean", "running_var")
+    places = arguments.get("normalized_shape")
+    if places is not None:
+        if not places or tuple(values.shape[-len(places) :]) != tuple(places):
+            raise UnsafeError(f"normalizes {list(values.shape)} over {list(places)}, which are not its last dimensions")
+        _one_for_each(names, arguments, places, "each normalized place")
+        return
+    if values.dim() < 2:
+        raise UnsafeError(f"is given a tensor of shape {list(values.shape)}, which has no channels")
+    channels = values.shape[1]
+    _one_for_each(names, arguments, (channels,), f"each of {channels} channels")
+    if function is aten.native_group_norm.default:
+        stated = (arguments["N"], arguments["C"], arguments["HxW"])
+        if stated != (values.shape[0], channels, math.prod(values.shape[2:])):
+            raise UnsafeError(f"states the sizes {stated} for a tensor of shape {list(values.shape)}")
+    groups = arguments.get("num_groups", arguments.get("group", 1))
+    if channels % groups:
+        raise UnsafeError(f"divides {channels} channels into {groups} groups")
+
+
+def _whole_division(_: OpOverload, arguments: Arguments) -> None:
+    """A whole number may be divided by a number of the file that is neither 0 nor −1, and by no tensor."""
+    operands = arguments["self"], arguments["other"]
+    if any(isinstance(it, float) or (isinstance(it, Tensor) and it.is_floating_point()) for it in operands):
+        return
+    values, divisor = operands
+    dtype = values.dtype if isinstance(values, Tensor) and values.dtype is not torch.bool else torch.int64
+    sound = not isinstance(divisor, Tensor) and divisor not in (0, -1)
+    if not sound or not torch.iinfo(dtype).min <= divisor <= torch.iinfo(dtype).max:
+        what = "a tensor" if isinstance(divisor, Tensor) else divisor
+        raise UnsafeError(f"divides {dtype} by {what}; the divisor must be a number of that dtype other than 0 and −1")
+
+
+def _pieces(_: OpOverload, arguments: Arguments) -> None:
+    values, dim = arguments["self"], arguments["dim"]
+    if not -values.dim() <= dim < values.dim():
+        raise UnsafeError(f"splits a tensor of shape {list(values.shape)} along dimension {dim}")
+    sizes = arguments.get("split_size", arguments.get("split_sizes", 1))
+    pieces = len(sizes) if isinstance(sizes, list | tuple) else -(-values.shape[dim] // max(1, sizes))
+    pieces = min(pieces, arguments.get("chunks", pieces))
+    if pieces > MOST_PIECES:
+        raise UnsafeError(f"splits a tensor into {pieces} pieces; at most {MOST_PIECES} are allowed")
+
+
+def _attention(_: OpOverload, arguments: Arguments) -> None:
+    query, key, value = (arguments[name] for name in ("query", "key", "value"))
+    tensors = (query, key, value)
+    if len({(tensor.dtype, tensor.dim()) for tensor in tensors}) > 1 or not query.is_floating_point():
+        raise UnsafeError("is given a query, key and value that differ in dtype or in the number of dimensions")
+    shapes = [list(tensor.shape) for tensor in tensors]
+    if query.dim() < 2 or key.shape[-1] != query.shape[-1] or key.shape[-2] != value.shape[-2]:
+        raise UnsafeError(f"is given a query, key and value of the shapes {shapes}, which do not fit together")
+    mask = arguments["attn_mask"]
+    if mask is not None:
+        if mask.dtype not in (torch.bool, query.dtype):
+            raise UnsafeError(f"is given a mask in {mask.dtype}; it must be in {query.dtype} or torch.bool")
+        places = (*query.shape[:-1], key.shape[-2])
+        pairs = zip(reversed(mask.shape), reversed(places), strict=False)
+        if mask.dim() > len(places) or any(size not in (1, place) for size, place in pairs):
+            raise UnsafeError(f"is given a mask of shape {list(mask.shape)} for {list(places)} pairs of places")
+
+
+def _sampling(_: OpOverload, arguments: Arguments) -> None:
+    modes = arguments["interpolation_mode"], arguments["padding_mode"]
+    if not all(0 <= mode <= 2 for mode in modes):
+        raise UnsafeError(f"is given the modes {modes}; there are the modes 0, 1 and 2")
+
+
+def _cells(function: OpOverload, arguments: Arguments) -> None:
+    """A recurrent layer: the sizes of its weights fit its state, layer by layer and direction by direction."""
+    gates = {aten.lstm.input: 4, aten.gru.input: 3}.get(function, 1)
+    values, states, params = arguments["input"], arguments["hx"], list(arguments["params"])
+    states = list(states) if isinstance(states, list | tuple) else [states]
+    directions, layers = 1 + arguments["bidirectional"], arguments["num_layers"]
+    if values.dim() != 3 or len(states) != 1 + (gates == 4) or any(state.dim() != 3 for state in states):
+        raise UnsafeError("needs an input and states of three dimensions each, without a projection")
+    hidden, first = states[0].shape[2], bool(arguments["batch_first"])
+    batch, steps = values.shape[1 - first], values.shape[first]
+    if not hidden or not steps or not values.shape[2] or arguments["train"]:
+        raise UnsafeError("needs at least one step, one input, one number of state, and no training")
+    for state in states:
+        _one_for_each(("state",), {"state": state}, (layers * directions, batch, hidden), "each layer and direction")
+    each = 4 if arguments["has_biases"] else 2
+    if len(params) != each * layers * directions:
+        raise UnsafeError(f"is given {len(params)} weights and biases for {layers} layers in {directions} directions")
+    for number, param in enumerate(params):
+        layer, place = number // (each * directions), number % each
+        inputs = (values.shape[2] if layer == 0 else hidden * directions) if place == 0 else hidden
+        shape = (gates * hidden, inputs) if place < 2 else (gates * hidden,)
+        _one_for_each(("weight",), {"weight": param}, shape, f"layer {layer}")
+    if len({tensor.dtype for tensor in (values, *states, *params)}) > 1 or not values.is_floating_point():
+        raise UnsafeError("is given an input, states and weights of several dtypes; all must have one")
+
+
+def _equation(_: OpOverload, arguments: Arguments) -> None:
+    if arguments["path"] is not None or len(arguments["tensors"]) > 8:
+        raise UnsafeError("is given its own order of products, or more than 8 tensors")
+
+
+def _ends(_: OpOverload, arguments: Arguments) -> None:
+    """Numbers from one end to another: finite, and small enough to count."""
+    for name in ("start", "end", "step"):
+        value = arguments.get(name)
+        if isinstance(value, int | float) and not abs(value) <= 1 << 53:
+            raise UnsafeError(f"is given {value} as '{name}', which cannot be counted to")
+
+
+def sequence_results(arguments: Arguments) -> list[Tensor]:
+    """What a recurrent layer gives, without numbers: it would run on `meta` step by step, which takes long."""
+    values, states = arguments["input"], arguments["hx"]
+    states = list(states) if isinstance(states, list | tuple) else [states]
+    width = states[0].shape[2] * (1 + arguments["bidirectional"])
+    return [values.new_empty((*values.shape[:2], width)), *(torch.empty_like(state) for state in states)]
+
+
+def _no_stated_size(_: OpOverload, arguments: Arguments) -> None:
+    if arguments["output_size"] is not None:
+        raise UnsafeError("is told the size of its result")
+
+
+def _strided(_: OpOverload, arguments: Arguments) -> None:
+    """PyTorch keeps such a view within the tensor's own memory; strides and offset must not be negative."""
+    for name in ("stride", "storage_offset"):
+        _check_range(name, arguments[name], 0, None)
+
+
+def _bits(_: OpOverload, arguments: Arguments) -> None:
+    if arguments["dtype"] is torch.bool:
+        raise UnsafeError("takes bytes for truth values, which may be neither 0 nor 1")
+
+
+def _steps(_: OpOverload, arguments: Arguments) -> None:
+    _check_range("step", arguments["step"], 1, None)
+
+
+_RULES: tuple[tuple[frozenset[OpOverload], Callable[[OpOverload, Arguments], None]], ...] = (
+    (WEIGHTED | MATRIX_PRODUCTS | {aten.addmm.default, aten.baddbmm.default}, _same_dtypes),
+    (NORMALIZATIONS, _normalization),
+    (WHOLE_DIVISIONS, _whole_division),
+    (SPLITS, _pieces),
+    (frozenset({aten.as_strided.default}), _strided),
+    (frozenset({aten.view.dtype}), _bits),
+    (frozenset({aten.repeat_interleave.self_int}), _no_stated_size),
+    (frozenset({aten.slice.Tensor, aten.slice_scatter.default, aten.unfold.default}), _steps),
+    (ATTENTION, _attention),
+    (frozenset({aten.grid_sampler.default}), _sampling),
+    (RECURRENT, _cells),
+    (frozenset({aten.einsum.default}), _equation),
+    (frozenset({aten.arange.default, aten.arange.start, aten.arange.start_step, aten.linspace.default}), _ends),
+)
+
+
+# ---------------------------------------------------------------------------------------------------------- memory
+
+_BLOCK = 16
+"""Channels that oneDNN puts together: it copies tensors with fewer channels into ones with as many."""
+
+
+def _check_room(arguments: Arguments, limit: int) -> None:
+    """Raise if a layer's kernel would copy its weight or input into more than `limit` bytes."""
+    values, weight = arguments["input"], arguments["weight"]
+    if values.dim() < 3 or weight.dim() < 3:
+        return
+    outputs, inputs, *kernel = weight.shape
+    depthwise = inputs == 1 and arguments["groups"] > 1
+    blocks = _up(outputs) * (1 if depthwise else _up(inputs)) * math.prod(kernel)
+    channels = values.numel() // max(1, values.shape[-len(kernel) - 1]) * _up(values.shape[-len(kernel) - 1])
+    taken = (blocks + channels) * weight.element_size()
+    if values.dtype != torch.float32:  # each window of the input becomes a column of a matrix
+        taken += values.numel() * math.prod(kernel) * values.element_size()
+    if taken > limit:
+        raise UnsafeError(f"would take {taken} bytes for its own copies; at most {limit} are allowed")
+
+
+def _up(channels: int) -> int:
+    return -(-channels // _BLOCK) * _BLOCK

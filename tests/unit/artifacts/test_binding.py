@@ -1,0 +1,101 @@
+"""A quantized network is called in every way in which its model is called, and in no other."""
+
+import pickle
+
+import pytest
+import torch
+from facts import raises
+from recipes import quantizing
+from torch import nn
+
+import roundwise as rw
+
+NEAREST = quantizing(rounding=rw.rounding.Nearest())
+X, MASK = torch.randn(8, 6), torch.rand(8, 8)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x, mask=None, scale=1.0, *, both=False):
+        h = torch.tanh(self.a(x))
+        h = h if mask is None else h * mask
+        y = self.b(h) * scale
+        return (y, h) if both else y
+
+
+CALLS = {
+    "x": ((X,), {}),
+    "x by name": ((), {"x": X}),
+    "a default by position": ((X, None), {}),
+    "a default by name": ((X,), {"mask": None}),
+    "all defaults": ((X, None, 1.0), {"both": False}),
+    "a mask": ((X, MASK), {}),
+    "a mask by name": ((), {"mask": MASK, "x": X}),
+    "a number": ((X, None, 2.0), {}),
+    "a number by name": ((X,), {"scale": 2.0}),
+    "a flag": ((X,), {"both": True}),
+}
+CAPTURED = {
+    "x": (X, {"x", "x by name", "a default by position", "a default by name", "all defaults"}),
+    "x by name": ({"x": X}, {"x", "x by name", "a default by position", "a default by name", "all defaults"}),
+    "a mask": ([(X, MASK)], {"a mask", "a mask by name"}),
+    "a mask by name": ({"x": X, "mask": MASK}, {"a mask", "a mask by name"}),
+    "a number": ([(X, None, 2.0)], {"a number", "a number by name"}),
+    "a flag": ({"both": True, "x": X}, {"a flag"}),
+}
+
+
+@pytest.fixture(scope="module", params=CAPTURED.values(), ids=CAPTURED)
+def captured(request, tmp_path_factory):
+    """A quantized network, the same after loading and after pickling, and the calls that it takes."""
+    data, calls = request.param
+    path = tmp_path_factory.mktemp("saved") / "model.rw"
+    torch.manual_seed(0)
+    model = Net().eval()
+    quantized = rw.quantize(model, data, quantizing(rw.Weights(bits=16), rounding=rw.rounding.Nearest()))
+    quantized.save(path)
+    return model, (quantized, rw.load(path), pickle.loads(pickle.dumps(quantized))), calls  # noqa: S301  It was dumped here
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_that_means_what_was_captured_gives_what_the_model_gives(captured, name):
+    model, networks, calls = captured
+    args, kwargs = CALLS[name]
+    for network in networks:
+        if name in calls:
+            with torch.no_grad():
+                torch.testing.assert_close(network(*args, **kwargs), model(*args, **kwargs), rtol=1e-3, atol=1e-3)
+        else:
+            with raises(rw.ModelError, "quantized"):
+                network(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "facts"),
+    [
+        ((X,), {"foo": 1}, ("'foo'",)),
+        ((X, None, 1.0, False, 1), {}, (6,)),
+        ((), {}, ("'x'",)),
+        ((X,), {"x": X}, ("'x'",)),
+    ],
+)
+def test_a_call_that_python_would_refuse_is_a_type_error(args, kwargs, facts):
+    network = rw.quantize(Net().eval(), X, NEAREST)
+    with raises(TypeError, *facts):
+        network(*args, **kwargs)
+
+
+@pytest.mark.parametrize("value", [X.numpy(), X.tolist(), None, 1.0, "x"], ids=lambda value: type(value).__name__)
+def test_what_is_not_a_tensor_is_refused_by_name(value):
+    network = rw.quantize(Net().eval(), [(X, MASK)], NEAREST)
+    with raises(rw.ModelError, "'mask'", "float32 [samples, 8]"):
+        network(X, value)
+
+
+def test_a_flag_is_not_a_number():
+    network = rw.quantize(Net().eval(), [(X, None, 2.0)], NEAREST)
+    with raises(rw.ModelError, "'scale'", 2.0):
+        network(X, None, torch.tensor(2.0))
