@@ -1,9 +1,9 @@
 """What a process occupies beyond its plan while it reads ten times its memory budget: `python benchmarks/resident.py`.
 
-Each case runs in a process of its own: a first run warms up, then samples of ten budgets are streamed through a second
-one. Measured is the peak of resident memory (VmHWM: anonymous memory and mapped files) beyond resident memory at the
-call. The plan is what may stay in memory, the budget, and the working memory of a batch. The script ends with code 1 if
-a case exceeds its plan by more than 64 MiB. Linux only.
+Each case runs in a process of its own: a first run warms up, then samples of ten budgets are streamed through a
+second one. Measured is the peak of resident memory (VmHWM: anonymous memory and mapped files) beyond the resident
+memory at the call. The plan is what may stay in memory (the budget), and the working memory of a batch. The script
+ends with code 1 if a case exceeds its plan by more than 64 MiB. Linux only.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@
 Each condition is compared with one thread, batches of 32 and a budget that is never reached. Printed are the share of
 codes that differ, by how many steps at most, and the relative difference of the error of the network's outputs.
 
-Budgets, and starting the process again, change nothing. Batch sizes and threads change the last digits of sums: matrix
-products and convolutions add in another order, and PyTorch chooses some kernels by the number of threads. A code can
-then differ where two codes are nearly as good. The error of the outputs stays what it was within a few percent.
+Budgets, threads, and starting the process again change no code; threads change errors by their last digits. Batches of
+another size change the last digits of sums: kernels add in another order. A code can then differ where two codes are
+nearly as good. With the default method, that was up to 1.4 % of the codes of resnet20, each by one step, and the error
+of the outputs was within 3 % of what it was. The bounds that are tested: 5 % of the codes, one step, 5 % of the error.
 """
 
 from __future__ import annotations

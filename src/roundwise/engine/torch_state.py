@@ -4,9 +4,9 @@ A caller may have switched on inference mode or autocast, chosen another default
 precision for float32 products. Results do not depend on these settings, and after the run every setting is what it was
 before.
 
-The number of threads stays as it is, because fewer threads take more time. Sums over many numbers are added in another
-order with another number of threads, and PyTorch chooses some kernels by it: results differ in their last digits, and a
-code may differ where two codes are nearly as good. `benchmarks/same_codes.py` measures how much.
+The number of threads stays as it is, because fewer threads take more time. Codes do not depend on it: on a CPU, what
+depends on it and decides about codes runs in one thread (`numerics/threads.py`). Errors in the report are sums over all
+samples, and may differ by a hundred-thousandth. `benchmarks/same_codes.py` compares.
 """
 
 from __future__ import annotations
