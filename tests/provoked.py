@@ -48,6 +48,11 @@ def read_stages(*stages):
     return rw.Recipe.from_dict({"stages": list(stages)})
 
 
+def linked(path, target):
+    path.symlink_to(target)
+    return path
+
+
 def override(overrides):
     return read_stages({"stage": "quantize", "overrides": overrides})
 
@@ -542,7 +547,10 @@ FILES = {
         lambda folder: load_weights(nn.Linear(4, 2), text(folder, "hello", "w.safetensors")),
         ("w.safetensors",),
     ),
-    "a device in place of a file": (lambda _: quantized().save("/dev/null"), ("/dev/null", "device")),
+    "a device in place of a file": (
+        lambda folder: quantized().save(linked(folder / "net.rw", "/dev/null")),
+        ("net.rw", "device"),
+    ),
     "weights of an odd kind in a file": (
         lambda folder: load_weights(nn.Linear(4, 2), odd_weights(folder)),
         ("weights.pt", "'weight'", "sparse_coo", "to_dense()"),
@@ -616,10 +624,10 @@ FILES = {
 EXPORTS = {
     "a page in place of a folder": (lambda folder: rw.html_report(quantized(), folder), ("folder",)),
     "a name that is too long": (
-        lambda folder: rw.html_report(quantized(), folder / ("a" * 300)),
-        ("a" * 300, 300, 255),
+        lambda folder: rw.html_report(quantized(), folder / ("a" * 300 + ".html")),
+        ("a" * 300, 305, 255),
     ),
-    "a name with a null character": (lambda folder: rw.html_report(quantized(), folder / "a\0b"), ("null",)),
+    "a name with a null character": (lambda folder: rw.html_report(quantized(), folder / "a\0b.html"), ("null",)),
     "a file without its suffix": (lambda folder: rw.export(quantized(), folder / "net"), ("net", ".onnx", ".rw")),
     "no folder for an export": (
         lambda folder: rw.export(quantized(), folder / "absent" / "net.onnx"),

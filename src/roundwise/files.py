@@ -48,15 +48,17 @@ def named(path: object, refusal: type[RoundwiseError], *endings: str) -> Path:
     Args:
         path: text or a path.
         refusal: the class of the error.
-        endings: that the name of the file may have; without any, every name will do. (A folder is left to `replacing`.)
+        endings: that the name of the file may have; without any, every name will do.
 
     Raises:
-        RoundwiseError: it is neither text nor a path, or has another ending. (The class `refusal`.)
+        RoundwiseError: it is neither text nor a path, has another ending, or nothing can be written there. (The class
+            `refusal`.)
     """
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise refusal(f"the path of the file is {path!r}; it must be text or a pathlib.Path. Give the name of a file.")
     checked = Path(path)
-    if endings and checked.suffix.lower() not in endings and not checked.is_dir():
+    if endings and checked.suffix.lower() not in endings:
+        destination(checked, refusal)  # what is no file at all, such as a folder, has errors of its own
         raise refusal(
             f"'{checked}' does not end in {' or '.join(endings)}, so others could not tell what is in the file. "
             f"Write it to {checked.with_suffix(endings[0]).name}, for instance."
@@ -88,7 +90,7 @@ def destination(path: Path, refusal: type[RoundwiseError]) -> Path:
             raise refuse("it is a folder; give the name of a file.")
         if not stat.S_ISREG(status.st_mode):
             raise refuse("it is not a regular file (it is a device, pipe or socket). Give the name of a file.")
-        if (found := _status(target)) is None or not os.path.samestat(status, found):
+        if target != path and _status(target) is None:
             raise refuse("it is a link to a file that has no name any more. Give the name of a file.")
         if not os.access(target, os.W_OK):
             raise refuse("the file is write-protected. Permit writing to it (chmod u+w), or give another name.")

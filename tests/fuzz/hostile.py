@@ -462,8 +462,9 @@ def _graph(nodes, outputs, shape=(None, 4), dtype="float32"):
     children = ["*"] * len(outputs)
     return {
         "nodes": [*nodes, {"op": "output", "name": "output", "target": "output", "args": results, "kwargs": {}}],
-        "inputs": [{"name": "x", "shape": list(shape), "dtype": dtype}],
+        "inputs": [{"name": "x", "shape": list(shape), "dtype": dtype, "variable": []}],
         "batch": None,
+        "limits": {"batches": [1, None], "contiguous": False},
         "arguments": ["x"],
         "parameters": [],
         "defaults": {},

@@ -369,18 +369,18 @@ def test_a_half_precision_network_is_exported_with_its_activations(tmp_path):
 
 def test_a_wrong_scale_cannot_hide_behind_what_quantized_activations_do_to_small_differences(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    from roundwise.exporters import verify
+    from roundwise.exporters import sensitivity
     from roundwise.exporters.onnx import weights
 
-    monkeypatch.setattr(verify, "CHANGE", 0.01)  # as if the network were deep, and so sensitive
+    monkeypatch.setattr(sensitivity, "CHANGE", 0.01)  # as if the network were deep, and so sensitive
     result = quantized(bits=4)
     exported = rw.export(result, tmp_path / "net.onnx")
     strict, wide = exported.outputs_of_weights[0], exported.outputs[0]
     assert strict.relative_difference < 1e-5 < strict.tolerance < 0.05 < wide.tolerance
     read = weights._read_weight
 
-    def corrupted(*arguments):
-        weight = read(*arguments)
+    def corrupted(*arguments, **settings):
+        weight = read(*arguments, **settings)
         scale = weight.scale.copy()
         scale[:1] *= 1.01
         return replace(weight, scale=scale)

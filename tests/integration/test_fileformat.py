@@ -4,6 +4,7 @@ import collections
 import functools
 import hashlib
 import json
+import re
 import struct
 import sys
 from dataclasses import dataclass
@@ -20,10 +21,15 @@ from recipes import quantizing
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from zoo import CASES
 
 import roundwise as rw
 from roundwise.artifacts import rwfile as fileformat
+from roundwise.artifacts.guard import Guard, Memory
+from roundwise.artifacts.plain import graph_from_plain, graph_to_plain
 from roundwise.artifacts.rwfile import pack, unpack
+from roundwise.frontends.torch_export import TorchExport
+from roundwise.graph.transforms.normalize import normalize
 from roundwise.methods.interfaces import Rounding, RoundingSolver
 from roundwise.numerics.grid import BITS, Codebook
 from roundwise.statistics import Nothing
@@ -149,6 +155,36 @@ def test_the_recipe_keeps_methods_that_are_not_known_here_by_their_text(tmp_path
     assert loaded.as_dict() == recipe.as_dict()
     with raises(rw.RecipeError, "Mine(strength=2.0)", "rounding"):
         rw.quantize(model, SAMPLES, loaded)
+
+
+@pytest.mark.parametrize("name", CASES.keys() - {"ControlFlowOperator"})
+def test_every_network_that_can_be_captured_has_a_form_in_a_file_and_is_allowed_to_run(name):
+    case = CASES[name]
+    args, kwargs = case.inputs(6)
+    graph = normalize(TorchExport().graph(case.build(), args, kwargs))
+    read = graph_from_plain(json.loads(json.dumps(graph_to_plain(graph))), dict(graph.constants))
+    Guard(read, Memory(1 << 16)).check_batch(23)
+    found, expected = (pytree.tree_leaves(one.module()(*args, **kwargs)) for one in (read, graph))
+    assert outputs_equal(found, expected)
+
+
+class Uninitialized(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 2)
+
+    def forward(self, x):
+        y = torch.empty(2).fill_(2.0) + torch.empty_like(x).fill_(1.0)[..., :2] + x.new_empty(2).fill_(0.5)
+        return self.layer(x) + y
+
+
+def test_memory_as_it_was_found_is_saved_as_zeros(tmp_path):
+    model = rw.quantize(Uninitialized().eval(), SAMPLES, NEAREST)
+    model.save(tmp_path / "model.rw")
+    text = metadata(tmp_path / "model.rw")["model"]
+    assert not [target for target in re.findall(r'"target": "([^"]*)"', text) if "empty" in target]
+    assert "aten.zeros.default" in text
+    assert torch.equal(rw.load(tmp_path / "model.rw")(SAMPLES), model(SAMPLES))
 
 
 # --------------------------------------------------------------------------------------------------------- bits

@@ -52,7 +52,7 @@ def test_an_output_of_two_shapes_is_left_out_of_the_error_and_the_report_says_so
     alone = quantized(Masked(["all"]), SOLVERS[0]).report
     assert report.output_error == alone.output_error > 0
     (note,) = report.notes
-    assert "output 1" in note
+    assert "'output_1'" in note
     assert alone.notes == ()
 
 

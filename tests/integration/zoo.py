@@ -416,7 +416,7 @@ class HandWrittenAttention(nn.Module):
         return x + torch.matmul(scores, v)
 
 
-@case(images(3, 8), "patches", "project", "key", "head")
+@case(images(3, 8), "patches", "project", "key", "fixed.weight_derived", "head")
 class QueryTokens(nn.Module):
     """Parameters that are inputs of layers: what they give is constant, so `fixed` is computed once and for all."""
 

@@ -216,7 +216,7 @@ def test_fourier_transforms_agree(tmp_path):
 def test_a_comparison_that_proves_nothing_is_refused(number, share, tmp_path):
     quantized = rw.quantize(LAYERS["linear"]().eval(), IMAGES, quantizing(rounding=NEAREST))
     samples = IMAGES.masked_fill(torch.rand(IMAGES.shape) < share, number)
-    with pytest.raises(rw.ExportError, match="proves nothing"):
+    with pytest.raises(rw.ExportError, match=r"proves nothing|nothing can be compared"):
         export(quantized, tmp_path / "m.onnx", samples=samples)
     with pytest.raises(rw.ExportError, match=r"\[0, 3, 9, 9\]"):
         export(quantized, tmp_path / "m.onnx", samples=IMAGES[:0])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -344,8 +345,8 @@ def test_a_program_of_fixed_batch_size_is_checked_at_that_size():
 def test_a_corrupted_export_is_caught_and_leaves_no_file(network, tmp_path, monkeypatch):
     read = onnx_weights._read_weight
 
-    def corrupted(*arguments):
-        weight = read(*arguments)
+    def corrupted(*arguments, **settings):
+        weight = read(*arguments, **settings)
         return replace(weight, scale=weight.scale * np.where(np.arange(len(weight.scale)) == 1, 1.1, 1).astype("f4"))
 
     monkeypatch.setattr(onnx_weights, "_read_weight", corrupted)
@@ -439,7 +440,7 @@ def test_constants_beyond_the_limit_of_a_file_go_beside_it(built_once, tmp_path,
     monkeypatch.setattr(onnx_export, "LARGEST_SINGLE_FILE", 1000)
     result = export(built_once, tmp_path / "m.onnx")
     files = sorted(tmp_path.iterdir())
-    assert [file.name for file in files] == ["m.onnx", "m.onnx.data"]
+    assert [re.sub("[0-9a-f]{16}", "…", file.name) for file in files] == ["m.onnx", "m.onnx.….data"]
     assert result.bytes == sum(file.stat().st_size for file in files)
     x = torch.randn(2, 3, 8, 8)
     np.testing.assert_allclose(run(result.path, input=x.numpy())["output"], built_once(x).detach().numpy(), atol=1e-4)

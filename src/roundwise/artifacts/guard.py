@@ -23,9 +23,14 @@ from roundwise.artifacts.codes import check_stored
 from roundwise.artifacts.rehearsal import META, rehearse, without_numbers
 from roundwise.artifacts.schema import DTYPES, UnsafeError
 from roundwise.graph.graph import ConstantInput, Graph, InputSpec
+from roundwise.wording import human_bytes
 
 FREE, PER_INPUT, PER_STORED = 256 << 20, 1 << 10, 1 << 6
 """The limit in bytes: the first, plus the second for each byte of inputs, plus the third for each byte of the file."""
+
+LARGEST_INPUTS = 1 << 30
+"""Bytes of the inputs that a file may say its network takes. With more, an export of the file takes more memory: it
+runs the network on inputs of that size, which nobody has given."""
 
 REHEARSED_BATCH = 2
 """Samples in the rehearsal of a network that is loaded. Two, because the size 1 fits where others do not."""
@@ -51,8 +56,11 @@ class Memory:
         """Bytes for a call with these inputs."""
         if self.limit is not None:
             return self.limit
-        given = sum(value.numel() * value.element_size() for value in inputs if isinstance(value, Tensor))
-        return FREE + PER_INPUT * given + PER_STORED * self.stored
+        return FREE + PER_INPUT * _bytes(inputs) + PER_STORED * self.stored
+
+
+def _bytes(values: Sequence[Any]) -> int:
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
 
 
 @final
@@ -82,15 +90,21 @@ class Guard:
         Raises:
             UnsafeError: an operation must not run.
         """
-        batch = self._graph.batch or samples
-        self.check(
-            [
-                torch.empty([batch if n is None else n for n in spec.shape], dtype=spec.dtype, device=META)
-                if isinstance(spec, InputSpec)
-                else spec.value
-                for spec in self._graph.inputs
-            ]
-        )
+        batches = self._graph.limits.batches
+        batch = self._graph.batch or next(one for one in (samples, 5, batches.low) if batches.holds(one))
+        leaves = [
+            torch.empty([batch if n is None else n for n in spec.shape], dtype=spec.dtype, device=META)
+            if isinstance(spec, InputSpec)
+            else spec.value
+            for spec in self._graph.inputs
+        ]
+        stated = _bytes(leaves)
+        if self._memory.limit is None and stated > LARGEST_INPUTS:
+            raise UnsafeError(
+                f"the network states inputs of {human_bytes(stated)} for {batch} samples; at most "
+                f"{human_bytes(LARGEST_INPUTS)} are taken without a memory_limit"
+            )
+        self.check(leaves)
 
     def check(self, leaves: Sequence[Any]) -> None:
         """Raise unless a call with inputs of these shapes and dtypes is safe.

@@ -24,7 +24,7 @@ from torch._ops import OpOverload
 
 from roundwise.artifacts.schema import UnsafeError
 from roundwise.graph.operators import ATTENTION, MATRIX_PRODUCTS, NORMALIZATIONS, SPLITS, WEIGHTED
-from roundwise.graph.vocabulary import RECURRENT, WHOLE_DIVISIONS
+from roundwise.graph.vocabulary import BATCH_STATISTICS, RECURRENT, WHOLE_DIVISIONS
 
 aten = torch.ops.aten
 
@@ -117,6 +117,8 @@ def _normalization(function: OpOverload, arguments: Arguments) -> None:
         return
     if values.dim() < 2:
         raise UnsafeError(f"is given a tensor of shape {list(values.shape)}, which has no channels")
+    if function in BATCH_STATISTICS and not arguments["training"]:
+        raise UnsafeError("has no statistics and is told not to compute them")
     channels = values.shape[1]
     _one_for_each(names, arguments, (channels,), f"each of {channels} channels")
     if function is aten.native_group_norm.default:
@@ -245,7 +247,7 @@ def _steps(_: OpOverload, arguments: Arguments) -> None:
 
 _RULES: tuple[tuple[frozenset[OpOverload], Callable[[OpOverload, Arguments], None]], ...] = (
     (WEIGHTED | MATRIX_PRODUCTS | {aten.addmm.default, aten.baddbmm.default}, _same_dtypes),
-    (NORMALIZATIONS, _normalization),
+    (NORMALIZATIONS | BATCH_STATISTICS, _normalization),
     (WHOLE_DIVISIONS, _whole_division),
     (SPLITS, _pieces),
     (frozenset({aten.as_strided.default}), _strided),
@@ -253,7 +255,7 @@ _RULES: tuple[tuple[frozenset[OpOverload], Callable[[OpOverload, Arguments], Non
     (frozenset({aten.repeat_interleave.self_int}), _no_stated_size),
     (frozenset({aten.slice.Tensor, aten.slice_scatter.default, aten.unfold.default}), _steps),
     (ATTENTION, _attention),
-    (frozenset({aten.grid_sampler.default}), _sampling),
+    (frozenset({aten.grid_sampler.default, aten.grid_sampler_2d.default}), _sampling),
     (RECURRENT, _cells),
     (frozenset({aten.einsum.default}), _equation),
     (frozenset({aten.arange.default, aten.arange.start, aten.arange.start_step, aten.linspace.default}), _ends),

@@ -59,6 +59,7 @@ def rehearse(graph: Graph, inputs: Sequence[Any], limit: int) -> int:
     values: dict[fx.Node, Any] = {}
     readers = {node: len(node.users) for node in graph.operations.nodes}
     given, live, most = iter(inputs), 0, 0
+    nothing = any(isinstance(value, Tensor) and not value.numel() for value in inputs)
     with torch.no_grad(), _Watch(limit):
         for node in graph.operations.nodes:
             if node.op == "output":
@@ -68,7 +69,7 @@ def rehearse(graph: Graph, inputs: Sequence[Any], limit: int) -> int:
             elif node.op == "get_attr":
                 values[node] = without_numbers(graph.constants[str(node.target)])
             else:
-                values[node] = _result(node, values, limit)
+                values[node] = _result(node, values, limit, nothing)
                 live += _size(values[node])
                 most = max(most, live)
                 if live > limit:
@@ -90,8 +91,8 @@ def without_numbers(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
 
 
-def _result(node: fx.Node, values: Mapping[fx.Node, Any], limit: int) -> Any:
-    """What an operation gives, without numbers."""
+def _result(node: fx.Node, values: Mapping[fx.Node, Any], limit: int, nothing: bool) -> Any:
+    """What an operation gives, without numbers; `nothing` says that the caller gave no samples."""
     args, kwargs = fx.map_arg((list(node.args), dict(node.kwargs)), values.__getitem__)
     try:
         operation = dialect.operation_of(node)
@@ -99,7 +100,7 @@ def _result(node: fx.Node, values: Mapping[fx.Node, Any], limit: int) -> Any:
             check_call(operation, operation.bind(args, kwargs))
             result = operation.function(*args, **kwargs)
         elif isinstance(node.target, OpOverload):
-            result = _run(node, node.target, args, kwargs, limit)
+            result = _run(node, args, kwargs, limit, nothing)
         else:
             result = _calculate(node.target, args, kwargs)
         return _checked(result)
@@ -110,13 +111,16 @@ def _result(node: fx.Node, values: Mapping[fx.Node, Any], limit: int) -> Any:
         raise UnsafeError(f"'{node.name}' ({_name(node)}) cannot be computed: {lines[0][:300].rstrip('.')}") from error
 
 
-def _run(node: fx.Node, function: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], limit: int) -> Any:
+def _run(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], limit: int, nothing: bool) -> Any:
     """The result of an operation of PyTorch."""
+    function = node.target
+    assert isinstance(function, OpOverload)
     if function not in VOCABULARY or is_random(node):
         raise UnsafeError("is not an operation of networks that Roundwise runs from a file")
     arguments = bind_values(function, args, kwargs)
     check_arguments(function, arguments, limit)
-    _check_nothing_is_empty(arguments)
+    if not nothing:
+        _check_not_empty(arguments)
     if arguments.get("pin_memory"):
         raise UnsafeError("asks for memory of the graphics card's driver")
     if function in RECURRENT:
@@ -128,7 +132,7 @@ def _run(node: fx.Node, function: OpOverload, args: Sequence[Any], kwargs: Mappi
     return function(*args, **kwargs)
 
 
-def _check_nothing_is_empty(arguments: Mapping[str, Any]) -> None:
+def _check_not_empty(arguments: Mapping[str, Any]) -> None:
     """Raise if a tensor holds no numbers: some kernels that reduce over nothing give what lies in memory."""
     for name, value in arguments.items():
         for tensor in value if isinstance(value, list | tuple) else (value,):

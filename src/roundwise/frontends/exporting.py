@@ -101,7 +101,14 @@ def plan_of_module(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Plan:
         RecipeError: the inputs have no such dimensions as `dynamic` names.
     """
     args, kwargs = inputs
-    named = dynamic_leaves(named_signature(model, kwargs).bind(*args, **kwargs).arguments, dynamic)
+    try:
+        arguments = named_signature(model, kwargs).bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise CalibrationError(
+            f"the samples do not fit the model's forward: {error}. Give a tuple with all inputs in order, or a dict "
+            "with their names."
+        ) from error
+    named = dynamic_leaves(arguments, dynamic)
     on_cuda = any(it.device.type == "cuda" for it in itertools.chain(model.parameters(), model.buffers()))
     return Plan(_TRIES, named, Range(1, _CUDA_BATCH if on_cuda else None))
 

@@ -32,6 +32,7 @@ POINTWISE: Operators = frozenset(
         *(aten.cosh.default, aten.sinh.default, aten.erfc.default),
         *(aten.exp2.default, aten.expm1.default, aten.log10.default, aten.log1p.default, aten.log2.default),
         *(aten.ceil.default, aten.floor.default, aten.round.default, aten.round.decimals, aten.trunc.default),
+        *(aten.erfinv.default, aten.frac.default, aten.hypot.default, aten.logaddexp.default, aten.sinc.default),
         *(aten.sign.default, aten.glu.default, aten.logit.default, aten.nan_to_num.default),
         *(aten.isfinite.default, aten.isinf.default, aten.isnan.default),
         *(aten.bitwise_not.default, aten.pow.Scalar, aten.rsub.Scalar, aten.rsub.Tensor),
@@ -73,6 +74,7 @@ CASTS: Operators = frozenset(
 PRODUCTS_AND_NORMS: Operators = frozenset(
     {
         *(aten.baddbmm.default, aten.dot.default, aten.einsum.default, aten.mv.default, aten.outer.default),
+        *(aten.cdist.default, aten.linalg_cross.default, aten.pairwise_distance.default),
         *(aten.cosine_similarity.default, aten.norm.Scalar, aten.norm.ScalarOpt_dim),
     }
 )
@@ -80,6 +82,13 @@ PRODUCTS_AND_NORMS: Operators = frozenset(
 
 FURTHER_REDUCTIONS: Operators = frozenset(
     {
+        *(
+            aten.aminmax.default,
+            aten.count_nonzero.default,
+            aten.count_nonzero.dim_IntList,
+            aten.median.dim,
+            aten.nansum.default,
+        ),
         *(aten.all.default, aten.all.dim, aten.any.default, aten.any.dim),
         *(aten.max.default, aten.max.dim, aten.min.default, aten.min.dim, aten.argmax.default, aten.argmin.default),
         *(aten.prod.default, aten.prod.dim_int, aten.cumsum.default),
@@ -95,6 +104,9 @@ ORDERINGS: Operators = frozenset({aten.argsort.default, aten.sort.default, aten.
 FURTHER_SOFTMAXES: Operators = frozenset({aten._log_softmax.default, aten._safe_softmax.default})
 """Functions along one dimension that depend on all numbers there."""
 
+BATCH_STATISTICS: Operators = frozenset({aten._native_batch_norm_legit.no_stats})
+"""Normalization with the mean and the deviation of the batch itself."""
+
 FURTHER_POOLS: Operators = frozenset({aten.max_pool2d_with_indices.default, aten._adaptive_avg_pool2d.default})
 """Maxima and averages over windows, in the form that decompositions give them."""
 
@@ -104,7 +116,7 @@ UPSAMPLES: Operators = frozenset(
         *(aten.upsample_nearest1d.vec, aten.upsample_nearest3d.vec),
         *(aten._upsample_nearest_exact1d.vec, aten._upsample_nearest_exact2d.vec, aten._upsample_nearest_exact3d.vec),
         *(aten._upsample_bicubic2d_aa.vec, aten._upsample_bilinear2d_aa.vec),
-        aten.grid_sampler.default,
+        *(aten.grid_sampler.default, aten.grid_sampler_2d.default),
     }
 )
 """Weighted averages or copies of neighbours, in another size."""
@@ -130,7 +142,7 @@ FURTHER_MOVES: Operators = frozenset(
         *(aten.expand_as.default, aten.reshape_as.default, aten.view_as.default),
         *(aten.movedim.int, aten.movedim.intlist, aten.numpy_T.default, aten.mT.default, aten.swapaxes.default),
         *(aten.broadcast_to.default, aten.repeat_interleave.self_int, aten.tile.default),
-        *(aten.diagonal.default, aten.tril.default, aten.triu.default),
+        *(aten.diagonal.default, aten.rot90.default, aten.tril.default, aten.triu.default),
         *(aten.meshgrid.default, aten.meshgrid.indexing),
         *(aten.as_strided.default, aten.view.dtype),
         *(aten.im2col.default, aten.col2im.default, aten.unfold.default),
@@ -145,6 +157,7 @@ LOOKUPS: Operators = frozenset(
     {
         *(aten.embedding.default, aten.gather.default, aten.index.Tensor, aten.take_along_dim.default),
         *(aten.index_put.default, aten.scatter.src, aten.scatter.value),
+        *(aten.one_hot.default, aten.scatter_add.default),
     }
 )
 """Numbers at places that another tensor tells."""

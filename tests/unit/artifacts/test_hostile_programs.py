@@ -199,6 +199,18 @@ def test_a_network_that_needs_more_memory_is_loaded_with_a_limit_of_the_user(tmp
         rw.load(hostile(tmp_path, call("aten.relu.default", X)), memory_limit=16)
 
 
+def test_a_file_does_not_choose_how_large_its_inputs_are_in_an_export(tmp_path):
+    description, tensors = program(call("aten.relu.default", X), {})
+    description["graph"]["inputs"][0]["shape"] = [None, 1 << 14, 1 << 14]
+    with raises(rw.FileFormatError, "2.0 GiB", "1.0 GiB"):
+        rw.load(written(tmp_path / "model.rw", (description, tensors)))
+
+
+def test_no_samples_are_no_reason_to_refuse_a_call(tmp_path):
+    model = rw.load(hostile(tmp_path, call("aten.relu.default", X)))
+    assert model(torch.ones(0, 4)).shape == (0, 4)
+
+
 def test_many_small_results_that_are_kept_count_together(tmp_path):
     nodes = []
     for number in range(40):

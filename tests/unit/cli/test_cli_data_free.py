@@ -62,7 +62,7 @@ def asked(monkeypatch):
     """What `quantize` is asked for, without the run."""
     found = []
 
-    def note(network, inputs, recipe, progress):
+    def note(network, inputs, recipe, **_):
         found.append((inputs, recipe))
         raise CalledError
 

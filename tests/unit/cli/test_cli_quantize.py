@@ -289,13 +289,13 @@ def test_an_override_that_matches_nothing_names_the_nearest_layers(folder):
 def test_ctrl_c_ends_with_130_and_leaves_no_file(folder, tmp_path, monkeypatch):
     real = quantize_command.quantize
 
-    def interrupted(model, calibration, recipe, progress):
+    def interrupted(model, calibration, recipe, progress, **more):
         def stop(event):
             progress(event)
             if isinstance(event, LayerFinished):
                 raise KeyboardInterrupt
 
-        return real(model, calibration, recipe, progress=stop)
+        return real(model, calibration, recipe, progress=stop, **more)
 
     monkeypatch.setattr(quantize_command, "quantize", interrupted)
     result = run(
