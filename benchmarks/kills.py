@@ -108,8 +108,8 @@ class Report(Kind):
     def is_whole(self, path: Path) -> bool:
         with tempfile.TemporaryDirectory() as folder:
             for version in (0, 1):
-                self.write(Path(folder) / str(version), version)
-            return any((Path(folder) / str(version)).read_bytes() == path.read_bytes() for version in (0, 1))
+                self.write(Path(folder) / f"{version}.html", version)
+            return any((Path(folder) / f"{version}.html").read_bytes() == path.read_bytes() for version in (0, 1))
 
 
 class Runs(Kind):
