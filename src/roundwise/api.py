@@ -43,8 +43,9 @@ def quantize(
             result shares no memory with it. Or a program that was exported already; or, for several recipes in turn,
             what `capture` makes of either.
         data: a few hundred unlabelled inputs: a tensor or array `[samples, …]`; a tuple (positional inputs) or dict
-            (named inputs) of them; or an iterable of batches of these, such as a `DataLoader`. Labels are dropped (see
-            `engine/calibration.py` for the rule). Or `DataFree(…)` where there is none; no error is then measured.
+            (named inputs) of them; or an iterable of batches of these, such as a `DataLoader`. What `forward` has no
+            parameter for is dropped: these are labels (the rule stands in `engine/inputs.py`). Or `DataFree(…)` where
+            there is none; no error is then measured.
         recipe: what to do, or a stage or sequence of stages of one; by default 4-bit weights per channel and
             `GramAdaRound` for every layer, and without data `Recipe.data_free()`.
         dynamic: names for the sizes that may differ between calls, by input and dimension: `{"x": {2: "height"}}`. The

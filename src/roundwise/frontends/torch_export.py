@@ -37,7 +37,7 @@ from roundwise.frontends.scripted import signature_of_scripted
 from roundwise.frontends.settings import fast_path, quiet, without_fast_path
 from roundwise.frontends.sizes import SizeWatch, free_sizes, has_control_flow
 from roundwise.frontends.training import training_information
-from roundwise.frontends.wrappers import unwrapped
+from roundwise.frontends.wrappers import named_from_inside, unwrapped
 from roundwise.graph.graph import CallStructure, Graph, InputSpec
 from roundwise.graph.sizes import Dynamic, Range
 from roundwise.numerics.output_error import INTEGER_TOLERANCE, as_tensor, compare
@@ -95,7 +95,7 @@ class TorchExport(Frontend):
                 UserWarning,
                 stacklevel=callers_level(),
             )
-        with quiet(), torch.inference_mode(False), torch.no_grad():
+        with named_from_inside(model), quiet(), torch.inference_mode(False), torch.no_grad():
             if isinstance(model, ExportedProgram):
                 plan = plan_of_program(model, module, (args, kwargs), dynamic or {})
             else:

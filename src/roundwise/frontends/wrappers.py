@@ -7,15 +7,31 @@ around the model or around any part of it, and around each other.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from roundwise.errors import CaptureError
+
 _WRAPPERS: tuple[type[nn.Module], ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 """PyTorch's wrappers that hold the model as `module`, and call it."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+@contextlib.contextmanager
+def named_from_inside(model: object) -> Iterator[None]:
+    """Let an error about a wrapped model say what its paths begin at."""
+    try:
+        yield
+    except CaptureError as error:
+        if not isinstance(model, nn.Module) or unwrapped(model) is model:
+            raise
+        inside, outside = type(unwrapped(model)).__name__, type(model).__name__
+        raise CaptureError(f"{error}\nHere `model` is the {inside} inside the {outside}: take it out first.") from error
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from facts import raises
 from recipes import quantizing
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -146,3 +147,16 @@ def test_a_prompt_that_peft_learned_belongs_to_the_model():
     wrapped = PeftModel(Part())
     wrapped.peft_config = {"default": Config()}
     assert unwrapped(wrapped) is wrapped
+
+
+def test_an_error_about_a_wrapped_model_says_where_its_paths_begin():
+    class Decides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(x) if x.sum() > 0 else x
+
+    with raises(rw.CaptureError, "model.fc", "Decides", "DataParallel"):
+        rw.quantize(nn.DataParallel(Decides()).eval(), X)
