@@ -1,6 +1,7 @@
 """Settings of PyTorch that belong to the whole process change no codes, and are afterwards what they were before."""
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from thirds import in_thirds
 from torch import nn
 
 import roundwise as rw
@@ -85,21 +87,21 @@ def state(name):
         yield
 
 
-@pytest.fixture(scope="module")
-def wanted():
-    return {name: numbers(rw.quantize(network(), samples(), recipe)) for name, recipe in recipes()}
+@functools.cache
+def wanted(rounding):
+    return numbers(rw.quantize(network(), samples(), dict(recipes())[rounding]))
 
 
-@pytest.mark.parametrize("name", STATES)
-def test_codes_and_scales_are_the_same_in_any_state_of_pytorch(wanted, name):
+@pytest.mark.parametrize(("name", "rounding"), in_thirds(list(STATES), list(ROUNDINGS)))
+def test_codes_and_scales_are_the_same_in_any_state_of_pytorch(name, rounding):
+    expected = wanted(rounding)
     model, inputs = network(), samples()
     before = torch.get_default_dtype()
-    for rounding, recipe in recipes():
-        with state(name):
-            inside = torch.get_default_dtype()
-            quantized = rw.quantize(model, inputs, recipe)
-            assert torch.get_default_dtype() == inside
-        assert same(quantized, wanted[rounding]), rounding
+    with state(name):
+        inside = torch.get_default_dtype()
+        quantized = rw.quantize(model, inputs, dict(recipes())[rounding])
+        assert torch.get_default_dtype() == inside
+    assert same(quantized, expected)
     assert torch.get_default_dtype() == before
 
 
