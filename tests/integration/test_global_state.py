@@ -105,10 +105,14 @@ def test_codes_and_scales_are_the_same_in_any_state_of_pytorch(name, rounding):
     assert torch.get_default_dtype() == before
 
 
+@functools.cache
+def nearest():
+    return rw.quantize(network(), samples(), rw.Quantize(rounding=rw.rounding.Nearest()))
+
+
 @pytest.mark.parametrize("name", STATES)
 def test_a_model_is_captured_saved_loaded_and_reported_in_any_state(tmp_path, name):
-    model, inputs = network(), samples()
-    quantized = rw.quantize(model, inputs, rw.Quantize(rounding=rw.rounding.Nearest()))
+    model, inputs, quantized = network(), samples(), nearest()
     with state(name):
         captured = rw.capture(model, rw.DataFree((3, 6, 6)))
         rw.capture(model, inputs)
@@ -125,7 +129,7 @@ def test_a_model_is_captured_saved_loaded_and_reported_in_any_state(tmp_path, na
 @pytest.mark.parametrize("name", ["float64", "meta device", "autocast"])
 def test_a_model_is_exported_in_any_state(tmp_path, name):
     pytest.importorskip("onnxruntime")
-    quantized = rw.quantize(network(), samples(), rw.Quantize(rounding=rw.rounding.Nearest()))
+    quantized = nearest()
     with state(name):
         file = rw.export(quantized, tmp_path / "net.onnx")
     assert file.max_difference < 1e-4
