@@ -19,6 +19,9 @@ EXAMPLE_BATCH = 23
 PyTorch may treat two dimensions of equal size as one dimension. So this is a size that hardly any layer has.
 """
 
+NUMBERS_OF_SAMPLES = 8
+"""Numbers of samples, from the fewest, for which a program is tried that does not hold for all."""
+
 
 def export_program(graph: Graph, device: torch.device) -> ExportedProgram:
     """Trace a graph whose tensors are on `device`. The program takes any number of samples if the graph does.
@@ -33,7 +36,27 @@ def export_program(graph: Graph, device: torch.device) -> ExportedProgram:
         try:
             return _export(graph, device, Dim("batch", min=batches.low, max=batches.high))
         except ExportError:  # Some operations exclude a few batch sizes; only with `DYNAMIC` PyTorch finds out which.
-            return _export(graph, device, Dim.DYNAMIC)
+            program = _export(graph, device, Dim.DYNAMIC)
+            _check_batches(program, graph, device)
+            return program
+
+
+def _check_batches(program: ExportedProgram, graph: Graph, device: torch.device) -> None:
+    """Refuse a program that holds only for every other number of samples or the like, where the graph has values."""
+    module, signature, low = program.module(), CallSignature.of(graph), graph.limits.batches.low
+    for samples in range(low, low + NUMBERS_OF_SAMPLES):
+        if not graph.limits.batches.holds(samples):
+            continue
+        args, kwargs = signature.example(samples, device)
+        try:
+            module(*args, **kwargs)
+        except AssertionError as error:
+            if not _runs(graph, args, kwargs):
+                continue
+            raise ExportError(
+                "the network cannot be exported for any number of samples: what it computes depends on that number "
+                f"({error}, and there are {samples}). The model still runs, and can be saved with `model.save`."
+            ) from error
 
 
 def _export(graph: Graph, device: torch.device, batch: Any) -> ExportedProgram:
@@ -58,3 +81,11 @@ def _dynamic(spec: InputSpec, batch: Any) -> dict[int, Any]:
     """The dimensions of an input that are dynamic: the batch, and those that the user has named."""
     dims = {0: batch} if batch is not None and spec.shape else {}
     return dims | dict.fromkeys(spec.names, Dim.DYNAMIC)
+
+
+def _runs(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        graph.module()(*args, **kwargs)
+    except Exception:
+        return False
+    return True
