@@ -29,8 +29,6 @@ def _resnext() -> nn.Module:
 
 TORCHVISION = (
     Entry("resnext", "torchvision", _resnext, images(32)),
-    Entry("alexnet", "torchvision", _torchvision("alexnet", num_classes=10), images(64)),
-    Entry("vgg11_bn", "torchvision", _torchvision("vgg11_bn", num_classes=10), images(32)),
     Entry("mobilenet_v2", "torchvision", _torchvision("mobilenet_v2", width_mult=0.25, num_classes=10), images(32)),
     Entry("mobilenet_v3_small", "torchvision", _torchvision("mobilenet_v3_small", num_classes=10), images(32)),
     Entry("shufflenet_v2", "torchvision", _torchvision("shufflenet_v2_x0_5", num_classes=10), images(32)),
@@ -73,7 +71,6 @@ TORCHVISION = (
         images(32),
     ),
     Entry("lraspp", "torchvision", _segmentation("lraspp_mobilenet_v3_large"), images(64)),
-    Entry("deeplabv3", "torchvision", _segmentation("deeplabv3_mobilenet_v3_large"), images(64)),
 )
 
 TIMM = tuple(
@@ -86,20 +83,13 @@ TIMM = tuple(
         ("mobilenetv4_conv_small_050", 32, {}),
         ("ghostnet_050", 32, {}),
         ("repvgg_a0", 32, {}),
-        ("hrnet_w18_small", 64, {}),
-        ("dla34", 32, {}),
         ("convnext_atto", 32, {"depths": (1, 1, 2, 1)}),
         ("edgenext_xx_small", 64, {}),
         ("fastvit_t8", 64, {}),
         ("mobilevit_xxs", 64, {}),
         ("poolformer_s12", 32, {"layers": (1, 1, 1, 1)}),
-        ("levit_128s", 224, {}),
         ("vit_tiny_patch16_224", 64, {"img_size": 64, "depth": 2}),
-        ("cait_xxs24_224", 64, {"img_size": 64, "depth": 2}),
         ("xcit_nano_12_p16_224", 64, {"img_size": 64, "depth": 2}),
-        ("pit_ti_224", 224, {}),
-        ("maxvit_rmlp_pico_rw_256", 64, {"img_size": 64}),
         ("mixer_s32_224", 64, {"img_size": 64, "num_blocks": 2}),
-        ("resmlp_12_224", 64, {"img_size": 64, "num_blocks": 2}),
     )
 )
