@@ -212,10 +212,10 @@ DIFFUSERS = (
         _diffusers(
             "UNet2DModel",
             sample_size=16,
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
+            down_block_types=("AttnDownBlock2D",),
+            up_block_types=("UpBlock2D",),
             attention_head_dim=8,
-            **LEVELS,
+            **ONE_LEVEL,
         ),
         _noise,
     ),

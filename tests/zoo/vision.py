@@ -82,7 +82,6 @@ TIMM = tuple(
         ("efficientnet_lite0", 32, {}),
         ("mobilenetv4_conv_small_050", 32, {}),
         ("ghostnet_050", 32, {}),
-        ("repvgg_a0", 32, {}),
         ("convnext_atto", 32, {"depths": (1, 1, 2, 1)}),
         ("edgenext_xx_small", 64, {}),
         ("fastvit_t8", 64, {}),
