@@ -648,6 +648,17 @@ EXPORTS = {
     "a folder instead of a page": (lambda folder: rw.html_report(quantized(), folder), ()),
 }
 
+TRAINING = {
+    "labels that are asked for and missing": (
+        lambda _: rw.finetune(nn.Linear(4, 2).eval(), SAMPLES, rw.Finetune(epochs=1, labels=0.5)),
+        ("Finetune(labels=0.5)", "DataLoader"),
+    ),
+    "training data that can be read only once": (
+        lambda _: rw.finetune(nn.Linear(4, 2).eval(), iter([SAMPLES]), rw.Finetune(epochs=1)),
+        ("list_iterator", "once"),
+    ),
+}
+
 OTHERS = {
     "too little disk": Case(
         rw.MemoryBudgetError,
@@ -685,7 +696,7 @@ CASES = OTHERS | {
     name: Case(kind, *case)
     for kind, table in (
         (rw.RecipeError, SETTINGS | SOURCES),
-        (rw.CalibrationError, SAMPLES_AND_LABELS),
+        (rw.CalibrationError, SAMPLES_AND_LABELS | TRAINING),
         (rw.ModelError, MODELS),
         (rw.FileFormatError, FILES),
         (rw.ExportError, EXPORTS),

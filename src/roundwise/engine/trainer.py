@@ -29,12 +29,15 @@ from roundwise.engine.oscillations import Oscillations, dampening
 from roundwise.engine.trainable import Trainable
 from roundwise.engine.training_data import TrainingBatch, TrainingData
 from roundwise.errors import CalibrationError, ModelError
-from roundwise.events import EpochFinished, Progress
+from roundwise.events import EpochFinished, Progress, StepsFinished
 from roundwise.recipe.finetune import KINDS, Finetune
 from roundwise.report import EpochReport
 
 BETWEEN_CHECKPOINTS = 30.0
 """Seconds between two checkpoints. A longer time loses more of a run that is killed; a shorter one writes more."""
+
+BETWEEN_EVENTS = 5.0
+"""Seconds between two events about steps. A shorter time tells more than anyone reads."""
 
 
 @final
@@ -83,17 +86,17 @@ class Trainer:
         """Train, and load the best state into the network.
 
         Raises:
-            CalibrationError: the samples do not fit the network, or an epoch has no batch.
+            CalibrationError: the samples do not fit the network, labels are missing, or an epoch has no batch.
             FileFormatError, RecipeError: the checkpoint cannot be used.
             ModelError: the loss is not finite.
         """
+        self._check_labels()
         batches = self.data.batches or sum(1 for _ in self.data.train_batches(0))
         total = self.settings.epochs * batches
         if not self._resume():
             self._finish_epoch(0, math.nan, 0.0)
-        first = len(self.epochs)
-        start = time.perf_counter()
-        for epoch in range(first, self.settings.epochs + 1):
+        clock = _Clock(total, self._step)
+        for epoch in range(len(self.epochs), self.settings.epochs + 1):
             done = len(self._losses)
             if done == 0:
                 torch.manual_seed(self.seed * 1_000_003 + epoch)
@@ -101,6 +104,9 @@ class Trainer:
             for batch in self.data.train_batches(epoch - 1, done):
                 self._train_on(batch.to(self.device), epoch, self._step / max(1, total))
                 self._step += 1
+                if clock.strikes():
+                    step, loss, left = len(self._losses), self._losses[-1], clock.seconds_left(self._step)
+                    self.progress(StepsFinished(epoch, self.settings.epochs, step, batches, loss, left))
                 if time.monotonic() - self._saved > BETWEEN_CHECKPOINTS and self.data.resumable:
                     self._save()
             if not self._losses:
@@ -108,12 +114,21 @@ class Trainer:
                     f"epoch {epoch} has no batch to train on. Give more samples, and data that can be read again and "
                     "again, such as a list or a DataLoader."
                 )
-            left = (time.perf_counter() - start) / (epoch - first + 1) * (self.settings.epochs - epoch)
             mean = sum(self._losses) / len(self._losses)
             self._losses = []
-            self._finish_epoch(epoch, mean, left)
+            self._finish_epoch(epoch, mean, clock.seconds_left(self._step))
         self.trainable.load_state_dict(self._best)
         self.trainable.eval()
+
+    def _check_labels(self) -> None:
+        """Raise if labels are asked for, and the samples have none."""
+        share = self.settings.labels
+        if share > 0 and any(batch.labels is None for batch in self.data.held_out_batches()):
+            raise CalibrationError(
+                f"Finetune(labels={share:g}) learns from labels, and the samples have none. Give pairs of inputs and "
+                "labels, such as (images, labels) or a DataLoader of both; or leave out `labels` to learn from the "
+                "float network."
+            )
 
     # --------------------------------------------------------------------------------------------------- one step
 
@@ -232,3 +247,24 @@ class Trainer:
         if settings.optimizer == "sgd":
             return torch.optim.SGD(groups, momentum=0.9)
         return torch.optim.Adam(groups)
+
+
+@final
+class _Clock:
+    """Estimates the time left from the steps since it was made."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self._total, self._first = total, done
+        self._start = self._struck = time.monotonic()
+
+    def strikes(self) -> bool:
+        """Whether it is time for another event."""
+        now = time.monotonic()
+        if now - self._struck < BETWEEN_EVENTS:
+            return False
+        self._struck = now
+        return True
+
+    def seconds_left(self, step: int) -> float:
+        """How long the steps after this one will take."""
+        return (time.monotonic() - self._start) / max(1, step - self._first) * max(0, self._total - step)

@@ -16,6 +16,8 @@ from roundwise.methods.corrections import CORRECTIONS
 from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rewrites import REWRITES
 from roundwise.methods.rounding import ROUNDING_SOLVERS
+from roundwise.methods.training import LEARNED_QUANTIZATIONS
+from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.settings import Activations
 from roundwise.wording import did_you_mean
 
@@ -34,6 +36,11 @@ KINDS: dict[str, tuple[str, dict[str, type]]] = {
     "Ranges of activations": ("--activation-ranges NAME, --set activations.ranges.SETTING=VALUE", ACTIVATION_RANGES),
     "Rewrites": ("--rewrite NAME, --set rewrites.NAME.SETTING=VALUE", REWRITES),
     "Corrections": ("--correction NAME", CORRECTIONS),
+    "Training": ("roundwise finetune, --set finetune.SETTING=VALUE", {"finetune": Finetune}),
+    "Quantizers that are trained": (
+        "--training NAME, --set finetune.quantization.SETTING=VALUE",
+        LEARNED_QUANTIZATIONS,
+    ),
 }
 """The options that choose a method of each kind and its settings, and the methods."""
 
