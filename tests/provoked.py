@@ -200,6 +200,10 @@ SETTINGS = {
     ),
     "a recipe that contains itself": (lambda _: rw.Recipe.from_dict(endless()), (32,)),
     "a recipe in a folder's place": (lambda folder: rw.Recipe().to_toml(folder), ("folder",)),
+    "bits of first and last layers that no grid has": (
+        lambda _: rw.Quantize(edge_bits=9),
+        ("edge_bits=9", 2, 8, 16),
+    ),
     "bits that no grid has": (lambda _: rw.Weights(bits=9), ("bits=9", 2, 8, 16)),
     "a granularity by its name": (
         lambda _: rw.Weights(granularity="per-tensor"),

@@ -62,6 +62,9 @@ class RecipeOptions:
     activations: int | Literal["float"] | None = choice(
         METHOD, "Bits of the tensors between operations." + default(FLOAT), [*BITS, FLOAT], metavar="N"
     )
+    edge_bits: int | None = choice(
+        METHOD, "Bits of the first and last layers and what they read." + default("as others"), BITS, metavar="N"
+    )
     rounding: str | None = choice(
         METHOD, "How codes are chosen." + default(name_of(Quantize().rounding, ROUNDING_SOLVERS)), ROUNDING_SOLVERS
     )
@@ -212,6 +215,7 @@ def _with_options(stage: Plain, options: RecipeOptions, *, data_free: bool) -> P
         "weights": weights,
         "rounding": _method(stage["rounding"], options.rounding),
         "activations": _activations(stage.get("activations"), options, data_free=data_free),
+        "edge_bits": stage.get("edge_bits") if options.edge_bits is None else options.edge_bits,
         "correction": None if options.correction == NONE else _method(stage.get("correction"), options.correction),
     }
     return {name: value for name, value in (stage | changed).items() if value is not None}
