@@ -44,7 +44,9 @@ def run_finetune(stage: Finetune, network: Network, run: Run) -> Network:
         notes.append(data.note)
     if trainer.best_epoch == 0:
         notes.append("training did not lower the loss on held-out samples, so the network is as it was before")
+    trained = trainable.to_network()
+    notes += [note for stage in trained.reports[len(network.reports) :] for note in stage.notes]
     report = StageReport(
         "finetune", {"training": time.perf_counter() - start}, tuple(notes), epochs=tuple(trainer.epochs)
     )
-    return dataclasses.replace(trainable.to_network(), reports=(*network.reports, report))
+    return dataclasses.replace(trained, reports=(*network.reports, report))

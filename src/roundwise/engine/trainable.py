@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import torch
@@ -37,6 +37,7 @@ from roundwise.artifacts.emit import QuantizedWeight
 from roundwise.artifacts.model import Model
 from roundwise.engine.network import Network
 from roundwise.engine.norm_statistics import reestimate
+from roundwise.engine.real_offsets import apply_shifts
 from roundwise.engine.trainable_graph import Builder, parameter_or_buffer, place
 from roundwise.engine.training_data import TrainingBatch, training_batches
 from roundwise.errors import ModelError
@@ -44,6 +45,7 @@ from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.matrix import LinearMap
 from roundwise.methods.interfaces import ActivationQuantizer, LearnedQuantization, WeightQuantizer
 from roundwise.numerics.grid import SMALLEST_SCALE, Grid, expand_blocks
+from roundwise.report import StageReport
 
 
 class QuantizedParameter(NamedTuple):
@@ -197,6 +199,7 @@ class Trainable(nn.Module):
             if name in graph.constants:
                 graph.constants[name] = value.detach().clone()
         codes: dict[str, tuple[Tensor, Grid]] = {}
+        weights: dict[str, Tensor] = {}  # what the codes stand for, as matrices
         for layer in self._layers:
             norm = None if layer.batch_norm is None else self.get_submodule(layer.batch_norm)
             quantizer = None if layer.quantizer is None else self._weight_quantizer(layer.quantizer)
@@ -214,6 +217,10 @@ class Trainable(nn.Module):
             graph.constants[layer.weight] = linear_map.to_weight(matrix).contiguous()
             if grid is not None and chosen is not None:
                 codes[layer.weight] = chosen, grid
+                matrix = grid.dequantize(chosen)
+            weights[layer.weight] = matrix
+        shifts = {name: self._activation_quantizer(path).shift for name, path in self._activations.items()}
+        shifted = apply_shifts(graph, {name: shift for name, shift in shifts.items() if shift}, weights)
         layers = {layer.weight: layer for layer in find_layers(graph)}
         nodes = {node.name: node for node in graph.operations.nodes}
         return dataclasses.replace(
@@ -221,8 +228,10 @@ class Trainable(nn.Module):
             graph=graph,
             weights=tuple(QuantizedWeight(layers[name], *of_layer) for name, of_layer in codes.items()),
             quantizers={
-                nodes[name]: self._activation_quantizer(path).quantizer for name, path in self._activations.items()
+                nodes[shifted.get(name, [name])[0]]: self._activation_quantizer(path).quantizer
+                for name, path in self._activations.items()
             },
+            reports=(*self.network.reports, *_report_on_offsets(shifted)),
         )
 
     def _weight_quantizer(self, path: str) -> WeightQuantizer:
@@ -234,6 +243,17 @@ class Trainable(nn.Module):
         module = self.get_submodule(path)
         assert isinstance(module, ActivationQuantizer)
         return module
+
+
+def _report_on_offsets(shifted: Mapping[str, Sequence[str]]) -> tuple[StageReport, ...]:
+    """An entry that says which real offsets are added in float arithmetic; empty if there are none."""
+    notes = tuple(
+        f"activation '{name}' has a real offset, which is added in float arithmetic before {', '.join(others)}: no "
+        "bias can take it up there. LSQPlus(offset='integer') keeps these operations in integers"
+        for name, (_, *others) in shifted.items()
+        if others
+    )
+    return (StageReport("finetune", notes=notes),) if notes else ()
 
 
 def _call(module: nn.Module, batch: TrainingBatch) -> object:

@@ -293,6 +293,13 @@ class ActivationQuantizer(nn.Module, ABC):
     def quantizer(self) -> Quantizer:
         """The quantizer that training has reached."""
 
+    @property
+    @abstractmethod
+    def shift(self) -> float:
+        """With δ other than 0, the module computes `quantizer.fake_quantize(x − δ) + δ`: a real offset, for which no
+        whole number is the code of 0.0.
+        """
+
 
 class LearnedQuantization(ABC):
     """How weights and activations are quantized while the network is trained. Implementations are frozen dataclasses.
