@@ -43,7 +43,7 @@ def apply_shifts(graph: Graph, shifts: Mapping[str, float], weights: Mapping[str
         readers = list(node.users)
         moved = _after(graph, node, aten.sub.Tensor, shift)
         reroute(node, moved, readers)
-        absorbed = set()
+        absorbed: set[fx.Node] = set()
         for layer in find_layers(graph):
             if _takes_up(layer, moved):
                 rows = weights[layer.weight].double().sum(-1).flatten()

@@ -296,9 +296,7 @@ class ActivationQuantizer(nn.Module, ABC):
     @property
     @abstractmethod
     def shift(self) -> float:
-        """With δ other than 0, the module computes `quantizer.fake_quantize(x − δ) + δ`: a real offset, for which no
-        whole number is the code of 0.0.
-        """
+        """δ, where the module computes `quantizer.fake_quantize(x − δ) + δ`: other than 0 for a real offset."""
 
 
 class LearnedQuantization(ABC):

@@ -95,5 +95,13 @@ def _arguments(text: str) -> dict[str, str]:
 
 
 def _declared(setting: dataclasses.Field[Any]) -> str:
-    default = "" if setting.default is dataclasses.MISSING else f" = {setting.default}"
+    default = "" if setting.default is dataclasses.MISSING else f" = {_short(setting.default)}"
     return f"{setting.name}: {setting.type}{default}"
+
+
+def _short(value: Any) -> str:
+    """A value; of a method only the settings that are not its defaults."""
+    if not dataclasses.is_dataclass(value):
+        return str(value)
+    fields = ((one.name, getattr(value, one.name), one.default) for one in dataclasses.fields(value))
+    return f"{type(value).__name__}({', '.join(f'{name}={it!r}' for name, it, usual in fields if it != usual)})"

@@ -14,6 +14,7 @@ from roundwise.numerics.quantizer import Quantizer
 CPU = torch.device("cpu")
 VALUES = torch.tensor([-3.0, -0.26, 0.04, 0.7, 9.0])
 REAL = LSQPlus(offset="real")
+METHODS = (LSQ(), LSQPlus(), LSQPlus(signed=True), REAL, LSQPlus(signed=True, offset="real"))
 
 
 def learned(method, scale=0.25, zero_point=2, symmetric=False):
