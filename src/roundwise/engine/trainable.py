@@ -29,7 +29,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
+from torch.fx._pytree import tree_flatten_spec
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -38,6 +40,7 @@ from roundwise.artifacts.model import Model
 from roundwise.engine.network import Network
 from roundwise.engine.norm_statistics import reestimate
 from roundwise.engine.real_offsets import apply_shifts
+from roundwise.engine.recomputation import Segments
 from roundwise.engine.trainable_graph import Builder, parameter_or_buffer, place
 from roundwise.engine.training_data import TrainingBatch, training_batches
 from roundwise.errors import ModelError
@@ -108,10 +111,27 @@ class Trainable(nn.Module):
         module = fx.GraphModule(self, operations)
         self._in_spec, self._out_spec = structure.in_spec, structure.out_spec
         self._run: Callable[..., Any] = type(module).forward
+        self._operations = operations
+        self._segments: Segments | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network, in training or evaluation mode."""
-        return self._run(self, *args, **kwargs)
+        if self._segments is None or not (self.training and torch.is_grad_enabled()):
+            return self._run(self, *args, **kwargs)
+        outputs = pytree.tree_leaves(self._segments.run(*self._leaves(args, kwargs)))
+        return outputs[0] if self._out_spec is None else pytree.tree_unflatten(outputs, self._out_spec)
+
+    def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The inputs without their nesting, in the order of the graph's inputs."""
+        names = self.network.graph.structure.arguments
+        given = dict(zip(names, args, strict=False)) | kwargs
+        positional = self._in_spec.child(0).num_children
+        nested = tuple(given[name] for name in names[:positional]), {name: given[name] for name in names[positional:]}
+        return tree_flatten_spec(nested, self._in_spec)
+
+    def recompute(self, enabled: bool = True) -> None:
+        """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+        self._segments = Segments(self, self._operations) if enabled else None
 
     # ---------------------------------------------------------------------------------------------- its parameters
 
