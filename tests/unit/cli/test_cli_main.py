@@ -13,7 +13,7 @@ from facts import has
 import roundwise as rw
 from roundwise import cli
 from roundwise.cli.app import COMMANDS
-from roundwise.cli.options import SECTIONS
+from roundwise.cli.options import SECTIONS, TRAINING
 
 
 def test_help_lists_the_commands_without_importing_them():
@@ -43,7 +43,7 @@ def test_every_help_has_an_example_and_fits_on_a_screen(name):
 def test_the_help_of_quantize_has_the_everyday_options_first():
     lines = run("quantize", "--help", width=100).stdout.splitlines()
     titles = [line for line in lines if re.fullmatch(r"[A-Z][a-z ]+:", line)]
-    assert titles == [f"{title}:" for title in SECTIONS]
+    assert titles == [f"{title}:" for title in SECTIONS if title != TRAINING]
     advanced = lines.index("Advanced:")
     for option in ("--pretrained", "--data", "--bits", "--rounding", "--override", "--out"):
         assert option in " ".join(lines[:advanced])
