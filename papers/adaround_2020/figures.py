@@ -128,7 +128,7 @@ class Watched(RoundingSolver[Samples]):
 
     def solve(self, problem: Problem[Samples], generator: torch.Generator) -> Rounding:
         grid = problem.grid
-        position = grid.position(problem.weight)
+        position = grid.in_codes(problem.weight)
         inside = (position > grid.codebook.qmin) & (position < grid.codebook.qmax)  # elsewhere both ways are one code
         after = self.solver.learn(problem, generator)
         self.seen.update(before=(position - position.floor())[inside], after=after[inside])

@@ -35,7 +35,7 @@ def test_a_solver_that_sees_samples_beats_nearest_rounding_on_average(kind):
 
 @SOLVERS
 def test_the_estimate_of_work_grows_with_the_data_or_is_nothing(kind):
-    little, much = (estimated_work(kind(), rows_per_sample=rows, samples=8) for rows in (1, 4))
+    little, much = (estimated_work(kind(), items_per_sample=items, samples=8) for items in (1, 4))
     assert 0 <= little <= much
     assert (little > 0) == (much > 0)
 

@@ -137,7 +137,7 @@ class Recorder(RoundingSolver[Batches]):
 
     def solve(self, problem, generator):
         self.seen[problem.name] = [(inputs.clone(), targets.clone()) for inputs, targets in problem.statistics.shown]
-        return Rounding(problem.grid.clip(problem.grid.position(problem.weight).ceil()).int())
+        return Rounding(problem.grid.clip(problem.grid.in_codes(problem.weight).ceil()).int())
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,9 @@ class GradientSteps(BlockSolver[BlockSamples]):
     needs: ClassVar[type] = BlockSamples
 
     def solve(self, problem, generator):
-        floors = {name: grid.position(problem.weights[name]).floor() for name, grid in problem.grids.items()}
+        floors = {name: grid.in_codes(problem.weights[name]).floor() for name, grid in problem.grids.items()}
         soft = {
-            name: (grid.position(problem.weights[name]) - floors[name]).clone().requires_grad_()
+            name: (grid.in_codes(problem.weights[name]) - floors[name]).clone().requires_grad_()
             for name, grid in problem.grids.items()
         }
         optimizer = torch.optim.Adam(soft.values(), lr=0.02)

@@ -15,8 +15,8 @@ CASES = tiny_cases()
 def objective(case, grid, codes):
     """Eq. 25 without its regulariser, in float64 and by the operation itself: not by the oracle's own arithmetic."""
     weight = case.layer.to_weight(grid.dequantize(codes)).double()
-    outputs = case.layer.as_rows(case.layer.apply(weight, case.inputs.double()))
-    targets = case.layer.as_rows(case.targets.double())
+    outputs = case.layer.as_items(case.layer.apply(weight, case.inputs.double()))
+    targets = case.layer.as_items(case.targets.double())
     if case.nonlinearity is not None:
         outputs, targets = case.nonlinearity(outputs), case.nonlinearity(targets)
     return float((outputs - targets).square().sum(1).mean())

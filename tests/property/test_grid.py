@@ -35,7 +35,7 @@ def squared_error(grid, matrix):
 def test_min_max_loses_at_most_half_a_step_anywhere(seed, codebook, granularity):
     matrix = weights(seed)
     grid = estimate(rw.ranges.MinMax(), matrix, codebook, granularity)
-    step = grid.steps(8).expand(matrix.shape)
+    step = grid.scales(8).expand(matrix.shape)
     # An integer zero point shifts an asymmetric grid by up to half a step against the weights' ends.
     reach = 0.5 if codebook.symmetric else 1.0
     assert ((grid.fake_quantize(matrix) - matrix).abs() <= (reach + 1e-3) * step + 1e-6).all()

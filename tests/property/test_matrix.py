@@ -121,7 +121,7 @@ def test_a_convolution_of_one_sample_without_batch_dimension_is_a_batch_of_one(l
     linear = of_module(module)
     assert torch.equal(linear.unfold(inputs[0]), linear.unfold(inputs[:1]))
     assert torch.equal(linear.fold_outputs(module(inputs[0])), linear.fold_outputs(module(inputs[:1])))
-    assert linear.as_rows(inputs[0]).shape == inputs[:1].shape
+    assert linear.as_items(inputs[0]).shape == inputs[:1].shape
 
 
 @examples

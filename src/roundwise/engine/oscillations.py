@@ -117,8 +117,8 @@ def dampening(trainable: Trainable) -> Tensor:
         matrix, grid = layer.matrix(), layer.quantizer.grid
         cols = matrix.shape[-1]
         with torch.no_grad():
-            target, steps = grid.fake_quantize(matrix), grid.steps(cols)
-            low, high = grid.codebook.qmin * steps, grid.codebook.qmax * steps
+            target, scales = grid.fake_quantize(matrix), grid.scales(cols)
+            low, high = grid.codebook.qmin * scales, grid.codebook.qmax * scales
         clipped = torch.minimum(torch.maximum(matrix, low), high)
         parts.append((target - clipped).square().mean(-1).sum())
     return torch.stack(parts).sum() if parts else torch.zeros(())

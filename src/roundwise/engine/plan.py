@@ -76,11 +76,11 @@ def forecast(
         if live > widest:
             widest, widest_layer = live, unit.name
         layer = unit.layers[-1].map
-        rows = layer.as_rows(output).shape[0] if len(unit.nodes) == 1 else output.shape[0]
-        positions = math.ceil(rows * layer.positions(output) / count(values)) if len(unit.nodes) == 1 else 1
+        items = layer.as_items(output).shape[0] if len(unit.nodes) == 1 else output.shape[0]
+        positions = math.ceil(items * layer.positions(output) / count(values)) if len(unit.nodes) == 1 else 1
         working = max(working, _live_bytes(values, separate) + task.bytes_needed(samples, positions))
-        work = task.work(math.ceil(rows / count(values)), samples)
-        costs[-1] += 3 * seconds / share + work * seconds / max(1, rows)  # no rows: the layer reads an empty tensor
+        work = task.work(math.ceil(items / count(values)), samples)
+        costs[-1] += 3 * seconds / share + work * seconds / max(1, items)  # no items: the layer reads an empty tensor
         for node in unit.nodes:
             executor.release(node, values)
     plan = Plan(

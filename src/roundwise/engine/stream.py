@@ -37,7 +37,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from roundwise.artifacts.emit import QuantizedWeight
-from roundwise.engine.measure import distance_by_rows
+from roundwise.engine.measure import distance_by_items
 from roundwise.engine.plan import forecast
 from roundwise.engine.schedule import Schedule, Segment, Step
 from roundwise.engine.store import ActivationStore
@@ -275,7 +275,7 @@ class Stream:
             return distance(self._output(unit, values, constants, observe=False), target)
         layer, node = unit.layer, unit.output
         inputs = {**self._executor.current_inputs(node, values), **constants}
-        return distance_by_rows(
+        return distance_by_items(
             layer.map, lambda rows: execute(node, {**inputs, layer.input: rows}), inputs[layer.input], target
         )
 

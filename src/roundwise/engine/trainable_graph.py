@@ -230,9 +230,9 @@ def _within_codes(matrix: Tensor, quantized: QuantizedWeight) -> Tensor:
     """The float weights, moved as little as possible so that rounding gives the chosen codes; float64."""
     grid, codes, cols = quantized.grid, quantized.codes.double(), matrix.shape[-1]
     zero_point = expand_blocks(grid.zero_point, cols)
-    position = matrix / grid.steps(cols).double() + zero_point
-    inside = torch.minimum(torch.maximum(position, codes - EDGE), codes + EDGE)
-    return (inside - zero_point) * grid.steps(cols).double()
+    in_codes = matrix / grid.scales(cols).double() + zero_point
+    inside = torch.minimum(torch.maximum(in_codes, codes - EDGE), codes + EDGE)
+    return (inside - zero_point) * grid.scales(cols).double()
 
 
 def _with_scale(grid: Grid, scale: Tensor) -> Grid:

@@ -156,9 +156,9 @@ class LayerTask:
         """Bytes for the statistics and for solving with them, at most; `positions` is their number per sample."""
         return max(need.kind.bytes_needed(self.layer.map, samples, positions) for need in self.needs)
 
-    def work(self, rows_per_sample: int, samples: int) -> float:
-        """The estimated cost of solving, in forward passes of the layer over one row."""
-        return estimated_work(self.rounding, rows_per_sample, samples)
+    def work(self, items_per_sample: int, samples: int) -> float:
+        """The estimated cost of solving, in forward passes of the layer over one item."""
+        return estimated_work(self.rounding, items_per_sample, samples)
 
     def check_without_data(self) -> None:
         """Raise if one of the methods needs samples.
@@ -262,7 +262,7 @@ class BlockTask:
         """Bytes for the statistic and for solving with it, at most."""
         return self.solver.needs.bytes_needed(self.unit, samples)
 
-    def work(self, rows_per_sample: int, samples: int) -> float:
+    def work(self, items_per_sample: int, samples: int) -> float:
         """0: block solvers do not state their cost, so the plan's estimate of time does not include them."""
         return 0.0
 

@@ -171,8 +171,8 @@ class LinearMap:
         """The operation, its weight given as a matrix."""
         return self.apply(self.to_weight(matrix), inputs)
 
-    def as_rows(self, values: Tensor) -> Tensor:
-        """Inputs or outputs with exactly one batch dimension: `[rows, features]` or `[rows, channels, *space]`.
+    def as_items(self, values: Tensor) -> Tensor:
+        """Inputs or outputs with exactly one batch dimension: `[items, features]` or `[items, channels, *space]`.
 
         What stands before a linear layer's features is flattened; a convolution's missing batch dimension is added.
         """
@@ -182,21 +182,21 @@ class LinearMap:
 
     def unfold(self, inputs: Tensor) -> Float[Tensor, "groups cols positions"]:
         """u(x): for each output position the inputs that it is a weighted sum of, in the order of the columns."""
-        rows = self.as_rows(inputs)
+        items = self.as_items(inputs)
         if self.dims == 0:
-            return rows.T.unsqueeze(0)
+            return items.T.unsqueeze(0)
         if self.transposed:
-            rows, stride = self._spread(rows), (1,) * self.dims
+            items, stride = self._spread(items), (1,) * self.dims
         else:
-            rows, stride = F.pad(rows, self._padding()), self.stride
-        rows = rows.contiguous()
-        batch, channels, *space = rows.shape
+            items, stride = F.pad(items, self._padding()), self.stride
+        items = items.contiguous()
+        batch, channels, *space = items.shape
         positions = [
             (size - d * (k - 1) - 1) // s + 1
             for size, k, s, d in zip(space, self.kernel, stride, self.dilation, strict=True)
         ]
-        step = rows.stride()
-        windows = rows.as_strided(
+        step = items.stride()
+        windows = items.as_strided(
             (channels, *self.kernel, batch, *positions),
             (
                 step[1],
@@ -210,11 +210,11 @@ class LinearMap:
 
     def fold_outputs(self, outputs: Tensor) -> Float[Tensor, "groups rows positions"]:
         """y as the matrix that `matrix @ unfold(inputs) + bias` gives."""
-        rows = self.as_rows(outputs).transpose(0, 1)
-        return rows.reshape(self.groups, self.matrix_shape[1], -1)
+        items = self.as_items(outputs).transpose(0, 1)
+        return items.reshape(self.groups, self.matrix_shape[1], -1)
 
     def pairs_at(
-        self, inputs: Tensor, outputs: Tensor, rows: Int[Tensor, "pairs"], positions: Int[Tensor, "pairs"]
+        self, inputs: Tensor, outputs: Tensor, items: Int[Tensor, "pairs"], positions: Int[Tensor, "pairs"]
     ) -> tuple[Float[Tensor, "groups pairs cols"], Float[Tensor, "groups pairs rows"]]:
         """u(x) and y at chosen places alone, without unfolding the rest.
 
@@ -224,22 +224,22 @@ class LinearMap:
         Args:
             inputs, outputs: of the layer, with their batch dimension; each on any device, where its part of the result
                 is too.
-            rows: along the batch dimension of `as_rows`.
+            items: along the batch dimension of `as_items`.
             positions: along the flattened spatial dimensions of the output; all 0 for a linear layer.
         """
-        x, wanted = self.as_rows(inputs), self.outputs_at(outputs, rows, positions)
+        x, wanted = self.as_items(inputs), self.outputs_at(outputs, items, positions)
         groups, _, cols = self.matrix_shape
-        space = self.as_rows(outputs).shape[2:]
-        rows, positions = rows.to(x.device), positions.to(x.device)
+        space = self.as_items(outputs).shape[2:]
+        items, positions = items.to(x.device), positions.to(x.device)
         if self.dims == 0:
-            return x.index_select(0, rows).unsqueeze(0), wanted
+            return x.index_select(0, items).unsqueeze(0), wanted
         if self.transposed:
             x, stride, before = self._spread(x), (1,) * self.dims, [0] * self.dims
         else:
             stride, before = self.stride, self._padding()[::2][::-1]
 
         # Index of every tap in the inputs, channels last; those that fall on the padding read anything and become 0.
-        place, index = positions.unsqueeze(1), rows.unsqueeze(1).expand(-1, math.prod(self.kernel))
+        place, index = positions.unsqueeze(1), items.unsqueeze(1).expand(-1, math.prod(self.kernel))
         inside = torch.ones_like(index, dtype=torch.bool)
         taps = torch.cartesian_prod(*(torch.arange(k, device=x.device) for k in self.kernel)).reshape(-1, self.dims)
         for d, size in enumerate(x.shape[2:]):
@@ -254,28 +254,28 @@ class LinearMap:
         columns = x_flat.index_select(0, index.flatten()).view(*index.shape, -1)
         if not bool(inside.all()):
             columns *= inside.to(columns.dtype).unsqueeze(-1)
-        pairs = len(rows)
+        pairs = len(items)
         if self.is_depthwise:
             return columns.view(-1, groups).T.contiguous().view(groups, cols, pairs).mT, wanted
         return columns.view(pairs, len(taps), groups, -1).permute(2, 0, 3, 1).reshape(groups, pairs, cols), wanted
 
     def outputs_at(
-        self, outputs: Tensor, rows: Int[Tensor, "pairs"], positions: Int[Tensor, "pairs"]
+        self, outputs: Tensor, items: Int[Tensor, "pairs"], positions: Int[Tensor, "pairs"]
     ) -> Float[Tensor, "groups pairs rows"]:
         """y alone, or anything of its shape, at places as `pairs_at` takes them and in its memory order."""
-        y = self.as_rows(outputs)
-        groups, matrix_rows, _ = self.matrix_shape
-        wanted = (rows * self.positions(outputs) + positions).to(y.device)
+        y = self.as_items(outputs)
+        groups, rows, _ = self.matrix_shape
+        wanted = (items * self.positions(outputs) + positions).to(y.device)
         if self.dims == 0:
             return y.index_select(0, wanted).unsqueeze(0)
         values = y.movedim(1, -1).reshape(-1, y.shape[1]).index_select(0, wanted)
         if self.is_depthwise:
-            return values.T.contiguous().view(groups, matrix_rows, len(rows)).mT
-        return values.view(len(rows), groups, matrix_rows).transpose(0, 1)
+            return values.T.contiguous().view(groups, rows, len(items)).mT
+        return values.view(len(items), groups, rows).transpose(0, 1)
 
     def positions(self, outputs: Tensor) -> int:
-        """How many output positions each row of `as_rows` has."""
-        return math.prod(self.as_rows(outputs).shape[2:])
+        """How many output positions each item of `as_items` has."""
+        return math.prod(self.as_items(outputs).shape[2:])
 
     def _padding(self) -> list[int]:
         """Zeros before and after each spatial dimension, last dimension first, as `F.pad` wants them."""
@@ -286,12 +286,12 @@ class LinearMap:
             return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
         return [p for p in reversed(self.padding) for _ in range(2)]
 
-    def _spread(self, rows: Tensor) -> Tensor:
+    def _spread(self, items: Tensor) -> Tensor:
         """The input over which a transposed convolution is an ordinary one of stride 1."""
-        batch, channels, *space = rows.shape
-        spread = rows.new_zeros(batch, channels, *((n - 1) * s + 1 for n, s in zip(space, self.stride, strict=True)))
+        batch, channels, *space = items.shape
+        spread = items.new_zeros(batch, channels, *((n - 1) * s + 1 for n, s in zip(space, self.stride, strict=True)))
         inner = (slice(None), slice(None), *(slice(None, None, s) for s in self.stride))
-        spread[inner] = rows
+        spread[inner] = items
         sides: list[int] = []
         assert not isinstance(self.padding, str)  # the string forms are ordinary convolutions' alone
         for k, d, p, extra in zip(self.kernel, self.dilation, self.padding, self.output_padding, strict=True):

@@ -117,21 +117,21 @@ class RoundingSolver(ABC, Generic[S]):
         """Return codes for the problem; any randomness comes from `generator`, which lives on the CPU."""
 
 
-def estimated_work(solver: RoundingSolver[Any], rows_per_sample: int, samples: int) -> float:
+def estimated_work(solver: RoundingSolver[Any], items_per_sample: int, samples: int) -> float:
     """About what it costs to collect the solver's statistic and to solve, for the plan's estimate of time.
 
-    The unit is one forward pass of the layer over one row: an image for a convolution, a position for a linear layer
-    (`Samples` explains rows). The stream has measured how long that takes. An error of a factor of two does no harm.
+    The unit is one forward pass of the layer over one item: an image for a convolution, a position for a linear layer
+    (`Samples` explains items). The stream has measured how long that takes. An error of a factor of two does no harm.
 
     Args:
         solver: of the layer.
-        rows_per_sample: rows that one calibration sample becomes at this layer, at least 1.
+        items_per_sample: items that one calibration sample becomes at this layer, at least 1.
         samples: number of calibration samples.
     """
     traits = solver.traits
     # A backward pass costs about as much as a forward pass, since only the weights need a gradient.
     steps = 2.0 * traits.gradient_steps * min(traits.batch_size, samples)
-    return (solver.needs.forward_passes * samples + steps) * rows_per_sample
+    return (solver.needs.forward_passes * samples + steps) * items_per_sample
 
 
 @final

@@ -1,6 +1,6 @@
 """The quantization grid: the real numbers that integer codes stand for.
 
-    w̄ = s · (q − z),        q = clip(⌊w/s⌉ + z, qmin, qmax)                               (Eq. 1, with z = 0)
+    ŵ = s · (q − z),        q = clip(⌊w/s⌉ + z, qmin, qmax)                               (Eq. 1 is this with z = 0)
 
 A symmetric grid has z = 0 and codes −2^(b−1) … 2^(b−1) − 1. An asymmetric grid has codes 0 … 2^b − 1 and an integer
 zero point z. In both, 0.0 is exactly on the grid.
@@ -152,27 +152,27 @@ class Grid:
         groups, rows, blocks = self.scale.shape
         return groups, rows, blocks
 
-    def steps(self, cols: int) -> Float[Tensor, "groups rows cols"]:
+    def scales(self, cols: int) -> Float[Tensor, "groups rows cols"]:
         """The scale of every weight: `scale` repeated over the columns of each block; a single block is broadcast."""
         return expand_blocks(self.scale, cols)
 
-    def position(self, weight: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows cols"]:
-        """The position of each weight between the codes: w/s + z, neither rounded nor clipped."""
+    def in_codes(self, weight: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows cols"]:
+        """Each weight in codes instead of real units: w/s + z, neither rounded nor clipped."""
         cols = weight.shape[-1]
-        return weight.float() / self.steps(cols) + expand_blocks(self.zero_point, cols)
+        return weight.float() / self.scales(cols) + expand_blocks(self.zero_point, cols)
 
     def clip(self, codes: Tensor) -> Tensor:
-        """Clip codes, or positions, to `qmin` … `qmax`."""
+        """Clip codes, or weights in codes, to `qmin` … `qmax`."""
         return codes.clamp(self.codebook.qmin, self.codebook.qmax)
 
     def quantize(self, weight: Float[Tensor, "groups rows cols"]) -> Int[Tensor, "groups rows cols"]:
         """The nearest codes, ties to even, clipped to the codebook."""
-        return self.clip(self.position(weight).round()).to(torch.int32)
+        return self.clip(self.in_codes(weight).round()).to(torch.int32)
 
     def dequantize(self, codes: Tensor) -> Float[Tensor, "groups rows cols"]:
         """The real numbers that codes stand for: s · (q − z). Accepts soft (fractional) codes too."""
         cols = codes.shape[-1]
-        return (codes - expand_blocks(self.zero_point, cols)) * self.steps(cols)
+        return (codes - expand_blocks(self.zero_point, cols)) * self.scales(cols)
 
     def fake_quantize(self, weight: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows cols"]:
         """Quantize to the nearest code, then back to float."""

@@ -36,8 +36,8 @@ def summarize(weight: Float[Tensor, "groups rows cols"], grid: Grid) -> WeightSu
         chunks = weight.flatten().split(_CHUNK)
         # On the CPU, since PyTorch refuses a GPU's histogram if only deterministic operations are allowed.
         counts = sum((torch.histc(c.cpu().double(), BINS, smallest, largest) for c in chunks), start=counts)
-    book, position = grid.codebook, grid.position(weight)
-    clipped = (position < book.qmin - 0.5) | (position > book.qmax + 0.5)
+    book, in_codes = grid.codebook, grid.in_codes(weight)
+    clipped = (in_codes < book.qmin - 0.5) | (in_codes > book.qmax + 0.5)
     scale, zero_point = grid.scale.flatten().double().cpu(), grid.zero_point.flatten().cpu()
     lower, upper = scale * (book.qmin - zero_point), scale * (book.qmax - zero_point)
     finest, coarsest = int(scale.argmin()), int(scale.argmax())

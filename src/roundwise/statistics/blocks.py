@@ -81,12 +81,12 @@ class BlockSamples(BlockStatistic):
         parts: list[tuple[list[Tensor], Tensor]] = []
         start = 0
         for (inputs, targets), size in zip(self._batches, sizes, strict=True):
-            rows = chosen[(chosen >= start) & (chosen < start + size)] - start
-            parts.append(([_rows(x, rows) for x in inputs], _rows(targets, rows)))
+            items = chosen[(chosen >= start) & (chosen < start + size)] - start
+            parts.append(([_items(x, items) for x in inputs], _items(targets, items)))
             start += size
         inputs_of_all = [torch.cat(columns) for columns in zip(*(x for x, _ in parts), strict=True)]
         return inputs_of_all, torch.cat([targets for _, targets in parts])
 
 
-def _rows(values: Tensor, rows: Tensor) -> Tensor:
-    return values.index_select(0, rows.to(values.device))
+def _items(values: Tensor, items: Tensor) -> Tensor:
+    return values.index_select(0, items.to(values.device))

@@ -67,7 +67,7 @@ class _Locations(NamedTuple):
     inputs: Tensor
     targets: Tensor
     addend: Addend | None
-    rows: Int[Tensor, "pairs"]
+    items: Int[Tensor, "pairs"]
     positions: Int[Tensor, "pairs"]
 
 
@@ -141,24 +141,24 @@ class Gram(Statistic):
         held_out = (torch.arange(self._seen, self._seen + samples) + 1) % min(HOLD_OUT, max(2, self.samples)) == 0
         if self.samples < 2:
             held_out[:] = False
-        rows, positions = self._choose(targets, samples)
-        sample = rows * samples // self.layer.as_rows(targets).shape[0]
+        items, positions = self._choose(targets, samples)
+        sample = items * samples // self.layer.as_items(targets).shape[0]
         self._seen += samples
         for part, chosen in ((self._fit, ~held_out[sample]), (self._held_out, held_out[sample])):
-            on_device = rows[chosen].to(inputs.device), positions[chosen].to(inputs.device)
+            on_device = items[chosen].to(inputs.device), positions[chosen].to(inputs.device)
             self._add_positions(part, _Locations(inputs, targets, addend, *on_device))
 
     def _add_positions(self, part: _Part, locations: _Locations) -> None:
         """Fill every chunk to the last position, so that chunks do not depend on the batches."""
         size, start = self._chunk_size(), 0
-        rows, positions = locations.rows, locations.positions
-        while start < len(rows):
-            room = size - sum(len(pending.rows) for pending, _ in part.pending)
+        items, positions = locations.items, locations.positions
+        while start < len(items):
+            room = size - sum(len(pending.items) for pending, _ in part.pending)
             some = slice(start, start + room)
-            locations = locations._replace(rows=rows[some], positions=positions[some])
+            locations = locations._replace(items=items[some], positions=positions[some])
             part.pending.append((locations, self._unfold([locations])))
             start += room
-            if start <= len(rows):
+            if start <= len(items):
                 self._flush(part)
 
     @property
@@ -234,16 +234,16 @@ class Gram(Statistic):
         return Pairs(columns, targets)
 
     def _choose(self, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-        """The positions of one batch that are used: their rows, and their numbers within the row."""
-        rows, per_row = self.layer.as_rows(targets).shape[0], self.layer.positions(targets)
+        """The positions of one batch that are used: their items, and their numbers within the item."""
+        items, per_item = self.layer.as_items(targets).shape[0], self.layer.positions(targets)
         most = _positions_used(self.layer.matrix_shape[2], self.samples)
-        per_sample = rows * per_row // samples
+        per_sample = items * per_item // samples
         if per_sample <= most:
-            places = torch.arange(rows * per_row)
+            places = torch.arange(items * per_item)
         else:
             inside = torch.randint(per_sample, (samples, most), generator=self._generator).sort(1).values
             places = (inside + per_sample * torch.arange(samples).unsqueeze(1)).flatten()
-        return places // per_row, places % per_row
+        return places // per_item, places % per_item
 
 
 def _positions_used(cols: int, samples: int) -> int:
@@ -272,4 +272,4 @@ def _concatenated(parts: tuple[Tensor, ...]) -> Tensor:
 
 def _length(chunk: Pairs | list[_Locations]) -> int:
     """How many positions a chunk has."""
-    return chunk.columns.shape[1] if isinstance(chunk, Pairs) else sum(len(locations.rows) for locations in chunk)
+    return chunk.columns.shape[1] if isinstance(chunk, Pairs) else sum(len(locations.items) for locations in chunk)

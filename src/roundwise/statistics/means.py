@@ -42,7 +42,7 @@ class Means(Statistic):
         return cls(layer)
 
     def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
-        x, y = self.layer.as_rows(inputs), self.layer.as_rows(targets)
+        x, y = self.layer.as_items(inputs), self.layer.as_items(targets)
         total = x.sum(0, dtype=torch.float64).to(self.layer.device)
         self._inputs[total.shape] = total + self._inputs.get(total.shape, 0)
         across = [dim for dim in range(y.dim()) if dim != 1]

@@ -1,9 +1,9 @@
 """All samples of a layer, for methods that draw minibatches.
 
-A *row* is one entry of the layer's batch dimension: an image for a convolution, a position for a linear layer. (All
-dimensions before the features are flattened into rows, so that windowed attention and time-first sequences work too.)
-One calibration sample gives `rows / samples` rows. A minibatch of n samples has n times as many rows, drawn from all
-rows without replacement. The draw depends on the generator only, not on how the rows were divided into batches.
+An *item* is one entry of the layer's batch dimension: an image for a convolution, a position for a linear layer. (All
+dimensions before the features are flattened into items, so that windowed attention and time-first sequences work too.)
+One calibration sample gives `items / samples` items. A minibatch of n samples has n times as many, drawn from all items
+without replacement. The draw depends on the generator only, not on how the items were divided into batches.
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ class Samples(Statistic):
         return cls(layer, samples)
 
     def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
-        self._inputs.append(self.layer.as_rows(inputs))
-        self._targets.append(self.layer.as_rows(targets))
+        self._inputs.append(self.layer.as_items(inputs))
+        self._targets.append(self.layer.as_items(targets))
         self._starts.append(self._starts[-1] + self._inputs[-1].shape[0])
 
     @property
-    def rows(self) -> int:
-        """The number of rows in all batches."""
+    def items(self) -> int:
+        """The number of items in all batches."""
         return self._starts[-1]
 
     def draw(self, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw a random minibatch of rows.
+        """Draw a random minibatch of items.
 
         Args:
-            samples: the minibatch has as many rows as this number of samples; if there are fewer, all rows.
+            samples: the minibatch has as many items as this number of samples; if there are fewer, all items.
             generator: on the CPU, so that the draw is the same on every device.
 
         Returns:
             New float32 tensors of inputs and targets on the layer's device; the caller may change them.
         """
-        count = min(self.rows, max(1, round(samples * self.rows / self.samples)))
-        rows = _draw_without_replacement(self.rows, count, generator)
+        count = min(self.items, max(1, round(samples * self.items / self.samples)))
+        items = _draw_without_replacement(self.items, count, generator)
         starts = torch.tensor(self._starts)
-        batch = torch.searchsorted(starts, rows, right=True) - 1
+        batch = torch.searchsorted(starts, items, right=True) - 1
         counts = torch.bincount(batch, minlength=len(self._inputs)).tolist()
-        places = rows - starts[batch]
+        places = items - starts[batch]
         on_device = places.to(self.layer.device)  # one copy for all batches, since each copy waits for the accelerator
         per_batch = list(zip(places.split(counts), on_device.split(counts), strict=True))
         return self._gather(self._inputs, per_batch, counts), self._gather(self._targets, per_batch, counts)
@@ -71,7 +71,7 @@ class Samples(Statistic):
     def _gather(
         self, batches: Sequence[Tensor], per_batch: Sequence[tuple[Tensor, Tensor]], counts: Sequence[int]
     ) -> Tensor:
-        """The chosen rows of all batches in one tensor; `per_batch` has their indices on the CPU and on the device."""
+        """The chosen items of all batches in one tensor; `per_batch` has their indices on the CPU and on the device."""
         device, shape = self.layer.device, (sum(counts), *batches[0].shape[1:])
         gathered = torch.empty(shape, dtype=torch.float32, device=device, memory_format=_fast_layout(shape, device))
         for batch, (on_cpu, on_device), part in zip(batches, per_batch, gathered.split(counts), strict=True):
@@ -82,15 +82,15 @@ class Samples(Statistic):
         return gathered
 
 
-def _draw_without_replacement(rows: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` different numbers below `rows` in ascending order; every set of numbers is equally likely."""
-    if 2 * count > rows:
-        return torch.randperm(rows, generator=generator)[:count].sort().values
-    # A linear layer can have millions of rows, and shuffling them all is slow. Draw as many numbers as are missing,
+def _draw_without_replacement(items: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` different numbers below `items` in ascending order; every set of numbers is equally likely."""
+    if 2 * count > items:
+        return torch.randperm(items, generator=generator)[:count].sort().values
+    # A linear layer can have millions of items, and shuffling them all is slow. Draw as many numbers as are missing,
     # until there are enough different ones.
-    chosen = torch.zeros(rows, dtype=torch.bool)
+    chosen = torch.zeros(items, dtype=torch.bool)
     while missing := count - int(chosen.count_nonzero()):
-        chosen[torch.randint(rows, (missing,), generator=generator)] = True
+        chosen[torch.randint(items, (missing,), generator=generator)] = True
     return chosen.nonzero().squeeze(1)
 
 

@@ -31,8 +31,8 @@ def best_rounding(case: Case, grid: Grid) -> tuple[Rounding, float]:
     if cols > MOST_COLUMNS:
         raise ValueError(f"{case}: {cols} columns have 2^{cols} roundings; at most {MOST_COLUMNS} columns are tried.")
     shape = case.weight.shape
-    floor = grid.position(case.weight).floor()
-    scale = grid.steps(cols).expand(shape)
+    floor = grid.in_codes(case.weight).floor()
+    scale = grid.scales(cols).expand(shape)
     zero_point = expand_blocks(grid.zero_point, cols).expand(shape)
     bias = torch.zeros(groups, rows) if case.layer.bias is None else case.layer.bias.reshape(groups, rows)
     inputs = case.layer.unfold(case.inputs.double())  # [groups, cols, positions]

@@ -83,7 +83,7 @@ def check_codes_are_next_to_their_weights(solver: RoundingSolver[Any], case: Cas
     """If the solver's traits say `floor_or_ceil`, each code is ⌊W/s⌋ or ⌊W/s⌋ + 1, clipped (Eq. 22)."""
     grid = case.grid()
     codes = answer(solver, case).codes
-    floor = grid.position(case.weight).floor()
+    floor = grid.in_codes(case.weight).floor()
     other = (codes != grid.clip(floor)) & (codes != grid.clip(floor + 1))
     allowed = not solver.traits.floor_or_ceil or not bool(other.any())
     require(

@@ -402,7 +402,7 @@ def test_a_summary_tells_what_the_weights_and_the_grid_are(blocks, symmetric):
     lower, upper = (grid.dequantize(code.expand(1, 8, 64)) for code in (qmin, qmax))
     assert summary.lower_ends == pytest.approx((lower.min().item(), lower.max().item()))
     assert summary.upper_ends == pytest.approx((upper.min().item(), upper.max().item()))
-    outside = (weight - grid.fake_quantize(weight)).abs() > grid.steps(64) * 0.5001
+    outside = (weight - grid.fake_quantize(weight)).abs() > grid.scales(64) * 0.5001
     assert summary.clipped == pytest.approx(outside.float().mean().item(), abs=0.002)
 
 

@@ -268,7 +268,7 @@ def task_of(weights=10, seed=0, rows=2):
 
 
 def every_cost(task, grid, first_order):
-    floor = grid.position(task.weight).floor()
+    floor = grid.in_codes(task.weight).floor()
     ups = itertools.product((0, 1), repeat=task.weight.numel())
     candidates = [grid.clip(floor + torch.tensor(up).reshape(floor.shape)) for up in ups]
     return min(task.cost(grid.dequantize(codes), first_order=first_order) for codes in candidates)
@@ -287,7 +287,7 @@ def costs_of(search, weights, first_order, seed):
     task = task_of(seed=seed)
     grid = task.grid(weights)
     codes = taskloss.solve_qubo(task, grid, search, first_order=first_order)
-    floor = grid.position(task.weight).floor()
+    floor = grid.in_codes(task.weight).floor()
     assert bool(((codes == grid.clip(floor)) | (codes == grid.clip(floor + 1))).all())
     reached, nearest = (
         task.cost(grid.dequantize(it), first_order=first_order) for it in (codes, grid.quantize(task.weight))

@@ -226,9 +226,11 @@ def test_chosen_places_are_what_unfolding_everything_gives_there(case, layout):
     if layout == "channels last" and layer.dims == 2:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         targets = targets.contiguous(memory_format=torch.channels_last)
-    per_row = layer.positions(targets)
-    places = torch.randint(layer.as_rows(targets).shape[0] * per_row, (50,), generator=torch.Generator().manual_seed(0))
-    columns, outputs = layer.pairs_at(inputs, targets, places // per_row, places % per_row)
+    per_item = layer.positions(targets)
+    places = torch.randint(
+        layer.as_items(targets).shape[0] * per_item, (50,), generator=torch.Generator().manual_seed(0)
+    )
+    columns, outputs = layer.pairs_at(inputs, targets, places // per_item, places % per_item)
     assert torch.equal(columns, layer.unfold(inputs)[..., places].mT)
     assert torch.equal(outputs, layer.fold_outputs(targets)[..., places].mT)
 

@@ -130,16 +130,16 @@ class AdaRound(RoundingSolver[Samples]):
     def solve(self, problem: Problem[Samples], generator: torch.Generator) -> Rounding:
         grid = problem.grid
         up = self.learn(problem, generator)
-        return Rounding(grid.clip(grid.position(problem.weight).floor() + (up >= 0.5)).to(torch.int32))
+        return Rounding(grid.clip(grid.in_codes(problem.weight).floor() + (up >= 0.5)).to(torch.int32))
 
     def learn(self, problem: Problem[Samples], generator: torch.Generator) -> Float[Tensor, "groups rows cols"]:
         """h(V) after the last step: how far each weight is rounded up, from 0 to 1."""
         grid, samples = problem.grid, problem.statistics
         nonlinearity = problem.nonlinearity if self.activation_aware else None
-        position = grid.position(problem.weight)
-        floor = position.floor()
+        in_codes = grid.in_codes(problem.weight)
+        floor = in_codes.floor()
 
-        soft = self.soften(position - floor).requires_grad_()
+        soft = self.soften(in_codes - floor).requires_grad_()
         optimizer = torch.optim.Adam([soft], lr=self.learning_rate, fused=True)
         for iteration in range(self.iterations):
             inputs, targets = samples.draw(self.batch_size, generator)

@@ -31,7 +31,7 @@ class Floor(RoundingSolver[Nothing]):
 
     def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
         grid = problem.grid
-        return Rounding(grid.clip(grid.position(problem.weight).floor()).to(torch.int32))
+        return Rounding(grid.clip(grid.in_codes(problem.weight).floor()).to(torch.int32))
 
 
 @final
@@ -48,4 +48,4 @@ class Ceil(RoundingSolver[Nothing]):
 
     def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
         grid = problem.grid
-        return Rounding(grid.clip(grid.position(problem.weight).ceil()).to(torch.int32))
+        return Rounding(grid.clip(grid.in_codes(problem.weight).ceil()).to(torch.int32))

@@ -35,8 +35,8 @@ from roundwise.numerics.quadratic import Quadratic
 from roundwise.numerics.threads import one_thread
 from roundwise.statistics import Gram
 
-BLOCK = 64
-"""Columns in a block. With larger blocks there are fewer large products, and more small updates within a block."""
+SLICE = 64
+"""Columns in a slice. With larger slices there are fewer large products, and more small updates within a slice."""
 
 
 @final
@@ -90,15 +90,15 @@ class GPTQ(RoundingSolver[Gram]):
             return matrix.expand(shape).gather(2, order.unsqueeze(1).expand(shape))
 
         weight = in_order(quadratic.minimum(self.ridge)).clone()
-        scale, zero_point = in_order(grid.steps(cols)), in_order(expand_blocks(grid.zero_point, cols))
+        scale, zero_point = in_order(grid.scales(cols)), in_order(expand_blocks(grid.zero_point, cols))
         sorted_hessian = hessian.gather(1, order.unsqueeze(2).expand_as(hessian))
         sorted_hessian = sorted_hessian.gather(2, order.unsqueeze(1).expand_as(hessian))
         factor = self._factor(sorted_hessian)
         if factor is None:
             return None
         codes = torch.empty_like(weight)
-        for start in range(0, cols, BLOCK):
-            stop = min(start + BLOCK, cols)
+        for start in range(0, cols, SLICE):
+            stop = min(start + SLICE, cols)
             errors = torch.empty_like(weight[..., start:stop])
             for j in range(start, stop):
                 column = weight[..., j]

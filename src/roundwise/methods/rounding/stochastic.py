@@ -31,8 +31,8 @@ class Stochastic(RoundingSolver[Nothing]):
 
     def solve(self, problem: Problem[Nothing], generator: torch.Generator) -> Rounding:
         grid = problem.grid
-        position = grid.position(problem.weight)
-        floor = position.floor()
+        in_codes = grid.in_codes(problem.weight)
+        floor = in_codes.floor()
         # Drawn on the CPU so that the codes do not depend on the device.
-        chance = torch.rand(position.shape, generator=generator).to(position.device)
-        return Rounding(grid.clip(floor + (chance < position - floor)).to(torch.int32))
+        chance = torch.rand(in_codes.shape, generator=generator).to(in_codes.device)
+        return Rounding(grid.clip(floor + (chance < in_codes - floor)).to(torch.int32))

@@ -94,12 +94,12 @@ class StraightThrough(RoundingSolver[Samples]):
     def solve(self, problem: Problem[Samples], generator: torch.Generator) -> Rounding:
         grid, samples = problem.grid, problem.statistics
         nonlinearity = problem.nonlinearity if self.activation_aware else None
-        position = grid.position(problem.weight).contiguous()
-        optimizer = torch.optim.Adam([position], fused=True)
+        in_codes = grid.in_codes(problem.weight).contiguous()
+        optimizer = torch.optim.Adam([in_codes], fused=True)
         for iteration in range(self.iterations):
             optimizer.param_groups[0]["lr"] = self.learning_rate(iteration)
             inputs, targets = samples.draw(self.batch_size, generator)
-            codes = grid.clip(position.round()).requires_grad_()
+            codes = grid.clip(in_codes.round()).requires_grad_()
             with torch.enable_grad():
                 outputs = samples.layer.apply_matrix(grid.dequantize(codes), inputs)
                 if nonlinearity is not None:
@@ -107,10 +107,10 @@ class StraightThrough(RoundingSolver[Samples]):
             # The derivative of Eq. 25 by the outputs: the sum over channels (dimension 1), the mean over the rest.
             slope = targets.sub_(outputs.detach()).mul_(-2 * outputs.shape[1] / outputs.numel())
             (by_codes,) = torch.autograd.grad(outputs, codes, slope)
-            # Contiguous, as the position is: PyTorch's kernel goes through both in memory order.
-            position.grad = straight_through(by_codes, position, grid).contiguous()
+            # Contiguous, as `in_codes` is: PyTorch's kernel goes through both in memory order.
+            in_codes.grad = straight_through(by_codes, in_codes, grid).contiguous()
             optimizer.step()
-        return Rounding(grid.clip(position.round()).to(torch.int32))
+        return Rounding(grid.clip(in_codes.round()).to(torch.int32))
 
     def learning_rate(self, iteration: int) -> float:
         """Of Adam at an iteration, in steps of the grid."""
@@ -118,8 +118,8 @@ class StraightThrough(RoundingSolver[Samples]):
 
 
 def straight_through(
-    by_codes: Float[Tensor, "groups rows cols"], position: Float[Tensor, "groups rows cols"], grid: Grid
+    by_codes: Float[Tensor, "groups rows cols"], in_codes: Float[Tensor, "groups rows cols"], grid: Grid
 ) -> Float[Tensor, "groups rows cols"]:
-    """The estimated derivative by positions u, from the derivative by codes q: the same, and 0 where u is clipped."""
-    rounded = position.round()
+    """The estimated derivative by u, from the derivative by codes q: the same, and 0 where u is clipped."""
+    rounded = in_codes.round()
     return by_codes * (rounded == grid.clip(rounded))

@@ -29,5 +29,5 @@ class Choices:
     @classmethod
     def floor_or_ceil(cls, grid: Grid, weight: Float[Tensor, "groups rows cols"]) -> Choices:
         """The two codes next to each weight (Eq. 9 of the AdaRound paper), clipped to the grid."""
-        floor = grid.position(weight).floor()
+        floor = grid.in_codes(weight).floor()
         return cls(grid.clip(floor), grid.clip(floor + 1))

@@ -70,7 +70,7 @@ class CrossEntropy:
         """
         groups, rows, _ = objective.weight.shape
         up = grid.quantize(objective.weight) > choices.low  # start from nearest rounding
-        chance = (grid.position(objective.weight) - choices.low).clamp(0, 1)
+        chance = (grid.in_codes(objective.weight) - choices.low).clamp(0, 1)
         low = grid.dequantize(choices.low) - objective.weight
         span = grid.dequantize(choices.high) - objective.weight - low
         for row in itertools.product(range(groups), range(rows)):

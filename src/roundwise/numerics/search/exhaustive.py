@@ -40,8 +40,8 @@ class Exhaustive:
             centre: real-valued weights; each may be rounded up or down.
         """
         cols, hessian = centre.shape[-1], objective.hessian
-        position, scale = grid.position(centre), grid.steps(cols)
-        low, high, nearest = (grid.clip(codes) for codes in (position.floor(), position.floor() + 1, position.round()))
+        in_codes, scale = grid.in_codes(centre), grid.scales(cols)
+        low, high, nearest = (grid.clip(codes) for codes in (in_codes.floor(), in_codes.floor() + 1, in_codes.round()))
         step = (high - low) * scale  # 0 where the grid ends
         base = (low - expand_blocks(grid.zero_point, cols)) * scale - objective.weight
         one, other = torch.triu_indices(cols, cols, device=centre.device)  # the pairs j ≤ k

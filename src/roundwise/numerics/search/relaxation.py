@@ -157,19 +157,19 @@ class Relaxation:
         """
         h, annealing, hessian, cols = RectifiedSigmoid(), BetaAnnealing(), objective.hessian, centre.shape[-1]
         ends = h.ends
-        position = grid.position(centre)  # all that follows is [groups, rows, cols], unless it is said
-        floor = position.floor()
+        in_codes = grid.in_codes(centre)  # all that follows is [groups, rows, cols], unless it is said
+        floor = in_codes.floor()
         low, high = grid.clip(floor), grid.clip(floor + 1)
-        step = grid.steps(cols) * (high - low)  # 0 where the grid ends
+        step = grid.scales(cols) * (high - low)  # 0 where the grid ends
         # With share = clip(σ(V), *ends), which is between 0 and 1, Eq. 22 and 23 are W̃ = base + reach · share.
-        base = (low - expand_blocks(grid.zero_point, cols)) * grid.steps(cols) + h.gamma * step
+        base = (low - expand_blocks(grid.zero_point, cols)) * grid.scales(cols) + h.gamma * step
         reach = h.span * step
         # Half the quadratic's gradient where W̃ is `base`.
         base_slope = (base - objective.weight) @ hessian - objective.inherited
 
         curvature = (step.square() * hessian.diagonal(dim1=1, dim2=2).unsqueeze(1)).mean(-1, keepdim=True)
         gradient_unit = 2 * reach / torch.where(curvature > 0, curvature, 1.0)
-        soft = h.inverse(position - floor).contiguous()  # V
+        soft = h.inverse(in_codes - floor).contiguous()  # V
         optimizer = _Adam(soft, self.learning_rate)
         level = None if clamped is None else clamped.first_level()  # [groups, rows]
         for iteration in range(self.iterations):

@@ -58,7 +58,7 @@ class Tabu:
             generator: draws the tenures; on the CPU.
         """
         hessian, codes, cols = objective.hessian, start.float(), start.shape[-1]
-        scale = grid.steps(cols).expand(codes.shape)
+        scale = grid.scales(cols).expand(codes.shape)
         difference = (codes - expand_blocks(grid.zero_point, cols)) * scale - objective.weight  # d
         first = 2 * scale * (difference @ hessian - objective.inherited)  # 2 s g: [groups, rows, cols]
         second = scale.square() * hessian.diagonal(dim1=1, dim2=2).unsqueeze(1)  # s² H_jj

@@ -30,7 +30,7 @@ def test_the_estimate_is_the_one_that_pytorch_takes_for_its_own_fake_quantizatio
     theirs = torch.fake_quantize_per_tensor_affine(weight, 0.25, 3, codebook.qmin, codebook.qmax)
     (expected,) = torch.autograd.grad(theirs, weight, slope)
     assert expected.count_nonzero() == 6
-    assert torch.equal(straight_through(slope, grid.position(weight.detach()), grid), expected)
+    assert torch.equal(straight_through(slope, grid.in_codes(weight.detach()), grid), expected)
 
 
 def test_one_step_of_a_layer_goes_where_autograd_says():
@@ -46,7 +46,7 @@ def test_one_step_of_a_layer_goes_where_autograd_says():
     inputs, targets = problem.statistics.draw(case.samples, torch.Generator().manual_seed(0))
     loss = (targets - case.layer.apply_matrix(rounded.unsqueeze(0), inputs)).square().sum(1).mean()
     (gradient,) = torch.autograd.grad(loss, weight)
-    expected = grid.clip((grid.position(problem.weight) - 0.4 * gradient.sign()).round())
+    expected = grid.clip((grid.in_codes(problem.weight) - 0.4 * gradient.sign()).round())
     codes = solve(problem, iterations=1, batch_size=case.samples, reach=0.2)
     assert not torch.equal(codes, grid.quantize(problem.weight))
     assert torch.equal(codes, expected.int())
@@ -76,12 +76,12 @@ def test_a_code_may_go_further_than_the_next():
     # The targets are those of other weights, some of them two steps away.
     case = tiny_cases()[0]
     grid = case.grid()
-    position = grid.position(case.weight)
+    in_codes = grid.in_codes(case.weight)
     wanted = grid.quantize(case.weight)
     wanted = torch.where(wanted > 0, wanted - 2, wanted)
     targets = case.layer.apply_matrix(grid.dequantize(wanted), case.inputs)
     codes = solve(dataclasses.replace(case, targets=targets).problem(Samples), iterations=1000, reach=4.0)
-    assert ((codes - position).abs() > 1).any()
+    assert ((codes - in_codes).abs() > 1).any()
     assert not rw.rounding.StraightThrough().traits.floor_or_ceil
 
 

@@ -47,9 +47,9 @@ def test_where_coordinate_descent_ends_no_single_change_helps(case):
         assert (quadratic.loss(grid.dequantize(other)) >= loss * (1 - 1e-4) - 1e-7).all()
 
 
-@pytest.mark.parametrize("block", [7, 64])
-def test_coordinate_descent_over_several_blocks_keeps_count_of_its_slopes(block, monkeypatch):
-    monkeypatch.setattr("roundwise.numerics.search.descent.BLOCK", block)
+@pytest.mark.parametrize("size", [7, 64])
+def test_coordinate_descent_over_several_slices_keeps_count_of_its_slopes(size, monkeypatch):
+    monkeypatch.setattr("roundwise.numerics.search.descent.SLICE", size)
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(2, 200, 90, generator=generator) + torch.randn(2, 200, 1, generator=generator)
     weight = torch.randn(2, 6, 90, generator=generator)

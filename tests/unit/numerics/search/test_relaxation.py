@@ -69,7 +69,7 @@ def test_a_step_of_the_relaxation_goes_down_the_gradient_of_eq_25(regularization
     h, beta = RectifiedSigmoid(), BetaAnnealing().at(3, 4)
     soft = seen[-1][0].clone().requires_grad_()
     with torch.enable_grad():
-        matrix = (grid.position(quadratic.weight).floor() + h(soft)) * 0.7
+        matrix = (grid.in_codes(quadratic.weight).floor() + h(soft)) * 0.7
         unit = (0.49 * quadratic.hessian.diagonal(dim1=1, dim2=2)).mean()
         loss = quadratic.loss(matrix).sum() / unit + regularization * regularizer(h(soft), beta).sum()
         (gradient,) = torch.autograd.grad(loss, soft)
