@@ -128,11 +128,11 @@ class Watched(RoundingSolver[Samples]):
 
     def solve(self, problem: Problem[Samples], generator: torch.Generator) -> Rounding:
         grid = problem.grid
-        position = grid.in_codes(problem.weight)
-        inside = (position > grid.codebook.qmin) & (position < grid.codebook.qmax)  # elsewhere both ways are one code
+        in_codes = grid.in_codes(problem.weight)
+        inside = (in_codes > grid.codebook.qmin) & (in_codes < grid.codebook.qmax)  # elsewhere both ways are one code
         after = self.solver.learn(problem, generator)
-        self.seen.update(before=(position - position.floor())[inside], after=after[inside])
-        return Rounding(grid.clip(position.floor() + (after >= 0.5)).to(torch.int32))
+        self.seen.update(before=(in_codes - in_codes.floor())[inside], after=after[inside])
+        return Rounding(grid.clip(in_codes.floor() + (after >= 0.5)).to(torch.int32))
 
 
 def figure3(_: Results, path: Path) -> str:

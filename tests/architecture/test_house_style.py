@@ -19,6 +19,13 @@ def test_a_file_has_at_most_six_hundred_lines(path):
     assert lines <= 600, f"{path.name} has {lines} lines: it is two files"
 
 
+def test_the_default_method_and_its_inner_loop_stay_short():
+    # People read these two files from top to bottom: longer, they say things twice, or what belongs elsewhere.
+    pages = [SOURCE / "methods" / "rounding" / "gram_adaround.py", SOURCE / "methods" / "reconstruction" / "loop.py"]
+    lines = {page.name: len(page.read_text(encoding="utf-8").splitlines()) for page in pages}
+    assert sum(lines.values()) <= 350, lines
+
+
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_a_file_begins_by_saying_what_it_is(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path

@@ -1,15 +1,8 @@
 """Alternate between codes, scale and bias, and the targets for a clamp: lines 5 to 8, and 10, of `GramAdaRound`.
 
-Each of them has a best value in closed form, or by a search, while the others stay:
-
-    targets   ← those that majorise L at the current outputs        gives the quadratic M
-    codes     ← coordinate descent on M; where columns are few, a tabu search and coordinate descent again
-    scale     ← the best for the codes, by M; then the codes again, by coordinate descent
-    bias      ← the best for codes and scale, by M
-
-M bounds L from above, but need not touch it. So L is measured after every alternation, and every row keeps the best
-candidate that it has had.
-`objectives.py` explains Q, S, L and M.
+Each of them is found in closed form, or by a search, while the others stay. The targets give the quadratic M, by which
+the others are chosen (`objectives.py`). M bounds L from above, but need not touch it. So L is measured after every
+alternation, and every row keeps the best candidate that it has had.
 """
 
 from __future__ import annotations

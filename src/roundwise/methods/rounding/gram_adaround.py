@@ -1,9 +1,13 @@
 """AdaRound from second moments: the paper's relaxation, with exact gradients wherever the objective is quadratic.
 
 AdaRound chooses for every weight whether to round it down or up, so that the layer's output changes least. This solver
-does the same where positions are few; at 2 bits, or with at least 50 *positions* for each column, a weight may take any
-code. (A position is one application of the layer's matrix: one pixel of a convolution's output, one token of a linear
-layer. `statistics/gram.py` draws at most 64 of most samples. Positions of held-out samples are not counted.)
+does the same where *positions* are few. With 2 bits, or with at least 50 positions for each column, a weight may take
+any code, and scales are fitted to the codes. There this is better on other inputs too; elsewhere it overfits
+(benchmarks/RESULTS.md, "How much freedom"). Both go beyond the paper, and so do `free_bias` and `addition_aware`.
+
+A position is one application of the layer's matrix: one pixel of a convolution's output, one token of a linear layer.
+`statistics/gram.py` draws at most 64 positions of a sample; more where samples are few and columns many. Here and
+below, those of held-out samples are not counted.
 
 The paper relaxes the choice (`numerics/search/relaxation.py`, Eq. 22 to 25) and takes 10,000 steps of Adam on
 minibatches of samples. But where no clamp follows the layer, the error of its output is a quadratic function of the
@@ -12,29 +16,22 @@ one small product, and 400 steps are enough. Where a clamp follows (ReLU, ReLU6)
 as in the paper: 800 steps on a few hundred positions from many samples, instead of all positions of 32 samples. Other
 nonlinearities play no part.
 
-The objectives of one layer with float weights w (`methods/reconstruction/objectives.py` computes them):
+The algorithm lowers the objectives of `methods/reconstruction/objectives.py`: Q is the error of the output, S is Q with
+a pull to the float weights, L is the error behind the clamp, and M is a quadratic that bounds L with the pull.
 
-    Q    the error of the output, over the positions of 7 of 8 samples; the other samples are held out
-    S    Q + strength · ‖ŵ − w‖², a pull to the float weights that is stronger where positions are fewer
-    L    the error behind the clamp that follows the layer
-    M    a quadratic that bounds L + strength · ‖ŵ − w‖² from above
-
-The algorithm:
-
-     1. Q ← from the second moments of 7 of 8 samples.
-     2. S ← Q with the pull.
+     1. Q ← from the second moments of 7 of 8 samples; the others are held out.
+     2. S ← Q with the pull, which is stronger where positions are fewer.
      3. codes ← one start or two, by the table below.
      4. After a start on S: every row takes nearest rounding if its Q is smaller; scale and bias in closed form. If no
         clamp follows and the layer's Q is now larger than that of nearest rounding, it takes that, with its best bias.
      5. Where a clamp follows, repeat from each start, `alternations` times at most, until L falls by less than 0.5 %:
-     6.     M ← the quadratic that bounds L with the pull, made at the current outputs (majorisation).
+     6.     M ← made at the current outputs (majorisation).
      7.     codes ← coordinate descent on M, for 11 to 32 columns with a tabu search; scale and bias in closed form.
      8.     Every row keeps the best by L of all that it has had, from every start, and of nearest rounding. (All rows
             together, where they share a scale that has changed.)
-     9. The layer takes nearest rounding, with its own bias or its best bias, if the error on held-out samples is
-        smaller. It is the result then.
-    10. Where positions are fewer than 100 for each column, once more with all samples: lines 5 to 8 if a clamp follows;
-        if not, line 7 on S, and every row keeps the better by Q.
+     9. If nearest rounding, with its own bias or its best bias, has a smaller error on held-out samples, it is taken.
+    10. Where positions are fewer than 100 for each column, the codes found are improved with all samples: lines 5
+        to 8 if a clamp follows; if not, line 7 on S, and every row keeps the better by Q.
 
 The starts in line 3 end at a code next to a *centre*: a real-valued weight, which is w, or with `any_code` the minimum
 of S over real numbers, near which good codes are. Exhaustive search tries all 2^cols ways to round the centre down or
@@ -45,19 +42,7 @@ up; relaxation ends at one of them. From there coordinate descent and the tabu s
     11 to 32    relaxation on S, tabu search on S                  the start on the left; and: relaxation on L with pull
     from 33     relaxation on S                                    relaxation on L with pull
 
-After each search on S comes coordinate descent on S, and another one after the tabu search. The relaxation on L takes
-its gradients from minibatches, and up to twice as many steps as the relaxation on S.
-
-Four settings go beyond the paper. `free_bias`: the bias takes up the mean error, so that weights only need to reproduce
-how outputs vary. `any_code`: a weight may get any code, and not only the two next to it. `fit_scale`: scale and codes
-are fitted to each other in turn, in line 4 up to `alternations` times, in line 7 once. `addition_aware`: where the
-output y is added to another branch r, as in residual networks, the target is y + r − r̂, so that the layer makes up for
-that branch's error. That lowers the error of the network's output by 2 to 10 %, but labels show no gain
-(benchmarks/RESULTS.md, "What an addition lacks").
-
-Any codes and fitted scales fit the samples more closely. With 2 bits, and with many positions for each column, they
-are better on other inputs too; elsewhere they overfit (benchmarks/RESULTS.md, "How much freedom"). The defaults follow
-this.
+After each search on S comes coordinate descent on S, and another one after the tabu search.
 """
 
 from __future__ import annotations
@@ -101,7 +86,8 @@ MINIBATCH = 256
 """Positions in a minibatch, or as many as columns if that is more. Gradients of larger ones are steadier and slower."""
 
 ENOUGH_FOR_MINIBATCHES = 16
-"""With fewer positions for each column, gradients from minibatches do more harm than good: the start is on S."""
+"""With fewer positions for each column, gradients from minibatches do more harm than good: the start is on S. So it is
+where `statistics/gram.py` has drawn more than 64 positions of a sample: it stops at 16, held-out samples included."""
 
 PLENTY = 100
 """With more positions for each column, line 10 is skipped: an eighth more of them would change next to nothing."""
@@ -118,22 +104,23 @@ class GramAdaRound(RoundingSolver[Gram]):
     With `any_code` the code may be any, without it one of the two next to the weight.
 
     Args:
-        iterations: steps of the relaxation on second moments, at most; the relaxation on minibatches, which a layer
-            with 11 or more columns has where a ReLU or another clamp follows and there are at least 16 positions for
-            each column, takes up to twice as many. Layers with 10 columns or fewer have no relaxation.
+        iterations: steps of the relaxation on second moments, at most; the relaxation on minibatches, where a ReLU or
+            another clamp follows, takes up to twice as many. Layers with 10 columns or fewer have no relaxation.
         learning_rate: of Adam, in units of V.
         regularization: λ of Eq. 25, for an objective in units of a row's mean curvature.
         any_code: True lets each weight have any code; False only the two next to it, as in the paper (Eq. 9). None
             decides for each layer: True with 2 bits; with more bits, True where the samples that are not held out have
-            at least 50 positions for each column (most samples have 64 positions; `statistics/gram.py`).
-        free_bias: let the layer's bias take up the mean error, where it has one of its own.
-        fit_scale: fit the scales to the codes; None is what `any_code` is in the layer. Scales per group stay as they
-            are, and so do all scales with `alternations=0`.
-        addition_aware: where the layer's output, and nothing made from it, is added to another branch that can be
-            computed before, make up for that branch's error too. Worth a try with 2 bits; False, as in the paper.
-        alternations: how often lines 6 to 8 are repeated, at most. With 0 the search lowers S alone and leaves out a
-            clamp that follows, scales are not fitted, and line 10 is left out: no code is chosen by the held-out
-            samples, which only decide in line 9.
+            at least 50 positions for each column.
+        free_bias: let the layer's bias take up the mean error, where it has one of its own. The weights then only need
+            to reproduce how outputs vary.
+        fit_scale: fit scales and codes to each other in turn; None is what `any_code` is in the layer. Scales per group
+            stay as they are, and so do all scales with `alternations=0`.
+        addition_aware: where the layer's output y, and nothing made from it, is added to another branch r that can be
+            computed before, aim at y + r − r̂ and so make up for that branch's error too. Worth a try with 2 bits;
+            elsewhere labels showed no gain (benchmarks/RESULTS.md, "What an addition lacks"). False, as in the paper.
+        alternations: how often lines 6 to 8 are repeated, and scales and codes fitted in line 4, at most. With 0 the
+            search lowers S alone and leaves out a clamp that follows, scales are not fitted, and line 10 is left out:
+            no code is chosen by the held-out samples, which only decide in line 9.
         tabu_moves_per_column: moves of the tabu search for each of 11 to 32 columns; 0 for none, and for one start.
         shrinkage: pull of the solution towards the float weights, against overfitting few samples. 0 is none; 1 is what
             the number of positions suggests if all were independent. Those of one image are alike, and 10 was best on
@@ -198,18 +185,14 @@ class GramAdaRound(RoundingSolver[Gram]):
         return as_rounding(problem, chosen, note)
 
     def _search(self, objectives: Objectives, alternation: Alternation, any_code: bool) -> Candidate:
-        """Lines 3 to 8: the best candidate by Q, or by L where a clamp follows.
-
-        The branches are the columns of the table: no clamp; a clamp with one start on S; a clamp with a start on L, and
-        for 11 to 32 columns one on S beside it.
-        """
-        cols, steps = objectives.problem.weight.shape[2], self._steps(objectives)
+        """Lines 3 to 8, with the starts of the table: the best candidate by Q, or by L where a clamp follows."""
+        cols, iterations = objectives.problem.weight.shape[2], self._iterations(objectives)
         if objectives.limits is None:
             start, nearest = self._start_on_quadratic(objectives, alternation, any_code), objectives.nearest
             # Rows that share a scale can be worse with a new one.
             worse = objectives.plain_losses(start).sum() > objectives.plain_losses(nearest).sum()
             return objectives.nearest_with_best_bias() if worse else start
-        if cols <= EXHAUSTIBLE or not steps or objectives.plain.count < ENOUGH_FOR_MINIBATCHES * cols:
+        if cols <= EXHAUSTIBLE or not iterations or objectives.plain.count < ENOUGH_FOR_MINIBATCHES * cols:
             return alternation.run(objectives, self._start_on_quadratic(objectives, alternation, any_code)).candidate
         best = alternation.run(objectives, self._start_on_minibatches(objectives, objectives.limits, any_code))
         if alternation.tabu is not None:
@@ -224,7 +207,7 @@ class GramAdaRound(RoundingSolver[Gram]):
         if centre.shape[2] <= EXHAUSTIBLE:
             codes = Exhaustive().search(shrunk, grid, centre)
         else:
-            codes = self._relaxation(self._steps(objectives)).search(shrunk, grid, centre).codes
+            codes = self._relaxation(self._iterations(objectives)).search(shrunk, grid, centre).codes
         codes = objectives.no_row_worse_than_nearest(alternation.improve(shrunk, grid, codes))
         return alternation.with_best_scale_and_bias(objectives, shrunk, grid, codes, times=self.alternations)
 
@@ -233,7 +216,7 @@ class GramAdaRound(RoundingSolver[Gram]):
         problem, centre = objectives.problem, self._centre(objectives, any_code)
         minibatches = problem.statistics.minibatches(max(MINIBATCH, centre.shape[2]))
         clamped = ClampedLoss(objectives.plain, objectives.strength, problem.bias, limits, minibatches)
-        relaxation = self._relaxation(2 * self._steps(objectives))
+        relaxation = self._relaxation(2 * self._iterations(objectives))
         codes, bias = relaxation.search(objectives.shrunk, problem.grid, centre, clamped)
         assert bias is not None
         return Candidate(codes, problem.grid, bias)
@@ -255,13 +238,13 @@ class GramAdaRound(RoundingSolver[Gram]):
         plenty = problem.statistics.fit.count >= FREE_PER_COLUMN * problem.weight.shape[2]
         return plenty or problem.grid.codebook.bits <= FREE_BITS
 
-    def _steps(self, objectives: Objectives) -> int:
-        """Steps of the relaxation on S: all with `FULL_STEPS_AT` positions for each column, else fewer or none."""
+    def _iterations(self, objectives: Objectives) -> int:
+        """Those of the relaxation on S: all with `FULL_STEPS_AT` positions for each column, else fewer or none."""
         share = objectives.plain.count / (FULL_STEPS_AT * objectives.problem.weight.shape[2])
         return round(min(1.0, share) * self.iterations) if share >= SKIP_BELOW else 0
 
-    def _relaxation(self, steps: int) -> Relaxation:
-        return Relaxation(steps, self.learning_rate, self.regularization)
+    def _relaxation(self, iterations: int) -> Relaxation:
+        return Relaxation(iterations, self.learning_rate, self.regularization)
 
     def _centre(self, objectives: Objectives, any_code: bool) -> Float[Tensor, "groups rows cols"]:
         """Where the start is: it ends at one of the two codes next to each of these weights."""
