@@ -16,9 +16,10 @@ L is not quadratic, because where z is outside the limits its error has no influ
         min(ẑ, l)     where y ≤ l
         max(ẑ, u)     where y ≥ u
 
-Then (f(z) − f(y))² ≤ (z − t)² for every z, with equality at z = ẑ wherever ẑ is inside the limits or y is not. So a
-step that lowers the quadratic E (z − t)², for which all positions count, lowers a bound on L. Where y is inside the
-limits and ẑ is not, the bound does not touch L, and L itself may rise: so L must be measured after every step.
+Then (f(z) − f(y))² ≤ (z − t)² for every z. So a step that lowers the quadratic E (z − t)², for which all positions
+count, lowers a bound on L. At z = ẑ the two sides are equal where ẑ is inside the limits, and where y and ẑ are cut off
+at the same limit. Elsewhere, where ẑ alone is cut off or the two at opposite limits, the bound does not touch L, and L
+itself may rise: so L must be measured after every step.
 """
 
 from __future__ import annotations

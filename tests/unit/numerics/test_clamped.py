@@ -19,8 +19,10 @@ def test_targets_for_a_clamp_are_the_ones_that_majorise_the_loss_behind_it(limit
     change = majorising_change(y, z, limits)
     assert torch.equal(change, wanted - y)
     target = y + change
-    majorised = (target - z).square() >= (y.clamp(low, high) - z.clamp(low, high)).square()
-    assert majorised.all()
+    bound, loss = (target - z).square(), (y.clamp(low, high) - z.clamp(low, high)).square()
+    assert (bound >= loss).all()
+    inside, same_limit = (low <= z) & (z <= high), ((y <= low) & (z <= low)) | ((y >= high) & (z >= high))
+    assert torch.equal(bound == loss, inside | same_limit)
 
 
 @pytest.mark.parametrize("free_bias", [False, True])
