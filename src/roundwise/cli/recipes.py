@@ -41,6 +41,9 @@ NONE: Literal["none"] = "none"
 _SHORT = {"": "rounding", "ranges": "weights.ranges"}
 """Targets of `--set` that have a shorter name than their place in a stage."""
 
+_STAGE = re.compile(r"^recipe: stages\[\d+\] '[a-z]+': ")
+"""How a message begins that names a stage of a recipe."""
+
 
 def default(text: object) -> str:
     """The end of an option's help, for options that leave the recipe file alone when the user does not give them."""
@@ -164,9 +167,10 @@ def changed(recipe: Recipe, options: RecipeOptions, *, data_free: bool = False) 
     Raises:
         RecipeError: an option makes no sense; the known values are listed.
     """
-    recipe = _with_stages(recipe, partial(_with_options, options=options, data_free=data_free))
-    run = _given(seed=options.seed, batch_size=options.batch_size, memory_budget=options.memory_budget)
-    recipe = Recipe.from_dict(recipe.as_dict() | run)
+    with _naming():
+        recipe = _with_stages(recipe, partial(_with_options, options=options, data_free=data_free))
+        run = _given(seed=options.seed, batch_size=options.batch_size, memory_budget=options.memory_budget)
+        recipe = Recipe.from_dict(recipe.as_dict() | run)
     for target, settings in _by_target(options.settings).items():
         with _naming(" ".join(f"--set {setting.written}" for setting in settings)):
             values = {setting.name: setting.value for setting in settings}
@@ -186,12 +190,16 @@ def _with_stages(recipe: Recipe, change: Callable[[Plain], Plain]) -> Recipe:
 
 
 @contextmanager
-def _naming(option: str) -> Iterator[None]:
-    """Begin the message of an error with the option that caused it."""
+def _naming(option: str = "") -> Iterator[None]:
+    """Begin the message of an error with the option that caused it, if one alone did.
+
+    The stage is left out: the user gave an option, and perhaps no recipe.
+    """
     try:
         yield
     except RecipeError as error:
-        raise RecipeError(f"{option}: {error}") from error
+        message = _STAGE.sub("", str(error))
+        raise RecipeError(f"{option}: {message}" if option else message) from error
 
 
 def _given(**options: Any) -> Plain:

@@ -30,6 +30,9 @@ def check_types(settings: object) -> None:
             wanted = _WORDS.get(kinds[field.name], f"a value of type {field.type}")
             if typing.get_origin(kinds[field.name]) is typing.Literal:
                 wanted = f"one of {', '.join(map(repr, typing.get_args(kinds[field.name])))}"
+            if isinstance(value, int | float) and abs(value) > LARGEST and _is_a(0, kinds[field.name]):
+                number = _WORDS[float if _is_a(0.5, kinds[field.name]) else int]
+                wanted = f"{number} of at most {LARGEST:.0e}, above or below 0"
             raise RecipeError(f"{type(settings).__name__}: {field.name}={value!r}, but it must be {wanted}.")
 
 
@@ -45,8 +48,8 @@ def check_rules(settings: object, rules: Mapping[str, bool]) -> None:
 
 
 _WORDS: dict[Any, str] = {
-    int: f"a whole number of at most {LARGEST:.0e}",
-    float: f"a number of at most {LARGEST:.0e}",
+    int: "a whole number",
+    float: "a number",
     bool: "True or False",
     bool | None: "True, False or None",
     str: "text",

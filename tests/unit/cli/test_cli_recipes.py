@@ -89,6 +89,32 @@ def test_settings_of_another_type_are_refused(text, facts):
         build_recipe(RecipeOptions(settings=[text], rewrites=["cross-layer-equalization"]))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"settings": ["iterations=0"]},
+        {"settings": ["itertaions=3"]},
+        {"settings": ["ranges.candidates=0"]},
+        {"overrides": ["head=1"]},
+        {"rounding": "gptq", "settings": ["ridge=0"]},
+        {"bits": 9},
+    ],
+    ids=str,
+)
+def test_the_message_about_an_option_names_no_stage_of_a_recipe_that_the_user_did_not_give(options):
+    with pytest.raises(rw.RecipeError) as caught:
+        build_recipe(RecipeOptions(**options))
+    assert "stages[" not in str(caught.value)
+    assert not str(caught.value).startswith("recipe")
+
+
+def test_the_message_about_a_line_of_a_recipe_file_names_its_stage(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text("[[stages]]\nstage = 'quantize'\nrounding = {method = 'gptq', ridge = 0}\n")
+    with raises(rw.RecipeError, str(path), "stages[0]", "ridge=0"):
+        build_recipe(RecipeOptions(recipe=path, bits=3))
+
+
 def test_an_option_changes_every_stage_of_its_kind_and_no_other(tmp_path):
     path, absorption = tmp_path / "recipe.toml", rw.rewrites.HighBiasAbsorption()
     rw.Recipe([rw.Rewrite((absorption,)), rw.Rewrite(()), rw.Quantize(rounding=rw.rounding.Nearest())]).to_toml(path)
