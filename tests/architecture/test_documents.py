@@ -9,7 +9,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import roundwise
@@ -71,6 +70,15 @@ def test_the_layers_in_architecture_are_those_that_the_linter_keeps():
     assert "\n".join(layers) + "\n" in blocks("ARCHITECTURE.md", "")
 
 
+def test_the_version_is_not_one_that_was_released_with_other_contents():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    unreleased = text.partition("## [Unreleased]")[2].partition("\n## ")[0]
+    releases = re.findall(r"^## \[(\d[^\]]*)\]", text, re.MULTILINE)
+    assert releases
+    assert version not in releases or not unreleased.strip()
+
+
 def test_names_in_the_readme_are_public():
     used = {name for block in blocks("README.md", "python") for name in re.findall(r"\brw\.(\w+)", block)}
     assert used
@@ -92,9 +100,9 @@ def walkthrough(tmp_path_factory):
     assert added == 1
     table.write_text(text.replace("\n\nROUNDING_SOLVERS", f"\n{head}\n\nROUNDING_SOLVERS", 1), encoding="utf-8")
     (folder / "test_threshold.py").write_text(test, encoding="utf-8")
-    (folder / "net.py").write_text(
-        "from torch import nn\n\ndef build():\n    return nn.Linear(8, 4)\n", encoding="utf-8"
-    )
+    (files,) = (block for block in blocks("CONTRIBUTING.md", "") if "> net.py" in block)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["/bin/sh", "-ec", files], cwd=folder, env={**os.environ, "PATH": path}, check=True)
     return folder
 
 
@@ -106,6 +114,19 @@ def run(folder: Path, *command: str) -> str:
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def test_the_walkthroughs_files_pass_the_linter(walkthrough):
+    pytest.importorskip("ruff")
+    file, _, test = blocks("CONTRIBUTING.md", "python")
+    names = {"src/roundwise/methods/rounding/threshold.py": file, "tests/unit/methods/rounding/test_threshold.py": test}
+    own = f"src = [{str(walkthrough)!r}]"  # there the new module exists, and so its import is one of our own
+    for name, text in names.items():
+        for command in (["check"], ["format", "--diff"]):
+            arguments = [*command, "--no-cache", "--config", own, "--stdin-filename", name, "-"]
+            ruff = [sys.executable, "-m", "ruff", *arguments]
+            result = subprocess.run(ruff, cwd=ROOT, input=text, capture_output=True, text=True, check=False)
+            assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_the_walkthroughs_own_test_passes(walkthrough):
@@ -123,7 +144,6 @@ def test_the_command_line_lists_and_explains_the_walkthroughs_method(walkthrough
 
 def test_the_walkthroughs_method_runs_from_the_command_line_with_its_setting(walkthrough):
     pytest.importorskip("click")
-    np.save(walkthrough / "inputs.npy", np.random.default_rng(0).standard_normal((16, 8), np.float32))
     (line,) = (line for block in blocks("CONTRIBUTING.md", "") for line in block.splitlines() if "--rounding" in line)
     _, *arguments = shlex.split(line)
     shown = run(walkthrough, "-m", "roundwise.cli", *arguments, "--json")
