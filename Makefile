@@ -21,8 +21,9 @@ export ROUNDWISE_DATA ?= $(abspath ../shared)
 CREATED := $(VENV)/.created
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
+ZOO := $(VENV)/.installed-zoo
 
-.PHONY: help install demo test slow loops fuzz coverage wheel lint format types imports docs check accuracy bench clean
+.PHONY: help install demo test slow loops zoo zoopage fuzz coverage wheel lint format types imports docs check accuracy bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -33,7 +34,7 @@ demo: $(DEMO)  ## train a small network, quantize it, compare, export, run: abou
 	@$(BIN)/roundwise demo
 
 test: $(DEV)  ## the tests, without those that take minutes
-	@$(PYTEST) -m "not slow and not loops"
+	@$(PYTEST) -m "not slow and not zoo and not loops"
 
 loops: $(DEV)  ## the tests of training in Lightning, transformers and accelerate; installs these
 	@$(INSTALL) ".[loops]"
@@ -42,12 +43,19 @@ loops: $(DEV)  ## the tests of training in Lightning, transformers and accelerat
 slow: $(DEV)  ## the tests that take minutes
 	@$(PYTEST) -m slow
 
+zoo: $(ZOO)  ## some seventy networks of other packages, each through every step: capture to ONNX Runtime; ten minutes
+	@rm -rf build/zoo
+	@ROUNDWISE_ZOO=$(abspath build/zoo) $(PYTEST) -m zoo tests/zoo
+
+zoopage: zoo  ## the same, and then write docs/networks.md from the outcomes
+	@$(BIN)/python tests/zoo/table.py build/zoo
+
 fuzz: $(DEV)  ## try 100,000 hostile .rw files, which takes hours; fewer as in ARGS="--files 1000"
 	@$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 coverage: $(DEV)  ## all tests, and which branches of src they run: the total, and the files below 90 %
 	@$(BIN)/coverage erase
-	@-$(PYTEST) --cov --cov-report=  # `make test` and `make slow` judge; here only branches are counted
+	@-$(PYTEST) -m "not zoo" --cov --cov-report=  # `make test` and `make slow` judge; here only branches are counted
 	@$(BIN)/coverage report --sort=cover | awk 'NR <= 2 || /^TOTAL/ || $$NF + 0 < 90'
 
 wheel: $(CREATED)  ## build the wheel, and test it in empty environments, the core alone and with each extra
@@ -71,7 +79,7 @@ types: $(DEV)  ## mypy, strict
 docs: $(DEV)  ## the pages of docs/ as HTML in docs/_build/html, warnings being errors
 	@$(BIN)/sphinx-build -W --keep-going --quiet --builder html docs docs/_build/html
 
-check: lint types docs test slow wheel  ## all of the above that can fail
+check: lint types docs test slow zoo wheel  ## all of the above that can fail
 
 accuracy: $(DEV)  ## accuracies of real networks, as in the README; options as in ARGS="--help"
 	@$(BIN)/python benchmarks/accuracy.py $(ARGS)
@@ -100,3 +108,8 @@ $(DEV): $(CREATED) pyproject.toml constraints.txt
 	@echo "Installing Roundwise and what its development needs into $(VENV) (the first time only; a few minutes) …"
 	@$(INSTALL) ".[dev]"
 	@touch $@ $(DEMO)
+
+$(ZOO): $(DEV)
+	@echo "Installing the packages that the zoo takes networks from into $(VENV) (the first time only) …"
+	@$(INSTALL) ".[zoo]"
+	@touch $@

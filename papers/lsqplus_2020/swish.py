@@ -52,8 +52,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.silu(self.bn1(self.expand(x)))
         y = self.gate(F.silu(self.bn2(self.filter(y))))
-        y = self.bn3(self.narrow(y))
-        return x + y if self.shortcut else y
+        result: Tensor = self.bn3(self.narrow(y))
+        return x + result if self.shortcut else result
 
 
 class SwishNet(nn.Module):

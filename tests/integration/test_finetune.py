@@ -3,6 +3,7 @@
 import pytest
 import torch
 from facts import raises
+from thirds import in_thirds
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -40,6 +41,9 @@ def images():
 
 
 QUANTIZE = rw.Quantize(rw.Weights(bits=2), rw.rounding.Nearest(), activations=rw.Activations(bits=4))
+
+
+SGD = {"optimizer": "sgd", "freezing": 0.001, "dampening": 1.0, "weight_average": 0.9}
 
 
 def trained(model, data, quantize=QUANTIZE, journal=None, progress=None, **settings):
@@ -81,9 +85,8 @@ def test_the_same_seed_gives_the_same_bits(model, images):
     assert same(trained(model, images), trained(model, images))
 
 
-@pytest.mark.parametrize("stop", [1, 4, 9])
 @pytest.mark.parametrize(
-    "settings", [{}, {"optimizer": "sgd", "freezing": 0.001, "dampening": 1.0, "weight_average": 0.9}], ids=repr
+    ("stop", "settings"), in_thirds({"1": 1, "4": 4, "9": 9}, {"Adam": {}, "SGD and the rest": SGD})
 )
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(model, images, tmp_path, monkeypatch, stop, settings):
     wanted = trained(model, images, **settings)

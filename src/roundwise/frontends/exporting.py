@@ -30,7 +30,7 @@ from roundwise.frontends.explain import explain, find_limit
 from roundwise.frontends.memory import RecordedContiguous
 from roundwise.frontends.outputs import explain_outputs
 from roundwise.frontends.program import batch_range, read_inputs
-from roundwise.frontends.settings import without_fast_path
+from roundwise.frontends.settings import without_fast_path, without_looking_at_masks
 from roundwise.frontends.sizes import SizeWatch, dynamic_leaves
 from roundwise.graph.graph import ConstantInput, InputSpec, bind
 from roundwise.graph.operators import WEIGHTED
@@ -204,6 +204,7 @@ def export(
             with contextlib.ExitStack() as modes:
                 modes.enter_context(DistinctDropout())
                 modes.enter_context(without_fast_path())
+                modes.enter_context(without_looking_at_masks(model))
                 if record_contiguous:
                     modes.enter_context(RecordedContiguous())
                 if watch is not None:

@@ -1,9 +1,13 @@
-"""Settings of PyTorch while a model is captured: no remarks about PyTorch's own internals, and no fast path.
+"""Settings of PyTorch while a model is captured: no remarks about its own internals, no fast path, no look at masks.
 
 PyTorch has a second implementation of `nn.TransformerEncoder` and `nn.MultiheadAttention`, the *fast path*, for
 evaluation without gradients. Its kernels hide linear layers, so a model is exported without it. But its outputs may
 differ: if a padding mask is given, it drops the padded places and puts zeros there at the end. `fast_path` finds out
 whether a model takes it, so that the report can say what differs.
+
+`nn.TransformerEncoder` and `nn.TransformerDecoder` compare a mask with the causal one, to choose a faster kernel. The
+operations of a graph cannot depend on the values of a tensor, so a model is exported without this comparison. The mask
+itself has the same effect.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -60,6 +65,38 @@ def without_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+_ASK_FOR_CAUSAL: dict[type[nn.Module], tuple[str, int]] = {
+    nn.TransformerEncoder: ("is_causal", 3),
+    nn.TransformerDecoder: ("tgt_is_causal", 6),
+}
+"""The modules that compare a mask with the causal one; name and position of the parameter that spares them the look."""
+
+
+@contextlib.contextmanager
+def without_looking_at_masks(model: nn.Module) -> Iterator[None]:
+    """Let transformers use their masks as they are, and not find out whether they are causal.
+
+    Args:
+        model: gets hooks for this time, so it must not be the user's.
+    """
+    with contextlib.ExitStack() as hooks:
+        for part in model.modules():
+            for kind, (name, position) in _ASK_FOR_CAUSAL.items():
+                if isinstance(part, kind) and type(part).forward is kind.forward:
+                    hook = part.register_forward_pre_hook(partial(_with_answer, name, position), with_kwargs=True)
+                    hooks.callback(hook.remove)
+        yield
+
+
+def _with_answer(
+    name: str, position: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments, with False for a parameter that is None."""
+    if len(args) > position:
+        return (*args[:position], args[position] or False, *args[position + 1 :]), kwargs
+    return args, {**kwargs, name: kwargs.get(name) or False}
 
 
 @final

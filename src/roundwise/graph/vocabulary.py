@@ -32,7 +32,14 @@ POINTWISE: Operators = frozenset(
         *(aten.cosh.default, aten.sinh.default, aten.erfc.default),
         *(aten.exp2.default, aten.expm1.default, aten.log10.default, aten.log1p.default, aten.log2.default),
         *(aten.ceil.default, aten.floor.default, aten.round.default, aten.round.decimals, aten.trunc.default),
+        *(aten.acosh.default, aten.asinh.default, aten.atanh.default, aten.deg2rad.default, aten.rad2deg.default),
         *(aten.erfinv.default, aten.frac.default, aten.hypot.default, aten.logaddexp.default, aten.sinc.default),
+        *(aten.digamma.default, aten.lgamma.default, aten.logaddexp2.default, aten.special_entr.default),
+        *(aten.xlogy.Tensor, aten.xlogy.Scalar_Other, aten.xlogy.Scalar_Self, aten.heaviside.default),
+        *(aten.max.other, aten.min.other, aten.fmax.default, aten.fmin.default, aten.clip.default, aten.clip.Tensor),
+        *(aten.copysign.Tensor, aten.copysign.Scalar, aten.sgn.default, aten.positive.default),
+        *(aten.float_power.Scalar, aten.float_power.Tensor_Scalar, aten.float_power.Tensor_Tensor),
+        *(aten.true_divide.Tensor, aten.angle.default, aten.conj_physical.default),
         *(aten.sign.default, aten.glu.default, aten.logit.default, aten.nan_to_num.default),
         *(aten.isfinite.default, aten.isinf.default, aten.isnan.default),
         *(aten.bitwise_not.default, aten.pow.Scalar, aten.rsub.Scalar, aten.rsub.Tensor),
@@ -51,7 +58,9 @@ COMPARISONS: Operators = frozenset(
         *(aten.eq.Tensor, aten.ne.Tensor, aten.lt.Tensor, aten.le.Tensor, aten.gt.Tensor, aten.ge.Tensor),
         *(aten.logical_and.default, aten.logical_or.default, aten.logical_xor.default),
         *(aten.bitwise_and.Tensor, aten.bitwise_and.Scalar, aten.bitwise_or.Tensor, aten.bitwise_or.Scalar),
-        *(aten.__and__.Tensor, aten.__or__.Tensor),
+        *(aten.bitwise_xor.Tensor, aten.bitwise_xor.Scalar),
+        *(aten.__and__.Tensor, aten.__or__.Tensor, aten.__xor__.Tensor),
+        *(aten.isneginf.default, aten.isposinf.default, aten.signbit.default),
     }
 )
 """Functions that give truth values or combine them, element by element."""

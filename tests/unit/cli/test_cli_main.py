@@ -95,8 +95,15 @@ def test_ctrl_c_ends_with_130_and_one_line_while_modules_are_imported(tmp_path, 
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("module", ["torch", "their_network"])
+@pytest.mark.parametrize(
+    ("number", "module"),
+    [
+        (signal.SIGTERM, "torch"),
+        (signal.SIGHUP, "their_network"),
+        pytest.param(signal.SIGTERM, "their_network", marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, "torch", marks=pytest.mark.slow),
+    ],
+)
 def test_other_signals_end_like_ctrl_c_with_a_code_of_their_own(tmp_path, number, module):
     (tmp_path / "net.py").write_text("def build():\n    import their_network\n")
     np.save(tmp_path / "inputs.npy", np.zeros((2, 4), dtype=np.float32))

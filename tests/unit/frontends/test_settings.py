@@ -59,3 +59,45 @@ def test_autocast_of_the_caller_is_in_the_report():
     assert any("bfloat16" in note for note in cast.report.notes)
     assert cast(x).dtype == torch.float32
     assert rw.quantize(model, x, RECIPE).report.notes == ()
+
+
+class Masked(nn.Module):
+    """A transformer with a causal mask that is a buffer, as in PyTorch's tutorials."""
+
+    def __init__(self, kind, *, hint):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer if kind == "encoder" else nn.TransformerDecoderLayer
+        stack = nn.TransformerEncoder if kind == "encoder" else nn.TransformerDecoder
+        self.stack, self.hint = stack(layer(8, 2, 16, batch_first=True), 1), hint
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5))
+
+    def forward(self, x):
+        if isinstance(self.stack, nn.TransformerEncoder):
+            return self.stack(x, self.mask, None, *self.hint)
+        return self.stack(x, x, self.mask, None, None, None, *self.hint)
+
+
+@pytest.mark.parametrize("hint", [(), (None,), (False,), (True,)], ids=str)
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_a_transformer_with_a_causal_mask_is_captured_whatever_it_is_told_of_the_mask(kind, hint):
+    model, x = Masked(kind, hint=hint).eval(), torch.randn(3, 5, 8)
+    quantized = rw.quantize(model, x, RECIPE)
+    torch.testing.assert_close(quantized(x), model(x), rtol=1e-3, atol=1e-3)
+    assert not any(part._forward_pre_hooks for part in model.modules())
+
+
+def test_a_transformer_with_an_input_as_its_mask_is_captured_for_every_mask():
+    class Open(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.stack = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+        def forward(self, x, mask):
+            return self.stack(x, mask=mask[0])
+
+    model, x = Open().eval(), torch.randn(3, 5, 8)
+    causal = nn.Transformer.generate_square_subsequent_mask(5).expand(3, 5, 5)
+    quantized = rw.quantize(model, {"x": x, "mask": causal.exp()}, RECIPE)
+    for mask in (causal, torch.zeros(3, 5, 5)):
+        torch.testing.assert_close(quantized(x, mask), model(x, mask), rtol=1e-3, atol=1e-3)
