@@ -1,5 +1,6 @@
 """The study of LSQ+: its network, its recipes, and a small version of a table."""
 
+import functools
 import importlib.util
 import json
 import sys
@@ -66,8 +67,9 @@ def test_a_small_version_of_a_table(study, tmp_path, monkeypatch):
     if not study.networks.available():
         pytest.skip("no networks; set ROUNDWISE_DATA")
     monkeypatch.setattr(study, "CONFIGURATIONS", (1, 4))
-    monkeypatch.setattr(study.swish, "BLOCKS", ((16, 1, 1), (24, 1, 2)))
-    common = ("swish", "--images", "640", "--folder", str(tmp_path))
+    monkeypatch.setattr(study.swish, "BLOCKS", ((8, 1, 2), (16, 1, 2)))
+    monkeypatch.setattr(study.swish, "SwishNet", functools.partial(study.swish.SwishNet, width=0.5))
+    common = ("swish", "--images", "320", "--folder", str(tmp_path))
     study.main(["train", *common, "--epochs", "2"])
     for _ in range(2):  # what is in the journal is not run again
         study.main(["accuracy", *common, "--epochs", "1", "--seeds", "1", "--bits", "4"])
