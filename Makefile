@@ -23,7 +23,7 @@ DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 ZOO := $(VENV)/.installed-zoo
 
-.PHONY: help install demo test slow zoo zoopage fuzz coverage wheel lint format types imports docs check accuracy bench clean
+.PHONY: help install demo test slow loops zoo zoopage fuzz coverage wheel lint format types imports docs check accuracy bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -34,7 +34,11 @@ demo: $(DEMO)  ## train a small network, quantize it, compare, export, run: abou
 	@$(BIN)/roundwise demo
 
 test: $(DEV)  ## the tests, without those that take minutes
-	@$(PYTEST) -m "not slow and not zoo"
+	@$(PYTEST) -m "not slow and not zoo and not loops"
+
+loops: $(DEV)  ## the tests of training in Lightning, transformers and accelerate; installs these
+	@$(INSTALL) ".[loops]"
+	@$(PYTEST) -m loops
 
 slow: $(DEV)  ## the tests that take minutes
 	@$(PYTEST) -m slow

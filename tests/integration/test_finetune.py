@@ -245,7 +245,8 @@ def test_the_average_of_weights_is_what_is_measured_and_kept(model, images):
     plain, averaged = trained(model, images), trained(model, images, weight_average=0.9)
     assert [epoch.loss for epoch in epochs_of(plain)] == [epoch.loss for epoch in epochs_of(averaged)]
     assert epochs_of(plain)[1].held_out != epochs_of(averaged)[1].held_out
-    assert not same(plain, averaged)
+    best = averaged.report.stages[-1].best_epoch
+    assert best.held_out == min(epoch.held_out for epoch in epochs_of(averaged))
 
 
 def test_with_less_memory_training_computes_the_same(model, images):
@@ -255,10 +256,13 @@ def test_with_less_memory_training_computes_the_same(model, images):
 
 
 def test_in_bfloat16_the_losses_are_nearly_the_same(model, images):
-    found, wanted = trained(model, images, precision="bfloat16"), trained(model, images)
+    model.drop.p = 0.0
+    mild = {"quantize": rw.Quantize(rw.Weights(bits=3), rw.rounding.Nearest()), "learning_rate": 1e-4}
+    found, wanted = (trained(model, images, precision=name, **mild) for name in ("bfloat16", "float32"))
     for one, other in zip(epochs_of(found)[1:], epochs_of(wanted)[1:], strict=True):
         assert one.loss != other.loss
-        assert one.loss == pytest.approx(other.loss, rel=0.2)
+        assert one.loss == pytest.approx(other.loss, rel=0.1)
+    assert epochs_of(found)[0] == epochs_of(wanted)[0]  # what is evaluated is in float32
     assert found(images).dtype == torch.float32
 
 

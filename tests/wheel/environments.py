@@ -31,7 +31,7 @@ from time import perf_counter
 ROOT = Path(__file__).parents[2]
 CONSTRAINTS = ROOT / "constraints.txt"
 SMOKE = Path(__file__).with_name("smoke.py")
-FOR_THE_CHECKOUT = {"bench", "dev", "docs", "zoo"}
+FOR_THE_CHECKOUT = {"bench", "dev", "docs", "loops", "zoo"}
 """Extras for scripts and work in the source tree. They bring nothing that an installed wheel uses."""
 
 

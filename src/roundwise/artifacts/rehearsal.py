@@ -164,6 +164,8 @@ def _checked(result: Any) -> Any:
         if isinstance(leaf, Tensor):
             if leaf.device.type != META.type or leaf.dtype not in DTYPES or leaf.layout is not torch.strided:
                 raise UnsafeError(f"gives a tensor in {leaf.dtype} and {leaf.layout}, which no file may have")
+            if any(size < 0 for size in leaf.shape):  # expanding to no numbers lets such sizes pass
+                raise UnsafeError(f"gives a tensor of the shape {list(leaf.shape)}")
         else:
             check_number(leaf)
     return result

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import click
+import torch
+import torch.distributed as dist
 import torch.utils.data
 
 from roundwise.cli.options import ADVANCED, DATA, TRAINING, choice, number, option
 from roundwise.cli.parameters import EXISTING_PATH, writable
 from roundwise.cli.recipes import default
 from roundwise.data.dataset import Dataset
+from roundwise.engine.processes import Processes
 from roundwise.methods.training import LEARNED_QUANTIZATIONS
 from roundwise.recipe.finetune import KINDS, Finetune
 from roundwise.recipe.recipe import Recipe
@@ -95,6 +101,25 @@ class TrainOptions:
         }
         changes = {name: value for name, value in given.items() if value is not None}
         return recipe.with_settings(Finetune, **changes)
+
+
+@contextlib.contextmanager
+def connected(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
+    """Connect the processes that torchrun has started; gives them, and the device of this one.
+
+    Without torchrun this process is alone. Of several GPUs each process gets its own.
+    """
+    if not dist.is_available() or not dist.is_torchelastic_launched():
+        yield Processes(), device
+        return
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes.present(), device
+    finally:
+        dist.destroy_process_group()
 
 
 @final

@@ -209,7 +209,11 @@ class Trainable(nn.Module):
             samples = training_batches(data, self.network.facts.signature)
             device = next(self.parameters()).device
             reestimate(self, (functools.partial(_call, self, batch.to(device)) for batch in samples))
-        return self._finish(self.to_network())
+        network = self.to_network()
+        told = StageReport(
+            "finetune", notes=("trained in a loop of the caller's own; all errors in this report are from before it",)
+        )
+        return self._finish(dataclasses.replace(network, reports=(*network.reports, told)))
 
     @torch.no_grad()
     def to_network(self) -> Network:

@@ -75,6 +75,8 @@ REFUSED = {
         call("aten.max_pool2d.default", image, many(1 << 31, 1 << 31)),
         (1 << 31,),
     ),
+    "a negative size": (call("aten.broadcast_to.default", one, many(0, -4, 100)), ("[0, -4, 100]", "y")),
+    "another negative size": (call("aten.expand.default", one, many(-4, 0, 1)), ("-4", "y")),
     "a negative padding": (call("aten.conv2d.default", image, kernel, None, many(1, 1), many(-1, -1)), (-1, "padding")),
     "no groups": (call("aten.conv2d.default", image, kernel, None, many(1), many(0), many(1), 0), (0, "groups")),
     "a scale near zero": (call("aten.upsample_nearest2d.default", image, many(8, 8), 1e-300, 1e-300), ("scales_h",)),

@@ -135,6 +135,7 @@ def test_after_training_the_network_computes_what_the_module_computes(images):
         module(images).square().mean().backward()
         optimizer.step()
     model = module.eval().finish()
+    assert any("before" in note for note in model.report.notes)
     with torch.no_grad():
         torch.testing.assert_close(model(images), module(images), rtol=1e-4, atol=1e-4)
 

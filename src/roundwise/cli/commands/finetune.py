@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import click
@@ -15,7 +16,7 @@ from roundwise.cli.recipes import RecipeOptions, changed, first_recipe
 from roundwise.cli.results import FileOptions, Run, deliver, show_report
 from roundwise.cli.samples import LabelOptions, SampleOptions, describe
 from roundwise.cli.terminal import layer_progress, wrong_usage
-from roundwise.cli.training import TrainingSamples, TrainOptions
+from roundwise.cli.training import TrainingSamples, TrainOptions, connected
 from roundwise.cli.weights import WeightOptions
 from roundwise.data.dataset import load_data
 from roundwise.engine.calibration import BATCH
@@ -66,27 +67,30 @@ def command(
             "folder per class, or an array file with labels; or leave out --label-weight to learn from the float "
             "network alone."
         )
-    network = move(loaded.network, run.device)
-    batch_size = recipe.batch_size or BATCH
-    if dataset.labels is not None and dataset.counted is not None:
-        check_first_batch(run_on(run.device, model, network), dataset, batch_size)
-    calibration = None
-    if training.calibration is not None:
-        few = load_data(training.calibration, replace(reading, limit=None))
-        describe("calibration", few, source)
-        calibration = few.batches(batch_size)
+    with connected(run.device) as (processes, device):
+        network = move(loaded.network, device)
+        batch_size = recipe.batch_size or BATCH
+        if dataset.labels is not None and dataset.counted is not None:
+            check_first_batch(run_on(device, model, network), dataset, batch_size)
+        calibration = None
+        if training.calibration is not None:
+            few = load_data(training.calibration, replace(reading, limit=None))
+            describe("calibration", few, source)
+            calibration = few.batches(batch_size)
+        with layer_progress() if processes.first else nullcontext() as progress:
+            trained = finetune(
+                network,
+                TrainingSamples(dataset),
+                recipe,
+                calibration=calibration,
+                journal=training.journal,
+                progress=progress,
+            )
+    if not processes.first:
+        return
     facts = {"model": model, "samples": dataset.description}
     if dataset.preprocessing is not None:
         facts["images"] = f"{dataset.preprocessing} ({source})"
-    with layer_progress() as progress:
-        trained = finetune(
-            network,
-            TrainingSamples(dataset),
-            recipe,
-            calibration=calibration,
-            journal=training.journal,
-            progress=progress,
-        )
     show_report(trained, as_json=run.as_json)
     told = Run(model, facts, dataset.preprocessing, {}, started)
     deliver(trained, output, told, on="held-out samples", as_json=run.as_json)
