@@ -28,6 +28,7 @@ def test_its_settings_hold_to(check, kind):
     check(kind)
 
 
+@pytest.mark.slow
 @SOLVERS
 def test_a_solver_that_sees_samples_beats_nearest_rounding_on_average(kind):
     check_learns_from_the_statistic(quick(kind, iterations=200), tiny_cases())

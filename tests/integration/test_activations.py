@@ -367,6 +367,7 @@ def test_a_half_precision_network_is_exported_with_its_activations(tmp_path):
     assert all(output.passes for output in rw.export(result, tmp_path / "net.onnx").outputs)
 
 
+@pytest.mark.slow
 def test_a_wrong_scale_cannot_hide_behind_what_quantized_activations_do_to_small_differences(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     from roundwise.exporters import sensitivity

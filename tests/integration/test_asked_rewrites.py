@@ -7,6 +7,7 @@ import pytest
 import torch
 from facts import has, raises
 from recipes import quantizing
+from thirds import in_thirds
 from torch import nn
 
 import roundwise as rw
@@ -174,9 +175,10 @@ def constant_channels(count=1, between=nn.ReLU, *, norm=True):
 EQUALIZED = (rw.rewrites.CrossLayerEqualization(),)
 
 
-@pytest.mark.parametrize("norm", [True, False], ids=["batch-norm", "samples"])
-@pytest.mark.parametrize("between", [nn.ReLU, nn.ReLU6, nn.Identity, nn.LeakyReLU])
-@pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.parametrize(
+    ("count", "between", "norm"),
+    in_thirds([1, 7], [nn.ReLU, nn.ReLU6, nn.Identity, nn.LeakyReLU], {"batch-norm": True, "samples": False}),
+)
 def test_a_constant_channel_does_not_set_the_range_of_activations(count, between, norm):
     model, images = constant_channels(count, between, norm=norm)
     recipe = quantizing(rw.Weights(bits=8, granularity=rw.PerTensor()), rw.rounding.Nearest())

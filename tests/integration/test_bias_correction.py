@@ -56,6 +56,7 @@ def recorded(model, samples):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounding", [rw.rounding.Nearest(), rw.rounding.GramAdaRound()], ids=repr)
 def test_every_channels_mean_is_the_float_networks_at_every_layer(rounding):
     model, samples = network(), images()

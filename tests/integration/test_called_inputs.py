@@ -265,6 +265,7 @@ def test_sizes_that_are_dynamic_are_right_up_to_the_file_for_onnx(model, samples
     torch.testing.assert_close(torch.from_numpy(found), model(other).detach(), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_every_recipe_runs_on_a_network_with_dynamic_sizes():
     class Blocks(nn.Module):
         def __init__(self):

@@ -28,6 +28,7 @@ def study():
 RUN = {"network": "swish", "bits": 2, "configuration": 4, "start": "mse", "epochs": 1, "batch_norm": True, "seed": 0}
 
 
+@pytest.mark.slow
 def test_what_layers_read_is_quantized_and_nothing_else(study):
     torch.manual_seed(0)
     model, images = study.swish.SwishNet(width=0.25).eval(), torch.randn(8, 3, 32, 32)

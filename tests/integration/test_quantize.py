@@ -471,6 +471,7 @@ assert torch.get_float32_matmul_precision() == "medium"
 """
 
 
+@pytest.mark.slow
 def test_switches_for_matrix_units_are_as_they_were_from_a_fresh_process_on():
     done = subprocess.run([sys.executable, "-c", SWITCHES], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -23,6 +23,7 @@ def estimate(estimator, case, weight=None):
     return estimator.estimate(weight, case.codebook, case.granularity, case.statistic(estimator.needs), case.name)
 
 
+@pytest.mark.slow
 def test_nearest_rounding_harms_outputs_less_than_on_grids_that_look_at_weights_alone():
     logs = []
     for case in cases():

@@ -56,6 +56,7 @@ def before_a_relu(seed, rows=24, cols=24, samples=3000):
     return dataclasses.replace(LINEAR, layer=layer, weight=weight, inputs=inputs, targets=targets, nonlinearity=relu)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("free_bias", [False, True])
 def test_gradients_behind_a_relu_beat_those_of_the_quadratic(free_bias, monkeypatch):
     ratios = []
