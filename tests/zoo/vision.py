@@ -83,12 +83,9 @@ TIMM = tuple(
         ("mobilenetv4_conv_small_050", 32, {}),
         ("ghostnet_050", 32, {}),
         ("convnext_atto", 32, {"depths": (1, 1, 2, 1)}),
-        ("edgenext_xx_small", 64, {}),
-        ("fastvit_t8", 64, {}),
         ("mobilevit_xxs", 64, {}),
-        ("poolformer_s12", 32, {"layers": (1, 1, 1, 1)}),
         ("vit_tiny_patch16_224", 64, {"img_size": 64, "depth": 2}),
         ("xcit_nano_12_p16_224", 64, {"img_size": 64, "depth": 2}),
-        ("mixer_s32_224", 64, {"img_size": 64, "num_blocks": 2}),
+        ("mixer_s32_224", 64, {"img_size": 64}),
     )
 )
