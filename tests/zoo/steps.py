@@ -1,6 +1,6 @@
 """What every network of the zoo goes through.
 
-    capture       the module becomes a graph
+    capture       the module becomes a graph (its outputs depend on its inputs, or the other steps would show nothing)
     16 bits       with 16-bit weights, the outputs are those of the module
     batches       the same for 1 and for 5 samples
     layouts       the same for inputs that are channels-last, permuted, or sliced out of larger tensors
@@ -36,6 +36,10 @@ SAMPLES = 8
 
 CLOSE = 1e-3
 """The largest relative difference ‖y − ŷ‖/‖y‖ of an output with 16-bit weights. A larger one misses smaller faults."""
+
+LIVELY = 0.02
+"""The smallest relative difference between outputs for different inputs. It is well above `CLOSE`, so that a step that
+loses the inputs on the way is found."""
 
 FAIR = 0.5
 """The largest relative squared error of an output with 8-bit weights and activations. The weights are random: errors
@@ -79,6 +83,9 @@ class Case:
 
 
 def capture(case: Case) -> float:
+    one, other = (_run(case.module, case.entry.samples(SAMPLES, seed)) for seed in (1, 2))
+    varies = max(_differences(one, other))
+    assert varies > LIVELY, f"other inputs change the outputs by {varies:.3g} only; give the entry larger weights"
     assert case.network is not None
     return 0.0
 
