@@ -200,6 +200,10 @@ SETTINGS = {
     ),
     "a recipe that contains itself": (lambda _: rw.Recipe.from_dict(endless()), (32,)),
     "a recipe in a folder's place": (lambda folder: rw.Recipe().to_toml(folder), ("folder",)),
+    "bits of first and last layers that no grid has": (
+        lambda _: rw.Quantize(edge_bits=9),
+        ("edge_bits=9", 2, 8, 16),
+    ),
     "bits that no grid has": (lambda _: rw.Weights(bits=9), ("bits=9", 2, 8, 16)),
     "a granularity by its name": (
         lambda _: rw.Weights(granularity="per-tensor"),
@@ -648,6 +652,17 @@ EXPORTS = {
     "a folder instead of a page": (lambda folder: rw.html_report(quantized(), folder), ()),
 }
 
+TRAINING = {
+    "labels that are asked for and missing": (
+        lambda _: rw.finetune(nn.Linear(4, 2).eval(), SAMPLES, rw.Finetune(epochs=1, labels=0.5)),
+        ("Finetune(labels=0.5)", "DataLoader"),
+    ),
+    "training data that can be read only once": (
+        lambda _: rw.finetune(nn.Linear(4, 2).eval(), iter([SAMPLES]), rw.Finetune(epochs=1)),
+        ("list_iterator", "once"),
+    ),
+}
+
 OTHERS = {
     "too little disk": Case(
         rw.MemoryBudgetError,
@@ -685,7 +700,7 @@ CASES = OTHERS | {
     name: Case(kind, *case)
     for kind, table in (
         (rw.RecipeError, SETTINGS | SOURCES),
-        (rw.CalibrationError, SAMPLES_AND_LABELS),
+        (rw.CalibrationError, SAMPLES_AND_LABELS | TRAINING),
         (rw.ModelError, MODELS),
         (rw.FileFormatError, FILES),
         (rw.ExportError, EXPORTS),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from roundwise.artifacts.model import Model
 from roundwise.engine.calibration import DataFree
 from roundwise.engine.network import Network
 from roundwise.engine.result import model_of
-from roundwise.engine.run import prepared_run
+from roundwise.engine.run import ForTraining, prepared_run
 from roundwise.engine.stages import run_stages
 from roundwise.engine.trainable import Trainable
 from roundwise.engine.training_data import some_samples
@@ -88,6 +88,7 @@ def finetune(
     *,
     calibration: Any = None,
     journal: str | Path | None = None,
+    augmentation: Callable[[Any], Any] | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Quantize a network and train it on, with scales and offsets that are learned too (LSQ+).
@@ -104,7 +105,13 @@ def finetune(
         calibration: samples for the stages before training; None takes 1,024 of `data`.
         journal: a folder for the state of training, saved twice a minute. A run that was killed goes on from it: call
             the function again with the same arguments.
+        augmentation: a function that is given the inputs of each training batch, as the model takes them (a tensor, or
+            a tuple or dict of them), and returns changed ones, such as images that are flipped at random. It draws its
+            random numbers from PyTorch's generator, so that runs repeat.
         progress: called with an `Event` as the run goes; `print` will do.
+
+    Under torchrun, after `torch.distributed.init_process_group()`, all processes train one network together. Each calls
+    this function with the same arguments, works on its part of each batch, and returns the same network.
 
     Returns:
         The trained network. Its report has the losses of each epoch.
@@ -125,9 +132,9 @@ def finetune(
     """
     recipe = Recipe.of((Quantize(), Finetune()) if recipe is None else recipe)
     recipe.stage(Finetune)  # raises
-    folder = None if journal is None else Path(journal)
+    training = ForTraining(data, None if journal is None else Path(journal), augmentation)
     few = some_samples(data, CALIBRATION, recipe.seed) if calibration is None else calibration
-    with prepared_run(model, few, recipe, progress, training_samples=data, journal=folder) as (run, network):
+    with prepared_run(model, few, recipe, progress, training=training) as (run, network):
         network = run_stages(recipe.stages, network, run)
     return model_of(network, run, recipe)
 

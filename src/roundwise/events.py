@@ -4,6 +4,7 @@ Planned         once, before the first pass: the layers, and an estimate of memo
 PassStarted     if activations are quantized: before each further pass over the samples, with its purpose
 LayerStarted    before each layer
 LayerFinished   after each layer, with its report and the estimated time left
+StepsFinished   in training: every few seconds, with the step and the time left
 EpochFinished   in training: before the first epoch and after each one, with the losses
 """
 
@@ -115,6 +116,32 @@ class LayerFinished:
 
 @final
 @dataclass(frozen=True)
+class StepsFinished:
+    """Step number `step` (from 1) of `steps` in an epoch of training is over.
+
+    Attributes:
+        epoch, epochs: the number of the epoch, from 1, and of all epochs.
+        step, steps: of this epoch.
+        loss: of this step.
+        seconds_left: of the whole training, estimated from the steps so far.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    seconds_left: float
+
+    def __str__(self) -> str:
+        return (
+            f"[{self.epoch}/{self.epochs}] step {self.step:,} of {self.steps:,}, loss {self.loss:.4f}; "
+            f"{human_seconds(self.seconds_left)} left"
+        )
+
+
+@final
+@dataclass(frozen=True)
 class EpochFinished:
     """An epoch of training is over; `seconds_left` is estimated from the epochs so far."""
 
@@ -133,5 +160,5 @@ class EpochFinished:
         )
 
 
-Event = Planned | PassStarted | LayerStarted | LayerFinished | EpochFinished
+Event = Planned | PassStarted | LayerStarted | LayerFinished | StepsFinished | EpochFinished
 Progress = Callable[[Event], None]

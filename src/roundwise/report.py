@@ -180,17 +180,17 @@ class StageReport:
     """The report of one stage of the recipe.
 
     Attributes:
-        stage: name of the stage: `rewrite`, `quantize`.
+        stage: name of the stage: `rewrite`, `quantize`, `finetune`.
         seconds: wall time of each activity.
         notes: notes about the stage as a whole.
         output_error: relative error of the network's output, Σ‖y − ŷ‖²/Σ‖y‖², on the calibration samples, against the
-            network that the stage was given; of several outputs, that of the one with the largest error. None if it was
-            not measured.
+            network that the stage was given, and after training against the float network; of several outputs, that of
+            the one with the largest error. None if it was not measured.
         layers: the layers that the stage quantized, in the order in which they run.
         kept_float: the parameters with two or more dimensions that stay in float, each with the reason.
         activations: the activations that the stage quantized, in order. All errors include theirs.
         outputs: the error of each output of the network, if it was measured.
-        epochs: the epochs of training.
+        epochs: the epochs of training, with the state before it as epoch 0.
     """
 
     stage: str
@@ -202,6 +202,11 @@ class StageReport:
     activations: tuple[ActivationReport, ...] = ()
     outputs: tuple[OutputReport, ...] = ()
     epochs: tuple[EpochReport, ...] = ()
+
+    @property
+    def best_epoch(self) -> EpochReport | None:
+        """The epoch whose network was kept: that with the smallest held-out loss; None without training."""
+        return min(self.epochs, key=lambda epoch: epoch.held_out, default=None)
 
 
 @final
@@ -370,6 +375,7 @@ class Report:
                 "nearest, chosen: relative error of the layer's output before its nonlinearity, Σ‖y − ŷ‖²/Σ‖y‖², with "
                 "nearest and with the chosen rounding of this layer; earlier layers are quantized as chosen."
             )
+        lines += [training_in_words(stage) for stage in self.stages if stage.epochs]
         if len(self.outputs) > 1:
             lines += [f"output '{one.name}': {one.figure}" for one in self.outputs]
         lines += self.layer_notes
@@ -379,6 +385,21 @@ class Report:
         ]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def training_in_words(stage: StageReport) -> str:
+    """What a stage of training has reached, as a line of the report."""
+    first, last, best = stage.epochs[0], stage.epochs[-1], stage.best_epoch
+    assert best is not None
+    epochs = number_of(last.epoch, "epoch")
+    if best.epoch == 0:
+        return f"training: {epochs}; none lowered the held-out loss of {first.held_out:.4g}, so none was kept."
+    parts = [f"held-out loss {first.held_out:.4g} → {best.held_out:.4g}"]
+    if first.accuracy is not None and best.accuracy is not None:
+        parts.append(f"accuracy {first.accuracy:.2%} → {best.accuracy:.2%}")
+    if best.oscillating is not None:
+        parts.append(f"{best.oscillating:.2%} of the quantized weights oscillate")
+    return f"training: {epochs}, of which number {best.epoch} was kept; {', '.join(parts)}."
 
 
 def _exactly(value: Any, kind: type) -> Any:

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import roundwise
@@ -114,14 +115,15 @@ def test_the_walkthroughs_own_test_passes(walkthrough):
 
 def test_the_command_line_lists_and_explains_the_walkthroughs_method(walkthrough):
     pytest.importorskip("click")
-    assert re.search(r"^  threshold +\w+", run(walkthrough, "-m", "roundwise.cli", "methods"), re.MULTILINE)
-    assert re.search(r"threshold: float = 0\.5 +\w+", run(walkthrough, "-m", "roundwise.cli", "methods", "threshold"))
+    script = "from roundwise.cli.app import app; app(['methods'], standalone_mode=False); app(['methods', 'threshold'])"
+    shown = run(walkthrough, "-c", script)
+    assert re.search(r"^  threshold +\w+", shown, re.MULTILINE)
+    assert re.search(r"threshold: float = 0\.5 +\w+", shown)
 
 
 def test_the_walkthroughs_method_runs_from_the_command_line_with_its_setting(walkthrough):
     pytest.importorskip("click")
-    make = "import numpy; numpy.save('inputs.npy', numpy.random.default_rng(0).standard_normal((16, 8), numpy.float32))"
-    run(walkthrough, "-c", make)
+    np.save(walkthrough / "inputs.npy", np.random.default_rng(0).standard_normal((16, 8), np.float32))
     (line,) = (line for block in blocks("CONTRIBUTING.md", "") for line in block.splitlines() if "--rounding" in line)
     _, *arguments = shlex.split(line)
     shown = run(walkthrough, "-m", "roundwise.cli", *arguments, "--json")

@@ -1,6 +1,7 @@
 """Every range estimator of the table through every check, on every case. A new one needs no line here."""
 
 import pytest
+from thirds import in_thirds
 
 from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.testing import RANGE_CHECKS, SETTINGS_CHECKS, cases, quick
@@ -8,9 +9,7 @@ from roundwise.testing import RANGE_CHECKS, SETTINGS_CHECKS, cases, quick
 ESTIMATORS = pytest.mark.parametrize("kind", RANGE_ESTIMATORS.values(), ids=RANGE_ESTIMATORS)
 
 
-@ESTIMATORS
-@pytest.mark.parametrize("check", RANGE_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("case", cases(), ids=str)
+@pytest.mark.parametrize(("case", "check", "kind"), in_thirds(cases(), RANGE_CHECKS, RANGE_ESTIMATORS))
 def test_an_estimator_holds_to(check, case, kind):
     check(quick(kind), case)
 

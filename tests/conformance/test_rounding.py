@@ -1,6 +1,7 @@
 """Every solver of the table through every check, on every case. A new solver needs no line here."""
 
 import pytest
+from thirds import in_thirds
 
 from roundwise.methods.interfaces import estimated_work
 from roundwise.methods.rounding import ROUNDING_SOLVERS
@@ -14,12 +15,9 @@ from roundwise.testing import (
 )
 
 SOLVERS = pytest.mark.parametrize("kind", ROUNDING_SOLVERS.values(), ids=ROUNDING_SOLVERS)
-CHECKS = pytest.mark.parametrize("check", SOLVER_CHECKS, ids=lambda check: check.__name__)
 
 
-@CHECKS
-@SOLVERS
-@pytest.mark.parametrize("case", cases(), ids=str)
+@pytest.mark.parametrize(("case", "kind", "check"), in_thirds(cases(), ROUNDING_SOLVERS, SOLVER_CHECKS))
 def test_a_solver_holds_to(check, case, kind):
     check(quick(kind), case)
 

@@ -141,7 +141,7 @@ def call(model: rw.Model, size: int) -> dict:
 def _bytes(tensor: torch.Tensor) -> bytes:
     if tensor.dtype is torch.bfloat16:  # NumPy has no such numbers; float32 keeps every bit of them
         tensor = tensor.float()
-    return tensor.detach().numpy().tobytes()
+    return tensor.detach().resolve_conj().resolve_neg().numpy().tobytes()
 
 
 def fork(numbers: Sequence[int], folder: Path, exports: int) -> Iterator[dict]:

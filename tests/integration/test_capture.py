@@ -8,6 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 from facts import raises, warns
 from recipes import quantizing
+from thirds import in_thirds
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from zoo import CASES
@@ -110,6 +111,7 @@ def test_the_layers_are_found_under_their_names(captured):
     assert tuple(layer.name for layer in find_layers(captured.graph)) == CASES[captured.name].layers
 
 
+@pytest.mark.parametrize("captured", in_thirds(NAMES, start=2), indirect=True)
 def test_more_bits_bring_the_outputs_nearer(captured):
     if captured.whole is None:
         pytest.skip("*args together with names have no form as a calibration batch")

@@ -1,6 +1,7 @@
 """A captured graph knows all that training needs: it can be trained as the model can, or says what it lacks."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -52,9 +53,9 @@ class InTrainingMode(fx.Interpreter):
         return super().run_node(n)
 
 
-def check_training(model, *inputs):
+def check_training(model, *inputs, graph=None):
     """Two training steps of the graph give what two steps of the model give: outputs, statistics and counts."""
-    running = InTrainingMode(normalize(capture(model, *inputs)))
+    running = InTrainingMode(normalize(graph or capture(model, *inputs)))
     original = copy.deepcopy(model).train()
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -166,18 +167,22 @@ DROPPING = {
 }
 
 
+@functools.cache
+def dropping(name):
+    return capture(DROPPING[name][0], images(5, 5))
+
+
 @pytest.mark.parametrize("name", DROPPING)
 def test_dropout_is_kept_with_its_probability_and_trains_as_in_the_model(name):
-    model, expected = DROPPING[name]
-    graph = capture(model, images(5, 5))
+    (model, expected), graph = DROPPING[name], dropping(name)
     assert dropouts(graph) == dropouts(normalize(graph)) == expected
     assert graph.training.notes == ()
-    check_training(model, images(5, 5))
+    check_training(model, images(5, 5), graph=graph)
 
 
 @pytest.mark.parametrize("name", DROPPING)
 def test_no_dropout_is_left_for_inference(name):
-    graph = capture(DROPPING[name][0], images(5, 5))
+    graph = dropping(name)
     folded = rewrite(graph)
     assert dropouts(folded) == []
     torch.testing.assert_close(folded.module()(images(5, 5) * 0 + 1), graph.module()(images(5, 5) * 0 + 1))
@@ -267,7 +272,7 @@ def test_batch_norm_is_kept_with_its_settings_and_trains_as_in_the_model(name, b
     (node,) = (node for node in normalize(graph).operations.nodes if node.target is aten.batch_norm.default)
     assert bind(node)["eps"] == norm.eps
     if not isinstance(norm, nn.SyncBatchNorm):  # trains on GPUs only
-        check_training(model, images(*size))
+        check_training(model, images(*size), graph=graph)
 
 
 def test_batch_norm_without_running_statistics_is_the_same_in_both_modes():

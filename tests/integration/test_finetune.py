@@ -3,6 +3,7 @@
 import pytest
 import torch
 from facts import raises
+from thirds import in_thirds
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -40,6 +41,9 @@ def images():
 
 
 QUANTIZE = rw.Quantize(rw.Weights(bits=2), rw.rounding.Nearest(), activations=rw.Activations(bits=4))
+
+
+SGD = {"optimizer": "sgd", "freezing": 0.001, "dampening": 1.0, "weight_average": 0.9}
 
 
 def trained(model, data, quantize=QUANTIZE, journal=None, progress=None, **settings):
@@ -81,8 +85,9 @@ def test_the_same_seed_gives_the_same_bits(model, images):
     assert same(trained(model, images), trained(model, images))
 
 
-@pytest.mark.parametrize("stop", [1, 4, 9])
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "sgd", "freezing": 0.001, "dampening": 1.0}], ids=repr)
+@pytest.mark.parametrize(
+    ("stop", "settings"), in_thirds({"1": 1, "4": 4, "9": 9}, {"Adam": {}, "SGD and the rest": SGD})
+)
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(model, images, tmp_path, monkeypatch, stop, settings):
     wanted = trained(model, images, **settings)
     monkeypatch.setattr(trainer_module, "BETWEEN_CHECKPOINTS", 0.0)
@@ -205,6 +210,9 @@ def test_batches_from_any_iterable_are_trained_on_and_nothing_is_held_out(model,
         ("quantization", "lsq"),
         ("batch_norm_batches", -1),
         ("dampening", "much"),
+        ("weight_average", 1.0),
+        ("precision", "float16"),
+        ("recompute", 1),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, value):
@@ -221,6 +229,60 @@ def test_a_recipe_with_training_survives_a_file(tmp_path):
 def test_training_without_samples_is_refused(model):
     with raises(rw.RecipeError, "Finetune"):
         rw.quantize(model, rw.DataFree((3, 6, 6)), (*rw.Recipe.data_free().stages, rw.Finetune()))
+
+
+def test_the_report_has_the_output_error_of_the_trained_network(model, images):
+    result = trained(model, images)
+    with torch.no_grad():
+        wanted, found = model(images), result(images)
+    error = float((found - wanted).square().sum() / wanted.square().sum())
+    assert result.report.output_error == pytest.approx(error, rel=1e-3)
+    assert result.report.output_error != result.report.stages[-2].output_error
+    assert [output.name for output in result.report.outputs] == ["output"]
+
+
+def test_the_average_of_weights_is_what_is_measured_and_kept(model, images):
+    plain, averaged = trained(model, images), trained(model, images, weight_average=0.9)
+    assert [epoch.loss for epoch in epochs_of(plain)] == [epoch.loss for epoch in epochs_of(averaged)]
+    assert epochs_of(plain)[1].held_out != epochs_of(averaged)[1].held_out
+    assert not same(plain, averaged)
+
+
+def test_with_less_memory_training_computes_the_same(model, images):
+    found, wanted = trained(model, images, recompute=True), trained(model, images)
+    assert same(found, wanted)
+    assert epochs_of(found) == epochs_of(wanted)
+
+
+def test_in_bfloat16_the_losses_are_nearly_the_same(model, images):
+    found, wanted = trained(model, images, precision="bfloat16"), trained(model, images)
+    for one, other in zip(epochs_of(found)[1:], epochs_of(wanted)[1:], strict=True):
+        assert one.loss != other.loss
+        assert one.loss == pytest.approx(other.loss, rel=0.2)
+    assert found(images).dtype == torch.float32
+
+
+def test_augmentation_changes_the_inputs_of_training_alone_and_repeats(model, images):
+    seen = []
+
+    def flip(batch):
+        seen.append(len(batch))
+        return batch.flip(-1) if torch.rand(()) < 0.5 else batch
+
+    def run(augmentation):
+        stages = (QUANTIZE, rw.Finetune(epochs=2, batch_size=16, learning_rate=0.01))
+        return rw.finetune(model, images, stages, augmentation=augmentation)
+
+    plain, flipped, again = run(None), run(flip), run(flip)
+    assert sum(seen) == 2 * 2 * (96 - 10)
+    assert epochs_of(plain)[0] == epochs_of(flipped)[0]
+    assert epochs_of(plain)[1].loss != epochs_of(flipped)[1].loss
+    assert epochs_of(flipped) == epochs_of(again)
+
+
+def test_augmentation_that_changes_the_number_of_samples_is_refused(model, images):
+    with raises(rw.CalibrationError, "augmentation", 16, 15):
+        rw.finetune(model, images, (QUANTIZE, rw.Finetune(batch_size=16)), augmentation=lambda batch: batch[1:])
 
 
 def test_a_trained_network_is_saved_and_exported(model, images, tmp_path):

@@ -1,6 +1,7 @@
 """Settings of PyTorch that belong to the whole process change no codes, and are afterwards what they were before."""
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from thirds import in_thirds
 from torch import nn
 
 import roundwise as rw
@@ -85,28 +87,32 @@ def state(name):
         yield
 
 
-@pytest.fixture(scope="module")
-def wanted():
-    return {name: numbers(rw.quantize(network(), samples(), recipe)) for name, recipe in recipes()}
+@functools.cache
+def wanted(rounding):
+    return numbers(rw.quantize(network(), samples(), dict(recipes())[rounding]))
 
 
-@pytest.mark.parametrize("name", STATES)
-def test_codes_and_scales_are_the_same_in_any_state_of_pytorch(wanted, name):
+@pytest.mark.parametrize(("name", "rounding"), in_thirds(list(STATES), list(ROUNDINGS)))
+def test_codes_and_scales_are_the_same_in_any_state_of_pytorch(name, rounding):
+    expected = wanted(rounding)
     model, inputs = network(), samples()
     before = torch.get_default_dtype()
-    for rounding, recipe in recipes():
-        with state(name):
-            inside = torch.get_default_dtype()
-            quantized = rw.quantize(model, inputs, recipe)
-            assert torch.get_default_dtype() == inside
-        assert same(quantized, wanted[rounding]), rounding
+    with state(name):
+        inside = torch.get_default_dtype()
+        quantized = rw.quantize(model, inputs, dict(recipes())[rounding])
+        assert torch.get_default_dtype() == inside
+    assert same(quantized, expected)
     assert torch.get_default_dtype() == before
+
+
+@functools.cache
+def nearest():
+    return rw.quantize(network(), samples(), rw.Quantize(rounding=rw.rounding.Nearest()))
 
 
 @pytest.mark.parametrize("name", STATES)
 def test_a_model_is_captured_saved_loaded_and_reported_in_any_state(tmp_path, name):
-    model, inputs = network(), samples()
-    quantized = rw.quantize(model, inputs, rw.Quantize(rounding=rw.rounding.Nearest()))
+    model, inputs, quantized = network(), samples(), nearest()
     with state(name):
         captured = rw.capture(model, rw.DataFree((3, 6, 6)))
         rw.capture(model, inputs)
@@ -123,7 +129,7 @@ def test_a_model_is_captured_saved_loaded_and_reported_in_any_state(tmp_path, na
 @pytest.mark.parametrize("name", ["float64", "meta device", "autocast"])
 def test_a_model_is_exported_in_any_state(tmp_path, name):
     pytest.importorskip("onnxruntime")
-    quantized = rw.quantize(network(), samples(), rw.Quantize(rounding=rw.rounding.Nearest()))
+    quantized = nearest()
     with state(name):
         file = rw.export(quantized, tmp_path / "net.onnx")
     assert file.max_difference < 1e-4

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from facts import has, raises, warns
 from recipes import quantizing
+from thirds import in_thirds
 from torch import nn
 from torch.export import Dim
 from torch.utils.data import DataLoader, TensorDataset
@@ -418,7 +419,7 @@ def switches():
         switch.fp32_precision = value
 
 
-@pytest.mark.parametrize("unit", range(6))
+@pytest.mark.parametrize("unit", in_thirds(range(6)))
 def test_the_newer_switches_for_matrix_units_are_left_as_the_caller_has_them(switches, unit):
     # Setting one of them makes PyTorch refuse to say what the older switches are.
     seen = []
@@ -569,8 +570,7 @@ def one_layer(kind, dtype):
     return graph, layer, torch.randn(3, *shape, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "dtype"), in_thirds(list(KINDS), [torch.float32, torch.float16]))
 def test_a_graph_with_codes_computes_what_the_dequantized_weight_gives(kind, dtype):
     graph, layer, inputs = one_layer(kind, dtype)
     groups, rows, cols = layer.map.matrix_shape

@@ -36,6 +36,7 @@ def task():
     return networks.Task(whole.model, whole.calibration, whole.images[::4], whole.labels[::4])
 
 
+@functools.cache
 def quantized(bits, rounding, samples=256, **settings):
     weights = rw.Weights(bits=bits, granularity=rw.PerTensor(), ranges=rw.ranges.WeightMSE())
     recipe = quantizing(weights, rounding, rewrites=(), **settings)
@@ -62,6 +63,7 @@ def test_a_file_gives_back_the_same_network(tmp_path):
     assert (tmp_path / "resnet20.rw").stat().st_size < model.report.quantized_bytes + 80_000
 
 
+@pytest.mark.slow
 def test_nothing_but_speed_depends_on_the_memory_budget():
     in_memory, on_disk = (
         quantized(3, rw.rounding.Ceil(), samples=64, memory_budget=budget) for budget in (1 << 40, 1 << 20)

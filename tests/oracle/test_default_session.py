@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from recipes import quantizing
+from thirds import in_thirds
 from torch import nn
 
 import roundwise as rw
@@ -77,7 +78,20 @@ LAYERS = {
 
 @pytest.mark.parametrize(
     ("layer", "settings"),
-    [*((layer, EIGHT) for layer in LAYERS), ("convolution", SCALAR), ("convolution", WIDE), ("linear", WIDE)],
+    [
+        ("convolution", EIGHT),
+        ("convolution", SCALAR),
+        ("linear", WIDE),
+        *(
+            pytest.param(layer, settings, marks=pytest.mark.slow)
+            for layer, settings in (
+                ("transposed", EIGHT),
+                ("after pooling", EIGHT),
+                ("linear", EIGHT),
+                ("convolution", WIDE),
+            )
+        ),
+    ],
 )
 def test_a_bias_of_a_channel_that_is_switched_off_is_kept(layer, settings, tmp_path):
     found, _ = difference(LAYERS[layer](), IMAGES, tmp_path, **settings)
@@ -125,8 +139,7 @@ POOLS = {
 }
 
 
-@pytest.mark.parametrize("settings", [EIGHT, {}], ids=["8 bits", "4-bit weights"])
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize(("pool", "settings"), in_thirds(list(POOLS), {"8 bits": EIGHT, "4-bit weights": {}}))
 def test_pooling_agrees(pool, settings, tmp_path):
     model = nn.Sequential(POOLS[pool], nn.Conv2d(8, 4, 3))
     assert difference(model, IMAGES - 1, tmp_path, **settings)[0] < 0.02
@@ -189,7 +202,7 @@ class Attention(nn.Module):
         return self.out(self.form(*self.project(x).chunk(3, -1), mask))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", in_thirds(list(FORMS)))
 def test_attention_of_any_form_agrees(form, tmp_path):
     mask = torch.rand(12, 20) > 0.4
     mask[3] = False  # a sequence of padding only

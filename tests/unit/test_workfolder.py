@@ -60,7 +60,9 @@ def test_after_an_error_everything_is_taken_back_before_the_folder_goes(tmp_path
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_removes_the_folder_and_ends_the_process_as_it_would_have(tmp_path, number):
-    with working(tmp_path) as (process, folder):
+    # Where tests run under `nohup`, SIGHUP is ignored, and processes inherit that.
+    by_default = f"import signal; signal.signal({int(number)}, signal.SIG_DFL); work()"
+    with working(tmp_path, by_default) as (process, folder):
         assert folder.is_dir()
         process.send_signal(number)
         assert process.wait(60) == -number

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 
 from roundwise.artifacts.signature import CallSignature
@@ -18,6 +20,9 @@ EXAMPLE_BATCH = 23
 
 PyTorch may treat two dimensions of equal size as one dimension. So this is a size that hardly any layer has.
 """
+
+NUMBERS_OF_SAMPLES = 8
+"""Numbers of samples, from the fewest, for which a program is tried that does not hold for all."""
 
 
 def export_program(graph: Graph, device: torch.device) -> ExportedProgram:
@@ -33,7 +38,34 @@ def export_program(graph: Graph, device: torch.device) -> ExportedProgram:
         try:
             return _export(graph, device, Dim("batch", min=batches.low, max=batches.high))
         except ExportError:  # Some operations exclude a few batch sizes; only with `DYNAMIC` PyTorch finds out which.
-            return _export(graph, device, Dim.DYNAMIC)
+            program = _export(graph, device, Dim.DYNAMIC)
+            _check_batches(program, graph, device)
+            return program
+
+
+def _check_batches(program: ExportedProgram, graph: Graph, device: torch.device) -> None:
+    """Refuse a program that holds only for every other number of samples or the like, where the graph has values."""
+    module, signature, low = program.module(), CallSignature.of(graph), graph.limits.batches.low
+    with FakeTensorMode(allow_non_fake_inputs=True):  # only sizes count
+        for samples in range(low, low + NUMBERS_OF_SAMPLES):
+            if graph.limits.batches.holds(samples):
+                example = signature.example(samples, device)
+                broken = _error(module, example)
+                if isinstance(broken, AssertionError) and _error(graph.module(), example) is None:
+                    raise ExportError(
+                        "the network cannot be exported for any number of samples: what it computes depends on that "
+                        f"number ({broken}, and there are {samples}). The model still runs, and can be saved with "
+                        "`model.save`."
+                    )
+
+
+def _error(module: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Exception | None:
+    args, kwargs = example
+    try:
+        module(*args, **kwargs)
+    except Exception as error:
+        return error
+    return None
 
 
 def _export(graph: Graph, device: torch.device, batch: Any) -> ExportedProgram:

@@ -29,8 +29,9 @@ import torch
 from roundwise.cli.parameters import EXISTING_FILE, Named, device
 from roundwise.cli.terminal import exits
 
-MODEL, DATA, METHOD, OUTPUT, ADVANCED = "Model", "Data", "What to do", "Output", "Advanced"
-SECTIONS = (MODEL, DATA, METHOD, OUTPUT, ADVANCED)
+MODEL, DATA, METHOD, TRAINING = "Model", "Data", "What to do", "Training"
+OUTPUT, ADVANCED = "Output", "Advanced"
+SECTIONS = (MODEL, DATA, METHOD, TRAINING, OUTPUT, ADVANCED)
 """Titles in the help, in order."""
 
 EXIT_CODES = """

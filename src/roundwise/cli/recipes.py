@@ -62,6 +62,9 @@ class RecipeOptions:
     activations: int | Literal["float"] | None = choice(
         METHOD, "Bits of the tensors between operations." + default(FLOAT), [*BITS, FLOAT], metavar="N"
     )
+    edge_bits: int | None = choice(
+        METHOD, "Bits of the first and last layers and what they read." + default("as others"), BITS, metavar="N"
+    )
     rounding: str | None = choice(
         METHOD, "How codes are chosen." + default(name_of(Quantize().rounding, ROUNDING_SOLVERS)), ROUNDING_SOLVERS
     )
@@ -81,7 +84,7 @@ class RecipeOptions:
     settings: tuple[str, ...] = option(
         METHOD,
         "A setting of the rounding method, or of another: ranges.NAME, activations.NAME, activations.ranges.NAME, "
-        "rewrites.REWRITE.NAME. Repeatable. `roundwise methods` lists them all.",
+        "rewrites.REWRITE.NAME, finetune.NAME. Repeatable. `roundwise methods` lists them all.",
         "--set",
         default=(),
         metavar="NAME=VALUE",
@@ -202,6 +205,8 @@ def _with_options(stage: Plain, options: RecipeOptions, *, data_free: bool) -> P
     """A stage, changed by all options except `--set` and `--override`."""
     if stage["stage"] == "rewrite":
         return stage | _given(methods=_rewrites(stage.get("methods"), options.rewrites))
+    if stage["stage"] == "finetune":
+        return stage
     weights = stage["weights"]
     symmetric = False if options.asymmetric else None
     ranges = _method(weights["ranges"], options.ranges)
@@ -210,6 +215,7 @@ def _with_options(stage: Plain, options: RecipeOptions, *, data_free: bool) -> P
         "weights": weights,
         "rounding": _method(stage["rounding"], options.rounding),
         "activations": _activations(stage.get("activations"), options, data_free=data_free),
+        "edge_bits": stage.get("edge_bits") if options.edge_bits is None else options.edge_bits,
         "correction": None if options.correction == NONE else _method(stage.get("correction"), options.correction),
     }
     return {name: value for name, value in (stage | changed).items() if value is not None}
@@ -303,8 +309,11 @@ def _tables(stage: Plain, target: str) -> list[Plain]:
     """The tables of a stage that a target means."""
     if stage["stage"] == "rewrite":
         return [one for one in stage.get("methods", ()) if target == f"rewrites.{one.get('method')}"]
+    place = _SHORT.get(target, target).split(".")
+    if stage["stage"] == "finetune" and place.pop(0) != "finetune":
+        return []
     table: Any = stage
-    for name in _SHORT.get(target, target).split("."):
+    for name in place:
         table = table.get(name) if isinstance(table, dict) else None
     return [table] if isinstance(table, dict) else []
 
@@ -317,7 +326,9 @@ def _no_table(target: str) -> str:
         )
     if target in ("activations", "activations.ranges"):
         return "activations stay in float and have no settings. Give --activations 8 to quantize them."
-    known = "'rounding', 'ranges', 'activations', 'activations.ranges' or 'rewrites.REWRITE'"
+    if target.startswith("finetune"):
+        return "the recipe does not train, so it has no such settings. `roundwise finetune` does."
+    known = "'rounding', 'ranges', 'activations', 'activations.ranges', 'rewrites.REWRITE' or 'finetune'"
     return f"nothing in the recipe is called '{target}'. Write {known} before the dot."
 
 
@@ -331,7 +342,7 @@ def _with_override(stage: Plain, text: str) -> Plain:
         raise RecipeError("this is not NAME=VALUE. Write for instance --override classifier=8.")
     if re.search("=[^=]*per-[a-z]+$", layer.lower()):
         raise RecipeError(f"the size of a group follows a colon. Write --override {layer}:{value}.")
-    if stage["stage"] == "rewrite":
+    if stage["stage"] != "quantize":
         return stage
     overrides = dict(stage["overrides"])
     override = overrides.pop(layer, {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import fx
@@ -12,6 +12,8 @@ from torch import fx
 from roundwise.engine.unit import LayerTask
 from roundwise.errors import RecipeError
 from roundwise.graph.analysis.activations import find_activations, kind_of
+from roundwise.graph.analysis.edges import edge_readers
+from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.analysis.moments import Known, propagate
 from roundwise.graph.graph import Graph
 from roundwise.methods.activations import ActivationBatchNorm
@@ -55,11 +57,15 @@ def plan_activations(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize) 
     if stage.activations is None and not stage.exceptions.quantizes_activations:
         return []
     layers = {call: task.layer for task in tasks for call in task.layer.calls}
+    edges = set() if stage.edge_bits is None else edge_readers(graph, find_layers(graph))
     planned = []
     for group in find_activations(graph, layers.keys()):
         names = [node.name for node in group.nodes] + [layers[r].name for r in group.readers if r in layers]
         kinds = [layers[r].map.operation if r in layers else kind_of(r) for r in group.readers]
         settings = stage.exceptions.activations(names, kinds, stage.activations)
+        at_edge = not edges.isdisjoint(group.readers) and not stage.exceptions.names_activations(names)
+        if settings is not None and stage.edge_bits is not None and at_edge:
+            settings = replace(settings, bits=stage.edge_bits)
         if settings is not None:
             planned.append(ActivationTask(group.nodes, settings))
     if len({task.settings.adapt_rounding for task in planned}) > 1:

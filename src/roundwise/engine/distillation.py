@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from roundwise.engine.processes import Processes
 from roundwise.errors import CalibrationError
 
 
@@ -40,10 +41,11 @@ class Loss:
             does not count.
         kind: "kl" takes outputs as logits, along dimension 1; "mse" takes them as numbers; "auto" takes a
             floating-point output as logits if it has two or more dimensions and two or more channels.
+        processes: that have the other parts of the batch. The loss is then this part's summand of the whole batch's.
     """
 
-    def __init__(self, labels_weight: float = 0.0, kind: str = "auto") -> None:
-        self.labels_weight, self.kind = labels_weight, kind
+    def __init__(self, labels_weight: float = 0.0, kind: str = "auto", processes: Processes = Processes()) -> None:
+        self.labels_weight, self.kind, self._processes = labels_weight, kind, processes
 
     @property
     def needs_teacher(self) -> bool:
@@ -63,9 +65,10 @@ class Loss:
         """
         found = _floats(outputs)
         loss = torch.zeros((), device=found[0].device)
+        part = self._part_of_batch(found[0])
         weight = self.labels_weight if labels is not None else 0.0
         if targets is not None and weight < 1:
-            parts = [self._difference(y, t) for y, t in zip(found, _floats(targets), strict=True)]
+            parts = [self._difference(y, t, part) for y, t in zip(found, _floats(targets), strict=True)]
             loss = loss + (1 - weight) * torch.stack(parts).mean()
         if labels is None:
             return Losses(loss, None)
@@ -78,15 +81,23 @@ class Loss:
                 "from 0 to the number of classes − 1, or data without labels."
             )
         if weight > 0:
-            loss = loss + weight * F.cross_entropy(scores.float(), labels)
+            loss = loss + weight * part * F.cross_entropy(scores.float(), labels)
         return Losses(loss, int((scores.argmax(1) == labels).sum()))
 
-    def _difference(self, y: Tensor, t: Tensor) -> Tensor:
+    def _part_of_batch(self, output: Tensor) -> float:
+        """The share of the batch's samples that this process has."""
+        samples = len(output) if output.dim() else 1
+        return samples / self._processes.total(samples, output.device)
+
+    def _difference(self, y: Tensor, t: Tensor, part: float) -> Tensor:
         y, t = y.float(), t.float()
         if self.kind == "kl" or (self.kind == "auto" and y.dim() >= 2 and y.shape[1] > 1):
             log_y, log_t = F.log_softmax(y, 1), F.log_softmax(t, 1)
-            return F.kl_div(log_y, log_t, reduction="sum", log_target=True) / (y.numel() / y.shape[1])
-        spread = (t - t.mean()).square().sum()
+            return part * F.kl_div(log_y, log_t, reduction="sum", log_target=True) / (y.numel() / y.shape[1])
+        mean = part * t.mean()
+        self._processes.sum([mean])
+        spread = (t - mean).square().sum()
+        self._processes.sum([spread])
         return (y - t).square().sum() / spread.clamp(min=torch.finfo(torch.float32).tiny)
 
 

@@ -8,14 +8,16 @@ import time
 import torch
 
 from roundwise.engine.checkpoint import Checkpoint, fingerprint
+from roundwise.engine.final_error import output_errors
 from roundwise.engine.network import Network
+from roundwise.engine.processes import Processes
 from roundwise.engine.run import Run
 from roundwise.engine.trainable import Trainable
 from roundwise.engine.trainer import Trainer
 from roundwise.engine.training_data import training_data
 from roundwise.errors import RecipeError
 from roundwise.recipe.finetune import Finetune
-from roundwise.report import StageReport
+from roundwise.report import StageReport, worst_error
 
 
 def run_finetune(stage: Finetune, network: Network, run: Run) -> Network:
@@ -28,23 +30,40 @@ def run_finetune(stage: Finetune, network: Network, run: Run) -> Network:
     """
     if not run.has_data:
         raise RecipeError("Finetune needs samples to train on, and there are none. Give samples, or leave it out.")
-    start = time.perf_counter()
-    data = training_data(run.training_samples, network.facts.signature, stage.batch_size, run.seed)
+    start, given, processes = time.perf_counter(), run.training, Processes.present()
+    data = training_data(given.samples, network.facts.signature, stage.batch_size, run.seed, processes)
     trainable = Trainable(network, stage.quantization).to(run.device)
-    teacher = None if stage.labels == 1 else (network.original or network.graph).module()
+    original = network.original or network.graph
+    teacher = None if stage.labels == 1 else original.module()
     checkpoint = None
-    if run.journal is not None:
+    if given.journal is not None:
         identity = fingerprint(dataclasses.asdict(stage) | {"seed": run.seed}, trainable.state_dict(), data.samples)
-        checkpoint = Checkpoint(run.journal, identity)
+        checkpoint = Checkpoint(given.journal, identity)
+    arguments = (run.seed, run.device, run.progress, checkpoint, given.augmentation, processes)
     with torch.random.fork_rng(), torch.enable_grad():
-        trainer = Trainer(trainable, teacher, data, stage, run.seed, run.device, run.progress, checkpoint)
+        trainer = Trainer(trainable, teacher, data, stage, *arguments)
         trainer.run()
+    seconds = time.perf_counter() - start
     notes = [f"training: {note}" for note in network.graph.training.notes]
     if data.note:
         notes.append(data.note)
     if trainer.best_epoch == 0:
-        notes.append("training did not lower the loss on held-out samples, so the network is as it was before")
+        notes.append(
+            "training did not help: no epoch lowered the loss on held-out samples, so the network from before training "
+            "was kept. More samples, a smaller learning rate or fewer kinds of parameters (`only`) may help"
+        )
+    elif network.weights:
+        notes.append("the figures of single layers and activations are those before training")
+    trained = trainable.to_network()
+    notes += [note for stage in trained.reports[len(network.reports) :] for note in stage.notes]
+    assert run.calibration is not None
+    outputs = output_errors(trained, original, run.calibration, run.device)
     report = StageReport(
-        "finetune", {"training": time.perf_counter() - start}, tuple(notes), epochs=tuple(trainer.epochs)
+        "finetune",
+        {"training": seconds},
+        tuple(notes),
+        output_error=worst_error(outputs) if outputs else None,
+        outputs=outputs,
+        epochs=tuple(trainer.epochs),
     )
-    return dataclasses.replace(trainable.to_network(), reports=(*network.reports, report))
+    return dataclasses.replace(trained, reports=(*network.reports, report))

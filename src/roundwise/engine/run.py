@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -27,6 +27,22 @@ from roundwise.recipe.recipe import Recipe
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class ForTraining:
+    """What the caller gives for stages that train.
+
+    Attributes:
+        samples: in the caller's form: training reads them anew in each epoch. None takes the calibration samples.
+        journal: the folder where training keeps its state, so that it can go on after it was killed; or None.
+        augmentation: changes the inputs of each training batch; or None.
+    """
+
+    samples: Any = None
+    journal: Path | None = None
+    augmentation: Callable[[Any], Any] | None = None
+
+
+@final
 @dataclass(eq=False)
 class Run:
     """The state that all stages of one run share.
@@ -41,8 +57,7 @@ class Run:
         inputs: copies of the first samples, which the finished model keeps as its example; None without data.
         notes: for the report: on the caller's settings, on values of the data that were not used, on the capture.
         seconds: what the preparation took: reading the samples, and capturing the model.
-        training_samples: what a stage that trains is given, in the caller's form: it reads them anew in each epoch.
-        journal: the folder where training keeps its state, so that it can go on after it was killed; or None.
+        training: what the caller gives for stages that train; its samples are set.
         last: whether the current stage is the last one, so that the samples need not be kept after it; `run_stage`
             sets it.
     """
@@ -56,8 +71,7 @@ class Run:
     inputs: tuple[tuple[Any, ...], dict[str, Any]] | None
     notes: tuple[str, ...]
     seconds: dict[str, float]
-    training_samples: Any = None
-    journal: Path | None = None
+    training: ForTraining = ForTraining()
     last: bool = False
 
     @property
@@ -86,8 +100,7 @@ def prepared_run(
     recipe: Recipe,
     progress: Progress | None,
     dynamic: Dynamic | None = None,
-    training_samples: Any = None,
-    journal: Path | None = None,
+    training: ForTraining = ForTraining(),
 ) -> Iterator[tuple[Run, Network]]:
     """Read the samples and capture the model; gives the state of the run, and the network for the first stage.
 
@@ -135,8 +148,7 @@ def prepared_run(
             seconds={"read": read - start, "capture": captured - read},
         )
         if any(isinstance(stage, Finetune) for stage in recipe.stages):
-            run.journal = journal
-            run.training_samples = inputs if training_samples is None else training_samples
+            run.training = replace(training, samples=inputs if training.samples is None else training.samples)
         del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)
         yield run, Network(graph, facts, {})
 

@@ -358,15 +358,24 @@ class Stream:
 
 def _output_names(graph: Graph) -> dict[fx.Node, str]:
     """The name of each output, by the operation or input that gives it."""
-    (result,) = next(node for node in graph.operations.nodes if node.op == "output").args
-    leaves = pytree.tree_leaves(result)
-    spec = graph.structure.out_spec
-    paths = leaf_paths(result if spec is None else pytree.tree_unflatten(leaves, spec))
+    leaves = pytree.tree_leaves(_result(graph))
     names: dict[fx.Node, str] = {}
-    for leaf, path in zip(leaves, paths, strict=True):
+    for leaf, name in zip(leaves, output_names(graph), strict=True):
         if isinstance(leaf, fx.Node):
-            names.setdefault(leaf, output_name(path))
+            names.setdefault(leaf, name)
     return names
+
+
+def output_names(graph: Graph) -> list[str]:
+    """The name of each output, in order."""
+    result = _result(graph)
+    spec = graph.structure.out_spec
+    paths = leaf_paths(result if spec is None else pytree.tree_unflatten(pytree.tree_leaves(result), spec))
+    return [output_name(path) for path in paths]
+
+
+def _result(graph: Graph) -> Any:
+    return next(node for node in graph.operations.nodes if node.op == "output").args[0]
 
 
 def _overflow(found: str) -> ModelError:

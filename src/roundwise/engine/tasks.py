@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
@@ -12,6 +13,7 @@ from roundwise.artifacts.plain import dtype_name
 from roundwise.engine.activations import overridable_names
 from roundwise.engine.unit import LayerTask
 from roundwise.errors import ModelError
+from roundwise.graph.analysis.edges import edge_layers
 from roundwise.graph.analysis.layers import Layer, find_layers
 from roundwise.graph.analysis.moments import Known, expected_columns, propagate
 from roundwise.graph.graph import Graph
@@ -46,6 +48,14 @@ def plan_layers(graph: Graph, stage: Quantize) -> list[LayerTask]:
     tensors, kinds = overridable_names(graph)
     stage.exceptions.check(names, tensors, [*operations, *kinds])
     settings = stage.exceptions.weights(names, operations, stage.weights)
+    if stage.edge_bits is not None:
+        edges = edge_layers(graph, layers)
+        settings = [
+            replace(weights, bits=stage.edge_bits)
+            if weights is not None and layer.weight in edges and not stage.exceptions.names_weights(layer.name)
+            else weights
+            for layer, weights in zip(layers, settings, strict=True)
+        ]
     known = propagate(graph)
     tasks = [
         _task(graph, layer, weights, stage, known)

@@ -25,11 +25,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
+from torch.fx._pytree import tree_flatten_spec
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -37,6 +39,8 @@ from roundwise.artifacts.emit import QuantizedWeight
 from roundwise.artifacts.model import Model
 from roundwise.engine.network import Network
 from roundwise.engine.norm_statistics import reestimate
+from roundwise.engine.real_offsets import apply_shifts
+from roundwise.engine.recomputation import Segments
 from roundwise.engine.trainable_graph import Builder, parameter_or_buffer, place
 from roundwise.engine.training_data import TrainingBatch, training_batches
 from roundwise.errors import ModelError
@@ -44,6 +48,7 @@ from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.matrix import LinearMap
 from roundwise.methods.interfaces import ActivationQuantizer, LearnedQuantization, WeightQuantizer
 from roundwise.numerics.grid import SMALLEST_SCALE, Grid, expand_blocks
+from roundwise.report import StageReport
 
 
 class QuantizedParameter(NamedTuple):
@@ -106,10 +111,27 @@ class Trainable(nn.Module):
         module = fx.GraphModule(self, operations)
         self._in_spec, self._out_spec = structure.in_spec, structure.out_spec
         self._run: Callable[..., Any] = type(module).forward
+        self._operations = operations
+        self._segments: Segments | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network, in training or evaluation mode."""
-        return self._run(self, *args, **kwargs)
+        if self._segments is None or not (self.training and torch.is_grad_enabled()):
+            return self._run(self, *args, **kwargs)
+        outputs = pytree.tree_leaves(self._segments.run(*self._leaves(args, kwargs)))
+        return outputs[0] if self._out_spec is None else pytree.tree_unflatten(outputs, self._out_spec)
+
+    def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The inputs without their nesting, in the order of the graph's inputs."""
+        names = self.network.graph.structure.arguments
+        given = dict(zip(names, args, strict=False)) | kwargs
+        positional = self._in_spec.child(0).num_children
+        nested = tuple(given[name] for name in names[:positional]), {name: given[name] for name in names[positional:]}
+        return tree_flatten_spec(nested, self._in_spec)
+
+    def recompute(self, enabled: bool = True) -> None:
+        """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+        self._segments = Segments(self, self._operations) if enabled else None
 
     # ---------------------------------------------------------------------------------------------- its parameters
 
@@ -197,6 +219,7 @@ class Trainable(nn.Module):
             if name in graph.constants:
                 graph.constants[name] = value.detach().clone()
         codes: dict[str, tuple[Tensor, Grid]] = {}
+        weights: dict[str, Tensor] = {}  # what the codes stand for, as matrices
         for layer in self._layers:
             norm = None if layer.batch_norm is None else self.get_submodule(layer.batch_norm)
             quantizer = None if layer.quantizer is None else self._weight_quantizer(layer.quantizer)
@@ -214,6 +237,10 @@ class Trainable(nn.Module):
             graph.constants[layer.weight] = linear_map.to_weight(matrix).contiguous()
             if grid is not None and chosen is not None:
                 codes[layer.weight] = chosen, grid
+                matrix = grid.dequantize(chosen)
+            weights[layer.weight] = matrix
+        shifts = {name: self._activation_quantizer(path).shift for name, path in self._activations.items()}
+        shifted = apply_shifts(graph, {name: shift for name, shift in shifts.items() if shift}, weights)
         layers = {layer.weight: layer for layer in find_layers(graph)}
         nodes = {node.name: node for node in graph.operations.nodes}
         return dataclasses.replace(
@@ -221,8 +248,10 @@ class Trainable(nn.Module):
             graph=graph,
             weights=tuple(QuantizedWeight(layers[name], *of_layer) for name, of_layer in codes.items()),
             quantizers={
-                nodes[name]: self._activation_quantizer(path).quantizer for name, path in self._activations.items()
+                nodes[shifted.get(name, [name])[0]]: self._activation_quantizer(path).quantizer
+                for name, path in self._activations.items()
             },
+            reports=(*self.network.reports, *_report_on_offsets(shifted)),
         )
 
     def _weight_quantizer(self, path: str) -> WeightQuantizer:
@@ -234,6 +263,17 @@ class Trainable(nn.Module):
         module = self.get_submodule(path)
         assert isinstance(module, ActivationQuantizer)
         return module
+
+
+def _report_on_offsets(shifted: Mapping[str, Sequence[str]]) -> tuple[StageReport, ...]:
+    """An entry that says which real offsets are added in float arithmetic; empty if there are none."""
+    notes = tuple(
+        f"activation '{name}' has a real offset, which is added in float arithmetic before {', '.join(others)}: no "
+        "bias can take it up there. LSQPlus(offset='integer') keeps these operations in integers"
+        for name, (_, *others) in shifted.items()
+        if others
+    )
+    return (StageReport("finetune", notes=notes),) if notes else ()
 
 
 def _call(module: nn.Module, batch: TrainingBatch) -> object:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from roundwise.engine.calibration import BATCH, inputs_and_labels
+from roundwise.engine.processes import Processes
 from roundwise.errors import CalibrationError
 from roundwise.frontends import Signature
 
@@ -43,6 +44,33 @@ class TrainingBatch(NamedTuple):
     def samples(self) -> int:
         """Number of samples."""
         return next((len(t) for t in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)), 0)
+
+    def changed(self, change: Callable[[Any], Any] | None) -> TrainingBatch:
+        """The batch with the inputs that a function makes of its inputs: of a tensor, or a tuple or dict of them.
+
+        Raises:
+            CalibrationError: the function does not return the same number of inputs, with the same number of samples.
+        """
+        if change is None:
+            return self
+        given: Any = self.kwargs or (self.args[0] if len(self.args) == 1 else self.args)
+        made = change((*self.args, self.kwargs) if self.args and self.kwargs else given)
+        if self.args and self.kwargs:
+            args, kwargs = tuple(made[:-1]), made[-1]
+        elif self.kwargs:
+            args, kwargs = (), made
+        else:
+            args, kwargs = (made,) if len(self.args) == 1 else tuple(made), {}
+        batch = TrainingBatch(args, kwargs, self.labels)
+        if pytree.tree_structure((args, kwargs)) != pytree.tree_structure((self.args, self.kwargs)) or (
+            batch.samples != self.samples
+        ):
+            raise CalibrationError(
+                f"augmentation was given {type(given).__name__} with {self.samples} samples and returned a "
+                f"{type(made).__name__} with {batch.samples}; the network takes inputs as before. Return as many "
+                "inputs and samples as the function is given."
+            )
+        return batch
 
     def to(self, device: torch.device) -> TrainingBatch:
         """The batch on a device."""
@@ -89,19 +117,28 @@ class TrainingData:
         return TrainingBatch(*inputs_and_labels(raw, self.signature))
 
 
-def training_data(data: Any, signature: Signature, batch_size: int, seed: int) -> TrainingData:
+def training_data(
+    data: Any, signature: Signature, batch_size: int, seed: int, processes: Processes = Processes()
+) -> TrainingData:
     """Samples in any form that `quantize` takes, or a data loader, as something to train on.
+
+    Args:
+        data: the samples.
+        signature: what the model's call takes.
+        batch_size: samples in a batch, over all processes; a data loader has its own.
+        seed: of the order of samples.
+        processes: each gets its part of every batch; of an iterable, every so many batches.
 
     Raises:
         CalibrationError: there are no samples, or the data can be read only once.
     """
     if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
-        return _of_dataset(data.dataset, signature, data.batch_size or batch_size, seed, data)
+        return _of_dataset(data.dataset, signature, data.batch_size or batch_size, seed, data, processes)
     if isinstance(data, Tensor | tuple | Mapping) or _is_array(data):
-        return _of_dataset(_Rows(data), signature, batch_size, seed, None)
+        return _of_dataset(_Rows(data), signature, batch_size, seed, None, processes)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        return _of_dataset(data, signature, batch_size, seed, None)
-    return _of_iterable(data, signature)
+        return _of_dataset(data, signature, batch_size, seed, None, processes)
+    return _of_iterable(data, signature, processes)
 
 
 def training_batches(data: Any, signature: Signature) -> Iterator[TrainingBatch]:
@@ -173,7 +210,12 @@ class _Rows(Dataset[Any]):
 
 
 def _of_dataset(
-    dataset: Any, signature: Signature, batch_size: int, seed: int, loader: DataLoader[Any] | None
+    dataset: Any,
+    signature: Signature,
+    batch_size: int,
+    seed: int,
+    loader: DataLoader[Any] | None,
+    processes: Processes,
 ) -> TrainingData:
     samples = len(dataset)
     if samples < 2:
@@ -191,25 +233,34 @@ def _of_dataset(
         settings["collate_fn"] = torch.utils.data.default_collate
     fetch = dataset if isinstance(dataset, _Rows) else _Batched(dataset)
 
-    def batches_of(indices: Sequence[int], epoch: int, start: int) -> Iterable[Any]:
-        cut = [list(indices[at : at + batch_size]) for at in range(0, len(indices), batch_size)]
-        if len(cut) > 1 and len(cut[-1]) == 1:
-            del cut[-1]  # batch-norm cannot take statistics from one sample
-        return DataLoader(
-            _Indexed(fetch, cut[start:]), generator=torch.Generator().manual_seed(seed + epoch), **settings
-        )
+    least = 2 * processes.count  # batch-norm cannot take statistics from one sample
+
+    def loaded(batches: list[list[int]], epoch: int) -> Iterable[Any]:
+        return DataLoader(_Indexed(fetch, batches), generator=torch.Generator().manual_seed(seed + epoch), **settings)
 
     def epoch(number: int, start: int) -> Iterable[Any]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number + 1)
         shuffled = [trained[at] for at in torch.randperm(len(trained), generator=generator).tolist()]
-        return batches_of(shuffled, number, start)
+        whole = _cut(shuffled, batch_size, least)[start:]
+        return loaded([batch[processes.rank :: processes.count] for batch in whole], number)
 
-    size = sum(1 for _ in range(0, len(trained), batch_size))
-    size -= size > 1 and len(trained) % batch_size == 1
-    return TrainingData(epoch, list(batches_of(kept, 0, 0)), size, len(trained), True, "", signature)
+    held_out = list(loaded(_cut(kept, batch_size, 1)[processes.rank :: processes.count], 0))
+    if processes.count > 1 and len(trained) < least:
+        raise CalibrationError(
+            f"there are {len(trained)} samples to train on, for {processes.count} processes, each of which needs 2 in "
+            "every batch. Give more samples, or start fewer processes."
+        )
+    batches = len(_cut(trained, batch_size, least))
+    return TrainingData(epoch, held_out, batches, len(trained), True, "", signature)
 
 
-def _of_iterable(data: Any, signature: Signature) -> TrainingData:
+def _cut(indices: Sequence[int], size: int, least: int) -> list[list[int]]:
+    """Batches of indices; the last one is left out if it has fewer than `least`."""
+    cut = [list(indices[at : at + size]) for at in range(0, len(indices), size)]
+    return cut[:-1] if len(cut) > 1 and len(cut[-1]) < least else cut
+
+
+def _of_iterable(data: Any, signature: Signature, processes: Processes) -> TrainingData:
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise CalibrationError(
             f"there is nothing to train on in a {type(data).__name__}. Give a tensor, a DataLoader, or an iterable of "
@@ -228,9 +279,11 @@ def _of_iterable(data: Any, signature: Signature) -> TrainingData:
         "too, decided which state was kept"
     )
 
-    def epoch(_: int, start: int) -> Iterable[Any]:
-        return itertools.islice(iter(data), start, None)
+    def epoch(_: int, start: int) -> Iterator[Any]:
+        rounds = zip(*[iter(data)] * processes.count, strict=False)  # a batch for each process
+        return (batches[processes.rank] for batches in itertools.islice(rounds, start, None))
 
+    held = held[processes.rank :: processes.count]
     return TrainingData(epoch, held, None, None, False, note, signature)
 
 

@@ -86,7 +86,7 @@ def read_inputs(
                 wanted = dynamic[number].get(dim) if number < len(dynamic) else None
                 # Sizes with one symbol are equal in every call: they have one name.
                 name = named.setdefault(str(size), wanted or f"{node.target}_{dim}")
-                variable.append(VariableSize(dim, name, _range(size, ranges)))
+                variable.append(VariableSize(dim, name, size_range(size.node.expr, ranges or {})))
         if sizes and isinstance(sizes[0], torch.SymInt):
             shape[0] = None
         elif shape:
@@ -100,12 +100,15 @@ def batch_range(program: ExportedProgram) -> Range:
     inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
     values = [node.meta.get("val") for node in inputs]
     sizes: list[Any] = [value.shape[0] for value in values if isinstance(value, Tensor) and value.dim()]
-    return next((_range(size, program.range_constraints) for size in sizes if isinstance(size, torch.SymInt)), Range())
+    return next(
+        (size_range(size.node.expr, program.range_constraints) for size in sizes if isinstance(size, torch.SymInt)),
+        Range(),
+    )
 
 
-def _range(size: torch.SymInt, ranges: Mapping[Any, Any] | None) -> Range:
+def size_range(symbol: Any, ranges: Mapping[Any, Any]) -> Range:
     """The values that a symbol may have."""
-    values = (ranges or {}).get(size.node.expr)
+    values = ranges.get(symbol)
     if values is None:
         return Range(2)
     # PyTorch's infinity is not an `Integer`, though it says that it is finite.

@@ -27,6 +27,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from roundwise.errors import CalibrationError, CaptureError, ModelError
+from roundwise.frontends.conditions import OtherSize, other_sizes
 from roundwise.frontends.double import Double
 from roundwise.frontends.explain import callers_level, first_lines, locate, way_out
 from roundwise.frontends.exporting import SMALLEST, Inputs, Plan, export, plan_of_module, plan_of_program, take
@@ -49,6 +50,9 @@ _ATTENTION_ALONG_BATCH = (
     "sequences were cut into batches: build the model with batch_first=True, or quantize a wrapper that transposes "
     "its input"
 )
+
+_NUMBERS_OF_SAMPLES = 8
+"""Numbers of samples, from the fewest, for which the conditions of a program are looked at."""
 
 
 @final
@@ -101,6 +105,8 @@ class TorchExport(Frontend):
             else:
                 plan = plan_of_module(double.module, (args, kwargs), dynamic or {})
             graph, double, lost = _capture(double, (args, kwargs), plan)
+            if isinstance(model, ExportedProgram):
+                _check_conditions(model, graph, (args, kwargs))
             graph.structure = _with_defaults(graph.structure, self.facts(model).signature)
             training = training_information(double.module, graph, exported=exported)
             graph.training = replace(training, notes=(*lost, *training.notes))
@@ -116,6 +122,7 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
         exported = export(double.another(), inputs, plan, _run, record_contiguous=True)
     lost: tuple[str, ...] = ()
     graph = graph_of_program(exported.program, exported.double.module, plan.named)
+    others = tuple(other_sizes(exported.program))
     try:
         graph.notes = _check_equal(double, graph, inputs)
     except CaptureError:
@@ -128,6 +135,8 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
         exported = export(double.another(), inputs, plan, _run, keep_dropout=False, record_contiguous=strided)
         graph = graph_of_program(exported.program, exported.double.module, plan.named)
         graph.notes = _check_equal(double, graph, inputs)
+    for other in others:
+        _check_other_size(double, graph, inputs, other)
     if plan.of_program is not None:
         graph.inputs = plan.of_program
         batches = Range(graph.limits.batches.low, plan.batches.high)
@@ -300,6 +309,55 @@ def _check_equal_batch(double: Double, graph: Graph, inputs: Inputs, samples: in
             "clock, whether gradients are computed. Or it overwrites what dropout handed on, and with it dropout's "
             f"input (`y = drop(x); y += 1`). Take that out of its forward.\n{way_out(double.module, '')}"
         )
+
+
+def _check_other_size(double: Double, graph: Graph, inputs: Inputs, other: OtherSize) -> None:
+    """Compare the graph with the model at a size at which a condition of the export does not hold."""
+    leaves, spec = pytree.tree_flatten(take(inputs, 2))
+    for number, dim in other.places:
+        places = torch.arange(other.size, device=leaves[number].device) % leaves[number].shape[dim]
+        leaves[number] = leaves[number].index_select(dim, places)
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    try:
+        with warnings.catch_warnings(action="ignore"), without_fast_path():
+            expected = _run(double.another(), (args, kwargs))
+    except CalibrationError:
+        return  # the model refuses that size itself
+    difference = _difference_of(expected, graph, (args, kwargs))
+    if difference:
+        raise CaptureError(
+            f"the model's code does something else for some sizes: it was captured where {other.condition}, and with "
+            f"the size {other.size} {difference}. Take that decision out of the model's forward, or leave that "
+            f"dimension out of `dynamic` if it is there.\n{way_out(double.module, '')}"
+        )
+
+
+def _check_conditions(program: ExportedProgram, graph: Graph, inputs: Inputs) -> None:
+    """Refuse a program that holds only for every other number of samples or the like: the graph would hold for all."""
+    if graph.batch is not None:
+        return
+    guarded, low = program.module(), graph.limits.batches.low
+    for samples in range(low, low + _NUMBERS_OF_SAMPLES):
+        if graph.limits.batches.holds(samples):
+            condition = _broken_condition(guarded, take(inputs, samples))
+            if condition:
+                raise CaptureError(
+                    f"the program does not hold for {number_of(samples, 'sample')}: {condition}. It was exported from "
+                    "code that decides by the number of samples. Give the model itself, or export it with a fixed "
+                    "number of samples."
+                )
+
+
+def _broken_condition(guarded: nn.Module, inputs: Inputs) -> str:
+    """The condition of a program that does not hold for these inputs, in PyTorch's words; empty if there is none."""
+    args, kwargs = inputs
+    try:
+        guarded(*args, **kwargs)
+    except AssertionError as error:
+        return first_lines(error)
+    except Exception:  # it cannot be run with these inputs, and neither can the graph
+        return ""
+    return ""
 
 
 def _difference_of(outputs: Any, graph: Graph, inputs: Inputs) -> str:

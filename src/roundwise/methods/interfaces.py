@@ -293,6 +293,11 @@ class ActivationQuantizer(nn.Module, ABC):
     def quantizer(self) -> Quantizer:
         """The quantizer that training has reached."""
 
+    @property
+    @abstractmethod
+    def shift(self) -> float:
+        """δ, where the module computes `quantizer.fake_quantize(x − δ) + δ`: other than 0 for a real offset."""
+
 
 class LearnedQuantization(ABC):
     """How weights and activations are quantized while the network is trained. Implementations are frozen dataclasses.

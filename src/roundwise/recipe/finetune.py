@@ -43,6 +43,12 @@ class Finetune:
             on; 0 is without. For depthwise networks below 5 bits, where weights jump to and fro between two codes.
         freezing: weights that change their code against the last change in more than this share of the steps stay at
             the code that they had most of the time; None freezes none.
+        weight_average: with 0.999, what is evaluated and kept is a running average of the parameters over about 1,000
+            steps, with 0.99 over 100; 0 keeps the parameters themselves.
+        precision: "bfloat16" computes products in it during training, which is faster on GPUs and takes less memory.
+            Parameters, and all evaluations, stay in float32.
+        recompute: compute activations again in the backward pass instead of keeping them: less memory, for a third more
+            time.
         batch_norm_batches: before each evaluation and at the end, batch-norm's running statistics are estimated anew
             on this many batches; 0 keeps those of training.
 
@@ -62,6 +68,9 @@ class Finetune:
     loss: Literal["auto", "kl", "mse"] = "auto"
     dampening: float = 0.0
     freezing: float | None = None
+    weight_average: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    recompute: bool = False
     batch_norm_batches: int = 50
 
     def __post_init__(self) -> None:
@@ -77,7 +86,12 @@ class Finetune:
                 raise RecipeError(f"{name}={value!r}: it must be a number from 0 to {most:,g}.")
         if self.freezing is not None and (type(self.freezing) is not float or not 0 < self.freezing < 1):
             raise RecipeError(f"freezing={self.freezing!r}: it must be a number between 0 and 1, or None.")
-        for name, known in (("optimizer", ("adam", "sgd")), ("loss", ("auto", "kl", "mse"))):
+        if type(self.weight_average) not in (int, float) or not 0 <= self.weight_average < 1:
+            raise RecipeError(f"weight_average={self.weight_average!r}: it must be a number from 0 to below 1.")
+        if type(self.recompute) is not bool:
+            raise RecipeError(f"recompute={self.recompute!r}: it must be True or False.")
+        words = {"optimizer": ("adam", "sgd"), "loss": ("auto", "kl", "mse"), "precision": ("float32", "bfloat16")}
+        for name, known in words.items():
             if getattr(self, name) not in known:
                 raise RecipeError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(known)}.")
         if self.only is not None:

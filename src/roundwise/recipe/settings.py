@@ -188,6 +188,14 @@ class Overrides(Mapping[str, Override]):
                 chosen = None if override.activations == FLOAT else override.activations
         return chosen
 
+    def names_weights(self, name: str) -> bool:
+        """Whether an exception for weights is for the layer of this name, and not for a glob or a kind of operation."""
+        return name in self._entries and self._entries[name].weights is not None
+
+    def names_activations(self, names: Iterable[str]) -> bool:
+        """Whether an exception for activations is for one of these names."""
+        return any(name in self._entries and self._entries[name].activations is not None for name in names)
+
     @property
     def quantizes_activations(self) -> bool:
         """Whether an exception quantizes activations, even where the stage leaves all others in float."""

@@ -16,7 +16,7 @@ from roundwise.methods.corrections import CORRECTIONS
 from roundwise.methods.interfaces import Correction, GraphRewrite, RoundingSolver
 from roundwise.methods.rewrites import REWRITES, CrossLayerEqualization, HighBiasAbsorption
 from roundwise.methods.rounding import ROUNDING_SOLVERS, GramAdaRound
-from roundwise.numerics.grid import PerTensor
+from roundwise.numerics.grid import BITS, PerTensor
 from roundwise.recipe.checks import check_choice
 from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.settings import Activations, Override, Overrides, Weights
@@ -92,6 +92,12 @@ class Quantize:
             tensors that it reads. Of several matches the last one counts, and it counts alone: `Weights(bits=8)` has
             the defaults for everything else (`dataclasses.replace(weights, bits=8)` changes the bits only).
 
+        edge_bits: bits of the weights of the first and the last layers, and of the activations that they read; None
+            treats them as all others. 8 is usual where the others have 4 bits or fewer: it costs little, and these
+            layers hurt most. First layers are those that no layer comes before; last ones, those that no layer comes
+            after. An override that names such a layer counts more; a glob or a kind of operation counts less. What
+            stays in float stays so.
+
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
     """
@@ -101,6 +107,7 @@ class Quantize:
     activations: Activations | None = None
     correction: Correction[Any] | None = None
     overrides: Mapping[str, Override | Weights | Activations | None] = field(default_factory=lambda: Overrides({}))
+    edge_bits: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.weights, Weights):
@@ -112,6 +119,11 @@ class Quantize:
             raise RecipeError(
                 f"activations is {self.activations!r}; it must be an object such as Activations(bits=8), or None to "
                 "leave them in float."
+            )
+        if self.edge_bits is not None and (type(self.edge_bits) is not int or self.edge_bits not in BITS):
+            raise RecipeError(
+                f"edge_bits={self.edge_bits!r}: the first and the last layers can have 2 to 8 bits, or 16. Give 8, as "
+                "is usual, or None to treat them as all others."
             )
         if not isinstance(self.overrides, Overrides):
             object.__setattr__(self, "overrides", Overrides(self.overrides))

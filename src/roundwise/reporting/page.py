@@ -19,9 +19,10 @@ import jinja2
 from roundwise.errors import ExportError, RecipeError
 from roundwise.files import named, replacing
 from roundwise.recipe.recipe import Recipe
-from roundwise.report import LayerReport, Report
+from roundwise.report import LayerReport, Report, training_in_words
 from roundwise.reporting import words
 from roundwise.reporting.charts import chart, weight_figure
+from roundwise.reporting.curves import curves
 from roundwise.reporting.words import decibels, number, percent, seconds
 from roundwise.wording import human_bytes, number_of
 
@@ -117,6 +118,16 @@ def render(
         total=sum(report.seconds.values()),
         tiles=_tiles(report, accuracy),
         charts=_charts(report.layers),
+        trainings=[
+            {
+                "words": training_in_words(stage),
+                "epochs": stage.epochs,
+                "best": stage.best_epoch,
+                "figures": curves(stage.epochs),
+            }
+            for stage in report.stages
+            if stage.epochs
+        ],
         **_settings(report.layers),
         weights=[
             (index, layer, weight_figure(layer, layer.summary))
@@ -148,6 +159,11 @@ def _tiles(report: Report, accuracy: Mapping[str, tuple[float, float]]) -> list[
     for name, (before, after) in accuracy.items():
         remark = "float → quantized, on the calibration samples"
         tiles.append((name, f"{percent(before)} → {percent(after)}", remark))
+    for best, first in ((one.best_epoch, one.epochs[0]) for one in report.stages if one.epochs):
+        assert best is not None
+        if first.accuracy is not None and best.accuracy is not None:
+            change = f"{percent(first.accuracy)} → {percent(best.accuracy)}"
+            tiles.append(("held-out accuracy", change, f"before training → epoch {best.epoch}, which was kept"))
     layers = seconds(sum(layer.seconds for layer in report.layers))
     tiles.append(("time", seconds(sum(report.seconds.values())), f"ranges and rounding of layers: {layers}"))
     tiles.append(("activations held", human_bytes(report.peak_activation_bytes), "at most, in memory and on disk"))

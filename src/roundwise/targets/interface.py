@@ -121,6 +121,10 @@ def _codebooks(recipe: Recipe) -> Iterator[tuple[str, Codebook]]:
         yield "weights", stage.weights.codebook
         if stage.activations is not None:
             yield "activations", stage.activations.codebook
+        if stage.edge_bits is not None:
+            yield "edge_bits: weights", Codebook(stage.edge_bits, stage.weights.symmetric)
+            if stage.activations is not None:
+                yield "edge_bits: activations", Codebook(stage.edge_bits, stage.activations.symmetric)
         for name, override in stage.exceptions.items():
             if isinstance(override.weights, Weights):
                 yield f"overrides['{name}'].weights", override.weights.codebook

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from recipes import quantizing
+from thirds import in_thirds
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -163,8 +164,7 @@ def quantized(recipe="per channel", dtype=torch.float32):
     return rw.quantize(Net().eval().to(dtype), SAMPLES.to(dtype), RECIPES[recipe])
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("recipe", "dtype"), in_thirds(list(RECIPES), [torch.float32, torch.float16]))
 def test_the_form_for_pytorchs_tools_computes_the_same(recipe, dtype, decomposed):
     model = quantized(recipe, dtype)
     program = to_quantized_decomposed(model)

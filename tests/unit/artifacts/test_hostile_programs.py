@@ -306,3 +306,11 @@ def test_codes_and_scales_are_checked(change, facts, tmp_path):
     change(description, tensors)
     with raises(rw.FileFormatError, "model.rw", *facts):
         rw.load(written(tmp_path / "model.rw", (description, tensors)))
+
+
+def test_a_network_that_counts_its_samples_is_no_program_for_any_number_of_them(tmp_path):
+    steps = [dict(*call("aten.sym_size.int", X, 0), name="s"), dict(*call("operator.mod", value("s"), 2), name="d")]
+    model = rw.load(hostile(tmp_path, [*steps, *call("aten.sum.dim_IntList", matrix, many(value("d")))]))
+    assert model(torch.ones(3, 4)).shape == (4,)
+    with raises(rw.ExportError, "x.size()[0] % 2"):
+        model.program()

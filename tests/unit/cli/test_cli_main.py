@@ -13,7 +13,7 @@ from facts import has
 import roundwise as rw
 from roundwise import cli
 from roundwise.cli.app import COMMANDS
-from roundwise.cli.options import SECTIONS
+from roundwise.cli.options import SECTIONS, TRAINING
 
 
 def test_help_lists_the_commands_without_importing_them():
@@ -43,7 +43,7 @@ def test_every_help_has_an_example_and_fits_on_a_screen(name):
 def test_the_help_of_quantize_has_the_everyday_options_first():
     lines = run("quantize", "--help", width=100).stdout.splitlines()
     titles = [line for line in lines if re.fullmatch(r"[A-Z][a-z ]+:", line)]
-    assert titles == [f"{title}:" for title in SECTIONS]
+    assert titles == [f"{title}:" for title in SECTIONS if title != TRAINING]
     advanced = lines.index("Advanced:")
     for option in ("--pretrained", "--data", "--bits", "--rounding", "--override", "--out"):
         assert option in " ".join(lines[:advanced])
@@ -95,8 +95,15 @@ def test_ctrl_c_ends_with_130_and_one_line_while_modules_are_imported(tmp_path, 
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("module", ["torch", "their_network"])
+@pytest.mark.parametrize(
+    ("number", "module"),
+    [
+        (signal.SIGTERM, "torch"),
+        (signal.SIGHUP, "their_network"),
+        pytest.param(signal.SIGTERM, "their_network", marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, "torch", marks=pytest.mark.slow),
+    ],
+)
 def test_other_signals_end_like_ctrl_c_with_a_code_of_their_own(tmp_path, number, module):
     (tmp_path / "net.py").write_text("def build():\n    import their_network\n")
     np.save(tmp_path / "inputs.npy", np.zeros((2, 4), dtype=np.float32))

@@ -17,7 +17,15 @@ from roundwise.errors import ExportError
 from roundwise.methods.rounding.nearest import Nearest
 from roundwise.numerics.grid import Grid
 from roundwise.numerics.summary import summarize
-from roundwise.report import ActivationReport, KeptFloat, LayerReport, Report, StageReport, WeightSummary
+from roundwise.report import (
+    ActivationReport,
+    EpochReport,
+    KeptFloat,
+    LayerReport,
+    Report,
+    StageReport,
+    WeightSummary,
+)
 from roundwise.reporting.charts import Axis
 from roundwise.reporting.page import render
 
@@ -174,6 +182,59 @@ def test_tables_have_heads_and_figures_titles(quantized):
             assert following == "caption"
         if tag == "th":
             assert attributes["scope"] in ("row", "col")
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+EPOCHS = (
+    EpochReport(0, None, 0.5, 0.7, None),
+    EpochReport(1, 0.4, 0.3, 0.75, 0.02),
+    EpochReport(2, 0.35, 0.25, 0.8125, 0.0123),
+    EpochReport(3, 0.3, 0.26, 0.8, 0.01),
+)
+
+
+def trained(epochs):
+    given = result(layer())
+    stages = (*given.report.stages, StageReport("finetune", {"training": 2.0}, output_error=0.004, epochs=epochs))
+    given.report = dataclasses.replace(given.report, stages=stages)
+    return given
+
+
+def test_the_curves_of_training_have_a_point_for_each_epoch_that_has_a_value():
+    shown = page(trained(EPOCHS))
+    curves = [a["class"] for tag, a in shown.elements if tag == "path" and a.get("class", "").startswith("curve")]
+    assert sorted(curves) == ["curve chosen", "curve chosen", "curve chosen", "curve nearest"]
+    titles = [text for text in shown.texts if text.startswith("epoch ")]
+    assert sum("held-out: " in title for title in titles) == 2 * len(EPOCHS)  # losses and accuracies
+    assert sum("training: " in title for title in titles) == len(EPOCHS) - 1
+    assert "epoch 2, held-out: 0.25" in titles
+    (table,) = (table for table in shown.tables if "held-out loss" in table[0])
+    assert [row[0] for row in table[1:]] == ["0", "1", "2 (kept)", "3"]
+    assert "70.0 % → 81.2 %" in " ".join(shown.texts)
+
+
+def test_without_labels_or_quantizers_there_are_no_such_curves():
+    plain = tuple(dataclasses.replace(epoch, accuracy=None, oscillating=None) for epoch in EPOCHS)
+    shown = page(trained(plain))
+    titles = [text for text in shown.texts if text.startswith("epoch ")]
+    assert len(titles) == 2 * len(plain) - 1
+    assert "accuracy by epoch" not in " ".join(shown.texts)
+
+
+def test_many_epochs_and_losses_that_no_axis_holds_have_a_page():
+    for losses in ([0.0] * 3, [math.nan] * 3, [1e-5 + index for index in range(210)]):
+        epochs = tuple(EpochReport(number, None, loss) for number, loss in enumerate(losses))
+        found = [attributes for tag, attributes in page(trained(epochs)).elements if tag == "circle"]
+        assert all(math.isfinite(float(one[name])) for one in found for name in ("cx", "cy"))
+
+
+def test_the_report_says_in_words_what_training_reached():
+    text = str(trained(EPOCHS).report)
+    assert has(text, "training: 3 epochs", "number 2", "0.5 → 0.25", "70.00% → 81.25%", "1.23%")
+    assert trained(EPOCHS).report.output_error == 0.004
+    worse = (EPOCHS[0], dataclasses.replace(EPOCHS[1], held_out=0.6))
+    assert has(str(trained(worse).report), "training: 1 epoch", "none", "0.5")
 
 
 # ------------------------------------------------------------------------------------------------- strange reports

@@ -16,6 +16,8 @@ from roundwise.methods.corrections import CORRECTIONS
 from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rewrites import REWRITES
 from roundwise.methods.rounding import ROUNDING_SOLVERS
+from roundwise.methods.training import LEARNED_QUANTIZATIONS
+from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.settings import Activations
 from roundwise.wording import did_you_mean
 
@@ -34,6 +36,11 @@ KINDS: dict[str, tuple[str, dict[str, type]]] = {
     "Ranges of activations": ("--activation-ranges NAME, --set activations.ranges.SETTING=VALUE", ACTIVATION_RANGES),
     "Rewrites": ("--rewrite NAME, --set rewrites.NAME.SETTING=VALUE", REWRITES),
     "Corrections": ("--correction NAME", CORRECTIONS),
+    "Training": ("roundwise finetune, --set finetune.SETTING=VALUE", {"finetune": Finetune}),
+    "Quantizers that are trained": (
+        "--training NAME, --set finetune.quantization.SETTING=VALUE",
+        LEARNED_QUANTIZATIONS,
+    ),
 }
 """The options that choose a method of each kind and its settings, and the methods."""
 
@@ -88,5 +95,13 @@ def _arguments(text: str) -> dict[str, str]:
 
 
 def _declared(setting: dataclasses.Field[Any]) -> str:
-    default = "" if setting.default is dataclasses.MISSING else f" = {setting.default}"
+    default = "" if setting.default is dataclasses.MISSING else f" = {_short(setting.default)}"
     return f"{setting.name}: {setting.type}{default}"
+
+
+def _short(value: Any) -> str:
+    """A value; of a method only the settings that are not its defaults."""
+    if not dataclasses.is_dataclass(value):
+        return str(value)
+    fields = ((one.name, getattr(value, one.name), one.default) for one in dataclasses.fields(value))
+    return f"{type(value).__name__}({', '.join(f'{name}={it!r}' for name, it, usual in fields if it != usual)})"

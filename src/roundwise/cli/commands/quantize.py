@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,20 +14,18 @@ from roundwise.cli.datafree import DataFreeOptions
 from roundwise.cli.measuring import accuracy as accuracy_of
 from roundwise.cli.options import ADVANCED, OUTPUT, RunOptions, as_command, file, option
 from roundwise.cli.outputs import check_outputs, check_targets
-from roundwise.cli.parameters import dimension, writable
+from roundwise.cli.parameters import dimension
 from roundwise.cli.recipes import RecipeOptions, changed, first_recipe
+from roundwise.cli.results import FileOptions, Run, deliver, show_report
 from roundwise.cli.samples import SampleOptions, describe
-from roundwise.cli.terminal import layer_progress, say, show_json, wrong_usage
+from roundwise.cli.terminal import layer_progress, say, wrong_usage
 from roundwise.cli.weights import WeightOptions
 from roundwise.data.dataset import Dataset, load_data
 from roundwise.engine.calibration import BATCH
-from roundwise.exporters import export
 from roundwise.graph.sizes import Dynamic
 from roundwise.loading.models import move
 from roundwise.loading.runnable import run_on
 from roundwise.recipe.recipe import Recipe
-from roundwise.reporting import html_report
-from roundwise.wording import human_bytes
 
 HELP = """
 Give a trained network low-bit weights, from a few hundred unlabelled inputs.
@@ -45,26 +42,20 @@ program of torch.export; reading one can run code that is in it, so it needs --t
 
 @final
 @dataclass(frozen=True)
-class OutputOptions:
-    """The files that are written."""
+class CheckOptions:
+    """Labels on which the accuracy is measured."""
 
-    out: tuple[Path, ...] = option(
-        OUTPUT, "Write the network: .rw or .onnx. Repeatable.", "--out", "-o", default=(), type=writable, metavar="FILE"
-    )
-    report: Path | None = option(
-        OUTPUT, "Write a page (.html) with every layer's errors, weights and grid.", type=writable, metavar="FILE"
-    )
     labels: Path | None = file(OUTPUT, "With --report: labels, to tell the accuracy before and after.")
 
-    def wants_accuracy(self, samples: SampleOptions) -> bool:
+    def wants_accuracy(self, samples: SampleOptions, report: Path | None) -> bool:
         """Whether the user gave labels, or said which labels in the data are meant.
 
         Raises:
             click.UsageError: there are labels, but no report to show the accuracy.
         """
-        if self.labels is not None and self.report is None:
+        if self.labels is not None and report is None:
             raise click.UsageError("--labels goes with --report, which shows the accuracy. Give both, or neither.")
-        return self.report is not None and (self.labels is not None or samples.label_key is not None)
+        return report is not None and (self.labels is not None or samples.label_key is not None)
 
 
 @final
@@ -96,14 +87,15 @@ def command(
     data_free: DataFreeOptions,
     options: RecipeOptions,
     sizes: SizeOptions,
-    output: OutputOptions,
+    output: FileOptions,
+    check: CheckOptions,
     run: RunOptions,
 ) -> None:
     """Run `roundwise quantize`."""
     started = time.perf_counter()
-    data_free.check(samples, output.labels)
+    data_free.check(samples, check.labels)
     check_outputs(output.out, output.report)
-    want_labels = output.wants_accuracy(samples)
+    want_labels = check.wants_accuracy(samples, output.report)
     recipe = first_recipe(options, data_free=data_free.data_free)
     with wrong_usage():
         recipe = changed(recipe, options, data_free=data_free.data_free)
@@ -119,7 +111,7 @@ def command(
         say(f"data: {facts['samples']}")
     else:
         reading, source = samples.reading(loaded.preprocessing, recipe.seed)
-        dataset = load_data(samples.require(), replace(reading, want_labels=want_labels, labels=output.labels))
+        dataset = load_data(samples.require(), replace(reading, want_labels=want_labels, labels=check.labels))
         inputs, facts["samples"] = dataset.batches(batch_size), dataset.description
         describe("data", dataset, source)
         if dataset.preprocessing is not None:
@@ -131,38 +123,15 @@ def command(
         before = accuracy_of(run_on(run.device, model, network), dataset, batch_size)
     with layer_progress() as progress:
         quantized = quantize(network, inputs, recipe, dynamic=sizes.as_mapping(), progress=progress)
-    if not run.as_json:
-        # Before the files are written, so that the user sees the report of a long run even if one of them fails.
-        click.echo(str(quantized.report))
-        sys.stdout.flush()
+    show_report(quantized, as_json=run.as_json)
     accuracy: dict[str, tuple[float, float]] = {}
     if dataset is not None and before:
         after = accuracy_of(run_on(run.device, "the quantized network", quantized), dataset, batch_size)
         accuracy = {name: (before[name], after[name]) for name in before}
-    files = [export(quantized, path) for path in output.out]
-    written = [(file.as_dict(), str(file)) for file in files]
-    if output.report is not None:
-        html_report(quantized, output.report, title=model, facts=facts, accuracy=accuracy)
-        size = output.report.stat().st_size
-        written.append(({"path": str(output.report), "bytes": size}, f"{output.report}: {human_bytes(size)}"))
-    if run.as_json:
-        show_json(
-            {
-                "model": model,
-                "data": facts["samples"],
-                "preprocessing": None if dataset is None else dataset.preprocessing,
-                "recipe": quantized.recipe.as_dict(),
-                "report": quantized.report.as_dict(),
-                "versions": quantized.versions,
-                "accuracy": {name: {"float": was, "quantized": now} for name, (was, now) in accuracy.items()},
-                "outputs": [figures for figures, _ in written],
-                "seconds": time.perf_counter() - started,
-            }
-        )
-        return
-    for name, (was, now) in accuracy.items():
-        click.echo(f"{name} on the calibration samples: {was:.2%} → {now:.2%}")
-    for _, text in written:
-        click.echo(f"written: {text}")
-    if not output.out:
-        say("the network was not written; give --out model.rw or --out model.onnx to keep the result")
+    deliver(
+        quantized,
+        output,
+        Run(model, facts, None if dataset is None else dataset.preprocessing, accuracy, started),
+        on="the calibration samples",
+        as_json=run.as_json,
+    )

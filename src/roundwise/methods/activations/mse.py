@@ -27,6 +27,8 @@ class ActivationMSE(ActivationRanges[Histogram]):
 
     Args:
         candidates: number of evenly spaced factors up to 1; more find a better range and take longer.
+        keeps_negatives: False lets unsigned codes begin at 0.0, so that all values below 0 become 0, as LSQ does. After
+            ReLU this changes nothing. Signed codes have negative numbers in any case.
 
     References:
         Banner et al., NeurIPS 2019, arXiv:1810.05723, which minimises the same error for a fitted density; here it is
@@ -34,6 +36,7 @@ class ActivationMSE(ActivationRanges[Histogram]):
     """
 
     candidates: int = 100
+    keeps_negatives: bool = True
     needs: ClassVar[type] = Histogram
 
     def __post_init__(self) -> None:
@@ -43,6 +46,8 @@ class ActivationMSE(ActivationRanges[Histogram]):
     def limits(self, values: Histogram, codebook: Codebook) -> tuple[float, float]:
         factors = torch.arange(self.candidates, 0, -1, dtype=torch.float64) / self.candidates
         low, high = min(values.low, 0.0), max(values.high, 0.0)
+        if not self.keeps_negatives and not codebook.symmetric and high > 0:
+            low = 0.0
         best = _best(values, low * factors, high * factors, codebook)
         for _ in range(0 if codebook.symmetric or low == 0 or high == 0 else 2):
             best = _best(values, low * factors, factors.new_full(factors.shape, best[1]), codebook)

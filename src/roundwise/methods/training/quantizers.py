@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -53,16 +54,32 @@ class LearnedWeight(WeightQuantizer):
 
 
 @final
+@dataclass(frozen=True)
+class LearnedOffset:
+    """How the offset of an activation is learned.
+
+    Attributes:
+        signed: whether codes count from the middle of the codebook, as signed codes do. The offset is the real number
+            that the code in the middle stands for; otherwise it is that of the smallest code.
+        real: whether it stays a real number, also where 0.0 then has no code.
+    """
+
+    signed: bool
+    real: bool
+
+
+@final
 class LearnedActivation(ActivationQuantizer):
     """Quantizes one activation; its scale is learned, and with LSQ+ its offset too.
 
     Attributes:
         scale: the parameter, a single number. Its absolute value counts.
-        offset: the parameter β = −z s of LSQ+, the real number that code 0 stands for; None where z is fixed.
+        offset: the parameter β of LSQ+, a real number: what the first code stands for, or the one in the middle
+            (`LearnedOffset`). None where the zero point is fixed.
     """
 
     def __init__(
-        self, quantizer: Quantizer, *, learns_offset: bool, scales_gradients: bool, device: torch.device
+        self, quantizer: Quantizer, *, learned: LearnedOffset | None, scales_gradients: bool, device: torch.device
     ) -> None:
         super().__init__()
         self.codebook: Codebook = quantizer.codebook
@@ -70,31 +87,45 @@ class LearnedActivation(ActivationQuantizer):
         self.zero_point: Tensor
         self.register_buffer("zero_point", torch.tensor(float(quantizer.zero_point), device=device))
         self.offset: nn.Parameter | None = None
-        if learns_offset:
-            start = -quantizer.zero_point * quantizer.scale
+        self._real = learned is not None and learned.real
+        book, self._first = self.codebook, 0
+        if learned is not None:
+            self._first = (book.qmin + book.qmax + 1) // 2 if learned.signed else book.qmin
+            start = (self._first - quantizer.zero_point) * quantizer.scale
             self.offset = nn.Parameter(torch.tensor(start, dtype=torch.float32, device=device))
+        self._largest = book.qmax - self._first  # p in the paper
         self._scales_gradients = scales_gradients
 
     def _zero_point(self, scale: Tensor) -> Tensor:
         if self.offset is None:
             return self.zero_point
-        book = self.codebook
-        return round_through((-self.offset / scale).clamp(book.qmin, book.qmax))
+        real = self._first - self.offset / scale
+        return real if self._real else round_through(real.clamp(self.codebook.qmin, self.codebook.qmax))
 
     @property
     def quantizer(self) -> Quantizer:
         """The quantizer with the scale and zero point that training has reached."""
         with torch.no_grad():
+            scale, book = positive(self.scale), self.codebook
+            return Quantizer(float(scale), int(self._zero_point(scale).round().clamp(book.qmin, book.qmax)), book)
+
+    @property
+    def shift(self) -> float:
+        """How far the real offset is from that of the zero point; 0 without a real offset."""
+        if not self._real:
+            return 0.0
+        with torch.no_grad():
             scale = positive(self.scale)
-            return Quantizer(float(scale), int(self._zero_point(scale)), self.codebook)
+            return float((self.quantizer.zero_point - self._zero_point(scale)) * scale)
 
     def forward(self, values: Tensor) -> Tensor:
         """The activation, quantized and back in float."""
         scale, book = positive(self.scale), self.codebook
         factor = 1.0
         if self._scales_gradients:
-            factor = gradient_scale(values.numel() // max(1, values.shape[0]), book.qmax)
-        return fake_quantize(values, scale, self._zero_point(scale), book.qmin, book.qmax, factor)
+            factor = gradient_scale(values.numel() // max(1, values.shape[0]), self._largest)
+        limits = (self._zero_point(scale), book.qmin, book.qmax, factor)
+        return fake_quantize(values, scale, *limits, real_zero_point=self._real)
 
     def extra_repr(self) -> str:
         return f"{self.codebook.bits} bits"
