@@ -45,11 +45,15 @@ FAIR = 0.5
 """The largest relative squared error of an output with 8-bit weights and activations. The weights are random: errors
 are larger than in trained networks."""
 
-INDEPENDENT = 1.5
+INDEPENDENT = 2.0
 """The largest difference between ONNX Runtime and the network with 8-bit activations, divided by the error of
 quantization; `CLOSE` is added. A runtime adds numbers in another order. A value at the border of two codes may then get
 the other one, and so may values that depend on it. In a deep network the rounding errors of the two end up independent:
-they differ by √2 times the error."""
+they differ by √2 times the error on average, and by more on few samples."""
+
+REPORTED = 0.3
+"""The largest relative difference between the error in the report and the error of the outputs. In a deep network a
+change of the inputs by 1e-6 changes the error by a tenth, for the same reason."""
 
 ENORMOUS = 1e8
 """Values from this size on stand for infinity, in masks for example, and are compared by their places alone."""
@@ -112,7 +116,8 @@ def eight_bits(case: Case) -> float:
     measured = max(_differences(_run(case.coarse, call), _run(case.module, call))) ** 2
     assert measured < FAIR, f"the relative squared error is {measured:.3g}"
     reported = case.coarse.report.output_error
-    assert abs(reported - measured) < 0.1 * measured + 1e-6, f"the report says {reported:.3g}, measured {measured:.3g}"
+    difference = abs(reported - measured)
+    assert difference < REPORTED * measured + 1e-6, f"the report says {reported:.3g}, measured {measured:.3g}"
     return measured
 
 
