@@ -95,7 +95,8 @@ def with_signal(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                kind = "relu" if isinstance(module, nn.Conv2d) else "linear"
+                nn.init.kaiming_normal_(module.weight, nonlinearity=kind)
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1 and not name.endswith("bias") and float(parameter.abs().max()) < 0.01:
                 parameter.uniform_(0.5, 1.0)

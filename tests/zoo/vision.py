@@ -13,11 +13,6 @@ def _torchvision(function: str, **settings: Any) -> Callable[[], nn.Module]:
     return lambda: with_signal(getattr(package("torchvision"), function)(**settings))
 
 
-def _segmentation(name: str) -> Callable[[], nn.Module]:
-    settings = {"weights": None, "weights_backbone": None, "num_classes": 3}
-    return lambda: with_signal(getattr(package("torchvision").segmentation, name)(**settings))
-
-
 def _timm(name: str, **settings: Any) -> Callable[[], nn.Module]:
     return lambda: with_signal(package("timm").create_model(name, num_classes=10, **settings))
 
@@ -70,7 +65,6 @@ TORCHVISION = (
         ),
         images(32),
     ),
-    Entry("lraspp", "torchvision", _segmentation("lraspp_mobilenet_v3_large"), images(64)),
 )
 
 TIMM = tuple(
@@ -81,7 +75,6 @@ TIMM = tuple(
         ("res2net50_14w_8s", 32, {"layers": (1, 1, 1, 1)}),
         ("efficientnet_lite0", 32, {}),
         ("mobilenetv4_conv_small_050", 32, {}),
-        ("ghostnet_050", 32, {}),
         ("convnext_atto", 32, {"depths": (1, 1, 2, 1)}),
         ("mobilevit_xxs", 64, {}),
         ("vit_tiny_patch16_224", 64, {"img_size": 64, "depth": 2}),
