@@ -43,7 +43,7 @@ loops: $(DEV)  ## the tests of training in Lightning, transformers and accelerat
 slow: $(DEV)  ## the tests that take minutes
 	@$(PYTEST) -m slow
 
-zoo: $(ZOO)  ## some seventy networks of other packages, each through every step: capture to ONNX Runtime; ten minutes
+zoo: $(ZOO)  ## some sixty networks of other packages, each through every step: capture to ONNX Runtime; ten minutes
 	@rm -rf build/zoo
 	@ROUNDWISE_ZOO=$(abspath build/zoo) $(PYTEST) -m zoo tests/zoo
 

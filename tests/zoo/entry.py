@@ -86,6 +86,23 @@ def randomize(model: nn.Module) -> nn.Module:
     return model
 
 
+def with_signal(model: nn.Module) -> nn.Module:
+    """Give layers weights that pass a signal on.
+
+    Some packages start the last layer, or the scale of a branch, at or near zero. The outputs then hardly depend on the
+    inputs, and are the same whatever a step does to the network.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                kind = "relu" if isinstance(module, nn.Conv2d) else "linear"
+                nn.init.kaiming_normal_(module.weight, nonlinearity=kind)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1 and not name.endswith("bias") and float(parameter.abs().max()) < 0.01:
+                parameter.uniform_(0.5, 1.0)
+    return model
+
+
 def images(size: int = 32, channels: int = 3) -> Callable[[int], Call]:
     """Inputs of a network that takes images."""
     return lambda count: ((torch.randn(count, channels, size, size),), {})

@@ -29,6 +29,7 @@ def _diffusers(model: str, **settings: Any) -> Callable[[], nn.Module]:
 def _whisper_encoder() -> nn.Module:
     transformers = package("transformers")
     config = transformers.WhisperConfig(
+        init_std=0.2,
         d_model=16,
         encoder_layers=1,
         encoder_attention_heads=2,
@@ -143,6 +144,7 @@ TRANSFORMERS = (
         _transformers(
             "ViTForImageClassification",
             "ViTConfig",
+            initializer_range=0.2,
             image_size=32,
             patch_size=8,
             hidden_size=16,
@@ -158,6 +160,7 @@ TRANSFORMERS = (
         _transformers(
             "SegformerForSemanticSegmentation",
             "SegformerConfig",
+            initializer_range=0.2,
             hidden_sizes=[8, 8, 16, 16],
             depths=[1, 1, 1, 1],
             num_attention_heads=[1, 1, 2, 2],

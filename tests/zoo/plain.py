@@ -207,6 +207,59 @@ class Mixer(nn.Module):
         return self.out((x + F.gelu(self.across(self.norm(x)))).mean(1))
 
 
+class Fourier(nn.Module):
+    """The Fourier transform over places and channels, in place of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm, self.out = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x + torch.fft.fft2(x).real)
+        return self.out((x + F.gelu(self.inner(x))).mean(1))
+
+
+class Experts(nn.Module):
+    """Several layers, of which each sample takes a weighted mean of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(8, 4), nn.ModuleList(nn.Linear(8, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = self.gate(x)
+        chosen = gates.masked_fill(gates < gates.topk(2).values[:, 1:], -torch.inf).softmax(1)
+        return (chosen.unsqueeze(2) * torch.stack([expert(x) for expert in self.experts], 1)).sum(1)
+
+
+class SuperResolution(nn.Module):
+    """Pixels from channels, added to an enlarged input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.slope = nn.Conv2d(1, 8, 5, padding=2), nn.Conv2d(8, 4, 3, padding=1), nn.PReLU(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        enlarged = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return enlarged + F.pixel_shuffle(self.b(self.slope(self.a(x))), 2)
+
+
+class Detector(nn.Module):
+    """Boxes and scores on two scales, without the suppression of boxes that overlap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.down = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.heads = nn.ModuleList(nn.Conv2d(8, 7, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        fine = F.silu(self.body(x))
+        scales = zip(self.heads, (fine, F.silu(self.down(fine))), strict=True)
+        found = torch.cat([head(features).flatten(2).transpose(1, 2) for head, features in scales], 1)
+        corner, size, scores = found.split((2, 2, 3), 2)
+        return torch.cat([corner.sigmoid(), size.clamp(max=2).exp()], 2), scores.softmax(2)
+
+
 PLAIN = (
     Entry("perceptron", "plain", lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), numbers(8)),
     Entry("residual", "plain", lambda: nn.Sequential(nn.Conv2d(3, 8, 3), Residual(8), Residual(8)), images(12)),
@@ -229,6 +282,10 @@ PLAIN = (
     Entry("siamese", "plain", Siamese, lambda n: ((torch.randn(n, 1, 9, 9), torch.randn(n, 1, 9, 9)), {})),
     Entry("volume", "plain", Volume, numbers(1, 8, 8, 8)),
     Entry("mixer", "plain", Mixer, images(32)),
+    Entry("fourier", "plain", Fourier, numbers(6, 8)),
+    Entry("mixture of experts", "plain", Experts, numbers(8)),
+    Entry("super-resolution", "plain", SuperResolution, images(10, 1)),
+    Entry("detector", "plain", Detector, images(16)),
     Entry(
         "flag, number and none", "plain", Mixed, lambda n: ((torch.randn(n, 8), 2.0), {"gate": None, "squash": True})
     ),
