@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from facts import has, raises
 from recipes import quantizing
+from thirds import in_thirds
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -251,8 +252,9 @@ IN_FLOAT = {
 
 
 @MODES
-@pytest.mark.parametrize(("build", "names"), IN_FLOAT.values(), ids=IN_FLOAT)
-def test_an_activation_that_no_grid_can_hold_stays_in_float_with_a_note(build, names, adapt):
+@pytest.mark.parametrize("case", in_thirds(IN_FLOAT))
+def test_an_activation_that_no_grid_can_hold_stays_in_float_with_a_note(case, adapt):
+    build, names = case
     torch.manual_seed(0)
     model = build().eval()
     result = quantized(adapt, model=model)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from recipes import quantizing
+from thirds import in_thirds
 from torch import fx, nn
 
 import roundwise as rw
@@ -172,7 +173,7 @@ def dropping(name):
     return capture(DROPPING[name][0], images(5, 5))
 
 
-@pytest.mark.parametrize("name", DROPPING)
+@pytest.mark.parametrize("name", in_thirds(list(DROPPING)))
 def test_dropout_is_kept_with_its_probability_and_trains_as_in_the_model(name):
     (model, expected), graph = DROPPING[name], dropping(name)
     assert dropouts(graph) == dropouts(normalize(graph)) == expected
@@ -180,7 +181,7 @@ def test_dropout_is_kept_with_its_probability_and_trains_as_in_the_model(name):
     check_training(model, images(5, 5), graph=graph)
 
 
-@pytest.mark.parametrize("name", DROPPING)
+@pytest.mark.parametrize("name", in_thirds(list(DROPPING)))
 def test_no_dropout_is_left_for_inference(name):
     graph = dropping(name)
     folded = rewrite(graph)

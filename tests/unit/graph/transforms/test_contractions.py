@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from recipes import quantizing
+from thirds import in_thirds
 from torch import nn
 
 import roundwise as rw
@@ -57,8 +58,9 @@ LINEAR = {
 }
 
 
-@pytest.mark.parametrize(("function", "x", "shape"), LINEAR.values(), ids=LINEAR)
-def test_a_product_with_a_constant_matrix_is_a_layer(function, x, shape, tmp_path):
+@pytest.mark.parametrize("case", in_thirds(LINEAR))
+def test_a_product_with_a_constant_matrix_is_a_layer(case, tmp_path):
+    function, x, shape = case
     model = Net(function).eval()
     quantized = rw.quantize(model, x, FINE)
     (layer,) = (layer for layer in quantized.report.layers if layer.name != "last")
