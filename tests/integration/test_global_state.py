@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,7 +157,7 @@ def test_threads_that_quantize_load_and_export_at_once_give_what_one_gives(tmp_p
 
 PRINTS_CODES = """
 import hashlib, sys, torch
-sys.path.insert(0, sys.argv[1])
+sys.path += sys.argv[1:]
 from test_global_state import network, samples, recipes, numbers
 import roundwise as rw
 for name, recipe in recipes():
@@ -168,7 +169,7 @@ for name, recipe in recipes():
 @pytest.mark.slow
 def test_codes_are_the_same_in_every_process_whatever_seeds_its_hashes():
     def codes(seed):
-        command = [sys.executable, "-c", PRINTS_CODES, str(__file__).rpartition("/")[0]]
+        command = [sys.executable, "-c", PRINTS_CODES, *map(str, Path(__file__).parents[:2])]
         done = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
