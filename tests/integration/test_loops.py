@@ -11,7 +11,8 @@ import pytest
 import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-LOOPS = {"lightning": "lightning", "transformers": "transformers", "accelerate": "accelerate"}
+LOOPS = {"lightning": ["lightning"], "transformers": ["transformers", "accelerate"], "accelerate": ["accelerate"]}
+"""What each example needs."""
 
 
 def example(name):
@@ -24,7 +25,8 @@ def example(name):
 @pytest.mark.loops
 @pytest.mark.parametrize("name", LOOPS)
 def test_an_example_trains_and_gives_a_model(name, capsys):
-    pytest.importorskip(LOOPS[name])
+    for package in LOOPS[name]:
+        pytest.importorskip(package)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # these packages warn of what is theirs, such as the number of workers
         module = example(name)
