@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from roundwise.errors import CalibrationError, CaptureError, ModelError
-from roundwise.frontends.conditions import OtherSize, other_sizes
+from roundwise.frontends.conditions import OtherSizes, other_sizes
 from roundwise.frontends.double import Double
 from roundwise.frontends.explain import callers_level, first_lines, locate, way_out
 from roundwise.frontends.exporting import SMALLEST, Inputs, Plan, export, plan_of_module, plan_of_program, take
@@ -51,8 +52,8 @@ _ATTENTION_ALONG_BATCH = (
     "its input"
 )
 
-_NUMBERS_OF_SAMPLES = 8
-"""Numbers of samples, from the fewest, for which the conditions of a program are looked at."""
+_TWO_DIFFER = re.compile(r"\S+ != \S+")
+"""A condition that two sizes, or a size and a number, are not equal."""
 
 
 @final
@@ -122,7 +123,7 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
         exported = export(double.another(), inputs, plan, _run, record_contiguous=True)
     lost: tuple[str, ...] = ()
     graph = graph_of_program(exported.program, exported.double.module, plan.named)
-    others = tuple(other_sizes(exported.program))
+    others = other_sizes(exported.program)
     try:
         graph.notes = _check_equal(double, graph, inputs)
     except CaptureError:
@@ -311,13 +312,9 @@ def _check_equal_batch(double: Double, graph: Graph, inputs: Inputs, samples: in
         )
 
 
-def _check_other_size(double: Double, graph: Graph, inputs: Inputs, other: OtherSize) -> None:
+def _check_other_size(double: Double, graph: Graph, inputs: Inputs, other: OtherSizes) -> None:
     """Compare the graph with the model at a size at which a condition of the export does not hold."""
-    leaves, spec = pytree.tree_flatten(take(inputs, 2))
-    for number, dim in other.places:
-        places = torch.arange(other.size, device=leaves[number].device) % leaves[number].shape[dim]
-        leaves[number] = leaves[number].index_select(dim, places)
-    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    args, kwargs = _resized(inputs, other)
     try:
         with warnings.catch_warnings(action="ignore"), without_fast_path():
             expected = _run(double.another(), (args, kwargs))
@@ -325,39 +322,42 @@ def _check_other_size(double: Double, graph: Graph, inputs: Inputs, other: Other
         return  # the model refuses that size itself
     difference = _difference_of(expected, graph, (args, kwargs))
     if difference:
+        shapes = [str(list(leaf.shape)) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         raise CaptureError(
             f"the model's code does something else for some sizes: it was captured where {other.condition}, and with "
-            f"the size {other.size} {difference}. Take that decision out of the model's forward, or leave that "
-            f"dimension out of `dynamic` if it is there.\n{way_out(double.module, '')}"
+            f"inputs of {' and '.join(shapes)} {difference}. Take that decision out of the model's forward, or "
+            f"leave that dimension out of `dynamic` if it is there.\n{way_out(double.module, '')}"
         )
 
 
 def _check_conditions(program: ExportedProgram, graph: Graph, inputs: Inputs) -> None:
-    """Refuse a program that holds only for every other number of samples or the like: the graph would hold for all."""
-    if graph.batch is not None:
-        return
-    guarded, low = program.module(), graph.limits.batches.low
-    for samples in range(low, low + _NUMBERS_OF_SAMPLES):
-        if graph.limits.batches.holds(samples):
-            condition = _broken_condition(guarded, take(inputs, samples))
-            if condition:
-                raise CaptureError(
-                    f"the program does not hold for {number_of(samples, 'sample')}: {condition}. It was exported from "
-                    "code that decides by the number of samples. Give the model itself, or export it with a fixed "
-                    "number of samples."
-                )
+    """Refuse a program that holds only for every other number of samples or the like: the graph would hold for all.
+
+    Two sizes that must differ are a condition of PyTorch's own in most programs, and are no reason to refuse one.
+    """
+    for other in other_sizes(program):
+        if _TWO_DIFFER.fullmatch(other.condition):
+            continue
+        args, kwargs = _resized(inputs, other)
+        try:
+            graph.module()(*args, **kwargs)
+        except Exception:  # noqa: S112  # the graph refuses these sizes itself
+            continue
+        shapes = [str(list(leaf.shape)) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        raise CaptureError(
+            f"the program holds only where {other.condition}, and so not for inputs of {' and '.join(shapes)}. It was "
+            "exported from code that decides by sizes. Give the model itself, or export it with fixed sizes."
+        )
 
 
-def _broken_condition(guarded: nn.Module, inputs: Inputs) -> str:
-    """The condition of a program that does not hold for these inputs, in PyTorch's words; empty if there is none."""
-    args, kwargs = inputs
-    try:
-        guarded(*args, **kwargs)
-    except AssertionError as error:
-        return first_lines(error)
-    except Exception:  # it cannot be run with these inputs, and neither can the graph
-        return ""
-    return ""
+def _resized(inputs: Inputs, other: OtherSizes) -> Inputs:
+    """The samples with other sizes, by cutting or repeating."""
+    leaves, spec = pytree.tree_flatten(inputs)
+    for (number, dim), size in other.sizes.items():
+        places = torch.arange(size, device=leaves[number].device) % leaves[number].shape[dim]
+        leaves[number] = leaves[number].index_select(dim, places)
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    return args, kwargs
 
 
 def _difference_of(outputs: Any, graph: Graph, inputs: Inputs) -> str:

@@ -26,12 +26,23 @@ class Decides(nn.Module):
 
 BOTH = {"x": {2: "height", 3: "width"}}
 DECISIONS = {
-    "every fourth number of samples": (lambda n, c, h, w: n % 4 == 0, None, ("x.shape[0]", 4)),
-    "all but every third number of samples": (lambda n, c, h, w: n % 3, None, ("x.shape[0]", 3)),
-    "odd heights": (lambda n, c, h, w: h % 2, BOTH, ("x.shape[2]", 3)),
-    "square images": (lambda n, c, h, w: h == w, BOTH, ("x.shape[2]", "x.shape[3]", 8)),
-    "as many samples as columns": (lambda n, c, h, w: n == w, BOTH, ("x.shape[0]", "x.shape[3]", 12)),
-    "an area that 96 divides": (lambda n, c, h, w: h * w % 96 == 0, BOTH, ("x.shape[2]", "x.shape[3]")),
+    "every fourth number of samples": (lambda n, c, h, w: n % 4 == 0, None, ("x.size()[0]", 4)),
+    "all but every third number of samples": (lambda n, c, h, w: n % 3, None, ("x.size()[0]", 3)),
+    "odd heights": (lambda n, c, h, w: h % 2, BOTH, ("x.size()[2]",)),
+    "square images": (lambda n, c, h, w: h == w, BOTH, ("x.size()[2]", "x.size()[3]")),
+    "as many samples as columns": (lambda n, c, h, w: n == w, BOTH, ("x.size()[0]", "x.size()[3]")),
+    "images beyond 20 on both sides": (
+        lambda n, c, h, w: min(h, w) > 20,
+        BOTH,
+        ("x.size()[2]", "x.size()[3]", 20),
+    ),
+    "more tokens than 30": (lambda n, c, h, w: (h // 8) * (w // 8) > 30, BOTH, ("x.size()[2]", "x.size()[3]", 30)),
+    "an image that 32 divides": (lambda n, c, h, w: h % 32 == 0 and w % 32 == 0, BOTH, ("x.size()[2]", 32)),
+    "a hundredth of the samples": (lambda n, c, h, w: int(n * 0.01), None, ("x.size()[0]",)),
+    "tens of samples": (lambda n, c, h, w: (n // 16) % 5 == 4, None, ("x.size()[0]", 5)),
+    "a limit in fractions": (lambda n, c, h, w: n / 8 > 6.5, None, ("x.size()[0]",)),
+    "no fewer than 50 samples": (lambda n, c, h, w: max(n, 50) > 50, None, ("x.size()[0]", 50)),
+    "an area that 96 divides": (lambda n, c, h, w: h * w % 96 == 0, BOTH, ("x.size()[2]", "x.size()[3]")),
 }
 
 
@@ -70,8 +81,21 @@ def test_sizes_that_the_model_refuses_are_no_reason_to_refuse_it():
             network(torch.randn(5, 3, 7, 6))
 
 
-def test_a_program_that_holds_for_every_other_number_of_samples_is_refused():
-    model = Decides(lambda n, c, h, w: n % 4 == 0).eval()
-    program = torch.export.export(model, (IMAGES[:23],), dynamic_shapes=({0: Dim.DYNAMIC},))
-    with raises(rw.CaptureError, "x.size()[0] % 4 != 0", 4):
+@pytest.mark.parametrize(
+    ("decide", "condition"),
+    [(lambda n, c, h, w: n % 4 == 0, "x.size()[0] % 4 != 0"), (lambda n, c, h, w: min(h, w) > 20, "x.size()[3]")],
+    ids=["samples", "images"],
+)
+def test_a_program_that_holds_for_some_sizes_alone_is_refused(decide, condition):
+    dims = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    program = torch.export.export(Decides(decide).eval(), (IMAGES[:23],), dynamic_shapes=dims)
+    with raises(rw.CaptureError, condition):
         rw.quantize(program, IMAGES[:23], EXACT)
+
+
+def test_a_program_in_which_sizes_must_differ_is_quantized():
+    model = Decides(lambda n, c, h, w: h == w and False).eval()
+    dims = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    quantized = rw.quantize(torch.export.export(model, (IMAGES[:23],), dynamic_shapes=dims), IMAGES[:23], EXACT)
+    x = torch.randn(2, 3, 5, 7)
+    torch.testing.assert_close(quantized(x), model(x), rtol=1e-3, atol=1e-3)
