@@ -146,7 +146,9 @@ class _Copier:
         if isinstance(tensor, nn.Parameter) and not self._copies_weights:
             double: Tensor = tensor
             if type(tensor) is nn.Parameter:  # other classes may hold what a new parameter would lack
-                double = nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+                values = tensor.detach()
+                # What was made in inference mode cannot be exported; outside of it, a copy of it can.
+                double = nn.Parameter(values.clone() if tensor.is_inference() else values, tensor.requires_grad)
                 vars(double).update(vars(tensor))
         elif tensor.is_leaf:
             double = copy.deepcopy(tensor)

@@ -244,3 +244,12 @@ def test_a_forward_that_was_exchanged_runs_in_evaluation_mode():
     with pytest.warns(UserWarning, match="training mode"):
         graph = TorchExport().graph(model, (X,), {})
     torch.testing.assert_close(graph.module()(X), model[0](X) * 2)
+
+
+def test_a_model_that_was_built_in_inference_mode_is_quantized_as_it_is():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    images, stage = torch.randn(8, 3, 6, 6), rw.Quantize(rw.Weights(bits=16), rw.rounding.Nearest())
+    for around in (torch.no_grad, torch.inference_mode):
+        with around():
+            torch.testing.assert_close(rw.quantize(model, images, stage)(images), model(images), rtol=1e-3, atol=1e-3)
