@@ -2,7 +2,7 @@
 
 The exporter takes attention over four dimensions without a mask. Everything else of
 `torch.nn.functional.scaled_dot_product_attention` is written out here: other numbers of dimensions, masks, queries
-that share heads of keys.
+that share heads of keys. And it takes two limits of a clamp only if both are whole or both are not.
 """
 
 from __future__ import annotations
@@ -48,7 +48,17 @@ def attention(
     return weights.masked_fill(blocked.all(-1, keepdim=True), 0.0) @ value
 
 
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {aten.scaled_dot_product_attention.default: attention}
+def clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """x between two limits, of which both are floats if one is."""
+    if isinstance(low, float) or isinstance(high, float):
+        low, high = (limit if limit is None else float(limit) for limit in (low, high))
+    return torch.clamp(x, low, high)
+
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    aten.clamp.default: clamp,
+    aten.scaled_dot_product_attention.default: attention,
+}
 """For each operation, the function that computes it from operations that the exporter translates."""
 
 
