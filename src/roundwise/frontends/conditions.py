@@ -58,6 +58,8 @@ def other_sizes(program: ExportedProgram) -> tuple[OtherSizes, ...]:
     The smallest ones are told for each choice of dimensions that change, and once more with these dimensions equal: the
     code may ask further (`h % 32 == 0 and w % 32 == 0`) where a condition does not hold.
     """
+    if getattr(program, "_guards_code", None) == []:  # as for most models; asking for each size would take time
+        return ()
     module = program.module()
     calls = module.graph.find_nodes(op="call_module", target=_GUARDS)
     if not calls:
