@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from roundwise.report import EpochReport, LayerReport
-from roundwise.wording import error_in_words, human_bytes, human_seconds, number_of
+from roundwise.report import CompressionReport, EpochReport, LayerReport
+from roundwise.wording import human_bytes, human_seconds, number_of
 
 
 @final
@@ -85,7 +85,7 @@ class PassStarted:
 @final
 @dataclass(frozen=True)
 class LayerStarted:
-    """Layer number `index` (from 0) of `total` is quantized next."""
+    """Layer number `index` (from 0) of `total` is quantized, measured or cut next."""
 
     name: str
     index: int
@@ -98,20 +98,17 @@ class LayerStarted:
 @final
 @dataclass(frozen=True)
 class LayerFinished:
-    """A layer is quantized; `seconds_left` is estimated from the time of the layers so far."""
+    """A layer is quantized or cut; `seconds_left` is estimated from the time of the layers so far."""
 
-    report: LayerReport
+    report: LayerReport | CompressionReport
     index: int
     total: int
     seconds_left: float
 
     def __str__(self) -> str:
         layer = self.report
-        return (
-            f"[{self.index + 1}/{self.total}] layer '{layer.name}': error {error_in_words(layer.error_nearest)} → "
-            f"{error_in_words(layer.error)}, "
-            f"{layer.flips:.1%} flipped, {layer.seconds:.1f} s; {human_seconds(self.seconds_left)} left"
-        )
+        left = human_seconds(self.seconds_left)
+        return f"[{self.index + 1}/{self.total}] layer '{layer.name}': {layer.outcome}; {left} left"
 
 
 @final

@@ -89,6 +89,57 @@ class LayerReport:
         """Number of weights in the layer."""
         return math.prod(self.shape)
 
+    @property
+    def outcome(self) -> str:
+        """A line for people who watch the run."""
+        return (
+            f"error {error_in_words(self.error_nearest)} → {error_in_words(self.error)}, "
+            f"{self.flips:.1%} flipped, {self.seconds:.1f} s"
+        )
+
+
+@final
+@dataclass(frozen=True)
+class CompressionReport:
+    """One layer of a compressed network: cut into smaller ones, or left as it is.
+
+    Attributes:
+        name: the layer's name in the model.
+        operation, shape: of the layer before.
+        method: by the name that recipes use; empty if the layer was left as it is.
+        size: what the method chose, such as the rank; empty if the layer was left.
+        macs, parameters: before and after: multiplications of one sample, and numbers in weight and bias.
+        predicted: what the choice expected: the squared error of the network's outputs from this layer alone, as a share
+            of their energy. Without data, the share of the layer's squared weights that is lost. NaN if it was left.
+        error_weights: relative error of the layer's output with factors of the weights alone; NaN without data.
+        error: relative error of the layer's output, on all samples, in the network whose earlier layers are cut too;
+            NaN without data.
+        seconds: time spent on the layer.
+        note: the reason why a layer was left; what was worse than expected.
+    """
+
+    name: str
+    operation: str
+    shape: tuple[int, ...]
+    method: str
+    size: tuple[int, ...]
+    macs: tuple[int, int]
+    parameters: tuple[int, int]
+    predicted: float
+    error_weights: float
+    error: float
+    seconds: float
+    note: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """A line for people who watch the run."""
+        size = "×".join(map(str, self.size))
+        return (
+            f"{self.method} of rank {size}: error {error_in_words(self.error_weights)} → {error_in_words(self.error)}, "
+            f"{self.macs[1] / self.macs[0]:.0%} of the MACs, {self.seconds:.1f} s"
+        )
+
 
 @final
 @dataclass(frozen=True)
@@ -180,7 +231,7 @@ class StageReport:
     """The report of one stage of the recipe.
 
     Attributes:
-        stage: name of the stage: `rewrite`, `quantize`, `finetune`.
+        stage: name of the stage: `compress`, `rewrite`, `quantize`, `finetune`.
         seconds: wall time of each activity.
         notes: notes about the stage as a whole.
         output_error: relative error of the network's output, Σ‖y − ŷ‖²/Σ‖y‖², on the calibration samples, against the
@@ -191,6 +242,7 @@ class StageReport:
         activations: the activations that the stage quantized, in order. All errors include theirs.
         outputs: the error of each output of the network, if it was measured.
         epochs: the epochs of training, with the state before it as epoch 0.
+        compressed: the layers of the network that the stage was given, cut or left, in the order in which they run.
     """
 
     stage: str
@@ -202,11 +254,23 @@ class StageReport:
     activations: tuple[ActivationReport, ...] = ()
     outputs: tuple[OutputReport, ...] = ()
     epochs: tuple[EpochReport, ...] = ()
+    compressed: tuple[CompressionReport, ...] = ()
 
     @property
     def best_epoch(self) -> EpochReport | None:
         """The epoch whose network was kept: that with the smallest held-out loss; None without training."""
         return min(self.epochs, key=lambda epoch: epoch.held_out, default=None)
+
+
+    @property
+    def macs(self) -> tuple[int, int]:
+        """Multiplications of one sample before and after compression, in all layers."""
+        return sum(one.macs[0] for one in self.compressed), sum(one.macs[1] for one in self.compressed)
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """Numbers in weights and biases of all layers before and after compression."""
+        return sum(one.parameters[0] for one in self.compressed), sum(one.parameters[1] for one in self.compressed)
 
 
 @final

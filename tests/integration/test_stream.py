@@ -353,7 +353,7 @@ def test_the_error_of_nearest_rounding_is_that_of_all_outputs_in_slices_of_any_s
 @pytest.mark.parametrize("name", NETWORKS)
 def test_of_many_samples_nearest_rounding_is_compared_on_some(name, monkeypatch):
     graph, batches = captured(name), SAMPLES.split(2)
-    monkeypatch.setattr("roundwise.engine.stream.NEAREST_SAMPLES", len(SAMPLES) // 3)  # on every third batch
+    monkeypatch.setattr("roundwise.engine.stream.SIMPLER_SAMPLES", len(SAMPLES) // 3)  # on every third batch
     with ActivationStore(1 << 30, torch.device("cpu")) as store:
         first = stream(graph, quantizing(COARSE, rw.rounding.Ceil()), store, batch=2).run().reports[0]
         nearest = stream(graph, quantizing(COARSE, rw.rounding.Nearest()), store).run()

@@ -11,9 +11,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
+from roundwise.engine.answers import StreamPair
 from roundwise.engine.schedule import Schedule
 from roundwise.engine.store import ActivationStore, held_bytes
-from roundwise.engine.unit import StreamPair
 from roundwise.engine.values import Executor, Values, count
 from roundwise.events import Plan
 

@@ -32,6 +32,7 @@ from roundwise.engine.activations import (
 from roundwise.engine.biases import fit_biases
 from roundwise.engine.network import Network
 from roundwise.engine.run import Run
+from roundwise.artifacts.emit import QuantizedWeight
 from roundwise.engine.stream import Stream, StreamResult
 from roundwise.engine.tasks import kept_float, plan_layers
 from roundwise.engine.unit import LayerTask, layer_report
@@ -114,7 +115,7 @@ class PassResult:
         activations: the quantizers of activations, with their reports.
     """
 
-    result: StreamResult
+    result: StreamResult[QuantizedWeight, LayerReport]
     activations: ChosenQuantizers
 
 
@@ -127,7 +128,7 @@ def _run_passes(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, run: 
     batches, progress = run.take_batches(), run.progress
     planned = plan_activations(graph, tasks, stage)
 
-    def stream(tasks: Sequence[LayerTask], *, last: bool, **more: Any) -> Stream:
+    def stream(tasks: Sequence[LayerTask], *, last: bool, **more: Any) -> Stream[QuantizedWeight, LayerReport]:
         made = Stream(graph, batches, run.samples, tasks, keeps_inputs=not last, seed=run.seed, store=run.store, **more)
         if last:
             batches.clear()  # the stream now has the only references, and can free each batch after use
@@ -171,8 +172,8 @@ def _run_without_data(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize,
 
 
 def _with_rounded(
-    first: StreamResult,
-    stream: Callable[..., Stream],
+    first: StreamResult[QuantizedWeight, LayerReport],
+    stream: Callable[..., Stream[QuantizedWeight, LayerReport]],
     tasks: Sequence[LayerTask],
     chosen: ChosenQuantizers,
     progress: Progress,
@@ -195,6 +196,8 @@ def _with_rounded(
     return PassResult(dataclasses.replace(_with_seconds(second, first), reports=layers), chosen)
 
 
-def _with_seconds(result: StreamResult, other: StreamResult) -> StreamResult:
+def _with_seconds(
+    result: StreamResult[QuantizedWeight, LayerReport], other: StreamResult[QuantizedWeight, LayerReport]
+) -> StreamResult[QuantizedWeight, LayerReport]:
     """The result, with the time of another pass added to its own."""
-    return dataclasses.replace(result, seconds={name: s + other.seconds[name] for name, s in result.seconds.items()})
+    return dataclasses.replace(result, seconds={name: s + other.seconds.get(name, 0.0) for name, s in result.seconds.items()})

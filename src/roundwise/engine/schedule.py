@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from torch import fx
 
-from roundwise.engine.unit import UnitTask
+from roundwise.engine.answers import UnitTask
 from roundwise.graph.graph import Graph
 from roundwise.graph.unit import Unit
 
@@ -52,7 +52,7 @@ class Segment:
     """The steps before a unit, and the unit."""
 
     steps: list[Step]
-    task: UnitTask
+    task: UnitTask[Any, Any]
 
 
 @final
@@ -85,7 +85,7 @@ class Schedule:
     def of(
         cls,
         graph: Graph,
-        tasks: Sequence[UnitTask],
+        tasks: Sequence[UnitTask[Any, Any]],
         quantized: Collection[fx.Node] = (),
         *,
         reference: Graph | None = None,
@@ -109,7 +109,7 @@ class Schedule:
         steps = _steps(graph, reference, tasks, pairs)
         segments, tail = _segments(steps, tasks)
         shared = {step.current for step in steps if step.shared and step.current is not None}
-        calls = [call for task in tasks for layer in task.unit.layers for call in layer.calls]
+        calls = [call for task in tasks if task.changes for layer in task.unit.layers for call in layer.calls]
         return cls(
             graph,
             reference,
@@ -166,7 +166,7 @@ def _pairs(graph: Graph, reference: Graph, counterparts: Mapping[str, str] | Non
     return {**pairs, **dict(ends), _output(graph): _output(reference)}
 
 
-def _steps(graph: Graph, reference: Graph, tasks: Iterable[UnitTask], pairs: Mapping[fx.Node, fx.Node]) -> list[Step]:
+def _steps(graph: Graph, reference: Graph, tasks: Iterable[UnitTask[Any, Any]], pairs: Mapping[fx.Node, fx.Node]) -> list[Step]:
     """A step for each tensor and for the output; each comes after the steps that its operation reads."""
     order = _order(graph, tasks)
     if reference is graph:
@@ -219,7 +219,7 @@ def _arguments(node: fx.Node) -> str:
     return str(fx.map_arg((node.args, dict(node.kwargs)), lambda source: places[source]))
 
 
-def _order(graph: Graph, tasks: Iterable[UnitTask]) -> list[fx.Node]:
+def _order(graph: Graph, tasks: Iterable[UnitTask[Any, Any]]) -> list[fx.Node]:
     """All operations of the current graph, in the order in which they run.
 
     If a solver is `addition_aware`, the other branch of the addition is computed before the layer, unless that branch
@@ -250,7 +250,7 @@ def _missing(wanted: fx.Node | None, known: Container[fx.Node]) -> set[fx.Node]:
     return missing
 
 
-def _segments(steps: Iterable[Step], tasks: Iterable[UnitTask]) -> tuple[list[Segment], list[Step]]:
+def _segments(steps: Iterable[Step], tasks: Iterable[UnitTask[Any, Any]]) -> tuple[list[Segment], list[Step]]:
     """The units in order, each with the steps before it; and the steps after the last unit."""
     by_output = {task.unit.output: task for task in tasks}
     inside = {node for task in by_output.values() for node in task.unit.nodes}

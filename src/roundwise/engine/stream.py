@@ -1,13 +1,13 @@
 """One pass over the network with two streams of activations: the reference stream and the current stream.
 
 The *reference stream* holds the activations of the float network. The *current stream* holds the activations of the
-network so far, whose earlier units are already quantized. Both go through the network together, from one unit to the
+network so far, whose earlier units already have their new weights: quantized, or compressed. Both go through the network together, from one unit to the
 next; at each unit:
 
     1. Run the operations before the unit in both streams, for every batch.
     2. Collect the statistics that the unit's methods need, from its inputs x̂ (current stream) and its targets y
        (reference stream).
-    3. Choose grids, codes and biases from the statistics (`engine/unit.py`).
+    3. Choose weights from the statistics: grids, codes and biases (`engine/unit.py`), or factors (`engine/refitting.py`).
     4. Run the unit with these weights in the current stream, and measure its error.
 
 A solver may ask for the reference's inputs x instead of x̂; and if the unit's output is added to another branch r, for
@@ -30,18 +30,17 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Generic, TypeVar, final
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from roundwise.artifacts.emit import QuantizedWeight
+from roundwise.engine.answers import ChosenWeight, Solved, StreamPair, UnitTask
 from roundwise.engine.measure import distance_by_items
 from roundwise.engine.plan import forecast
 from roundwise.engine.schedule import Schedule, Segment, Step
 from roundwise.engine.store import ActivationStore
-from roundwise.engine.unit import Solved, StreamPair, UnitTask, layer_report
 from roundwise.engine.values import Executor, Values, count, each, fetch
 from roundwise.errors import ModelError
 from roundwise.events import LayerFinished, LayerStarted, Planned, Progress
@@ -52,12 +51,16 @@ from roundwise.graph.unit import Unit
 from roundwise.numerics.output_error import ErrorSums, as_tensor
 from roundwise.numerics.quantizer import Quantizer
 from roundwise.numerics.squares import distance, energy, relative_error
-from roundwise.report import LayerReport, OutputReport, worst_error
+from roundwise.report import CompressionReport, LayerReport, OutputReport, worst_error
 from roundwise.statistics import Addend, ValueStatistic
 
-NEAREST_SAMPLES = 128
-"""If there are 256 samples or more, measure the error of nearest rounding on at least 128 of them, not on all. A larger
-number makes the report's `error_nearest` more exact and the run slower; codes do not depend on it."""
+W = TypeVar("W", bound=ChosenWeight)
+R = TypeVar("R", bound=LayerReport | CompressionReport)
+
+SIMPLER_SAMPLES = 128
+"""If there are 256 samples or more, measure the error of the simpler weights (for codes, of nearest rounding) on at
+least 128 of them, not on all. A larger number makes that error more exact and the run slower; weights do not depend on
+it."""
 
 MAX_BRANCH_ERROR = 100
 """Ignore an addition if the squared error of the other branch is more than 100 times the energy of the layer's output:
@@ -72,18 +75,18 @@ COMPENSATES = (
 
 @final
 @dataclass(frozen=True, eq=False)
-class StreamResult:
+class StreamResult(Generic[W, R]):
     """The result of a pass.
 
     Attributes:
-        weights, reports: codes and a report for each layer.
+        weights, reports: the weight and the report of each layer.
         outputs: the error of each output that was measured.
         seconds: time by activity.
         notes: which outputs were not measured.
     """
 
-    weights: list[QuantizedWeight]
-    reports: list[LayerReport]
+    weights: list[W]
+    reports: list[R]
     outputs: tuple[OutputReport, ...]
     seconds: dict[str, float]
     notes: tuple[str, ...] = ()
@@ -95,7 +98,7 @@ class StreamResult:
 
 
 @final
-class Stream:
+class Stream(Generic[W, R]):
     """One pass over a graph. `plan` is its forecast; `run` it once."""
 
     def __init__(
@@ -103,7 +106,7 @@ class Stream:
         graph: Graph,
         batches: list[list[Any]],
         samples: int,
-        tasks: Sequence[UnitTask],
+        tasks: Sequence[UnitTask[W, R]],
         *,
         quantizers: Mapping[fx.Node, Quantizer] | None = None,
         observers: Mapping[fx.Node, ValueStatistic] | None = None,
@@ -126,7 +129,7 @@ class Stream:
             keeps_inputs=keeps_inputs,
         )
         self._executor = Executor(self._schedule, store)
-        self._seconds = {"forward": 0.0, "ranges": 0.0, "rounding": 0.0}
+        self._seconds = {"forward": 0.0}
         self._batches: list[Values] = [
             {node: StreamPair(leaf, leaf) for node, leaf in zip(self._schedule.inputs, batch, strict=True)}
             for batch in batches
@@ -139,34 +142,35 @@ class Stream:
     # ---------------------------------------------------------------------------------------------- the pass
 
     @torch.no_grad()
-    def run(self) -> StreamResult:
-        """Quantize every unit.
+    def run(self) -> StreamResult[W, R]:
+        """Solve every unit.
 
         Raises:
             ModelError: an activation is NaN or infinite, or a unit's tensors differ in shape between the two streams.
             MemoryBudgetError: the disk is full.
         """
         self._progress(Planned(self.plan))
-        weights: list[QuantizedWeight] = []
-        reports: list[LayerReport] = []
+        weights: list[W] = []
+        reports: list[R] = []
         begin, total = time.perf_counter(), len(self._schedule.segments)
         for values in self._batches:
             for node in values.keys() & (self._quantizers.keys() | self._observers.keys()):
                 values[node] = each(self._observe_and_quantize(node, values[node]), self._store.hold)
         for index, segment in enumerate(self._schedule.segments):
             self._progress(LayerStarted(segment.task.unit.name, index, total))
-            for weight, report in self._quantize_unit(segment):
-                weights.append(weight)
-                reports.append(report)
+            new_weights, new_reports = self._solve_unit(segment)
+            weights += new_weights
+            reports += new_reports
             elapsed, done = time.perf_counter() - begin, sum(self._costs[: index + 1])
             left = elapsed * (sum(self._costs) - done) / done if done else 0.0
-            self._progress(LayerFinished(reports[-1], index, total, left))
+            if new_reports:
+                self._progress(LayerFinished(new_reports[-1], index, total, left))
         outputs, notes = self._finish()
         self._seconds["forward"] = time.perf_counter() - begin - sum(self._seconds.values())
         return StreamResult(weights, reports, outputs, self._seconds, notes)
 
-    def _quantize_unit(self, segment: Segment) -> list[tuple[QuantizedWeight, LayerReport]]:
-        """Collect the unit's statistics, choose its codes, and run it with them in the current stream."""
+    def _solve_unit(self, segment: Segment) -> tuple[list[W], list[R]]:
+        """Collect the unit's statistics, choose its weights, and run it with them in the current stream."""
         task, unit = segment.task, segment.task.unit
         statistics: Any = task.statistics(self._samples, self._seed)
         total, compensates = 0.0, False
@@ -186,17 +190,31 @@ class Stream:
 
         solved = task.solve(statistics, self._seed)
         del statistics
+        if not task.changes:
+            self._go_on(unit)
+            return [], []
+        weights = [weight for one in solved for weight in one.weights]
         for one in solved:
-            self._seconds["ranges"] += one.seconds_ranges
-            self._seconds["rounding"] += one.seconds_rounding
-            dtype = self._graph.constants[one.chosen.layer.weight].dtype
-            self._executor.weights.update(dict.fromkeys(one.chosen.layer.calls[1:], one.chosen.weight(dtype)))
-        difference, difference_nearest = self._advance(unit, solved)
-        errors = relative_error(difference_nearest, total), relative_error(difference, total)
-        note = COMPENSATES if compensates else ""
-        return [(one.chosen, layer_report(one, *errors, note)) for one in solved]
+            for activity, seconds in one.seconds.items():
+                self._seconds[activity] = self._seconds.get(activity, 0.0) + seconds
+        for weight in weights:
+            dtype = self._graph.constants[weight.layer.weight].dtype
+            self._executor.weights.update(dict.fromkeys(weight.layer.calls[1:], weight.weight(dtype)))
+        difference, difference_simpler = self._advance(unit, solved)
+        errors = relative_error(difference_simpler, total), relative_error(difference, total)
+        return weights, [one.report(*errors, COMPENSATES if compensates else "") for one in solved]
 
-    def _addend(self, task: UnitTask, values: Values, target: float) -> Addend | None:
+    def _go_on(self, unit: Unit) -> None:
+        """Leave a unit behind whose weights stay: if nothing before it differs, neither do the streams after it."""
+        for values in self._batches:
+            target = values[unit.output].reference
+            differs = unit.output in self._schedule.differing
+            current = self._store.hold(self._executor.unit_output(unit, values)) if differs else target
+            values[unit.output] = StreamPair(target, current)
+            for node in unit.nodes:
+                self._executor.release(node, values)
+
+    def _addend(self, task: UnitTask[W, R], values: Values, target: float) -> Addend | None:
         """The other branch of the addition after the unit, if the solver is `addition_aware` and the branch differs."""
         pair = None if task.addend is None else values.get(task.addend)
         if pair is None or pair.reference is pair.current:
@@ -224,16 +242,16 @@ class Stream:
         values[unit.output] = StreamPair(target, None)
         return size
 
-    def _advance(self, unit: Unit, solved: Sequence[Solved]) -> tuple[float, float]:
-        """Run the unit in the current stream; return Σ‖y − ŷ‖² with its chosen weights, and with nearest rounding.
+    def _advance(self, unit: Unit, solved: Sequence[Solved[W, R]]) -> tuple[float, float]:
+        """Run the unit in the current stream; return Σ‖y − ŷ‖² with its chosen weights, and with the simpler ones.
 
         If there are many samples, the second error is estimated from every n-th batch.
         """
-        difference = compared = compared_nearest = 0.0
-        constants = self._constants(one.chosen for one in solved)
-        nearest = self._constants(one.nearest for one in solved)
-        same = all(torch.equal(constants[node], nearest[node]) for node in constants)
-        every = max(1, self._samples // NEAREST_SAMPLES)
+        difference = compared = compared_simpler = 0.0
+        constants = self._constants(weight for one in solved for weight in one.weights)
+        simpler = self._constants(weight for one in solved for weight in one.simpler)
+        same = all(torch.equal(constants[node], simpler[node]) for node in constants)
+        every = max(1, self._samples // SIMPLER_SAMPLES)
         for number, values in enumerate(self._batches):
             target = fetch(values[unit.output].reference, self._store)
             output = self._output(unit, values, constants)
@@ -242,7 +260,7 @@ class Stream:
             difference += error
             if not same and number % every == 0:
                 compared += error
-                compared_nearest += self._distance(unit, values, nearest, target)
+                compared_simpler += self._distance(unit, values, simpler, target)
             current = self._observe_and_quantize(unit.output, StreamPair(target, output)).current
             values[unit.output] = StreamPair(values[unit.output].reference, self._store.hold(current))
             for node in unit.nodes:
@@ -250,11 +268,11 @@ class Stream:
         if not math.isfinite(difference):
             raise ModelError(
                 f"layer '{unit.name}' gives finite values in the float network, but NaN or infinite values with its "
-                f"quantized weights: activations overflow {next(iter(constants.values())).dtype}. Use more bits, or "
-                "quantize the model in float32 or bfloat16."
+                f"new weights: activations overflow {next(iter(constants.values())).dtype}. Use more bits, or "
+                "give the model in float32 or bfloat16."
             )
-        # Scale by the ratio on the same samples: whether nearest is better then does not depend on the samples drawn.
-        return difference, difference * (compared_nearest / compared) if compared else difference + compared_nearest
+        # Scale by the ratio on the same samples: which of the two is better then does not depend on the samples drawn.
+        return difference, difference * (compared_simpler / compared) if compared else difference + compared_simpler
 
     def _output(
         self, unit: Unit, values: Values, constants: Mapping[fx.Node, Tensor], *, observe: bool = True
@@ -279,16 +297,16 @@ class Stream:
             layer.map, lambda rows: execute(node, {**inputs, layer.input: rows}), inputs[layer.input], target
         )
 
-    def _constants(self, weights: Iterable[QuantizedWeight]) -> dict[fx.Node, Tensor]:
-        """The quantized weights and biases, by the nodes that hold the float ones."""
+    def _constants(self, weights: Iterable[ChosenWeight]) -> dict[fx.Node, Tensor]:
+        """The chosen weights and biases, by the nodes that hold those of before."""
         constants: dict[fx.Node, Tensor] = {}
-        for quantized in weights:
-            layer = quantized.layer
+        for chosen in weights:
+            layer = chosen.layer
             weight, bias = layer.node.args[1], bind(layer.node)["bias"]
             assert isinstance(weight, fx.Node)
-            constants[weight] = fast_layout(quantized.weight(self._graph.constants[layer.weight].dtype))
-            if isinstance(bias, fx.Node) and quantized.bias is not None:
-                constants[bias] = quantized.bias
+            constants[weight] = fast_layout(chosen.weight(self._graph.constants[layer.weight].dtype))
+            if isinstance(bias, fx.Node) and chosen.bias is not None:
+                constants[bias] = chosen.bias
         return constants
 
     def _finish(self) -> tuple[tuple[OutputReport, ...], tuple[str, ...]]:

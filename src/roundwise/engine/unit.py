@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from roundwise.artifacts.emit import QuantizedWeight
+from roundwise.engine.answers import StreamPair
 from roundwise.errors import RecipeError
 from roundwise.graph.analysis.layers import Layer
 from roundwise.graph.graph import Graph
@@ -36,13 +37,6 @@ from roundwise.numerics.grid import Codebook, Granularity, Grid
 from roundwise.numerics.summary import summarize
 from roundwise.report import LayerReport
 from roundwise.statistics import Addend, BlockStatistic, Nothing, Statistic
-
-
-class StreamPair(NamedTuple):
-    """The value of one tensor in the reference network and in the network so far; one object if the two are equal."""
-
-    reference: Any
-    current: Any
 
 
 class Need(NamedTuple):
@@ -85,6 +79,11 @@ class LayerTask:
         return self.unit.layer
 
     @property
+    def changes(self) -> bool:
+        """True: the layer gets quantized weights."""
+        return True
+
+    @property
     def needs(self) -> tuple[Need, ...]:
         """The statistics that the methods need: range estimator, solver, and the correction if there is one."""
         sums = self.addend is not None
@@ -116,7 +115,7 @@ class LayerTask:
             else:
                 statistic.add(seen, targets, samples)
 
-    def solve(self, statistics: Statistics, seed: int) -> list[Solved]:
+    def solve(self, statistics: Statistics, seed: int) -> list[SolvedLayer]:
         """Choose the layer's grid, codes and bias."""
         graph, layer, start = self.unit.graph, self.layer, time.perf_counter()
         matrix = _copy(layer.map.to_matrix(graph.constants[layer.weight]))
@@ -141,7 +140,7 @@ class LayerTask:
         chosen = _corrected(graph, self, _rounded(layer, self.codebook, grid, answer), statistics)
         notes = [*_notes(self, matrix, statistics), answer.note]
         return [
-            Solved(
+            SolvedLayer(
                 task=self,
                 matrix=matrix,
                 nearest=_nearest(layer, self.codebook, grid, matrix),
@@ -192,6 +191,11 @@ class BlockTask:
     solver: BlockSolver[Any]
 
     @property
+    def changes(self) -> bool:
+        """True: the layers get quantized weights."""
+        return True
+
+    @property
     def addend(self) -> fx.Node | None:
         """None: the targets of a block are the outputs of the reference network, without another branch."""
         return None
@@ -211,7 +215,7 @@ class BlockTask:
         """Add one batch to the statistic: the block's inputs in the network so far, and its targets."""
         statistics.add([pair.current for pair in inputs], targets, samples)
 
-    def solve(self, statistics: BlockStatistic, seed: int) -> list[Solved]:
+    def solve(self, statistics: BlockStatistic, seed: int) -> list[SolvedLayer]:
         """Choose the grids of all layers, then their codes together.
 
         Raises:
@@ -246,7 +250,7 @@ class BlockTask:
                 self.solver,
             )
             solved.append(
-                Solved(
+                SolvedLayer(
                     task=task,
                     matrix=matrix,
                     nearest=_nearest(layer, task.codebook, grid, matrix),
@@ -267,12 +271,9 @@ class BlockTask:
         return 0.0
 
 
-UnitTask = LayerTask | BlockTask
-
-
 @final
 @dataclass(frozen=True, eq=False)
-class Solved:
+class SolvedLayer:
     """One quantized layer.
 
     Attributes:
@@ -291,6 +292,25 @@ class Solved:
     note: str
     seconds_ranges: float
     seconds_rounding: float
+
+    @property
+    def weights(self) -> tuple[QuantizedWeight]:
+        """The chosen weight, in the form that the stream takes."""
+        return (self.chosen,)
+
+    @property
+    def simpler(self) -> tuple[QuantizedWeight]:
+        """The weight rounded to nearest, likewise."""
+        return (self.nearest,)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time by activity."""
+        return {"ranges": self.seconds_ranges, "rounding": self.seconds_rounding}
+
+    def report(self, error_simpler: float, error: float, note: str) -> LayerReport:
+        """The entry for the report; errors that were not measured are NaN."""
+        return layer_report(self, error_simpler, error, note)
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -313,7 +333,7 @@ def _rounded(layer: Layer, codebook: Codebook, grid: Grid, answer: Rounding) -> 
     return QuantizedWeight(layer, answer.codes.to(codebook.dtype), answer.grid or grid, answer.bias_shift)
 
 
-def layer_report(solved: Solved, error_nearest: float, error: float, note: str = "") -> LayerReport:
+def layer_report(solved: SolvedLayer, error_nearest: float, error: float, note: str = "") -> LayerReport:
     """The report of a layer; errors that were not measured are NaN, and `note` is added to the layer's own notes."""
     task, chosen, matrix = solved.task, solved.chosen, solved.matrix
     granularity, ranges, rounding = task.method_names

@@ -8,9 +8,9 @@ from typing import Any, final
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
+from roundwise.engine.answers import StreamPair
 from roundwise.engine.schedule import Schedule, Step
 from roundwise.engine.store import ActivationStore
-from roundwise.engine.unit import StreamPair
 from roundwise.graph.graph import Graph
 from roundwise.graph.operators import WEIGHTED
 from roundwise.graph.run import execute, fast_layout
