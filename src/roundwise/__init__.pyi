@@ -1,4 +1,4 @@
-from .api import finetune, quantize, trainable
+from .api import compress, finetune, quantize, trainable
 from .artifacts.model import Model, load
 from .engine.calibration import DataFree
 from .engine.network import Network, capture
@@ -14,8 +14,9 @@ from .errors import (
     RoundwiseError,
 )
 from .exporters import export
-from .methods import activations, corrections, ranges, rewrites, rounding, training
+from .methods import activations, compression, corrections, ranges, rewrites, rounding, training
 from .numerics.grid import Grid, PerChannel, PerGroup, PerTensor
+from .recipe.compress import Compress
 from .recipe.finetune import Finetune
 from .recipe.recipe import Recipe
 from .recipe.settings import Activations, Override, Weights
@@ -27,6 +28,7 @@ __all__ = [
     "Activations",
     "CalibrationError",
     "CaptureError",
+    "Compress",
     "DataFree",
     "ExportError",
     "FileFormatError",
@@ -50,6 +52,8 @@ __all__ = [
     "Weights",
     "activations",
     "capture",
+    "compress",
+    "compression",
     "corrections",
     "export",
     "finetune",

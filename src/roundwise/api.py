@@ -17,12 +17,14 @@ from roundwise.engine.run import ForTraining, prepared_run
 from roundwise.engine.stages import run_stages
 from roundwise.engine.trainable import Trainable
 from roundwise.engine.training_data import some_samples
+from roundwise.errors import RecipeError
 from roundwise.events import Progress
 from roundwise.graph.sizes import Dynamic
 from roundwise.methods.training import LSQPlus
+from roundwise.recipe.compress import Compress
 from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.recipe import Recipe
-from roundwise.recipe.stages import Quantize, Stage
+from roundwise.recipe.stages import Quantize, Rewrite, Stage
 
 CALIBRATION = 1024
 """`finetune` calibrates on 1,024 of the samples, as the AdaRound paper does. More take longer and gain little."""
@@ -76,6 +78,62 @@ def quantize(
     if recipe is None:
         recipe = Recipe.data_free() if isinstance(data, DataFree) else Recipe()
     recipe = Recipe.of(recipe)
+    with prepared_run(model, data, recipe, progress, dynamic) as (run, network):
+        network = run_stages(recipe.stages, network, run)
+    return model_of(network, run, recipe)
+
+
+def compress(
+    model: nn.Module | ExportedProgram | Network,
+    data: Any,
+    recipe: Recipe | Stage | Sequence[Stage] | None = None,
+    *,
+    macs: float | None = None,
+    parameters: float | None = None,
+    dynamic: Dynamic | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Make a trained network smaller and faster: layers become chains of smaller layers, without training.
+
+    Args:
+        model: as for `quantize`.
+        data: a few hundred unlabelled inputs, as for `quantize`. With `DataFree(…)` the new layers approximate the old
+            weights, which costs far more accuracy.
+        recipe: a stage `Compress`, or a recipe with one, instead of `macs` or `parameters`. Before a single stage,
+            batch-norms are folded.
+        macs: the share of the network's multiplications that is left, above 0 and below 1.
+        parameters: the share of the numbers in weights and biases that is left, likewise.
+        dynamic: as for `quantize`. Multiplications are counted for the sizes of the samples.
+        progress: called with an `Event` as the run goes; `print` will do.
+
+    Returns:
+        The compressed network, with its report.
+
+    Raises:
+        CalibrationError, CaptureError, MemoryBudgetError: as `quantize`.
+        ModelError: no layer to compress, weights that are not finite, or parameters on several devices.
+        RecipeError: the budget cannot be met, the recipe does not fit the model, or both a recipe and a budget are
+            given, or neither.
+
+    Example:
+        >>> import roundwise as rw
+        >>> import torch
+        >>> layers = nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()
+        >>> small = rw.compress(nn.Sequential(*layers).eval(), torch.randn(64, 3, 16, 16), macs=0.5)
+        >>> before, after = small.report.stages[-1].macs
+        >>> after <= before / 2
+        True
+    """
+    if recipe is None:
+        recipe = Compress(macs, parameters)
+    elif macs is not None or parameters is not None:
+        given = "macs" if macs is not None else "parameters"
+        raise RecipeError(
+            f"compress has a recipe and {given} too, and the recipe has a budget already. Leave out {given}, or give "
+            f"Compress({given}=…) in the recipe."
+        )
+    recipe = Recipe.of((Rewrite(), recipe) if isinstance(recipe, Compress) else recipe)
+    recipe.stage(Compress)  # raises
     with prepared_run(model, data, recipe, progress, dynamic) as (run, network):
         network = run_stages(recipe.stages, network, run)
     return model_of(network, run, recipe)

@@ -109,8 +109,8 @@ class CompressionReport:
         method: by the name that recipes use; empty if the layer was left as it is.
         size: what the method chose, such as the rank; empty if the layer was left.
         macs, parameters: before and after: multiplications of one sample, and numbers in weight and bias.
-        predicted: what the choice expected: the squared error of the network's outputs from this layer alone, as a share
-            of their energy. Without data, the share of the layer's squared weights that is lost. NaN if it was left.
+        predicted: what the choice expected: the relative error of the network's outputs from this layer alone. Without
+            data, the share of the layer's squared weights that is lost. NaN if it was left.
         error_weights: relative error of the layer's output with factors of the weights alone; NaN without data.
         error: relative error of the layer's output, on all samples, in the network whose earlier layers are cut too;
             NaN without data.
@@ -260,7 +260,6 @@ class StageReport:
     def best_epoch(self) -> EpochReport | None:
         """The epoch whose network was kept: that with the smallest held-out loss; None without training."""
         return min(self.epochs, key=lambda epoch: epoch.held_out, default=None)
-
 
     @property
     def macs(self) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from roundwise.artifacts.emit import QuantizedWeight
 from roundwise.engine.activations import (
     ChosenQuantizers,
     check_without_data,
@@ -32,7 +33,6 @@ from roundwise.engine.activations import (
 from roundwise.engine.biases import fit_biases
 from roundwise.engine.network import Network
 from roundwise.engine.run import Run
-from roundwise.artifacts.emit import QuantizedWeight
 from roundwise.engine.stream import Stream, StreamResult
 from roundwise.engine.tasks import kept_float, plan_layers
 from roundwise.engine.unit import LayerTask, layer_report
@@ -200,4 +200,6 @@ def _with_seconds(
     result: StreamResult[QuantizedWeight, LayerReport], other: StreamResult[QuantizedWeight, LayerReport]
 ) -> StreamResult[QuantizedWeight, LayerReport]:
     """The result, with the time of another pass added to its own."""
-    return dataclasses.replace(result, seconds={name: s + other.seconds.get(name, 0.0) for name, s in result.seconds.items()})
+    return dataclasses.replace(
+        result, seconds={name: s + other.seconds.get(name, 0.0) for name, s in result.seconds.items()}
+    )

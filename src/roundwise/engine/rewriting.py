@@ -59,7 +59,10 @@ def run_rewrite(stage: Rewrite, network: Network, run: Run, following: Sequence[
             notes = (*notes, "without data, the quantized network was not compared with and without these rewrites")
         graph = result.graph
     report = StageReport("rewrite", {"rewrite": time.perf_counter() - start}, notes)
-    return dataclasses.replace(network, graph=graph, original=graph, reports=(*network.reports, report))
+    if network.original is None or network.original is network.graph:
+        return dataclasses.replace(network, graph=graph, original=graph, reports=(*network.reports, report))
+    # A compressed network is still compared with the original one, of which only the outputs correspond now.
+    return dataclasses.replace(network, graph=graph, counterparts={}, reports=(*network.reports, report))
 
 
 def folded(graph: Graph) -> Graph:

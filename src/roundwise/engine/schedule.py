@@ -166,7 +166,9 @@ def _pairs(graph: Graph, reference: Graph, counterparts: Mapping[str, str] | Non
     return {**pairs, **dict(ends), _output(graph): _output(reference)}
 
 
-def _steps(graph: Graph, reference: Graph, tasks: Iterable[UnitTask[Any, Any]], pairs: Mapping[fx.Node, fx.Node]) -> list[Step]:
+def _steps(
+    graph: Graph, reference: Graph, tasks: Iterable[UnitTask[Any, Any]], pairs: Mapping[fx.Node, fx.Node]
+) -> list[Step]:
     """A step for each tensor and for the output; each comes after the steps that its operation reads."""
     order = _order(graph, tasks)
     if reference is graph:

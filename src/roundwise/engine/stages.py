@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from roundwise.engine.compressing import run_compress
 from roundwise.engine.finetuning import run_finetune
 from roundwise.engine.network import Network
 from roundwise.engine.quantizing import run_quantize
 from roundwise.engine.rewriting import run_rewrite
 from roundwise.engine.run import Run
+from roundwise.recipe.compress import Compress
 from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.stages import Quantize, Rewrite, Stage
 
@@ -24,6 +26,8 @@ def run_stage(stage: Stage, network: Network, run: Run, following: Sequence[Stag
     """
     run.last = not following
     match stage:
+        case Compress():
+            return run_compress(stage, network, run)
         case Rewrite():
             return run_rewrite(stage, network, run, following)
         case Quantize():

@@ -1,13 +1,13 @@
 """One pass over the network with two streams of activations: the reference stream and the current stream.
 
 The *reference stream* holds the activations of the float network. The *current stream* holds the activations of the
-network so far, whose earlier units already have their new weights: quantized, or compressed. Both go through the network together, from one unit to the
-next; at each unit:
+network so far, whose earlier units already have their new weights: quantized, or factors of the old ones. Both go
+through the network together, from one unit to the next; at each unit:
 
     1. Run the operations before the unit in both streams, for every batch.
     2. Collect the statistics that the unit's methods need, from its inputs x̂ (current stream) and its targets y
        (reference stream).
-    3. Choose weights from the statistics: grids, codes and biases (`engine/unit.py`), or factors (`engine/refitting.py`).
+    3. Choose weights from the statistics: codes (`engine/unit.py`) or other floats (`engine/refitting.py`).
     4. Run the unit with these weights in the current stream, and measure its error.
 
 A solver may ask for the reference's inputs x instead of x̂; and if the unit's output is added to another branch r, for

@@ -17,7 +17,7 @@ its elements; that is how it is unfolded here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -276,6 +276,45 @@ class LinearMap:
     def positions(self, outputs: Tensor) -> int:
         """How many output positions each item of `as_items` has."""
         return math.prod(self.as_items(outputs).shape[2:])
+
+    def output_space(self, space: Sequence[int]) -> tuple[int, ...]:
+        """The spatial sizes of an ordinary convolution's output, from those of its input; () for a linear layer."""
+        padding = self._padding()[::-1]
+        return tuple(
+            (size + padding[2 * d] + padding[2 * d + 1] - self.dilation[d] * (self.kernel[d] - 1) - 1) // self.stride[d]
+            + 1
+            for d, size in enumerate(space)
+        )
+
+    def in_two(self, rank: int, first: int) -> tuple[LinearMap, LinearMap]:
+        """Two layers in a row with `rank` channels between them, which can compute a product of two factors.
+
+        The first layer has the first `first` dimensions of the kernel, with their stride, padding and dilation; the
+        second layer has the others. Padding with zeros in two steps is the same as in one, since the first layer has no
+        bias. Neither layer has a bias here.
+
+        Args:
+            rank: at least 1.
+            first: 0 to the number of spatial dimensions; 0 for a linear layer.
+        """
+        assert self.groups == 1 and not self.transposed  # noqa: PT018  # both are for methods to refuse
+        outputs, inputs = self.weight_shape[:2]
+
+        def part(rows: int, columns: int, own: range) -> LinearMap:
+            def pick(values: Sequence[int], otherwise: int) -> tuple[int, ...]:
+                return tuple(value if d in own else otherwise for d, value in enumerate(values))
+
+            return LinearMap(
+                (rows, columns, *pick(self.kernel, 1)),
+                None,
+                self.device,
+                stride=pick(self.stride, 1),
+                padding=self.padding if isinstance(self.padding, str) else pick(self.padding, 0),
+                dilation=pick(self.dilation, 1),
+                output_padding=pick(self.output_padding, 0),
+            )
+
+        return part(rank, inputs, range(first)), part(outputs, rank, range(first, self.dims))
 
     def _padding(self) -> list[int]:
         """Zeros before and after each spatial dimension, last dimension first, as `F.pad` wants them."""

@@ -23,6 +23,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from roundwise.errors import RecipeError
 from roundwise.methods.activations import ACTIVATION_RANGES
+from roundwise.methods.compressing import CompressionMethod, RatioChoice
+from roundwise.methods.compression import COMPRESSION_METHODS, RATIO_CHOICES
 from roundwise.methods.corrections import CORRECTIONS
 from roundwise.methods.interfaces import (
     ActivationRanges,
@@ -70,6 +72,8 @@ _INTERFACES: dict[Any, _Choice] = {
     ),
     LearnedQuantization: _Choice(LEARNED_QUANTIZATIONS, "method", LearnedQuantization, "Finetune, quantization=…"),
     GraphRewrite: _Choice(REWRITES, "method", GraphRewrite, "Rewrite, methods=(…,)"),
+    CompressionMethod: _Choice(COMPRESSION_METHODS, "method", CompressionMethod, "Compress, methods=(…,)"),
+    RatioChoice: _Choice(RATIO_CHOICES, "method", RatioChoice, "Compress, choice=…"),
 }
 _CHOICES: dict[Any, _Choice] = {
     **_INTERFACES,

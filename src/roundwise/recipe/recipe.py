@@ -44,6 +44,7 @@ from roundwise.methods.corrections import AnalyticBias
 from roundwise.methods.rewrites import CrossLayerEqualization, HighBiasAbsorption
 from roundwise.methods.rounding import Nearest
 from roundwise.recipe.checks import check_whole_number
+from roundwise.recipe.compress import Compress
 from roundwise.recipe.files import from_plain, methods_of_ones_own, to_plain
 from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.limits import check_size, parse_toml, read_text
@@ -51,7 +52,7 @@ from roundwise.recipe.settings import Activations, Weights
 from roundwise.recipe.stages import STAGES, Quantize, Rewrite, Stage
 from roundwise.wording import did_you_mean
 
-S = TypeVar("S", Rewrite, Quantize, Finetune)
+S = TypeVar("S", Compress, Rewrite, Quantize, Finetune)
 
 
 @final
@@ -60,8 +61,8 @@ class Recipe:
     """Everything that decides what a run does. It is data; what is code is an argument of the call.
 
     Args:
-        stages: run in order. Where a `Quantize` comes first, `Rewrite()` is put before it. There is one `Quantize` at
-            most, and no `Rewrite` comes after it.
+        stages: run in order. Where a `Quantize` comes first, or follows `Compress` and no `Rewrite` comes before it,
+            `Rewrite()` is put before it. There is one `Quantize` at most, after all `Compress` and `Rewrite`.
         seed: of every random choice, any int; each layer has a generator of its own, seeded by (seed, layer name).
         batch_size: samples that run through the network at a time. Results may differ in the last digits between
             batch sizes, never with how the samples were handed over. None is 32, or on a CPU fewer where samples are
@@ -94,8 +95,7 @@ class Recipe:
             if not isinstance(stage, Stage):
                 raise RecipeError(f"stages[{number}] is {stage!r}; it must be a stage, {kinds}.")
         _check_order(self.stages)
-        stages = (Rewrite(), *self.stages) if isinstance(self.stages[0], Quantize) else tuple(self.stages)
-        object.__setattr__(self, "stages", stages)
+        object.__setattr__(self, "stages", _completed(self.stages))
         check_whole_number("seed", self.seed)
         if self.batch_size is not None:
             check_whole_number("batch_size", self.batch_size, at_least=1)
@@ -225,6 +225,17 @@ class Recipe:
             raise RecipeError(f"{path}: {error}") from error
 
 
+def _completed(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages, with a `Rewrite` before `Quantize` where that needs one."""
+    place = next((number for number, stage in enumerate(stages) if isinstance(stage, Quantize)), None)
+    if place is None:
+        return tuple(stages)
+    before = [type(stage) for stage in stages[:place]]
+    if place == 0 or (Compress in before and Rewrite not in before):
+        return (*stages[:place], Rewrite(), *stages[place:])
+    return tuple(stages)
+
+
 def _check_order(stages: Sequence[Stage]) -> None:
     """Raise where a stage after `Quantize` would undo or ignore what that has chosen."""
     first = next((number for number, stage in enumerate(stages) if isinstance(stage, Quantize)), len(stages))
@@ -235,10 +246,10 @@ def _check_order(stages: Sequence[Stage]) -> None:
                 "first would count for nothing. Give all settings in one Quantize; what is different for some layers "
                 "goes into its overrides."
             )
-        if number > first and isinstance(stage, Rewrite):
+        if number > first and isinstance(stage, Rewrite | Compress):
             raise RecipeError(
-                f"stages[{number}] is a Rewrite after the Quantize in stages[{first}]: it changes float weights, whose "
-                "codes have been chosen by then. Put it before Quantize."
+                f"stages[{number}] is a {type(stage).__name__} after the Quantize in stages[{first}]: it changes float "
+                "weights, whose codes have been chosen by then. Put it before Quantize."
             )
 
 

@@ -1,5 +1,6 @@
 """The stages of a recipe: each takes a network and hands on another. These are settings only; `engine/` runs them.
 
+Compress    makes layers smaller (`recipe/compress.py`)
 Rewrite     changes how the network computes, not what: folds batch-norm, equalizes channels, absorbs biases
 Quantize    chooses ranges and codes of weights, ranges of activations, corrections of biases
 Finetune    trains the network on: its weights, and the scales of its quantizers (`recipe/finetune.py`)
@@ -18,6 +19,7 @@ from roundwise.methods.rewrites import REWRITES, CrossLayerEqualization, HighBia
 from roundwise.methods.rounding import ROUNDING_SOLVERS, GramAdaRound
 from roundwise.numerics.grid import BITS, PerTensor
 from roundwise.recipe.checks import check_choice
+from roundwise.recipe.compress import Compress
 from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.settings import Activations, Override, Overrides, Weights
 
@@ -135,6 +137,11 @@ class Quantize:
         return self.overrides
 
 
-Stage = Rewrite | Quantize | Finetune
+Stage = Compress | Rewrite | Quantize | Finetune
 
-STAGES: dict[str, type[Stage]] = {"rewrite": Rewrite, "quantize": Quantize, "finetune": Finetune}
+STAGES: dict[str, type[Stage]] = {
+    "compress": Compress,
+    "rewrite": Rewrite,
+    "quantize": Quantize,
+    "finetune": Finetune,
+}

@@ -1,0 +1,70 @@
+"""The settings of the stage `Compress`: make layers smaller, so that the network needs less arithmetic or memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from roundwise.errors import RecipeError
+from roundwise.methods.compressing import CompressionMethod, RatioChoice
+from roundwise.methods.compression import COMPRESSION_METHODS, RATIO_CHOICES, OutputError, SpatialSVD
+from roundwise.recipe.checks import check_choice, check_whole_number
+
+
+@final
+@dataclass(frozen=True)
+class Compress:
+    """Make layers smaller: replace them by chains of smaller layers, as far as a budget asks for it.
+
+    Give either `macs` or `parameters`. The weights of the new layers are fitted to the outputs of the original network
+    on the samples; without samples, they approximate the original weights. Batch-norms stay as they are. `Rewrite()`
+    before this stage folds them, as `roundwise.compress` does by default; leave it out where `Finetune` follows and
+    batch-norms shall be trained.
+
+    Args:
+        macs: the share of the network's multiplications that is left, above 0 and below 1.
+        parameters: the share of the numbers in weights and biases of layers that is left, likewise.
+        methods: alternatives; each layer takes the one that suits it best, or stays as it is.
+        choice: how the sizes of the layers are chosen.
+        multiple: ranks are multiples of this number, because runtimes compute 8 or 16 channels at a time.
+        keep: names of layers that stay as they are; globs such as `"features.0.*"` too.
+
+    Raises:
+        RecipeError: a setting is out of range or of the wrong type, or not exactly one budget is given.
+    """
+
+    macs: float | None = None
+    parameters: float | None = None
+    methods: Sequence[CompressionMethod] = (SpatialSVD(),)
+    choice: RatioChoice = OutputError()
+    multiple: int = 8
+    keep: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        budgets = {"macs": self.macs, "parameters": self.parameters}
+        given = {name: share for name, share in budgets.items() if share is not None}
+        if len(given) != 1:
+            found = " and ".join(f"{name}={share!r}" for name, share in given.items()) or "no budget"
+            raise RecipeError(
+                f"Compress: found {found}; exactly one of macs and parameters must say how much of the network is "
+                "left. Give for instance macs=0.5."
+            )
+        for name, share in given.items():
+            if type(share) not in (int, float) or not 0 < share < 1:
+                raise RecipeError(f"Compress: {name}={share!r}: it must be the share that is left, between 0 and 1.")
+        if not isinstance(self.methods, list | tuple) or not self.methods:
+            raise RecipeError(
+                f"Compress: methods is {self.methods!r}; it must be a tuple of at least one object, such as "
+                "(SpatialSVD(),)."
+            )
+        for number, method in enumerate(self.methods):
+            check_choice(f"Compress: methods[{number}]", method, CompressionMethod, COMPRESSION_METHODS)
+        object.__setattr__(self, "methods", tuple(self.methods))
+        check_choice("Compress: choice", self.choice, RatioChoice, RATIO_CHOICES)
+        check_whole_number("Compress: multiple", self.multiple, at_least=1)
+        if not isinstance(self.keep, list | tuple) or not all(isinstance(name, str) for name in self.keep):
+            raise RecipeError(
+                f"Compress: keep is {self.keep!r}; it must be a tuple of names of layers, such as ('classifier',)."
+            )
+        object.__setattr__(self, "keep", tuple(self.keep))
