@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from roundwise.report import CompressionReport, EpochReport, LayerReport
+from roundwise.report import EpochReport, LayerReport
+from roundwise.report_compression import CompressionReport
 from roundwise.wording import human_bytes, human_seconds, number_of
 
 

@@ -18,7 +18,8 @@ from typing import Any, final
 import cattrs
 
 from roundwise.errors import FileFormatError
-from roundwise.wording import error_in_words, human_bytes, number_of
+from roundwise.report_compression import CompressionReport, compression_in_words, total_macs, total_parameters
+from roundwise.wording import error_in_words, human_bytes, number_of, table
 
 
 @final
@@ -95,49 +96,6 @@ class LayerReport:
         return (
             f"error {error_in_words(self.error_nearest)} → {error_in_words(self.error)}, "
             f"{self.flips:.1%} flipped, {self.seconds:.1f} s"
-        )
-
-
-@final
-@dataclass(frozen=True)
-class CompressionReport:
-    """One layer of a compressed network: cut into smaller ones, or left as it is.
-
-    Attributes:
-        name: the layer's name in the model.
-        operation, shape: of the layer before.
-        method: by the name that recipes use; empty if the layer was left as it is.
-        size: what the method chose, such as the rank; empty if the layer was left.
-        macs, parameters: before and after: multiplications of one sample, and numbers in weight and bias.
-        predicted: what the choice expected: the relative error of the network's outputs from this layer alone. Without
-            data, the share of the layer's squared weights that is lost. NaN if it was left.
-        error_weights: relative error of the layer's output with factors of the weights alone; NaN without data.
-        error: relative error of the layer's output, on all samples, in the network whose earlier layers are cut too;
-            NaN without data.
-        seconds: time spent on the layer.
-        note: the reason why a layer was left; what was worse than expected.
-    """
-
-    name: str
-    operation: str
-    shape: tuple[int, ...]
-    method: str
-    size: tuple[int, ...]
-    macs: tuple[int, int]
-    parameters: tuple[int, int]
-    predicted: float
-    error_weights: float
-    error: float
-    seconds: float
-    note: str = ""
-
-    @property
-    def outcome(self) -> str:
-        """A line for people who watch the run."""
-        size = "×".join(map(str, self.size))
-        return (
-            f"{self.method} of rank {size}: error {error_in_words(self.error_weights)} → {error_in_words(self.error)}, "
-            f"{self.macs[1] / self.macs[0]:.0%} of the MACs, {self.seconds:.1f} s"
         )
 
 
@@ -264,12 +222,12 @@ class StageReport:
     @property
     def macs(self) -> tuple[int, int]:
         """Multiplications of one sample before and after compression, in all layers."""
-        return sum(one.macs[0] for one in self.compressed), sum(one.macs[1] for one in self.compressed)
+        return total_macs(self.compressed)
 
     @property
     def parameters(self) -> tuple[int, int]:
         """Numbers in weights and biases of all layers before and after compression."""
-        return sum(one.parameters[0] for one in self.compressed), sum(one.parameters[1] for one in self.compressed)
+        return total_parameters(self.compressed)
 
 
 @final
@@ -398,18 +356,12 @@ class Report:
             )
             for layer in self.layers
         ]
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        left = {0, 1, 2, 4}
-
-        def line(cells: tuple[str, ...]) -> str:
-            padded = (
-                c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-            )
-            return "  ".join(padded).rstrip()
-
-        lines = [line(header), "  ".join("─" * width for width in widths), *map(line, rows), ""]
+        cut = [line for stage in self.stages if stage.compressed for line in compression_in_words(stage.compressed)]
+        lines = list(cut)
+        if self.layers or not cut:
+            lines += table(header, rows, left={0, 1, 2, 4})
         lines.append(
-            f"{number_of(len(self.layers), 'layer')} quantized "
+            (f"{number_of(len(self.layers), 'layer')} quantized " if self.layers or not cut else "done ")
             + (f"from {number_of(self.samples, 'sample')}" if self.measured else "without data")
             + f" in {sum(self.seconds.values()):.1f} s; "
             f"weights {human_bytes(self.float_bytes)} → {human_bytes(self.quantized_bytes)}; "
@@ -433,7 +385,7 @@ class Report:
                 f"{number_of(len(self.activations), 'activation')} quantized to {bits} bits"
                 + ("; errors include theirs." if self.measured else ".")
             )
-        if self.measured:
+        if self.measured and (self.layers or not cut):
             lines.append(
                 "nearest, chosen: relative error of the layer's output before its nonlinearity, Σ‖y − ŷ‖²/Σ‖y‖², with "
                 "nearest and with the chosen rounding of this layer; earlier layers are quantized as chosen."

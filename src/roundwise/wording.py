@@ -1,10 +1,10 @@
-"""Sizes, durations and counts as people read them, the name that somebody meant, and text that a terminal can show."""
+"""Sizes, durations, counts and tables as people read them, the name that was meant, and text that a terminal can show."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import humanize
 
@@ -87,3 +87,19 @@ def printable(text: str) -> str:
         red \x1b[31m
     """
     return CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """The lines of a table, with an empty one at the end.
+
+    Args:
+        header, rows: the cells.
+        left: the columns whose cells begin at the left; numbers end at the right.
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return "  ".join(padded).rstrip()
+
+    return [line(header), "  ".join("─" * width for width in widths), *map(line, rows), ""]

@@ -29,7 +29,8 @@ from roundwise.graph.transforms.factorize import FactorizedGraph, Part, factoriz
 from roundwise.graph.unit import Unit
 from roundwise.methods.compressing import LayerOptions
 from roundwise.recipe.compress import Compress
-from roundwise.report import CompressionReport, OutputReport, StageReport, worst_error
+from roundwise.report import OutputReport, StageReport, worst_error
+from roundwise.report_compression import CompressionReport
 from roundwise.wording import number_of
 
 

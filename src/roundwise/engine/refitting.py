@@ -24,7 +24,7 @@ from roundwise.graph.unit import Unit
 from roundwise.methods.compressing import Factorization, FactorizationProblem, Factorized
 from roundwise.methods.compression import COMPRESSION_METHODS
 from roundwise.numerics.regression import Regression
-from roundwise.report import CompressionReport
+from roundwise.report_compression import CompressionReport
 from roundwise.statistics import Addend, Gram
 from roundwise.wording import error_in_words
 

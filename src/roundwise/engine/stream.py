@@ -51,7 +51,8 @@ from roundwise.graph.unit import Unit
 from roundwise.numerics.output_error import ErrorSums, as_tensor
 from roundwise.numerics.quantizer import Quantizer
 from roundwise.numerics.squares import distance, energy, relative_error
-from roundwise.report import CompressionReport, LayerReport, OutputReport, worst_error
+from roundwise.report import LayerReport, OutputReport, worst_error
+from roundwise.report_compression import CompressionReport
 from roundwise.statistics import Addend, ValueStatistic
 
 W = TypeVar("W", bound=ChosenWeight)

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
-TOLERANCE = 1e-9
-"""Relative difference within which two errors count as equal, so that rounding errors drop no optimal state."""
+TOLERANCE = 1e-12
+"""Share of the largest sum within which two sums count as equal, so that rounding errors drop no optimal state."""
 
 
 class Relaxed(NamedTuple):
@@ -54,10 +54,10 @@ def knapsack(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float]]
     options = [_undominated(cost, error) for cost, error in items]
     useful = [(cost[known], error[known]) for (cost, error), known in zip(items, options, strict=True)]
     bounds = _relaxed_from_each(useful)
+    budget += TOLERANCE * budget
     if budget < bounds[0].costs[0]:
         raise ValueError(f"the cheapest choice costs {bounds[0].costs[0]:g}, more than the budget {budget:g}")
-    best = _greedy_error(useful, budget)
-    best += TOLERANCE * abs(best)
+    best = _greedy_error(useful, budget) + TOLERANCE * bounds[0].errors[0]
     total_cost, total_error = np.zeros(1), np.zeros(1)
     history: list[tuple[Whole, Whole]] = []
     for (cost, error), rest in zip(useful, bounds[1:], strict=True):
@@ -96,15 +96,24 @@ def _hull(cost: Floats, error: Floats) -> list[int]:
     return hull
 
 
-def _steps(items: Sequence[tuple[Floats, Floats]]) -> list[tuple[float, float, float, int]]:
-    """The improvements of all items in the order of error saved per cost: (−saved per cost, cost, saved, item)."""
+class _Step(NamedTuple):
+    """An improvement of one item: to which option, what it costs more, and the error that it saves."""
+
+    rate: float
+    cost: float
+    saved: float
+    item: int
+    option: int
+
+
+def _steps(items: Sequence[tuple[Floats, Floats]]) -> list[_Step]:
+    """The improvements of all items, in the order of error saved per cost."""
     steps = []
     for number, (cost, error) in enumerate(items):
-        hull = _hull(cost, error)
-        for a, b in itertools.pairwise(hull):
+        for a, b in itertools.pairwise(_hull(cost, error)):
             more, saved = float(cost[b] - cost[a]), float(error[a] - error[b])
-            steps.append((-saved / more, more, saved, number))
-    return sorted(steps)
+            steps.append(_Step(saved / more, more, saved, number, b))
+    return sorted(steps, key=lambda step: -step.rate)
 
 
 def _relaxed_from_each(items: Sequence[tuple[Floats, Floats]]) -> list[Relaxed]:
@@ -113,8 +122,8 @@ def _relaxed_from_each(items: Sequence[tuple[Floats, Floats]]) -> list[Relaxed]:
     for start in range(len(items) + 1):
         rest = items[start:]
         steps = _steps(rest)
-        costs = np.cumsum([sum(float(cost[0]) for cost, _ in rest), *(more for _, more, _, _ in steps)])
-        errors = np.cumsum([sum(float(error[0]) for _, error in rest), *(-saved for _, _, saved, _ in steps)])
+        costs = np.cumsum([sum(float(cost[0]) for cost, _ in rest), *(step.cost for step in steps)])
+        errors = np.cumsum([sum(float(error[0]) for _, error in rest), *(-step.saved for step in steps)])
         relaxed.append(Relaxed(costs, errors))
     return relaxed
 
@@ -122,11 +131,10 @@ def _relaxed_from_each(items: Sequence[tuple[Floats, Floats]]) -> list[Relaxed]:
 def _greedy_error(items: Sequence[tuple[Floats, Floats]], budget: float) -> float:
     """The error of a good choice: whole improvements in order, as long as they fit."""
     left = budget - sum(float(cost[0]) for cost, _ in items)
-    error = sum(float(error[0]) for _, error in items)
-    stopped: set[int] = set()
-    for _, more, saved, item in _steps(items):
-        if item in stopped or more > left:
-            stopped.add(item)
-            continue
-        left, error = left - more, error - saved
-    return error
+    chosen, stopped = [0] * len(items), set[int]()
+    for step in _steps(items):
+        if step.item in stopped or step.cost > left:
+            stopped.add(step.item)
+        else:
+            left, chosen[step.item] = left - step.cost, step.option
+    return sum(float(error[option]) for (_, error), option in zip(items, chosen, strict=True))

@@ -14,8 +14,9 @@ from roundwise.methods.compressing import (
 from roundwise.methods.compression.output_error import OutputError
 from roundwise.methods.compression.same_ratio import SameRatio
 from roundwise.methods.compression.spatial_svd import SpatialSVD
+from roundwise.methods.compression.weight_svd import WeightSVD
 
-COMPRESSION_METHODS: dict[str, type[CompressionMethod]] = {"spatial-svd": SpatialSVD}
+COMPRESSION_METHODS: dict[str, type[CompressionMethod]] = {"spatial-svd": SpatialSVD, "weight-svd": WeightSVD}
 
 RATIO_CHOICES: dict[str, type[RatioChoice]] = {"output-error": OutputError, "same-ratio": SameRatio}
 
@@ -31,4 +32,5 @@ __all__ = [
     "RatioChoice",
     "SameRatio",
     "SpatialSVD",
+    "WeightSVD",
 ]

@@ -1,0 +1,102 @@
+"""What the report says about compression: one entry per layer of the network that was compressed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from roundwise.wording import error_in_words, number_of, table
+
+
+@final
+@dataclass(frozen=True)
+class CompressionReport:
+    """One layer of a compressed network: cut into smaller ones, or left as it is.
+
+    Attributes:
+        name: the layer's name in the model.
+        operation, shape: of the layer before.
+        method: by the name that recipes use; empty if the layer was left as it is.
+        size: what the method chose, such as the rank; empty if the layer was left.
+        macs, parameters: before and after: multiplications of one sample, and numbers in weight and bias.
+        predicted: what the choice expected: the relative error of the network's outputs from this layer alone. Without
+            data, the share of the layer's squared weights that is lost. NaN if it was left.
+        error_weights: relative error of the layer's output with factors of the weights alone; NaN without data.
+        error: relative error of the layer's output, on all samples, in the network whose earlier layers are cut too;
+            NaN without data.
+        seconds: time spent on the layer.
+        note: the reason why a layer was left; what was worse than expected.
+    """
+
+    name: str
+    operation: str
+    shape: tuple[int, ...]
+    method: str
+    size: tuple[int, ...]
+    macs: tuple[int, int]
+    parameters: tuple[int, int]
+    predicted: float
+    error_weights: float
+    error: float
+    seconds: float
+    note: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """A line for people who watch the run."""
+        size = "×".join(map(str, self.size))
+        return (
+            f"{self.method} of rank {size}: error {error_in_words(self.error_weights)} → {error_in_words(self.error)}, "
+            f"{self.macs[1] / self.macs[0]:.0%} of the MACs, {self.seconds:.1f} s"
+        )
+
+
+def total_macs(entries: Sequence[CompressionReport]) -> tuple[int, int]:
+    """Multiplications of one sample in all layers, before and after."""
+    return sum(one.macs[0] for one in entries), sum(one.macs[1] for one in entries)
+
+
+def total_parameters(entries: Sequence[CompressionReport]) -> tuple[int, int]:
+    """Numbers in weights and biases of all layers, before and after."""
+    return sum(one.parameters[0] for one in entries), sum(one.parameters[1] for one in entries)
+
+
+def compression_in_words(entries: Sequence[CompressionReport]) -> list[str]:
+    """The entries of a stage as lines of the report, with an empty one at the end."""
+    measured = any(not math.isnan(one.error) for one in entries)
+    header: tuple[str, ...] = ("layer", "operation", "shape", "method", "rank", "MACs", "parameters", "predicted")
+    lines = table(
+        (*header, *(("weights", "fitted") if measured else ())), [_row(one, measured) for one in entries], {0, 1, 2, 3}
+    )
+    (macs, macs_left), (parameters, parameters_left) = total_macs(entries), total_parameters(entries)
+    lines.append(
+        f"{sum(bool(one.method) for one in entries)} of {number_of(len(entries), 'layer')} cut; "
+        f"MACs {macs:,} → {macs_left:,} ({macs_left / max(1, macs):.1%}), "
+        f"parameters {parameters:,} → {parameters_left:,} ({parameters_left / max(1, parameters):.1%})."
+    )
+    if measured:
+        lines.append(
+            "predicted: relative error of the network's output from this layer alone, as the choice of sizes expected "
+            "it. weights, fitted: relative error of the layer's output, Σ‖y − ŷ‖²/Σ‖y‖², with factors of the weights "
+            "alone and with those fitted to the samples; earlier layers are cut too."
+        )
+    else:
+        lines.append("predicted: the share of the layer's squared weights that is lost.")
+    lines += [f"layer '{one.name}'{'' if one.method else ' stays'}: {one.note}" for one in entries if one.note]
+    return [*lines, ""]
+
+
+def _row(entry: CompressionReport, measured: bool) -> tuple[str, ...]:
+    errors = (entry.predicted, entry.error_weights, entry.error) if measured else (entry.predicted,)
+    return (
+        entry.name,
+        entry.operation,
+        "×".join(map(str, entry.shape)),
+        entry.method or "as it was",
+        "×".join(map(str, entry.size)),
+        f"{entry.macs[1] / max(1, entry.macs[0]):.0%}",
+        f"{entry.parameters[1] / max(1, entry.parameters[0]):.0%}",
+        *(error_in_words(error) if entry.method else "" for error in errors),
+    )
