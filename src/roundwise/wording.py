@@ -1,4 +1,4 @@
-"""Sizes, durations, counts and tables as people read them, the name that was meant, and text that a terminal can show."""
+"""Sizes, durations, counts and tables for people to read, the name that was meant, text that a terminal can show."""
 
 from __future__ import annotations
 

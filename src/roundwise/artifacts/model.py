@@ -188,6 +188,8 @@ class Model(nn.Module):
 
     def extra_repr(self) -> str:
         bits = sorted({layer.bits for layer in self.report.layers})
+        if not bits:
+            return "float weights"
         return f"{number_of(len(self.report.layers), 'quantized layer')}, {'/'.join(map(str, bits))} bits"
 
     # --------------------------------------------------------------------------------------------------- device

@@ -10,6 +10,7 @@ from roundwise.wording import did_you_mean
 
 COMMANDS = {
     "quantize": "Give a trained network 4-bit weights.",
+    "compress": "Give a network fewer multiplications or parameters.",
     "finetune": "Train a network on at few bits (LSQ+).",
     "evaluate": "Measure a network, or compare two.",
     "inspect": "Show what is in a .rw file.",

@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
 
+import click
 import torch
 from torch import Tensor
 
+from roundwise.cli.options import OUTPUT, file
+from roundwise.cli.samples import SampleOptions
 from roundwise.cli.terminal import sample_progress
 from roundwise.data.dataset import Dataset
 from roundwise.evaluation.metrics import Evaluation, evaluate
 from roundwise.evaluation.outputs import check_classes
 from roundwise.loading.runnable import Runnable
+
+
+@final
+@dataclass(frozen=True)
+class CheckOptions:
+    """Labels on which the accuracy is measured."""
+
+    labels: Path | None = file(OUTPUT, "With --report: labels, to tell the accuracy before and after.")
+
+    def wants_accuracy(self, samples: SampleOptions, report: Path | None) -> bool:
+        """Whether the user gave labels, or said which labels in the data are meant.
+
+        Raises:
+            click.UsageError: there are labels, but no report to show the accuracy.
+        """
+        if self.labels is not None and report is None:
+            raise click.UsageError("--labels goes with --report, which shows the accuracy. Give both, or neither.")
+        return report is not None and (self.labels is not None or samples.label_key is not None)
 
 
 def measure(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from roundwise.cli.options import ADVANCED, METHOD, choice, file, flag, number, 
 from roundwise.cli.parameters import memory, seed
 from roundwise.errors import RecipeError
 from roundwise.methods.activations import ACTIVATION_RANGES, ActivationBatchNorm
+from roundwise.methods.compression import COMPRESSION_METHODS
 from roundwise.methods.corrections import CORRECTIONS
 from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rewrites import REWRITES
@@ -171,15 +172,31 @@ def changed(recipe: Recipe, options: RecipeOptions, *, data_free: bool = False) 
         recipe = _with_stages(recipe, partial(_with_options, options=options, data_free=data_free))
         run = _given(seed=options.seed, batch_size=options.batch_size, memory_budget=options.memory_budget)
         recipe = Recipe.from_dict(recipe.as_dict() | run)
-    for target, settings in _by_target(options.settings).items():
-        with _naming(" ".join(f"--set {setting.written}" for setting in settings)):
-            values = {setting.name: setting.value for setting in settings}
-            if target == "activations" and "bits" in values and options.activations is not None:
-                raise RecipeError(f"--activations {options.activations} gives the bits already; leave out one of them.")
-            recipe = _with_settings(recipe, target, values)
+    bits = {"activations": f"--activations {options.activations}"} if options.activations is not None else {}
+    recipe = with_settings_of(recipe, options.settings, bits)
     for text in options.overrides:
         with _naming(f"--override {text}"):
             recipe = _with_stages(recipe, partial(_with_override, text=text))
+    return recipe
+
+
+def with_settings_of(recipe: Recipe, texts: Sequence[str], bits: Mapping[str, str] | None = None) -> Recipe:
+    """The recipe, changed as the options `--set` say.
+
+    Args:
+        recipe: to be changed.
+        texts: what the user wrote after each `--set`.
+        bits: the options that have given the bits of a target already.
+
+    Raises:
+        RecipeError: an option makes no sense; the known values are listed.
+    """
+    for target, settings in _by_target(texts).items():
+        with _naming(" ".join(f"--set {setting.written}" for setting in settings)):
+            values = {setting.name: setting.value for setting in settings}
+            if bits and target in bits and "bits" in values:
+                raise RecipeError(f"{bits[target]} gives the bits already; leave out one of them.")
+            recipe = _with_settings(recipe, target, values)
     return recipe
 
 
@@ -213,7 +230,7 @@ def _with_options(stage: Plain, options: RecipeOptions, *, data_free: bool) -> P
     """A stage, changed by all options except `--set` and `--override`."""
     if stage["stage"] == "rewrite":
         return stage | _given(methods=_rewrites(stage.get("methods"), options.rewrites))
-    if stage["stage"] == "finetune":
+    if stage["stage"] in ("compress", "finetune"):
         return stage
     weights = stage["weights"]
     symmetric = False if options.asymmetric else None
@@ -317,6 +334,9 @@ def _tables(stage: Plain, target: str) -> list[Plain]:
     """The tables of a stage that a target means."""
     if stage["stage"] == "rewrite":
         return [one for one in stage.get("methods", ()) if target == f"rewrites.{one.get('method')}"]
+    if stage["stage"] == "compress":
+        named = [(one.get("method"), one) for one in stage["methods"]]
+        return [one for name, one in (*named, ("choice", stage["choice"])) if name == target]
     place = _SHORT.get(target, target).split(".")
     if stage["stage"] == "finetune" and place.pop(0) != "finetune":
         return []
@@ -334,9 +354,14 @@ def _no_table(target: str) -> str:
         )
     if target in ("activations", "activations.ranges"):
         return "activations stay in float and have no settings. Give --activations 8 to quantize them."
+    if target in COMPRESSION_METHODS or target == "choice":
+        return f"the recipe does not compress with '{target}'. `roundwise compress --method {target}` does."
     if target.startswith("finetune"):
         return "the recipe does not train, so it has no such settings. `roundwise finetune` does."
-    known = "'rounding', 'ranges', 'activations', 'activations.ranges', 'rewrites.REWRITE' or 'finetune'"
+    known = (
+        "'rounding', 'ranges', 'activations', 'activations.ranges', 'rewrites.REWRITE', 'finetune', or the name of a "
+        "method of compression"
+    )
     return f"nothing in the recipe is called '{target}'. Write {known} before the dot."
 
 

@@ -134,9 +134,9 @@ class Schedule:
         """The operations of the reference that compute a unit's output from tensors that are at hand."""
         if len(unit.nodes) == 1 or self.reference is self.graph:
             return [node for node in map(self.counterpart, unit.nodes) if node is not None]
-        target = self.counterpart(unit.output)
-        inside = {node for node in map(self.counterpart, unit.inputs) if node is not None}
-        needed = _missing(target, inside)
+        # A unit may read tensors that the reference does not have; then others of the reference stand before it.
+        outside = {other for node, other in self._counterparts.items() if node not in unit.nodes}
+        needed = _missing(self.counterpart(unit.output), outside)
         return [node for node in self.reference.operations.nodes if node in needed and node.op == "call_function"]
 
     @property

@@ -8,8 +8,11 @@ from typing import final
 
 from roundwise.errors import RecipeError
 from roundwise.methods.compressing import CompressionMethod, RatioChoice
-from roundwise.methods.compression import COMPRESSION_METHODS, RATIO_CHOICES, OutputError, SpatialSVD
+from roundwise.methods.compression import COMPRESSION_METHODS, RATIO_CHOICES, OutputError, SpatialSVD, WeightSVD
 from roundwise.recipe.checks import check_choice, check_whole_number
+
+DEFAULT_METHODS: tuple[CompressionMethod, ...] = (SpatialSVD(), WeightSVD())
+"""Spatial SVD suits convolutions with large kernels; weight SVD all other layers, and some of these too."""
 
 
 @final
@@ -36,7 +39,7 @@ class Compress:
 
     macs: float | None = None
     parameters: float | None = None
-    methods: Sequence[CompressionMethod] = (SpatialSVD(),)
+    methods: Sequence[CompressionMethod] = DEFAULT_METHODS
     choice: RatioChoice = OutputError()
     multiple: int = 8
     keep: Sequence[str] = ()

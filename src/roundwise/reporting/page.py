@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -118,6 +119,17 @@ def render(
         total=sum(report.seconds.values()),
         tiles=_tiles(report, accuracy),
         charts=_charts(report.layers),
+        quantized=bool(report.layers) or not any(stage.compressed for stage in report.stages),
+        compressions=[
+            {
+                "layers": stage.compressed,
+                "macs": stage.macs,
+                "parameters": stage.parameters,
+                "measured": any(not math.isnan(one.error) for one in stage.compressed),
+            }
+            for stage in report.stages
+            if stage.compressed
+        ],
         trainings=[
             {
                 "words": training_in_words(stage),
@@ -142,14 +154,18 @@ def render(
 
 def _tiles(report: Report, accuracy: Mapping[str, tuple[float, float]]) -> list[tuple[str, str, str]]:
     """The figures at the top: name, value and a remark."""
-    bits = "/".join(map(str, sorted({layer.bits for layer in report.layers})))
-    weights = sum(layer.weights for layer in report.layers)
     ratio = report.quantized_bytes / report.float_bytes if report.float_bytes else 1.0
     size = f"{human_bytes(report.float_bytes)} → {human_bytes(report.quantized_bytes)}"
-    tiles = [
-        ("size", size, f"{percent(ratio)} of before"),
-        ("bits of a weight", bits, f"{number_of(weights, 'weight')} in {number_of(len(report.layers), 'layer')}"),
-    ]
+    tiles = [("size", size, f"{percent(ratio)} of before")]
+    for (macs, left), entries in ((stage.macs, stage.compressed) for stage in report.stages if stage.compressed):
+        cut = sum(bool(one.method) for one in entries)
+        remark = f"of before; {cut} of {number_of(len(entries), 'layer')} cut"
+        tiles.append(("MACs of a sample", percent(left / max(1, macs)), remark))
+    if report.layers or len(tiles) == 1:
+        bits = "/".join(map(str, sorted({layer.bits for layer in report.layers})))
+        weights = sum(layer.weights for layer in report.layers)
+        remark = f"{number_of(weights, 'weight')} in {number_of(len(report.layers), 'layer')}"
+        tiles.append(("bits of a weight", bits, remark))
     if report.measured:
         noise = f"{number(decibels(report.output_error))} dB, relative to the float network"
         tiles.append(("calibration samples", f"{report.samples:,}", "on which all errors were measured"))
@@ -157,15 +173,17 @@ def _tiles(report: Report, accuracy: Mapping[str, tuple[float, float]]) -> list[
     else:
         tiles.append(("calibration samples", "none", "so no error was measured"))
     for name, (before, after) in accuracy.items():
-        remark = "float → quantized, on the calibration samples"
+        remark = f"float → {'quantized' if report.layers else 'this network'}, on the calibration samples"
         tiles.append((name, f"{percent(before)} → {percent(after)}", remark))
     for best, first in ((one.best_epoch, one.epochs[0]) for one in report.stages if one.epochs):
         assert best is not None
         if first.accuracy is not None and best.accuracy is not None:
             change = f"{percent(first.accuracy)} → {percent(best.accuracy)}"
             tiles.append(("held-out accuracy", change, f"before training → epoch {best.epoch}, which was kept"))
-    layers = seconds(sum(layer.seconds for layer in report.layers))
-    tiles.append(("time", seconds(sum(report.seconds.values())), f"ranges and rounding of layers: {layers}"))
+    fitting = sum(one.seconds for stage in report.stages for one in stage.compressed)
+    parts = f"ranges and rounding of layers: {seconds(sum(layer.seconds for layer in report.layers))}"
+    parts = parts if report.layers or not fitting else f"fitting of layers: {seconds(fitting)}"
+    tiles.append(("time", seconds(sum(report.seconds.values())), parts))
     tiles.append(("activations held", human_bytes(report.peak_activation_bytes), "at most, in memory and on disk"))
     return tiles
 

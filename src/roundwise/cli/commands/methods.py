@@ -12,6 +12,7 @@ import click
 
 from roundwise.cli.options import as_command
 from roundwise.methods.activations import ACTIVATION_RANGES
+from roundwise.methods.compression import COMPRESSION_METHODS, RATIO_CHOICES
 from roundwise.methods.corrections import CORRECTIONS
 from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rewrites import REWRITES
@@ -36,6 +37,8 @@ KINDS: dict[str, tuple[str, dict[str, type]]] = {
     "Ranges of activations": ("--activation-ranges NAME, --set activations.ranges.SETTING=VALUE", ACTIVATION_RANGES),
     "Rewrites": ("--rewrite NAME, --set rewrites.NAME.SETTING=VALUE", REWRITES),
     "Corrections": ("--correction NAME", CORRECTIONS),
+    "Compression": ("roundwise compress --method NAME, --set NAME.SETTING=VALUE", COMPRESSION_METHODS),
+    "Choices of sizes": ("roundwise compress --choice NAME, --set choice.SETTING=VALUE", RATIO_CHOICES),
     "Training": ("roundwise finetune, --set finetune.SETTING=VALUE", {"finetune": Finetune}),
     "Quantizers that are trained": (
         "--training NAME, --set finetune.quantization.SETTING=VALUE",

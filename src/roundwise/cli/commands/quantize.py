@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, final
 
 import click
 
 from roundwise import quantize
 from roundwise.cli.datafree import DataFreeOptions
+from roundwise.cli.measuring import CheckOptions
 from roundwise.cli.measuring import accuracy as accuracy_of
-from roundwise.cli.options import ADVANCED, OUTPUT, RunOptions, as_command, file, option
+from roundwise.cli.options import ADVANCED, RunOptions, as_command, option
 from roundwise.cli.outputs import check_outputs, check_targets
 from roundwise.cli.parameters import dimension
 from roundwise.cli.recipes import RecipeOptions, changed, first_recipe
@@ -38,24 +38,6 @@ Give a trained network low-bit weights, from a few hundred unlabelled inputs.
 MODEL is torchvision:NAME or timm:NAME, file.py:function (the network that the function returns), or program.pt2 (a
 program of torch.export; reading one can run code that is in it, so it needs --trust-program).
 """
-
-
-@final
-@dataclass(frozen=True)
-class CheckOptions:
-    """Labels on which the accuracy is measured."""
-
-    labels: Path | None = file(OUTPUT, "With --report: labels, to tell the accuracy before and after.")
-
-    def wants_accuracy(self, samples: SampleOptions, report: Path | None) -> bool:
-        """Whether the user gave labels, or said which labels in the data are meant.
-
-        Raises:
-            click.UsageError: there are labels, but no report to show the accuracy.
-        """
-        if self.labels is not None and report is None:
-            raise click.UsageError("--labels goes with --report, which shows the accuracy. Give both, or neither.")
-        return report is not None and (self.labels is not None or samples.label_key is not None)
 
 
 @final

@@ -28,7 +28,7 @@ class FactorizedGraph:
         chains: the layers of each chain, in order, by the name of the layer that it replaces.
         outputs: the operation that gives the output of each chain, by the same names.
         counterparts: for each operation of the new graph whose output can be compared with one of the graph before, the
-            name of that one: the last layer of a chain has the output of the layer that it replaces.
+            name of that one. The last layer of a chain has the output of the layer that it replaces, and its name.
     """
 
     graph: Graph
@@ -48,20 +48,18 @@ def factorize(graph: Graph, parts: Mapping[str, Sequence[Part]]) -> FactorizedGr
         parts: the layers of each chain, by the name of a layer that is called once.
     """
     new = graph.copy()
-    names = {node.name for node in graph.operations.nodes}
+    names = {node.name for node in graph.operations.nodes if node.op == "call_function"}
     outputs: dict[str, fx.Node] = {}
-    counterparts: dict[str, str] = {}
     for layer in [layer for layer in find_layers(new) if layer.name in parts]:
         (call,) = layer.calls
         before = set(new.constants)
         (last,) = split_layer(new, layer, parts[layer.name])
         last.meta.update({key: value for key, value in call.meta.items() if key in ("batch_norm", "dropout")})
-        outputs[layer.name], counterparts[last.name] = last, call.name
+        last.name = call.name  # which is gone; so what later stages know by this name is still found
+        outputs[layer.name] = last
         _record_origins(new, layer, [name for name in new.constants if name not in before])
-    inserted = {node.name for node in new.operations.nodes} - names
-    kept = {node.name for node in new.operations.nodes if node.op == "call_function"} - inserted
-    counterparts.update({name: name for name in kept if name not in counterparts})
     new.prune()
+    counterparts = {node.name: node.name for node in new.operations.nodes if node.name in names}
     by_output = {layer.node: layer for layer in find_layers(new)}
     chains = {name: _chain(by_output, output, len(parts[name])) for name, output in outputs.items()}
     return FactorizedGraph(new, chains, outputs, counterparts)
