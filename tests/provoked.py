@@ -663,6 +663,60 @@ TRAINING = {
     ),
 }
 
+
+class NoMethod(rw.compression.CompressionMethod):
+    def reason(self, layer):
+        return ""
+
+
+COMPRESSION = {
+    "no budget": (lambda _: rw.Compress(), ("macs", "parameters")),
+    "two budgets": (lambda _: rw.Compress(macs=0.5, parameters=0.25), ("macs=0.5", "parameters=0.25")),
+    "a budget of all": (lambda _: rw.Compress(macs=1.0), ("macs=1.0",)),
+    "a budget of nothing": (lambda _: rw.compress(nn.Linear(4, 2).eval(), SAMPLES, macs=0), ("macs=0",)),
+    "a budget in text": (lambda _: rw.Compress(parameters="half"), ("parameters='half'",)),
+    "ranks that are multiples of 0": (lambda _: rw.Compress(macs=0.5, multiple=0), ("multiple=0",)),
+    "no methods of compression": (lambda _: rw.Compress(macs=0.5, methods=()), ("methods",)),
+    "a class in place of a method of compression": (
+        lambda _: rw.Compress(macs=0.5, methods=(rw.compression.SpatialSVD,)),
+        ("methods[0]", "SpatialSVD()"),
+    ),
+    "one name to keep that is no tuple": (lambda _: rw.Compress(macs=0.5, keep="conv1"), ("keep", "'conv1'")),
+    "rounds below 0": (lambda _: rw.compression.SpatialSVD(rounds=-1), ("SpatialSVD(rounds=-1)", 0)),
+    "an unknown method of compression": (
+        lambda _: read_stages({"stage": "compress", "macs": 0.5, "methods": ["spatial-sdv"]}),
+        ("spatial-sdv", "spatial-svd"),
+    ),
+    "compression after codes were chosen": (
+        lambda _: rw.Recipe((rw.Quantize(), rw.Compress(macs=0.5))),
+        ("stages[1]", "Compress", "stages[0]"),
+    ),
+    "a budget that no rank can meet": (
+        lambda _: rw.compress(nn.Linear(4, 2).eval(), SAMPLES, macs=0.5),
+        ("macs=0.5", 1, 8),
+    ),
+    "a recipe without compression": (
+        lambda _: rw.compress(nn.Linear(4, 2).eval(), SAMPLES, NEAREST),
+        ("Compress", "Quantize"),
+    ),
+    "a layer to keep that is not there": (
+        lambda _: rw.compress(nn.Linear(4, 2).eval(), SAMPLES, rw.Compress(macs=0.5, keep=("conv9",))),
+        ("conv9", "weight"),
+    ),
+    "a method of compression that is no factorization": (
+        lambda _: rw.compress(nn.Linear(8, 8).eval(), torch.randn(8, 8), rw.Compress(macs=0.5, methods=(NoMethod(),))),
+        ("NoMethod", "Factorization"),
+    ),
+    "a method of compression that a file could not hold": (
+        lambda _: rw.compress(
+            nn.Linear(8, 8).eval(),
+            torch.randn(8, 8),
+            read_stages({"stage": "compress", "macs": 0.5, "methods": [{"custom": "Mine()"}]}),
+        ),
+        ("Mine()", "Compress"),
+    ),
+}
+
 OTHERS = {
     "features that the network does not have": Case(
         rw.RecipeError,
@@ -704,7 +758,7 @@ SOURCES = {
 CASES = OTHERS | {
     name: Case(kind, *case)
     for kind, table in (
-        (rw.RecipeError, SETTINGS | SOURCES),
+        (rw.RecipeError, SETTINGS | SOURCES | COMPRESSION),
         (rw.CalibrationError, SAMPLES_AND_LABELS | TRAINING),
         (rw.ModelError, MODELS),
         (rw.FileFormatError, FILES),

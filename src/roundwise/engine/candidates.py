@@ -180,10 +180,14 @@ def _offers(graph: Graph, layer: Layer, stage: Compress) -> Candidate:
     if not reasons:
         space, items = _input_sizes(layer)
         for method in stage.methods:
-            assert isinstance(method, Factorization)
             if reason := method.reason(linear):
                 reasons.append(f"{type(method).__name__}: {reason}")
                 continue
+            if not isinstance(method, Factorization):
+                raise RecipeError(
+                    f"Compress: {method!r} is not a Factorization, so it does not say by what a layer is replaced. Give "
+                    "an object such as SpatialSVD(), or derive its class from rw.compression.Factorization."
+                )
             sizes = method.sizes(linear, stage.multiple)
             costs = [cost_of(method.parts(linear, size), space, items, bias=True) for size in sizes]
             cheaper = [(size, it) for size, it in zip(sizes, costs, strict=True) if it.macs < cost.macs]

@@ -12,11 +12,14 @@ from typing import Any, TypeVar
 
 from roundwise.errors import RecipeError
 from roundwise.methods.activations import ACTIVATION_RANGES
+from roundwise.methods.compressing import CompressionMethod, RatioChoice
+from roundwise.methods.compression import COMPRESSION_METHODS, RATIO_CHOICES
 from roundwise.methods.corrections import CORRECTIONS
 from roundwise.methods.interfaces import ActivationRanges, Correction, GraphRewrite, RoundingSolver
 from roundwise.methods.ranges import RANGE_ESTIMATORS
 from roundwise.methods.rewrites import REWRITES
 from roundwise.methods.rounding import ROUNDING_SOLVERS
+from roundwise.recipe.compress import Compress
 from roundwise.recipe.recipe import Recipe
 from roundwise.recipe.settings import Activations, Weights
 from roundwise.recipe.stages import Quantize, Rewrite
@@ -45,18 +48,23 @@ def check_is_a_frozen_dataclass(kind: type) -> None:
 
 
 def check_says_what_it_needs(kind: type) -> None:
-    """`needs` is a statistic (except for rewrites); the documentation begins with a sentence and names a source."""
+    """`needs` is a statistic, where a kind has it; the documentation begins with a sentence and names a source.
+
+    Rewrites and methods of compression declare no statistic, and choices of ratios need name no source.
+    """
     needs = getattr(kind, "needs", None)
     known = isinstance(needs, type) and issubclass(needs, Statistic | ValueStatistic)
-    require(issubclass(kind, GraphRewrite) or known, f"{kind.__name__}.needs is {needs!r}")
+    exempt = issubclass(kind, GraphRewrite | CompressionMethod | RatioChoice)
+    require(exempt or known, f"{kind.__name__}.needs is {needs!r}")
     text = (kind.__doc__ or "").strip()
     require(text.partition("\n")[0].endswith("."), f"{kind.__name__}'s documentation does not begin with a sentence")
-    require("References:" in text, f"{kind.__name__} has no 'References:'")
+    require(issubclass(kind, RatioChoice) or "References:" in text, f"{kind.__name__} has no 'References:'")
 
 
 def check_survives_a_recipe_file(kind: type) -> None:
     """A method in a table comes back unchanged from plain data through JSON, also with any one setting changed."""
     tables: list[Mapping[str, type]] = [REWRITES, RANGE_ESTIMATORS, ROUNDING_SOLVERS, CORRECTIONS, ACTIVATION_RANGES]
+    tables += [COMPRESSION_METHODS, RATIO_CHOICES]
     if not any(kind in table.values() for table in tables):
         return
     for method in (kind(), *_changed(kind)):
@@ -111,4 +119,8 @@ def _recipe(method: Any) -> Recipe:
         return Recipe((Quantize(correction=method),))
     if isinstance(method, GraphRewrite):
         return Recipe((Rewrite((method,)),))
+    if isinstance(method, CompressionMethod):
+        return Recipe((Compress(macs=0.5, methods=(method,)),))
+    if isinstance(method, RatioChoice):
+        return Recipe((Compress(macs=0.5, choice=method),))
     return Recipe((Quantize(Weights(ranges=method)),))

@@ -1,0 +1,97 @@
+"""`roundwise compress`: what it does, says and writes, and how it ends."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from commandline import failed, run
+from facts import has
+
+import roundwise as rw
+
+NET = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 6)
+    return nn.Sequential(*layers)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("compress")
+    (place / "net.py").write_text(NET)
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((24, 3, 6, 6)).astype(np.float32)
+    np.savez(place / "labelled.npz", images=inputs, labels=rng.integers(0, 6, 24))
+    return place
+
+
+def compress(place, *options, **more):
+    return run("compress", f"{place}/net.py:build", "--data", place / "labelled.npz", *options, **more)
+
+
+def test_it_writes_files_and_tells_what_is_left(place, tmp_path):
+    out, page = tmp_path / "small.rw", tmp_path / "small.html"
+    result = compress(place, "--macs", 0.7, "--multiple", 4, "--out", out, "--report", page, "--label-key", "labels")
+    assert result.exit_code == 0, result.stderr
+    model = rw.load(out)
+    assert model(torch.zeros(5, 3, 6, 6)).shape == (5, 6)
+    before, after = model.report.stages[-1].macs
+    assert after <= 0.7 * before
+    assert has(result.stdout, before, after, out, page, "top-1")
+    shown = run("inspect", out)
+    assert has(shown.stdout, before, after, "spatial-svd")
+
+
+def test_options_reach_the_recipe(place):
+    result = compress(
+        place, "--parameters", 0.8, "--method", "spatial-svd", "--method", "weight-svd", "--choice", "same-ratio",
+        "--multiple", 2, "--keep", "5", "--set", "spatial-svd.rounds=1", "--set", "weight-svd.kernel=last", "--seed", 3,
+        "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    stage = data["recipe"]["stages"][-1]
+    assert stage["methods"] == [{"method": "spatial-svd", "rounds": 1}, {"method": "weight-svd", "kernel": "last"}]
+    assert (stage["parameters"], stage["choice"], stage["multiple"], stage["keep"]) == (
+        0.8, {"method": "same-ratio"}, 2, ["5"],
+    )  # fmt: skip
+    assert data["recipe"]["seed"] == 3
+    entries = {one["name"]: one for one in data["report"]["stages"][-1]["compressed"]}
+    assert not entries["5"]["method"]
+
+
+def test_a_recipe_file_is_run_and_changed(place, tmp_path):
+    rw.Recipe((rw.Compress(macs=0.9, multiple=2), rw.Quantize(rw.Weights(bits=8)))).to_toml(tmp_path / "recipe.toml")
+    result = compress(place, "--recipe", tmp_path / "recipe.toml", "--macs", 0.7, "--json")
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert [stage["stage"] for stage in data["recipe"]["stages"]] == ["compress", "rewrite", "quantize"]
+    assert (data["recipe"]["stages"][0]["macs"], data["recipe"]["stages"][0]["multiple"]) == (0.7, 2)
+    assert data["report"]["stages"][2]["layers"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "facts"),
+    [
+        ((), 2, ("--macs", "--parameters")),
+        (("--macs", 1.5), 2, ("macs=1.5",)),
+        (("--macs", 0.5, "--parameters", 0.5), 2, ("macs=0.5", "parameters=0.5")),
+        (("--macs", 0.5, "--method", "spatial-sdv"), 2, ("spatial-sdv", "spatial-svd")),
+        (("--macs", 0.5, "--set", "gptq.ridge=1"), 2, ("gptq",)),
+        (("--macs", 0.5, "--method", "weight-svd", "--set", "spatial-svd.rounds=1"), 2, ("spatial-svd",)),
+        (("--macs", 0.01), 1, ("macs=0.01", 8)),
+    ],
+)
+def test_bad_options_are_explained(place, options, code, facts):
+    assert failed(compress(place, *options), code, *facts)
+
+
+def test_a_recipe_without_compression_is_refused(place, tmp_path):
+    rw.Recipe().to_toml(tmp_path / "recipe.toml")
+    assert failed(compress(place, "--recipe", tmp_path / "recipe.toml"), 2, "Compress", "Quantize")
