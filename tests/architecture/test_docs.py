@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import roundwise as rw
-from roundwise.methods import activations, corrections, ranges, rewrites, rounding, training
+from roundwise.methods import activations, compression, corrections, ranges, rewrites, rounding, training
 from roundwise.recipe.stages import STAGES
 
 FOLDER = Path(__file__).parents[2] / "docs"
@@ -58,7 +58,7 @@ def test_the_recipe_files_of_a_page_can_be_read(page, tmp_path):
 def test_the_api_page_has_every_public_name():
     page = (FOLDER / "api.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^\.\. auto\w+:: roundwise\.([\w.]+)", page, re.MULTILINE))
-    methods = {"activations": activations, "corrections": corrections, "ranges": ranges}
+    methods = {"activations": activations, "compression": compression, "corrections": corrections, "ranges": ranges}
     methods |= {"rewrites": rewrites, "rounding": rounding, "training": training}
     names = {name for name in rw.__all__ if name not in methods}
     for namespace, module in methods.items():

@@ -185,8 +185,8 @@ def _offers(graph: Graph, layer: Layer, stage: Compress) -> Candidate:
                 continue
             if not isinstance(method, Factorization):
                 raise RecipeError(
-                    f"Compress: {method!r} is not a Factorization, so it does not say by what a layer is replaced. Give "
-                    "an object such as SpatialSVD(), or derive its class from rw.compression.Factorization."
+                    f"Compress: {method!r} is not a Factorization, so it does not say what replaces a layer. Give an "
+                    "object such as SpatialSVD(), or derive its class from rw.compression.Factorization."
                 )
             sizes = method.sizes(linear, stage.multiple)
             costs = [cost_of(method.parts(linear, size), space, items, bias=True) for size in sizes]

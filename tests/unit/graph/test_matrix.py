@@ -9,7 +9,7 @@ from roundwise.graph.matrix import LinearMap
 CONVOLUTIONS = [
     (nn.Conv1d(2, 3, 4, stride=3, padding=2), (11,)),
     (nn.Conv2d(2, 3, (3, 5), stride=(2, 1), padding=(0, 2), dilation=(2, 1)), (9, 7)),
-    (nn.Conv2d(2, 3, (2, 3), padding="same", dilation=(3, 1)), (8, 5)),
+    (nn.Conv2d(2, 3, (2, 3), padding="same", dilation=(2, 1)), (8, 5)),
     (nn.Conv2d(2, 3, 3, padding="valid"), (8, 5)),
     (nn.Conv3d(2, 3, 3, stride=2, padding=1), (5, 6, 7)),
 ]
