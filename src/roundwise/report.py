@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, final
 
 import cattrs
@@ -333,7 +333,9 @@ class Report:
             FileFormatError: the data are not those of a report.
         """
         try:
-            return _CONVERTER.structure(data, cls)
+            report: Report = _CONVERTER.structure(data, cls)
+            _check_signs(report)
+            return report
         except Exception as error:  # data can be wrong in any way
             raise FileFormatError(
                 f"there is no report in this {type(data).__name__}: {type(error).__name__}: {error}. Give what "
@@ -415,6 +417,48 @@ def training_in_words(stage: StageReport) -> str:
     if best.oscillating is not None:
         parts.append(f"{best.oscillating:.2%} of the quantized weights oscillate")
     return f"training: {epochs}, of which number {best.epoch} was kept; {', '.join(parts)}."
+
+
+_NOT_NEGATIVE = frozenset(
+    [
+        "accuracy",
+        "bits",
+        "clipped",
+        "counts",
+        "error",
+        "error_nearest",
+        "float_bytes",
+        "flips",
+        "oscillating",
+        "output_error",
+        "peak_activation_bytes",
+        "quantized_bytes",
+        "samples",
+        "scale",
+        "scales",
+        "seconds",
+        "setup_seconds",
+        "shape",
+        "weights",
+    ]
+)
+"""The fields of reports whose numbers are 0 or more."""
+
+
+def _check_signs(entry: Any) -> None:
+    """Raise if a report, or an entry of it, has a negative number where there can be none.
+
+    Raises:
+        ValueError: names the field.
+    """
+    for one in fields(entry):
+        value = getattr(entry, one.name)
+        numbers = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if is_dataclass(number):
+                _check_signs(number)
+            elif one.name in _NOT_NEGATIVE and isinstance(number, int | float) and number < 0:
+                raise ValueError(f"{one.name} is {number!r}, and can only be 0 or more")
 
 
 def _exactly(value: Any, kind: type) -> Any:
