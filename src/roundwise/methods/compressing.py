@@ -5,6 +5,8 @@ inputs and outputs, and a metric S that says how much the network's output feels
 
     error of a map M  =  E (y − M x − b)ᵀ S (y − M x − b)
 
+A *pruning* says which channels stay of those that the same layers give. It sees all layers that read them, likewise.
+
 A *choice of ratios* says how small each layer becomes, from what each size costs and how large its error would be.
 """
 
@@ -15,10 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from roundwise.graph.matrix import LinearMap
+from roundwise.numerics.channel_selection import Reader
 from roundwise.numerics.regression import Regression
 
 Size = tuple[int, ...]
@@ -84,6 +87,31 @@ class Factorization(CompressionMethod):
     @abstractmethod
     def factorize(self, problem: FactorizationProblem, size: Size) -> Factorized:
         """The chain's weights, with a small error."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PruningProblem:
+    """Everything that a pruning may look at.
+
+    Attributes:
+        name: of the first layer that gives the channels.
+        channels: how many there are.
+        readers: the layers that read them, with moments of their inputs in the original network. Without samples, those
+            of white inputs.
+    """
+
+    name: str
+    channels: int
+    readers: tuple[Reader, ...]
+
+
+class Pruning(CompressionMethod):
+    """Chooses channels that stay. The engine removes the others, and fits the weights that read those that stay."""
+
+    @abstractmethod
+    def keep(self, problem: PruningProblem, counts: Sequence[int]) -> Sequence[Int[Tensor, "count"]]:
+        """The channels that stay for each count, in rising order."""
 
 
 @final

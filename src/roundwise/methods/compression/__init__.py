@@ -9,26 +9,42 @@ from roundwise.methods.compressing import (
     FactorizationProblem,
     Factorized,
     LayerOptions,
+    Pruning,
+    PruningProblem,
     RatioChoice,
 )
+from roundwise.methods.compression.backward_elimination import BackwardElimination
+from roundwise.methods.compression.channel_pruning import ChannelPruning
+from roundwise.methods.compression.magnitude_pruning import MagnitudePruning
 from roundwise.methods.compression.output_error import OutputError
 from roundwise.methods.compression.same_ratio import SameRatio
 from roundwise.methods.compression.spatial_svd import SpatialSVD
 from roundwise.methods.compression.weight_svd import WeightSVD
 
-COMPRESSION_METHODS: dict[str, type[CompressionMethod]] = {"spatial-svd": SpatialSVD, "weight-svd": WeightSVD}
+COMPRESSION_METHODS: dict[str, type[CompressionMethod]] = {
+    "backward-elimination": BackwardElimination,
+    "channel-pruning": ChannelPruning,
+    "magnitude-pruning": MagnitudePruning,
+    "spatial-svd": SpatialSVD,
+    "weight-svd": WeightSVD,
+}
 
 RATIO_CHOICES: dict[str, type[RatioChoice]] = {"output-error": OutputError, "same-ratio": SameRatio}
 
 __all__ = [
     "COMPRESSION_METHODS",
     "RATIO_CHOICES",
+    "BackwardElimination",
+    "ChannelPruning",
     "CompressionMethod",
     "Factorization",
     "FactorizationProblem",
     "Factorized",
     "LayerOptions",
+    "MagnitudePruning",
     "OutputError",
+    "Pruning",
+    "PruningProblem",
     "RatioChoice",
     "SameRatio",
     "SpatialSVD",
