@@ -669,6 +669,14 @@ class NoMethod(rw.compression.CompressionMethod):
         return ""
 
 
+class WrongPruning(rw.compression.Pruning):
+    def reason(self, layer):
+        return ""
+
+    def keep(self, problem, counts):
+        return [torch.arange(count) + problem.channels for count in counts]
+
+
 COMPRESSION = {
     "no budget": (lambda _: rw.Compress(), ("macs", "parameters")),
     "two budgets": (lambda _: rw.Compress(macs=0.5, parameters=0.25), ("macs=0.5", "parameters=0.25")),
@@ -680,6 +688,34 @@ COMPRESSION = {
     "a class in place of a method of compression": (
         lambda _: rw.Compress(macs=0.5, methods=(rw.compression.SpatialSVD,)),
         ("methods[0]", "SpatialSVD()"),
+    ),
+    "channel pruning beside chains of layers": (
+        lambda _: rw.Compress(macs=0.5, methods=(rw.compression.ChannelPruning(), rw.compression.WeightSVD())),
+        ("ChannelPruning", "WeightSVD"),
+    ),
+    "a budget that no number of channels can meet": (
+        lambda _: rw.compress(
+            nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(),
+            SAMPLES,
+            rw.Compress(macs=0.1, methods=(rw.compression.ChannelPruning(),), multiple=4),
+        ),
+        ("macs=0.1", "ChannelPruning", 0.5, 4),
+    ),
+    "a layer to keep that is not there, in channel pruning": (
+        lambda _: rw.compress(
+            nn.Linear(4, 2).eval(),
+            SAMPLES,
+            rw.Compress(macs=0.5, methods=(rw.compression.MagnitudePruning(),), keep=("conv9",)),
+        ),
+        ("conv9", "weight"),
+    ),
+    "a pruning that keeps channels that do not exist": (
+        lambda _: rw.compress(
+            nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(),
+            SAMPLES,
+            rw.Compress(macs=0.5, methods=(WrongPruning(),), multiple=4),
+        ),
+        ("WrongPruning", "'0'", 8),
     ),
     "one name to keep that is no tuple": (lambda _: rw.Compress(macs=0.5, keep="conv1"), ("keep", "'conv1'")),
     "rounds below 0": (lambda _: rw.compression.SpatialSVD(rounds=-1), ("SpatialSVD(rounds=-1)", 0)),

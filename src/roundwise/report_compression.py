@@ -19,7 +19,8 @@ class CompressionReport:
         name: the layer's name in the model.
         operation, shape: of the layer before.
         method: by the name that recipes use; empty if the layer was left as it is.
-        size: what the method chose, such as the rank; empty if the layer was left.
+        size: what the method chose: the rank, or the numbers of output and of input channels that are left; empty if
+            the layer was left.
         macs, parameters: before and after: multiplications of one sample, and numbers in weight and bias.
         predicted: what the choice expected: the relative error of the network's outputs from this layer alone. Without
             data, the share of the layer's squared weights that is lost. NaN if it was left.
@@ -48,7 +49,7 @@ class CompressionReport:
         """A line for people who watch the run."""
         size = "×".join(map(str, self.size))
         return (
-            f"{self.method} of rank {size}: error {error_in_words(self.error_weights)} → {error_in_words(self.error)}, "
+            f"{self.method}, size {size}: error {error_in_words(self.error_weights)} → {error_in_words(self.error)}, "
             f"{self.macs[1] / self.macs[0]:.0%} of the MACs, {self.seconds:.1f} s"
         )
 
@@ -66,7 +67,7 @@ def total_parameters(entries: Sequence[CompressionReport]) -> tuple[int, int]:
 def compression_in_words(entries: Sequence[CompressionReport]) -> list[str]:
     """The entries of a stage as lines of the report, with an empty one at the end."""
     measured = any(not math.isnan(one.error) for one in entries)
-    header: tuple[str, ...] = ("layer", "operation", "shape", "method", "rank", "MACs", "parameters", "predicted")
+    header: tuple[str, ...] = ("layer", "operation", "shape", "method", "size", "MACs", "parameters", "predicted")
     lines = table(
         (*header, *(("weights", "fitted") if measured else ())), [_row(one, measured) for one in entries], {0, 1, 2, 3}
     )

@@ -101,13 +101,7 @@ def find_candidates(graph: Graph, stage: Compress, run: Run) -> list[Candidate]:
         RecipeError: `keep` names no layer.
         MemoryBudgetError: the disk is full.
     """
-    layers = find_layers(graph)
-    if not layers:
-        raise ModelError(
-            f"the model has no layer to compress: among its {len(graph.operations.nodes)} operations is no linear "
-            "layer and no convolution with a constant weight. Give a model that has such layers."
-        )
-    _check_keep(stage.keep, [layer.name for layer in layers])
+    layers = layers_to_compress(graph, stage)
     found = [_offers(graph, layer, stage) for layer in layers]
     open_ones = [one for one in found if one.options]
     metrics, known = _white(open_ones)
@@ -125,6 +119,30 @@ def find_candidates(graph: Graph, stage: Compress, run: Run) -> list[Candidate]:
     return [
         one if not one.options else _with_errors(one, metrics[one.layer.name], errors[one.layer.name]) for one in found
     ]
+
+
+def layers_to_compress(graph: Graph, stage: Compress) -> list[Layer]:
+    """The layers of a network, those that the recipe keeps among them.
+
+    Raises:
+        ModelError: there are none, or weights of one are not finite.
+        RecipeError: `keep` names no layer.
+    """
+    layers = find_layers(graph)
+    if not layers:
+        raise ModelError(
+            f"the model has no layer to compress: among its {len(graph.operations.nodes)} operations is no linear "
+            "layer and no convolution with a constant weight. Give a model that has such layers."
+        )
+    _check_keep(stage.keep, [layer.name for layer in layers])
+    for layer in layers:
+        weight = graph.constants[layer.weight]
+        if not torch.isfinite(weight).all():
+            raise ModelError(
+                f"layer '{layer.name}' has {int((~torch.isfinite(weight)).sum())} weights that are NaN or infinite, of "
+                f"{weight.numel()}. The outputs of such a network are NaN or infinite: load weights that are finite."
+            )
+    return layers
 
 
 def white_problem(candidate: Candidate) -> FactorizationProblem:
@@ -169,11 +187,6 @@ def _check_keep(keep: Sequence[str], names: Sequence[str]) -> None:
 def _offers(graph: Graph, layer: Layer, stage: Compress) -> Candidate:
     """A layer with the sizes that are cheaper than it is, without errors; or with the reason why there are none."""
     linear, weight = layer.map, graph.constants[layer.weight]
-    if not torch.isfinite(weight).all():
-        raise ModelError(
-            f"layer '{layer.name}' has {int((~torch.isfinite(weight)).sum())} weights that are NaN or infinite, of "
-            f"{weight.numel()}. The outputs of such a network are NaN or infinite: load weights that are finite."
-        )
     cost = _cost_now(layer)
     options: list[Option] = []
     reasons = _reasons(graph, layer, stage)

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 from roundwise.engine.candidates import Candidate, Option, find_candidates, white_problem
 from roundwise.engine.network import Network
+from roundwise.engine.pruning import run_pruning
 from roundwise.engine.refitting import FloatWeight, RefitTask, answer_of, chain_report
 from roundwise.engine.run import Run
 from roundwise.engine.stream import Stream
@@ -27,7 +28,7 @@ from roundwise.graph.edit import set_constant
 from roundwise.graph.graph import Graph
 from roundwise.graph.transforms.factorize import FactorizedGraph, Part, factorize
 from roundwise.graph.unit import Unit
-from roundwise.methods.compressing import LayerOptions
+from roundwise.methods.compressing import LayerOptions, Pruning
 from roundwise.recipe.compress import Compress
 from roundwise.report import OutputReport, StageReport, worst_error
 from roundwise.report_compression import CompressionReport
@@ -42,6 +43,8 @@ def run_compress(stage: Compress, network: Network, run: Run) -> Network:
         RecipeError: the budget cannot be met, or a method's answer does not fit.
         MemoryBudgetError: the disk is full.
     """
+    if any(isinstance(method, Pruning) for method in stage.methods):
+        return run_pruning(stage, network, run)
     start = time.perf_counter()
     candidates = find_candidates(network.graph, stage, run)
     measured = time.perf_counter()
