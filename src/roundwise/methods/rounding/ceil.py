@@ -1,6 +1,6 @@
 """Round every weight up: AdaRound chooses between this and rounding down for each weight.
 
-    Ŵ = s · clip(⌈W/s⌉, qmin, qmax)                                                           (below Eq. 10)
+    Ŵ = s · clip(⌈W/s⌉, qmin, qmax)                                                           (the text below Eq. 10)
 
 All weights move in the same direction, so that errors add up instead of cancelling: in ResNet-18's first layer alone,
 this brings ImageNet accuracy down to chance (Table 1). It is here to show this, and for tests.
