@@ -111,12 +111,30 @@ class _FakeQuantize(torch.autograd.Function):
         values, result, scale, zero_point = ctx.saved_tensors
         qmin, qmax = ctx.limits
         low, high = (qmin - zero_point) * scale, (qmax - zero_point) * scale
-        inside = torch.where((values > low) & (values < high), gradient, torch.zeros_like(gradient))
+        inside = _inside(gradient, values, low, high)
         of_scale = of_zero_point = None
-        if ctx.needs_input_grad[1]:
-            products = (gradient * result).float().addcmul_(inside.float(), values.float(), value=-1)
-            of_scale = products.sum_to_size(scale.shape) / scale * ctx.factor
-        if ctx.needs_input_grad[2]:
-            outside = (gradient - inside).float().sum_to_size(zero_point.shape)
-            of_zero_point = outside * scale * -ctx.factor
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            outside = (gradient - inside).float()
+            if ctx.needs_input_grad[1]:
+                residual = result.float() - values.float()
+                sums = _sum_of_products(inside.float(), residual, scale) + _sum_of_products(outside, result, scale)
+                of_scale = sums / scale * ctx.factor
+            if ctx.needs_input_grad[2]:
+                of_zero_point = outside.sum_to_size(zero_point.shape) * scale * -ctx.factor
         return inside if ctx.needs_input_grad[0] else None, of_scale, of_zero_point, None, None, None, None
+
+
+def _inside(gradient: Tensor, values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The gradient where values lie between the limits, 0 elsewhere."""
+    one_pass = low.numel() == 1 and low.device.type == "cpu" and gradient.dtype == values.dtype
+    if one_pass:  # on a GPU, to read the limits would wait for all that was computed before
+        passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, values, float(low), float(high))
+        return passed
+    return torch.where((values > low) & (values < high), gradient, torch.zeros_like(gradient))
+
+
+def _sum_of_products(one: Tensor, other: Tensor, like: Tensor) -> Tensor:
+    """Σ one · other over all values that share an element of `like`."""
+    if like.numel() == 1 and one.is_contiguous() and other.is_contiguous() and one.dtype == other.dtype:
+        return torch.dot(one.reshape(-1), other.reshape(-1)).reshape(like.shape)
+    return (one * other).sum_to_size(like.shape)
