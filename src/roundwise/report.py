@@ -347,8 +347,10 @@ class Report:
             return "  ".join(padded).rstrip()
 
         lines = [line(header), "  ".join("─" * width for width in widths), *map(line, rows), ""]
+        solvers = ", ".join(dict.fromkeys(layer.rounding for layer in self.layers))
         lines.append(
             f"{number_of(len(self.layers), 'layer')} quantized "
+            + (f"by {solvers} " if solvers else "")
             + (f"from {number_of(self.samples, 'sample')}" if self.measured else "without data")
             + f" in {sum(self.seconds.values()):.1f} s; "
             f"weights {human_bytes(self.float_bytes)} → {human_bytes(self.quantized_bytes)}; "
