@@ -42,8 +42,8 @@ def _check_tensor(spec: InputSpec, tensor: Tensor, limits: Limits) -> None:
     if limits.contiguous and not tensor.is_contiguous():
         raise ModelError(
             f"input '{spec.name}' is {_in_words(tensor)} with the strides {list(tensor.stride())}, so it is not "
-            f"contiguous. The model reads memory in its order (`as_strided`), and was captured with contiguous inputs. "
-            f"Give `{spec.name}.contiguous()`."
+            "contiguous. The model reads memory in its order (`as_strided`), or its code decides by that order "
+            f"(`is_contiguous`, `stride`), and it was captured with contiguous inputs. Give `{spec.name}.contiguous()`."
         )
 
 

@@ -175,7 +175,10 @@ def _notes_on_sizes(graph: Graph) -> tuple[str, ...]:
             f"calibration samples, {inputs}"
         )
     if graph.limits.contiguous:
-        notes.append("the network takes contiguous inputs only: the model reads memory in its order (`as_strided`)")
+        notes.append(
+            "the network takes contiguous inputs only: the model reads memory in its order (`as_strided`), or its code "
+            "decides by that order (`is_contiguous`, `stride`)"
+        )
     return tuple(notes)
 
 
