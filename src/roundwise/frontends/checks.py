@@ -21,10 +21,9 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from roundwise.errors import CalibrationError, CaptureError
-from roundwise.frontends.conditions import OtherSizes, other_sizes
+from roundwise.frontends.conditions import Conditions, OtherSizes
 from roundwise.frontends.double import Double
 from roundwise.frontends.explain import first_lines, locate, way_out
 from roundwise.frontends.exporting import SMALLEST, Inputs, take
@@ -177,12 +176,12 @@ def check_other_size(double: Double, graph: Graph, inputs: Inputs, other: OtherS
         )
 
 
-def check_conditions(program: ExportedProgram, graph: Graph, inputs: Inputs) -> None:
+def check_conditions(conditions: Conditions, graph: Graph, inputs: Inputs) -> None:
     """Refuse a program that holds only for every other number of samples or the like: the graph would hold for all.
 
     Two sizes that must differ are a condition of PyTorch's own in most programs, and are no reason to refuse one.
     """
-    for other in other_sizes(program):
+    for other in conditions.others:
         if _TWO_DIFFER.fullmatch(other.condition):
             continue
         args, kwargs = _resized(inputs, other)

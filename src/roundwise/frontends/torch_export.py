@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, final
 
@@ -35,7 +36,7 @@ from roundwise.frontends.checks import (
     note_on_training,
     run,
 )
-from roundwise.frontends.conditions import other_sizes
+from roundwise.frontends.conditions import conditions_of
 from roundwise.frontends.double import Double
 from roundwise.frontends.explain import callers_level
 from roundwise.frontends.exporting import SMALLEST, Inputs, Plan, export, plan_of_module, plan_of_program, take
@@ -111,7 +112,9 @@ class TorchExport(Frontend):
             first = double
             graph, double, lost = _capture(first, (args, kwargs), plan)
             if isinstance(model, ExportedProgram):
-                check_conditions(model, graph, (args, kwargs))
+                conditions = conditions_of(model)
+                check_conditions(conditions, graph, (args, kwargs))
+                _limit_sizes(graph, conditions.highest)
             elif first.trained:
                 graph.notes = (*graph.notes, *note_on_training(first, graph, (args, kwargs)))
             graph.structure = _with_defaults(graph.structure, self.facts(model).signature)
@@ -129,7 +132,7 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
         exported = export(double.another(), inputs, plan, run, record_contiguous=True)
     lost: tuple[str, ...] = ()
     graph = graph_of_program(exported.program, exported.double.module, plan.named)
-    others = other_sizes(exported.program)
+    conditions = conditions_of(exported.program)
     try:
         graph.notes = check_equal(double, graph, inputs)
     except CaptureError:
@@ -142,7 +145,7 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
         exported = export(double.another(), inputs, plan, run, keep_dropout=False, record_contiguous=strided)
         graph = graph_of_program(exported.program, exported.double.module, plan.named)
         graph.notes = check_equal(double, graph, inputs)
-    for other in others:
+    for other in conditions.others:
         check_other_size(double, graph, inputs, other)
     if watch is not None and watch.asks_layout and not graph.limits.contiguous:
         graph.limits = replace(graph.limits, contiguous=depends_on_layout(double, graph, inputs))
@@ -154,9 +157,26 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
         graph.limits = replace(graph.limits, batches=plan.batches if plan.batches.low > SMALLEST else batches)
     elif watch is not None and not watch.reads and not has_control_flow(graph.operations):
         _find_free_sizes(double, graph, inputs)
+    _limit_sizes(graph, conditions.highest)
     if watch is not None and watch.attends and not any(plan.named):
         graph.notes = (*graph.notes, _ATTENTION_ALONG_BATCH)
     return graph, exported.double, lost
+
+
+def _limit_sizes(graph: Graph, highest: Mapping[tuple[int, int], int]) -> None:
+    """Let a graph take no sizes beyond those up to which the conditions of the export hold."""
+    for (number, dim), high in highest.items():
+        spec = graph.inputs[number]
+        if dim == 0:
+            low, old = graph.limits.batches.low, graph.limits.batches.high
+            graph.limits = replace(graph.limits, batches=Range(low, min(high, old or high)))
+        elif isinstance(spec, InputSpec):
+            variable = (
+                replace(one, sizes=Range(one.sizes.low, min(high, one.sizes.high or high))) if one.dim == dim else one
+                for one in spec.variable
+            )
+            changed = replace(spec, variable=tuple(variable))
+            graph.inputs = (*graph.inputs[:number], changed, *graph.inputs[number + 1 :])
 
 
 def _find_free_sizes(double: Double, graph: Graph, inputs: Inputs) -> None:

@@ -1,4 +1,4 @@
-"""A model whose code decides by something that is not in its inputs' values: refused, limited, or told in the report."""
+"""A model whose code decides by something that is not in its inputs' values: refused or told in the report."""
 
 import pytest
 import torch
