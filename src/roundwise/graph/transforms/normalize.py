@@ -326,9 +326,9 @@ def _rename_convolution(node: fx.Node) -> None:
     given = bind(node)
     dims = node.meta["val"].dim() - 2
     name = f"conv_transpose{dims}d" if given.get("transposed") else f"conv{dims}d"
-    order = ("stride", "padding", "dilation", "groups")
+    order = ["stride", "padding", "dilation", "groups"]
     if given.get("transposed"):
-        order = ("stride", "padding", "output_padding", "groups", "dilation")
+        order = ["stride", "padding", "output_padding", "groups", "dilation"]
     overload = "padding" if isinstance(given["padding"], str) else "default"
     overloads = getattr(aten, name)
     node.target = getattr(overloads, overload if overload in overloads.overloads() else "input")
