@@ -170,6 +170,8 @@ class Calibration:
             rest = _join(batches[-2:])
             batches[-2:] = [rest] if sizes.holds(_count(rest)) else _cut(rest, _count(rest) - sizes.low)
         if not all(sizes.holds(_count(batch)) for batch in batches):
+            batches = [part for batch in self.batches for part in _cut_evenly(batch, size)]
+        if not all(sizes.holds(_count(batch)) for batch in batches):
             raise CalibrationError(
                 f"{self.samples} calibration samples cannot be cut into batches of {sizes} samples, the only ones for "
                 "which the model's code does what it does for these. Give more samples."
@@ -393,6 +395,12 @@ def _join(pending: list[Batch]) -> Batch:
     if len(pending) == 1:
         return pending[0]
     return [torch.cat(list(parts)) if _is_batched(parts[0]) else parts[0] for parts in zip(*pending, strict=True)]
+
+
+def _cut_evenly(batch: Batch, size: int) -> list[Batch]:
+    """A batch in as few parts as have at most this size, of equal size; the last one may be smaller."""
+    count = _count(batch)
+    return _cut(batch, -(-count // -(-count // size)))
 
 
 def _cut(batch: Batch, size: int) -> list[Batch]:

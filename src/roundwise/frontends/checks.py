@@ -73,10 +73,16 @@ def _other_dtype(model: nn.Module, inputs: Inputs, error: Exception) -> str:
     return f" The model's weights are {dtype}: give inputs that are images or features as `x.to({dtype})`."
 
 
-def check_equal(double: Double, graph: Graph, inputs: Inputs) -> tuple[str, ...]:
+def check_equal(double: Double, graph: Graph, inputs: Inputs, fewest: int = 1) -> tuple[str, ...]:
     """Compare the graph with the model on real samples, in batches of other sizes than the one exported.
 
     PyTorch's own ranges begin at 2. If the graph is right for one sample too, its range begins at 1.
+
+    Args:
+        double: of the model.
+        graph: of the model.
+        inputs: samples.
+        fewest: samples that the model may be given.
 
     Returns:
         Notes on how the model's outputs depend on the caller's settings.
@@ -85,7 +91,8 @@ def check_equal(double: Double, graph: Graph, inputs: Inputs) -> tuple[str, ...]
         CaptureError: their outputs differ by more than rounding explains.
     """
     double = double.another()  # for all calls, so that a second call that gives something else is seen
-    sizes = (2, 1) if graph.batch is None else (graph.batch, graph.batch)
+    few = max(SMALLEST, fewest)
+    sizes = (few, 1 if fewest == 1 else few) if graph.batch is None else (graph.batch, graph.batch)
     first, second = (take(inputs, samples) for samples in sizes)
     notes = dict(_check_equal_batch(double, graph, first))
     try:
@@ -94,7 +101,7 @@ def check_equal(double: Double, graph: Graph, inputs: Inputs) -> tuple[str, ...]
         if sizes[1] > 1 or graph.limits.batches.low != SMALLEST:
             raise
     else:
-        if graph.limits.batches.low == SMALLEST:
+        if graph.limits.batches.low == SMALLEST and fewest == 1:
             graph.limits = replace(graph.limits, batches=Range(1, graph.limits.batches.high))
     return tuple(notes.values())
 

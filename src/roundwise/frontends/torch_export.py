@@ -134,7 +134,7 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
     graph = graph_of_program(exported.program, exported.double.module, plan.named)
     conditions = conditions_of(exported.program)
     try:
-        graph.notes = check_equal(double, graph, inputs)
+        graph.notes = check_equal(double, graph, inputs, plan.batches.low)
     except CaptureError:
         if not exported.kept:
             raise
@@ -144,7 +144,7 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
         )
         exported = export(double.another(), inputs, plan, run, keep_dropout=False, record_contiguous=strided)
         graph = graph_of_program(exported.program, exported.double.module, plan.named)
-        graph.notes = check_equal(double, graph, inputs)
+        graph.notes = check_equal(double, graph, inputs, plan.batches.low)
     for other in conditions.others:
         check_other_size(double, graph, inputs, other)
     if watch is not None and watch.asks_layout and not graph.limits.contiguous:
