@@ -664,6 +664,11 @@ TRAINING = {
 }
 
 OTHERS = {
+    "features that the network does not have": Case(
+        rw.RecipeError,
+        lambda _: rw.finetune(nn.Linear(4, 2).eval(), SAMPLES, rw.Finetune(epochs=1, features=("conv9",))),
+        ("conv9", "linear"),
+    ),
     "too little disk": Case(
         rw.MemoryBudgetError,
         lambda _: ActivationStore(500, torch.device("cpu")).check_disk(10**20),

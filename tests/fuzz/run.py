@@ -139,6 +139,8 @@ def call(model: rw.Model, size: int) -> dict:
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
+    if not tensor.numel():  # its sizes may be too large for NumPy
+        return repr(tensor.shape).encode()
     if tensor.dtype is torch.bfloat16:  # NumPy has no such numbers; float32 keeps every bit of them
         tensor = tensor.float()
     return tensor.detach().resolve_conj().resolve_neg().numpy().tobytes()
@@ -247,6 +249,8 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="try one file in this process")
     parser.add_argument("--keep", type=Path, help="a folder for files with a fault")
     options = parser.parse_args()
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     _compile_pages_once()

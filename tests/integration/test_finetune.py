@@ -72,6 +72,20 @@ def test_training_lowers_the_held_out_loss_and_the_result_has_integer_codes(mode
     assert result(images[:5]).shape == (5, 4)
 
 
+def test_training_makes_features_like_those_of_the_float_network(model, images):
+    model.drop.p = 0.0
+    without = epochs_of(trained(model, images, epochs=1))
+    epochs = epochs_of(trained(model, images, epochs=8, features=("con*",), features_weight=1000.0))
+    losses = [epoch.loss for epoch in epochs[1:]]
+    assert losses[0] > 20 * without[1].loss  # nearly all of the loss is the difference of features
+    assert losses[-1] < 0.85 * losses[0]
+
+
+def test_features_are_refused_together_with_recomputation():
+    with raises(rw.RecipeError, "features", "recompute"):
+        rw.Finetune(features=("conv",), recompute=True)
+
+
 def test_the_best_state_is_kept_and_that_may_be_the_one_before_training(model, images):
     before = rw.quantize(model, images, QUANTIZE)
     result = trained(model, images, learning_rate=50.0)

@@ -3,6 +3,8 @@
     logits   KL(softmax(t) ‖ softmax(y))                 t: outputs of the float network, y: of the network in training
     others   Σ (y − t)² / Σ (t − mean t)²                relative, so that outputs of any size weigh the same
 
+Tensors inside the network (`engine/features.py`) are compared as `others` are.
+
 Distillation needs no labels. It gives every sample a target for each class, and so teaches more than a label does.
 """
 
@@ -84,6 +86,13 @@ class Loss:
             loss = loss + weight * part * F.cross_entropy(scores.float(), labels)
         return Losses(loss, int((scores.argmax(1) == labels).sum()))
 
+    def of_features(self, features: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """The mean relative difference of tensors inside the network from the float network's."""
+        parts = [
+            self._relative(y.float(), t.float(), self._part_of_batch(y)) for y, t in zip(features, targets, strict=True)
+        ]
+        return torch.stack(parts).mean()
+
     def _part_of_batch(self, output: Tensor) -> float:
         """The share of the batch's samples that this process has."""
         samples = len(output) if output.dim() else 1
@@ -94,6 +103,9 @@ class Loss:
         if self.kind == "kl" or (self.kind == "auto" and y.dim() >= 2 and y.shape[1] > 1):
             log_y, log_t = F.log_softmax(y, 1), F.log_softmax(t, 1)
             return part * F.kl_div(log_y, log_t, reduction="sum", log_target=True) / (y.numel() / y.shape[1])
+        return self._relative(y, t, part)
+
+    def _relative(self, y: Tensor, t: Tensor, part: float) -> Tensor:
         mean = part * t.mean()
         self._processes.sum([mean])
         spread = (t - mean).square().sum()

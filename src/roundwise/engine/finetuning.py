@@ -8,6 +8,7 @@ import time
 import torch
 
 from roundwise.engine.checkpoint import Checkpoint, fingerprint
+from roundwise.engine.features import WatchedNetwork, feature_names
 from roundwise.engine.final_error import output_errors
 from roundwise.engine.network import Network
 from roundwise.engine.processes import Processes
@@ -34,12 +35,17 @@ def run_finetune(stage: Finetune, network: Network, run: Run) -> Network:
     data = training_data(given.samples, network.facts.signature, stage.batch_size, run.seed, processes)
     trainable = Trainable(network, stage.quantization).to(run.device)
     original = network.original or network.graph
-    teacher = None if stage.labels == 1 else original.module()
+    features = feature_names(original, stage.features)
+    teacher = None
+    if stage.labels < 1 or features:
+        nodes = {node.name: node for node in original.operations.nodes}
+        watched = [nodes[name] for name in features]
+        teacher = WatchedNetwork(original.module(), original.operations, original.structure, watched)
     checkpoint = None
     if given.journal is not None:
         identity = fingerprint(dataclasses.asdict(stage) | {"seed": run.seed}, trainable.state_dict(), data.samples)
         checkpoint = Checkpoint(given.journal, identity)
-    arguments = (run.seed, run.device, run.progress, checkpoint, given.augmentation, processes)
+    arguments = (features, run.seed, run.device, run.progress, checkpoint, given.augmentation, processes)
     with torch.random.fork_rng(), torch.enable_grad():
         trainer = Trainer(trainable, teacher, data, stage, *arguments)
         trainer.run()

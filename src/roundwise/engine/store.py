@@ -30,8 +30,8 @@ from roundwise.errors import MemoryBudgetError
 from roundwise.wording import human_bytes
 
 KEPT = 16 << 20
-"""At most so many bytes are not given back to the operating system yet: of memory that was freed because its content
-went to disk, and of files that were read. More take more memory, fewer take more time."""
+"""At most so many bytes are not given back to the operating system yet: of memory that was freed, because its content
+went to disk or is not needed any more, and of files that were read. More take more memory, fewer take more time."""
 
 _ALIGNMENT = 64
 """PyTorch allocates tensors at multiples of 64 bytes. At other addresses, matrix kernels may round differently."""
@@ -138,6 +138,9 @@ class ActivationStore:
                 self.on_disk += count
             else:
                 self.in_memory += count
+            if self._freed >= KEPT:
+                return_freed_memory()
+                self._freed = 0
             self._counted.add(id(storage))
             _call_when_freed(storage, self._uncount, id(storage), count, spill)
         self._held.add(id(tensor))
@@ -168,6 +171,7 @@ class ActivationStore:
             self.on_disk -= count
         else:
             self.in_memory -= count
+            self._freed += count
 
     def _to_disk(self, tensor: Tensor) -> Tensor:
         """A copy on disk with the same strides, so that layers compute exactly the same with it."""
@@ -182,9 +186,6 @@ class ActivationStore:
                 "on a larger disk."
             ) from error
         self._freed += storage.nbytes()
-        if self._freed >= KEPT:
-            return_freed_memory()
-            self._freed = 0
         empty = torch.empty(0, dtype=tensor.dtype)
         return empty.set_(mapped.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 

@@ -31,12 +31,12 @@ from typing import Any, NamedTuple, final
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
-from torch.fx._pytree import tree_flatten_spec
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from roundwise.artifacts.emit import QuantizedWeight
 from roundwise.artifacts.model import Model
+from roundwise.engine.features import WatchedNetwork, input_leaves
 from roundwise.engine.network import Network
 from roundwise.engine.norm_statistics import reestimate
 from roundwise.engine.real_offsets import apply_shifts
@@ -109,25 +109,27 @@ class Trainable(nn.Module):
             _PyTreeCodeGen(_PyTreeInfo(list(structure.arguments), structure.in_spec, structure.out_spec))
         )
         module = fx.GraphModule(self, operations)
-        self._in_spec, self._out_spec = structure.in_spec, structure.out_spec
+        self._in_spec, self._out_spec = structure.in_spec, structure.out_spec  # `_run` reads them
         self._run: Callable[..., Any] = type(module).forward
-        self._operations = operations
+        self._operations, self._results = operations, builder.results()
         self._segments: Segments | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network, in training or evaluation mode."""
         if self._segments is None or not (self.training and torch.is_grad_enabled()):
             return self._run(self, *args, **kwargs)
-        outputs = pytree.tree_leaves(self._segments.run(*self._leaves(args, kwargs)))
+        leaves = input_leaves(self.network.graph.structure, args, kwargs)
+        outputs = pytree.tree_leaves(self._segments.run(*leaves))
         return outputs[0] if self._out_spec is None else pytree.tree_unflatten(outputs, self._out_spec)
 
-    def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """The inputs without their nesting, in the order of the graph's inputs."""
-        names = self.network.graph.structure.arguments
-        given = dict(zip(names, args, strict=False)) | kwargs
-        positional = self._in_spec.child(0).num_children
-        nested = tuple(given[name] for name in names[:positional]), {name: given[name] for name in names[positional:]}
-        return tree_flatten_spec(nested, self._in_spec)
+    def watched(self, names: Sequence[str]) -> WatchedNetwork:
+        """This network, so that it returns some tensors inside it too.
+
+        Args:
+            names: of the operations that give them, in the network from before training.
+        """
+        nodes = [self._results[name] for name in names]
+        return WatchedNetwork(self, self._operations, self.network.graph.structure, nodes)
 
     def recompute(self, enabled: bool = True) -> None:
         """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""

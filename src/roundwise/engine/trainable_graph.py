@@ -95,6 +95,10 @@ class Builder:
                 self._insert_dropout(node, record)
         self.graph.prune()
 
+    def results(self) -> dict[str, fx.Node]:
+        """For each operation of the network's graph that is left, the node that gives the value its readers read."""
+        return {node.name: node for node in self.graph.operations.nodes} | self._results
+
     # --------------------------------------------------------------------------------------------------- layers
 
     def _insert_layer(self, layer: Layer) -> None:

@@ -19,7 +19,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any, final
@@ -30,6 +30,7 @@ from torch import Tensor
 from roundwise.engine.averaging import Average
 from roundwise.engine.checkpoint import Checkpoint
 from roundwise.engine.distillation import Loss
+from roundwise.engine.features import Watched, WatchedNetwork
 from roundwise.engine.norm_statistics import reestimate
 from roundwise.engine.oscillations import Oscillations, dampening
 from roundwise.engine.processes import Processes
@@ -53,7 +54,8 @@ class Trainer:
 
     Args:
         trainable: the network; is changed.
-        teacher: the float network, or None where labels alone count.
+        teacher: the float network, with the features that are compared; None where labels alone count.
+        features: the operations that give these features.
         data: what is trained on and what is held out.
         settings: of the stage.
         seed: of all random choices, with the epoch.
@@ -71,9 +73,10 @@ class Trainer:
     def __init__(
         self,
         trainable: Trainable,
-        teacher: Callable[..., Any] | None,
+        teacher: WatchedNetwork | None,
         data: TrainingData,
         settings: Finetune,
+        features: Sequence[str],
         seed: int,
         device: torch.device,
         progress: Progress,
@@ -96,6 +99,7 @@ class Trainer:
         self._step = 0
         self._saved = time.monotonic()
         trainable.recompute(settings.recompute)
+        self._watched = trainable.watched(features) if features else None
         self._check_precision()
 
     @property
@@ -161,8 +165,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         batch = batch.changed(self.augmentation)
         with self._autocast():
-            outputs = self.trainable(*batch.args, **batch.kwargs)
-        loss = self.loss(outputs, self._targets(batch), batch.labels).total
+            outputs, features = self._outputs(batch)
+        targets, features_of_teacher = self._targets(batch)
+        loss = self.loss(outputs, targets, batch.labels).total
+        if features:
+            loss = loss + self.settings.features_weight * self.loss.of_features(features, features_of_teacher)
         if self.settings.dampening:
             # From a quarter of the time on, λ rises along a cosine: pulled too early, weights could not move at all.
             share = min(1.0, max(0.0, (done - 0.25) / 0.75))
@@ -181,6 +188,12 @@ class Trainer:
         self.oscillations.step()
         self.average.step()
         self._losses.append(value)
+
+    def _outputs(self, batch: TrainingBatch) -> Watched:
+        """The outputs of the network in training, and its features if they are compared."""
+        if self._watched is not None:
+            return self._watched(*batch.args, **batch.kwargs)
+        return Watched(self.trainable(*batch.args, **batch.kwargs), [])
 
     def _gradients(self) -> list[Tensor]:
         """The gradients of all parameters that are trained; a process that has none for one of them gives 0."""
@@ -210,8 +223,8 @@ class Trainer:
             )
 
     @torch.no_grad()
-    def _targets(self, batch: TrainingBatch) -> Any:
-        return None if self.teacher is None else self.teacher(*batch.args, **batch.kwargs)
+    def _targets(self, batch: TrainingBatch) -> Watched:
+        return Watched(None, []) if self.teacher is None else self.teacher(*batch.args, **batch.kwargs)
 
     # -------------------------------------------------------------------------------------------------- one epoch
 
@@ -255,7 +268,7 @@ class Trainer:
         for cpu_batch in self.data.held_out_batches():
             batch = cpu_batch.to(self.device)
             outputs = self.trainable(*batch.args, **batch.kwargs)
-            losses = self.held_out_loss(outputs, self._targets(batch), batch.labels)
+            losses = self.held_out_loss(outputs, self._targets(batch).outputs, batch.labels)
             total += float(losses.total) * batch.samples
             samples += batch.samples
             if losses.correct is not None:

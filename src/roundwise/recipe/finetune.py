@@ -39,6 +39,10 @@ class Finetune:
             not count.
         loss: "kl" takes outputs as logits, "mse" as numbers; "auto" takes floating-point outputs as logits if they have
             two or more channels.
+        features: names of layers or tensors inside the network, or globs of them, which training makes like the float
+            network's too; empty compares outputs only. Outputs of a few blocks, such as `("layer1.*.conv2",)`, are
+            usual.
+        features_weight: of their mean difference in the loss, relative to the spread of the float network's values.
         dampening: pulls weights towards their codes, by a loss with this weight that rises from a quarter of the time
             on; 0 is without. For depthwise networks below 5 bits, where weights jump to and fro between two codes.
         freezing: weights that change their code against the last change in more than this share of the steps stay at
@@ -66,6 +70,8 @@ class Finetune:
     quantization: LearnedQuantization = LSQPlus()
     labels: float = 0.0
     loss: Literal["auto", "kl", "mse"] = "auto"
+    features: Sequence[str] = ()
+    features_weight: float = 1.0
     dampening: float = 0.0
     freezing: float | None = None
     weight_average: float = 0.0
@@ -80,7 +86,8 @@ class Finetune:
         check_choice("quantization", self.quantization, LearnedQuantization, LEARNED_QUANTIZATIONS)
         if type(self.learning_rate) not in (int, float) or not 0 < self.learning_rate < math.inf:
             raise RecipeError(f"learning_rate={self.learning_rate!r}: it must be a number above 0, such as 0.001.")
-        for name, most in (("scales_rate", 1e6), ("weight_decay", 1e6), ("labels", 1.0), ("dampening", 1e6)):
+        limits = {"scales_rate": 1e6, "weight_decay": 1e6, "labels": 1.0, "features_weight": 1e6, "dampening": 1e6}
+        for name, most in limits.items():
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value <= most:
                 raise RecipeError(f"{name}={value!r}: it must be a number from 0 to {most:,g}.")
@@ -94,6 +101,17 @@ class Finetune:
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise RecipeError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(known)}.")
+        if not isinstance(self.features, list | tuple) or not all(type(name) is str for name in self.features):
+            raise RecipeError(
+                f"features={self.features!r}: give a tuple of names of layers or tensors, such as ('layer1.0.conv2',), "
+                "or an empty one."
+            )
+        object.__setattr__(self, "features", tuple(self.features))
+        if self.features and self.recompute:
+            raise RecipeError(
+                f"features={self.features!r} with recompute=True: recomputing throws away the tensors that are "
+                "compared. Choose one of the two."
+            )
         if self.only is not None:
             if not isinstance(self.only, list | tuple) or not self.only or set(self.only) - set(KINDS):
                 raise RecipeError(f"only={self.only!r}: give a tuple of some of {', '.join(KINDS)}, or None for all.")

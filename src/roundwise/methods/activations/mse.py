@@ -19,6 +19,9 @@ from roundwise.methods.settings import check_rules, check_types
 from roundwise.numerics.grid import Codebook, affine_grid
 from roundwise.statistics import Histogram
 
+AT_ONCE = 8
+"""Candidates that are tried at once; more need more memory: each needs some 40 bytes for every bin."""
+
 
 @final
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ class ActivationMSE(ActivationRanges[Histogram]):
 def _best(values: Histogram, low: Tensor, high: Tensor, codebook: Codebook) -> tuple[float, float]:
     """The interval with the smallest error; of equal ones the first."""
     middles, counts = values.bins
-    grid = affine_grid(low[:, None, None], high[:, None, None], codebook)
-    errors = (grid.fake_quantize(middles.expand(len(low), 1, -1)) - middles).square() @ counts.double()
-    choice = int(errors.argmin())
+    errors = []
+    for lows, highs in zip(low.split(AT_ONCE), high.split(AT_ONCE), strict=True):
+        grid = affine_grid(lows[:, None, None], highs[:, None, None], codebook)
+        errors.append((grid.fake_quantize(middles.expand(len(lows), 1, -1)) - middles).square() @ counts.double())
+    choice = int(torch.cat(errors).argmin())
     return float(low[choice]), float(high[choice])
