@@ -2,7 +2,6 @@
 
 - Operations that change no number (detach, copies) disappear.
 - Products with a constant matrix (`x @ W`, `W @ x`, `mm`, `addmm`, `bmm`, `einsum`, `tensordot`) become `linear`.
-- Convolutions as TorchScript writes them down become `conv2d` and the like.
 - Batch-norm with running statistics becomes `batch_norm`, whatever form the capture gave it.
 - A weight or bias that is computed from constants alone (a slice of a packed projection, weight normalization, a
   transpose, a cast) becomes a constant; so does a whole layer whose input is constant.
@@ -46,17 +45,11 @@ from roundwise.graph.transforms.drop_dropout import makes_distinct_output
 aten = torch.ops.aten
 
 
-_TRACED_CONVOLUTIONS = {aten._convolution.default, aten._convolution.deprecated, aten._convolution_mode.default}
-"""Convolutions as `torch.jit.trace` writes them down; the last with a named padding."""
-
-
 def normalize(graph: Graph) -> Graph:
     """Return an equal graph in normal form."""
     graph = graph.copy()
     constants = _Constants(graph)
     for node in list(graph.operations.nodes):
-        if node.target in _TRACED_CONVOLUTIONS:
-            _rename_convolution(node)
         if node.target in IDENTITIES:
             _drop_identity(graph, node)
         elif node.target is aten._native_batch_norm_legit_no_training.default:
@@ -319,21 +312,6 @@ def _without_copies(node: fx.Node) -> fx.Node:
 
 def _matrix_shape(node: fx.Node) -> list[str]:
     return [str(size) for size in node.meta["val"].shape[-2:]]
-
-
-def _rename_convolution(node: fx.Node) -> None:
-    """Call a convolution of TorchScript by its usual name."""
-    given = bind(node)
-    dims = node.meta["val"].dim() - 2
-    name = f"conv_transpose{dims}d" if given.get("transposed") else f"conv{dims}d"
-    order = ["stride", "padding", "dilation", "groups"]
-    if given.get("transposed"):
-        order = ["stride", "padding", "output_padding", "groups", "dilation"]
-    overload = "padding" if isinstance(given["padding"], str) else "default"
-    overloads = getattr(aten, name)
-    node.target = getattr(overloads, overload if overload in overloads.overloads() else "input")
-    node.args = (given["input"], given["weight"], given["bias"], *(given[it] for it in order))
-    node.kwargs = {}
 
 
 def _rename_batch_norm(graph: Graph, node: fx.Node) -> None:

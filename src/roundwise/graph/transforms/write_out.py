@@ -1,6 +1,6 @@
 """Operations that hardly any network has, written out in operations that every table knows.
 
-Most of them come from in-place methods of tensors: `y[:, 0].zero_()`, `index_fill_`, `masked_scatter_`. Without this, a
+Many of them come from in-place methods of tensors: `y[:, 0].zero_()`, `index_fill_`, `masked_scatter_`. Without this, a
 network that holds one could not be kept in a file, and few exporters know it.
 
     zero(x)                                zeros_like(x)
@@ -10,6 +10,7 @@ network that holds one could not be kept in a file, and few exporters know it.
     scatter(x, …, value, reduce="add")     scatter_add of a tensor that holds the value
     ldexp(x, n)                            x · 2ⁿ
     addmv, addr, addbmm                    β x + α (product)
+    _convolution, as torch.jit.trace has   conv2d, conv_transpose2d and the like
     rrelu(x) in evaluation                 leaky_relu(x, (lower + upper) / 2)
 """
 
@@ -142,6 +143,17 @@ def _addbmm(call: _Call, a: Arguments) -> fx.Node:
     return _added(call, a, call(aten.sum.dim_IntList, products, [0]))
 
 
+def _convolution(call: _Call, a: Arguments) -> fx.Node:
+    dims, order = a["input"].meta["val"].dim() - 2, ["stride", "padding", "dilation", "groups"]
+    name = f"conv{dims}d"
+    if a.get("transposed"):
+        name, order = f"conv_transpose{dims}d", ["stride", "padding", "output_padding", "groups", "dilation"]
+    overloads = getattr(aten, name)
+    wanted = "padding" if isinstance(a["padding"], str) else "default"
+    operation = getattr(overloads, wanted if wanted in overloads.overloads() else "input")
+    return call(operation, a["input"], a["weight"], a["bias"], *(a[it] for it in order))
+
+
 def _rrelu(call: _Call, a: Arguments) -> fx.Node | None:
     if a["training"]:
         return None
@@ -161,6 +173,9 @@ _RULES: Mapping[Any, Callable[[_Call, Arguments], fx.Node | None]] = {
     aten.addmv.default: _addmv,
     aten.addr.default: _addr,
     aten.addbmm.default: _addbmm,
+    aten._convolution.default: _convolution,
+    aten._convolution.deprecated: _convolution,
+    aten._convolution_mode.default: _convolution,
     aten.rrelu.default: _rrelu,
     aten.rrelu_with_noise_functional.default: _rrelu,
 }
