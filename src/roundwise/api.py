@@ -235,4 +235,4 @@ def trainable(
     quantization = next((s.quantization for s in recipe.stages if isinstance(s, Finetune)), LSQPlus())
     with prepared_run(model, data, recipe, progress) as (run, network):
         network = run_stages(before, network, run)
-    return Trainable(network, quantization, finish=lambda trained: model_of(trained, run, recipe))
+        return Trainable(network, quantization, finish=lambda trained: model_of(trained, run, recipe))

@@ -362,8 +362,10 @@ class Report:
         lines = list(cut)
         if self.layers or not cut:
             lines += table(header, rows, left={0, 1, 2, 4})
+        solvers = ", ".join(dict.fromkeys(layer.rounding for layer in self.layers))
         lines.append(
             (f"{number_of(len(self.layers), 'layer')} quantized " if self.layers or not cut else "done ")
+            + (f"by {solvers} " if solvers else "")
             + (f"from {number_of(self.samples, 'sample')}" if self.measured else "without data")
             + f" in {sum(self.seconds.values()):.1f} s; "
             f"weights {human_bytes(self.float_bytes)} → {human_bytes(self.quantized_bytes)}; "

@@ -1,5 +1,6 @@
 """The documents tell the truth: links lead somewhere, commands exist, and the walk-through works."""
 
+import json
 import os
 import re
 import shlex
@@ -91,7 +92,7 @@ def walkthrough(tmp_path_factory):
     folder = tmp_path_factory.mktemp("walkthrough")
     package = folder / "roundwise"
     shutil.copytree(Path(roundwise.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    file, line, test = blocks("CONTRIBUTING.md", "python")
+    file, line, test, _ = blocks("CONTRIBUTING.md", "python")
     (package / "methods" / "rounding" / "threshold.py").write_text(file, encoding="utf-8")
     table = package / "methods" / "rounding" / "__init__.py"
     text = table.read_text(encoding="utf-8")
@@ -118,7 +119,7 @@ def run(folder: Path, *command: str) -> str:
 
 def test_the_walkthroughs_files_pass_the_linter(walkthrough):
     pytest.importorskip("ruff")
-    file, _, test = blocks("CONTRIBUTING.md", "python")
+    file, _, test, _ = blocks("CONTRIBUTING.md", "python")
     names = {"src/roundwise/methods/rounding/threshold.py": file, "tests/unit/methods/rounding/test_threshold.py": test}
     own = f"src = [{str(walkthrough)!r}]"  # there the new module exists, and so its import is one of our own
     for name, text in names.items():
@@ -142,21 +143,29 @@ def test_the_command_line_lists_and_explains_the_walkthroughs_method(walkthrough
     assert re.search(r"threshold: float = 0\.5 +\w+", shown)
 
 
-def test_the_walkthroughs_method_runs_from_the_command_line_with_its_setting(walkthrough):
+@pytest.mark.parametrize("option", ["--rounding", "--recipe"])
+def test_the_walkthroughs_commands_round_with_the_method_and_show_flips(walkthrough, option):
     pytest.importorskip("click")
-    (line,) = (line for block in blocks("CONTRIBUTING.md", "") for line in block.splitlines() if "--rounding" in line)
+    lines = [line for block in blocks("CONTRIBUTING.md", "") for line in block.splitlines()]
+    (line,) = (line for line in lines if line.startswith("roundwise quantize") and option in line)
     _, *arguments = shlex.split(line)
-    shown = run(walkthrough, "-m", "roundwise.cli", *arguments, "--json")
-    assert '"rounding": "threshold"' in shown
+    (walkthrough / "recipe.toml").write_text(*blocks("CONTRIBUTING.md", "toml"), encoding="utf-8")
+    shown = json.loads(run(walkthrough, "-m", "roundwise.cli", *arguments, "--json"))
+    (layer,) = shown["report"]["stages"][-1]["layers"]
+    assert layer["rounding"] == "threshold"
+    assert layer["flips"] > 0
+    assert "1 layer quantized by threshold" in run(walkthrough, "-m", "roundwise.cli", *arguments)
 
 
-def test_the_walkthroughs_recipe_file_names_the_method(walkthrough):
+def test_the_walkthroughs_recipe_in_python_rounds_with_the_method_and_shows_flips(walkthrough):
+    *_, recipe = blocks("CONTRIBUTING.md", "python")
+    method, flips = run(walkthrough, "-c", recipe).split()
+    assert method == "threshold"
+    assert float(flips) > 0
+
+
+def test_the_walkthroughs_recipe_file_has_the_setting_of_its_command(walkthrough):
     (text,) = blocks("CONTRIBUTING.md", "toml")
-    assert tomllib.loads(text)["stages"][0]["rounding"] == {"method": "threshold", "threshold": 0.4}
-    (walkthrough / "recipe.toml").write_text(text, encoding="utf-8")
-    shown = run(
-        walkthrough,
-        "-c",
-        "import roundwise; print(roundwise.Recipe.from_toml('recipe.toml').stage(roundwise.Quantize).rounding)",
-    )
-    assert shown.strip() == "Threshold(threshold=0.4)"
+    (line,) = (line for block in blocks("CONTRIBUTING.md", "") for line in block.splitlines() if "--rounding" in line)
+    (setting,) = re.findall(r"--set threshold=(\S+)", line)
+    assert tomllib.loads(text)["stages"][0]["rounding"] == {"method": "threshold", "threshold": float(setting)}

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 import roundwise
+from roundwise.methods.activations import ACTIVATION_RANGES
+from roundwise.methods.corrections import CORRECTIONS
+from roundwise.methods.ranges import RANGE_ESTIMATORS
+from roundwise.methods.rewrites import REWRITES
+from roundwise.methods.rounding import ROUNDING_SOLVERS
+from roundwise.methods.training import LEARNED_QUANTIZATIONS
 
+TABLES = [ACTIVATION_RANGES, CORRECTIONS, LEARNED_QUANTIZATIONS, RANGE_ESTIMATORS, REWRITES, ROUNDING_SOLVERS]
+METHODS = [pytest.param(name, kind, id=kind.__name__) for table in TABLES for name, kind in table.items()]
 SOURCE = Path(roundwise.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
@@ -37,3 +45,8 @@ def test_no_work_is_left_as_a_note(path):
     # looked for, and is itself no such note.
     notes = re.findall(r"\b(?:TODO|FIXME|XXX|HACK)\b.*", path.read_text(encoding="utf-8"))
     assert notes == [], f"{path}: do it, or open an issue"
+
+
+@pytest.mark.parametrize(("name", "kind"), METHODS)
+def test_the_file_of_a_method_has_the_methods_name_in_its_table(name, kind):
+    assert kind.__module__.rpartition(".")[2] == name.replace("-", "_")

@@ -15,6 +15,7 @@ SOURCE = Path(roundwise.__file__).parent
 # Files that may list operations of their own, and why.
 EXCEPTIONS = {
     "graph/operators.py": "the table",
+    "graph/transforms/write_out.py": "how each operation is written out",
     "graph/vocabulary.py": "the rest of the table: operations that no analysis asks about",
     "frontends/exporting.py": "which in-place operations `torch.export` leaves, and how to take them apart",
     "frontends/dropout.py": "which pure operation of dropout stands for one in place",

@@ -22,7 +22,7 @@ from roundwise.artifacts.emit import emit
 from roundwise.engine.rewriting import folded as rewrite
 from roundwise.engine.store import ActivationStore
 from roundwise.engine.stream import COMPENSATES, Stream
-from roundwise.engine.tasks import plan_layers
+from roundwise.engine.tasks import tasks_of_layers
 from roundwise.engine.unit import generator_for
 from roundwise.events import LayerFinished, LayerStarted, Planned
 from roundwise.frontends.torch_export import TorchExport
@@ -106,7 +106,7 @@ def stream(graph, recipe, store, *, batch=4, progress=None, inputs=None):
         graph,
         batches,
         len(SAMPLES),
-        plan_layers(graph, recipe.stage(rw.Quantize)),
+        tasks_of_layers(graph, recipe.stage(rw.Quantize)),
         seed=recipe.seed,
         store=store,
         progress=progress,

@@ -13,7 +13,7 @@ from roundwise.artifacts.emit import emit
 from roundwise.engine.rewriting import folded
 from roundwise.engine.store import ActivationStore
 from roundwise.engine.stream import Stream
-from roundwise.engine.tasks import plan_layers
+from roundwise.engine.tasks import tasks_of_layers
 from roundwise.engine.unit import BlockTask
 from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.layers import find_layers
@@ -97,7 +97,7 @@ def output_error(graph, weights, samples):
 
 
 def test_a_unit_of_two_layers_is_reconstructed_by_gradient_steps(graph, samples):
-    tasks = plan_layers(graph, NEAREST)
+    tasks = tasks_of_layers(graph, NEAREST)
     block = BlockTask(block_of(graph, "first", "second", end="add"), tuple(tasks[:2]), GradientSteps())
     assert [node.name for node in block.unit.inputs] == ["x"]
     nearest, together = run(graph, samples, tasks), run(graph, samples, [block, tasks[2]])
@@ -153,7 +153,7 @@ def split(graph, name):
 @pytest.mark.parametrize("name", ["first", "second", "head"])
 def test_a_network_with_a_layer_split_in_two_is_held_to_the_original(graph, samples, name):
     edited = split(graph, name)
-    tasks = plan_layers(edited, rw.Quantize(rw.Weights(bits=8), rw.rounding.GramAdaRound()))
+    tasks = tasks_of_layers(edited, rw.Quantize(rw.Weights(bits=8), rw.rounding.GramAdaRound()))
     result = run(edited, samples, tasks, reference=graph)
     assert [weight.layer.name for weight in result.weights] == [layer.name for layer in find_layers(edited)]
     wanted, found = graph.module()(samples), emit(edited, result.weights).module()(samples)
@@ -164,7 +164,7 @@ def test_a_network_with_a_layer_split_in_two_is_held_to_the_original(graph, samp
 def test_errors_count_from_the_reference_and_not_from_the_edited_network(graph, samples):
     edited = split(graph, "second")
     edited.constants["second.left.weight"] = edited.constants["second.left.weight"] * 1.5  # a bad approximation
-    sixteen = plan_layers(edited, rw.Quantize(rw.Weights(bits=16), rw.rounding.Nearest()))
+    sixteen = tasks_of_layers(edited, rw.Quantize(rw.Weights(bits=16), rw.rounding.Nearest()))
     alone, held = run(edited, samples, sixteen), run(edited, samples, sixteen, reference=graph)
     assert alone.output_error < 1e-6
     wanted, found = graph.module()(samples), edited.module()(samples)

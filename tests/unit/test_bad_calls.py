@@ -246,6 +246,9 @@ METHODS: dict[str, Row] = {
 }
 
 FILES: dict[str, Row] = {
+    "no limit of memory": (lambda _: rw.load("a.rw", memory_limit=math.nan), ("memory_limit=nan",)),
+    "a negative limit of memory": (lambda _: rw.load("a.rw", memory_limit=-1), ("memory_limit=-1",)),
+    "a truth value for a limit of memory": (lambda _: rw.load("a.rw", memory_limit=True), ("memory_limit=True",)),
     "no file": (lambda folder: rw.load(folder / "absent.rw"), ("absent.rw",)),
     "a folder": (lambda folder: rw.load(folder), ()),
     "an empty name": (lambda _: rw.load(""), ()),
@@ -308,6 +311,8 @@ CALLS: dict[str, Row] = {
     "text": (lambda _: made()("x"), ("'input'", "'x'")),
     "nothing": (lambda _: made()(None), ("'input'", "None")),
     "a dict": (lambda _: made()({"input": X}), ("'input'", "a dict")),
+    "a batch beyond all memory": (lambda _: made().example(10**30), (10**30,)),
+    "a sample beyond all memory": (lambda _: rw.DataFree((3, 10**30)), (10**30, 1 << 31)),
     "a batch of none": (lambda _: made().example(0), ("batch=0",)),
     "a batch below 0": (lambda _: made().example(-1), ("batch=-1",)),
     "half a batch": (lambda _: made().example(2.5), ("batch=2.5",)),

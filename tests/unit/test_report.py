@@ -1,4 +1,4 @@
-"""A report that is read from a file holds numbers that can be."""
+"""The printed report names each rounding method; a report that is read from a file holds numbers that can be."""
 
 import copy
 import json
@@ -50,3 +50,11 @@ def test_no_number_of_a_report_is_read_that_cannot_be_negative_and_is(plain):
                 rw.Report.from_dict(changed)
             tried.add(field)
     assert {"error", "samples", "seconds", "flips", "shape", "bits", "accuracy"} <= tried
+
+
+def test_the_printed_report_names_each_rounding_method_once():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)).eval()
+    other = rw.Weights(rounding=rw.rounding.Floor())
+    recipe = rw.Quantize(rounding=rw.rounding.Nearest(), overrides={"1": other})
+    shown = str(rw.quantize(model, torch.randn(8, 8), recipe).report)
+    assert shown.count("nearest, floor") == 1

@@ -2,18 +2,23 @@
 
 A model is called in many ways that mean the same: `model(x, mask)`, `model(x, mask=mask)`, and with a default written
 out, `model(x, mask, scale=1.0)`. The graph knows one of them: that of the samples. An argument that the samples did not
-have is dropped if its value is the default, with which the network was captured.
+have is dropped if its value is the default, with which the network was captured. A dict is read by its keys, whatever
+their order.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from roundwise.errors import ModelError
 from roundwise.graph.graph import CallStructure
+from roundwise.wording import number_of
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -22,7 +27,8 @@ def bound(structure: CallStructure, args: tuple[Any, ...], kwargs: dict[str, Any
     """The arguments in the form that the graph takes; or as they are, if they have no such form.
 
     Raises:
-        ModelError: an argument that the samples did not have is not the default.
+        ModelError: an argument that the samples did not have is not the default; or one holds other keys, or more or
+            fewer values, than that of the samples.
     """
     positional, by_name = _captured(structure)
     order = structure.parameters or positional
@@ -42,7 +48,57 @@ def bound(structure: CallStructure, args: tuple[Any, ...], kwargs: dict[str, Any
         given[name] = structure.defaults[name]
     if given.keys() != captured:
         return args, kwargs
+    made_args, made_kwargs = pytree.tree_unflatten([_LEAF] * structure.in_spec.num_leaves, structure.in_spec)
+    for name, made in zip(structure.arguments, [*made_args, *made_kwargs.values()], strict=True):
+        if made is not _LEAF:
+            given[name] = _nested_as(made, given[name], name)
     return tuple(given[name] for name in positional), {name: given[name] for name in by_name}
+
+
+_LEAF = object()
+
+
+def _nested_as(made: Any, given: Any, name: str) -> Any:
+    """An argument put together as at capture: dicts with their keys in that order, and lists and tuples alike.
+
+    Args:
+        made: the argument at capture, with `_LEAF` in place of each leaf.
+        given: the argument now.
+        name: of the argument, for the error.
+
+    Raises:
+        ModelError: it holds other keys, or more or fewer values.
+    """
+    if made is _LEAF:
+        return given
+    if isinstance(made, dict) and isinstance(given, Mapping) and made.keys() == given.keys():
+        values = {key: _nested_as(made[key], given[key], f"{name}[{key!r}]") for key in made}
+        match made:
+            case OrderedDict():
+                return OrderedDict(values)
+            case defaultdict():
+                return defaultdict(made.default_factory, values)
+        return values
+    if type(made) in (list, tuple) and type(given) in (list, tuple) and len(made) == len(given):
+        return type(made)(_nested_as(made[i], given[i], f"{name}[{i}]") for i in range(len(made)))
+    if isinstance(made, dict | list | tuple) or type(made) is not type(given):
+        if type(made) is type(given) and pytree.tree_structure(made) == pytree.tree_structure(given):
+            return given
+        raise ModelError(
+            f"'{name}' is {_nesting(given)}, but it was {_nesting(made)} when the network was quantized. The network "
+            "takes the values that it was captured with, no more and no fewer. Give these, or quantize the model with "
+            "samples of the new form."
+        )
+    return given
+
+
+def _nesting(value: Any) -> str:
+    """What a container holds, in words."""
+    if isinstance(value, Mapping):
+        return f"a dict with the keys {', '.join(map(repr, value)) or '(none)'}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {number_of(len(value), 'value')}"
+    return in_words(value)
 
 
 def _captured(structure: CallStructure) -> tuple[tuple[str, ...], tuple[str, ...]]:

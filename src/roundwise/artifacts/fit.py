@@ -1,4 +1,8 @@
-"""Whether the tensors of a call are what a network was captured for. What would give wrong numbers is refused."""
+"""Whether the tensors of a call are what a network was captured for. What would give wrong numbers is refused.
+
+Sizes may be symbols: a network can be a part of a model that PyTorch exports. A comparison then becomes a condition of
+the program, and `int(size)` would make a number of the symbol.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +46,8 @@ def _check_tensor(spec: InputSpec, tensor: Tensor, limits: Limits) -> None:
     if limits.contiguous and not tensor.is_contiguous():
         raise ModelError(
             f"input '{spec.name}' is {_in_words(tensor)} with the strides {list(tensor.stride())}, so it is not "
-            f"contiguous. The model reads memory in its order (`as_strided`), and was captured with contiguous inputs. "
-            f"Give `{spec.name}.contiguous()`."
+            "contiguous. The model reads memory in its order (`as_strided`), or its code decides by that order "
+            f"(`is_contiguous`, `stride`), and it was captured with contiguous inputs. Give `{spec.name}.contiguous()`."
         )
 
 
@@ -68,8 +72,8 @@ def _way_out(spec: InputSpec, tensor: Tensor) -> str:
 
 
 def _check_batch(inputs: list[tuple[InputSpec, Tensor]], batch: int | None, limits: Limits) -> None:
-    counts = {spec.name: int(tensor.shape[0]) for spec, tensor in inputs}
-    if len(set(counts.values())) > 1:
+    counts = {spec.name: tensor.shape[0] for spec, tensor in inputs}
+    if any(count != next(iter(counts.values())) for count in counts.values()):
         given = ", ".join(f"'{name}' has {count}" for name, count in counts.items())
         raise ModelError(
             f"the inputs disagree on the number of samples, their first dimension: {given}. Give all of them the same."
@@ -93,7 +97,7 @@ def _check_named(inputs: Inputs) -> None:
     found: dict[str, tuple[str, int]] = {}
     for spec, tensor in inputs:
         for dim, name in spec.names.items():
-            place, size = f"dimension {dim} of '{spec.name}'", int(tensor.shape[dim])
+            place, size = f"dimension {dim} of '{spec.name}'", tensor.shape[dim]
             first, known = found.setdefault(name, (place, size))
             if known != size:
                 raise ModelError(

@@ -46,7 +46,7 @@ class Memory:
 
     Attributes:
         stored: bytes of the file that it came from.
-        limit: bytes that the user allows; None for Eq. 1.
+        limit: bytes that the user allows; None for equation 1.
     """
 
     stored: int

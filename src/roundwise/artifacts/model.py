@@ -35,6 +35,9 @@ from roundwise.recipe.recipe import Recipe
 from roundwise.report import Report
 from roundwise.wording import number_of, printable
 
+LARGEST_BATCH = 1 << 31
+"""The most samples of an example: more would fit into no memory."""
+
 
 def versions() -> dict[str, str]:
     """The versions of the software on which a result depends."""
@@ -177,8 +180,10 @@ class Model(nn.Module):
         Raises:
             ModelError: the size of the batch is not a whole number of 1 or more.
         """
-        if type(batch) is not int or batch < 1:
-            raise ModelError(f"batch={batch!r}: a batch has a whole number of samples, 1 or more. Give an int.")
+        if type(batch) is not int or not 1 <= batch <= LARGEST_BATCH:
+            raise ModelError(
+                f"batch={batch!r}: a batch has a whole number of samples, 1 to {LARGEST_BATCH:,}. Give such an int."
+            )
         return self._signature.example(batch, self.device)
 
     def with_float_activations(self) -> Model:
@@ -283,7 +288,13 @@ def load(path: str | Path, memory_limit: int | None = None) -> Model:
     Raises:
         FileFormatError: the file is missing, truncated, changed, of another layout version, names an operation that is
             not arithmetic on tensors, or describes a network that cannot run or needs more memory than allowed.
+        ModelError: the limit is not a whole number of 0 or more.
     """
+    if memory_limit is not None and (type(memory_limit) is not int or memory_limit < 0):
+        raise ModelError(
+            f"memory_limit={memory_limit!r}: it must be a whole number of bytes, 0 or more, or None. Give 1 << 30 for "
+            "1 GiB, for instance."
+        )
     path = named(path, FileFormatError)
     with isolated_torch_state(torch.device("cpu")):
         contents, memory = read(path), Memory(path.stat().st_size, memory_limit)

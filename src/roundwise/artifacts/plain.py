@@ -341,7 +341,8 @@ def _input_from_plain(entry: dict[str, Any]) -> InputSpec | ConstantInput:
     if "constant" in entry:
         return ConstantInput(_constant(entry["constant"]))
     name, shape = _identifier(entry["name"]), tuple(entry["shape"])
-    if not all(_is_size(size) or (size is None and place == 0) for place, size in enumerate(shape)):
+    # An input may be empty, such as a cache before the first step. The number of samples may not be 0.
+    if not all(_is_size(size) or (size == 0 if place else size is None) for place, size in enumerate(shape)):
         raise FileFormatError(f"the input '{name}' has the shape {list(shape)}, which no input can have. {DAMAGED}")
     return InputSpec(name, shape, dtype_named(entry["dtype"]), _variable_from_plain(name, entry["variable"], shape))
 

@@ -70,7 +70,7 @@ def _error(module: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) -
 
 def _export(graph: Graph, device: torch.device, batch: Any) -> ExportedProgram:
     signature, batches = CallSignature.of(graph), graph.limits.batches
-    samples = next(one for one in (EXAMPLE_BATCH, 5, batches.low) if batches.holds(one))
+    samples = next(one for one in (EXAMPLE_BATCH, 5, 3, 2, batches.low) if batches.holds(one))
     args, kwargs = signature.example(samples, device)
     flat = [_dynamic(spec, batch) if isinstance(spec, InputSpec) else None for spec in graph.inputs]
     dynamic_args, dynamic_kwargs = pytree.tree_unflatten(flat, graph.structure.in_spec)

@@ -46,8 +46,8 @@ ValueStatistics = dict[fx.Node, ValueStatistic]
 """The statistic of each activation, by the operation or input that gives the activation."""
 
 
-def plan_activations(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize) -> list[ActivationTask]:
-    """The activations that the stage quantizes, in the order in which they are computed.
+def tasks_of_activations(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize) -> list[ActivationTask]:
+    """A task for each range of activations that the stage chooses, in the order in which the activations are computed.
 
     An override for a layer or for a kind of operation applies to the activations that the layer or operation reads.
 
@@ -58,7 +58,7 @@ def plan_activations(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize) 
         return []
     layers = {call: task.layer for task in tasks for call in task.layer.calls}
     edges = set() if stage.edge_bits is None else edge_readers(graph, find_layers(graph))
-    planned = []
+    found = []
     for group in find_activations(graph, layers.keys()):
         names = [node.name for node in group.nodes] + [layers[r].name for r in group.readers if r in layers]
         kinds = [layers[r].map.operation if r in layers else kind_of(r) for r in group.readers]
@@ -67,13 +67,13 @@ def plan_activations(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize) 
         if settings is not None and stage.edge_bits is not None and at_edge:
             settings = replace(settings, bits=stage.edge_bits)
         if settings is not None:
-            planned.append(ActivationTask(group.nodes, settings))
-    if len({task.settings.adapt_rounding for task in planned}) > 1:
+            found.append(ActivationTask(group.nodes, settings))
+    if len({task.settings.adapt_rounding for task in found}) > 1:
         raise RecipeError(
-            f"adapt_rounding is True for some of the {len(planned)} activations and False for others, but weights are "
+            f"adapt_rounding is True for some of the {len(found)} activations and False for others, but weights are "
             "rounded once, either for quantized or for float inputs. Give all Activations of the stage the same value."
         )
-    return planned
+    return found
 
 
 def overridable_names(graph: Graph) -> tuple[list[str], list[str]]:

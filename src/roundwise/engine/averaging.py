@@ -22,7 +22,7 @@ class Average:
 
     Args:
         module: the module.
-        decay: d in Eq. 1, 0 to 1; 0 keeps no average.
+        decay: d in equation 1, 0 to 1; 0 keeps no average.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:

@@ -36,6 +36,10 @@ BATCH, INPUT_BYTES = 32, 4 << 20
 Activations are larger than inputs (8 times in MobileNetV2), and larger batches do not make a CPU faster."""
 
 
+LARGEST_SAMPLE = 1 << 31
+"""Numbers in one made-up sample, at most: twice as many take 16 GiB."""
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class DataFree:
@@ -49,7 +53,8 @@ class DataFree:
             weights; otherwise inputs with any content, in one of the forms that calibration samples may have.
 
     Raises:
-        CalibrationError: the example is a size in which a number is not a positive whole number, or is code.
+        CalibrationError: the example is a size in which a number is not a positive whole number, or which is too
+            large; or it is code.
     """
 
     example: Any
@@ -72,6 +77,11 @@ class DataFree:
             raise CalibrationError(
                 f"DataFree({size!r}): the size of one sample has positive whole numbers, such as (3, 224, 224). For "
                 "several inputs give a tuple or a dict of tensors of any content."
+            )
+        if math.prod(whole) > LARGEST_SAMPLE:
+            raise CalibrationError(
+                f"DataFree({size!r}): one sample would hold {math.prod(whole):.3g} numbers; at most "
+                f"{LARGEST_SAMPLE:,} are possible. Give the size of one sample that the network takes."
             )
         object.__setattr__(self, "example", whole)
 
@@ -169,6 +179,8 @@ class Calibration:
         if _count(batches[-1]) < sizes.low and len(batches) > 1:
             rest = _join(batches[-2:])
             batches[-2:] = [rest] if sizes.holds(_count(rest)) else _cut(rest, _count(rest) - sizes.low)
+        if not all(sizes.holds(_count(batch)) for batch in batches):
+            batches = [part for batch in self.batches for part in _cut_evenly(batch, size)]
         if not all(sizes.holds(_count(batch)) for batch in batches):
             raise CalibrationError(
                 f"{self.samples} calibration samples cannot be cut into batches of {sizes} samples, the only ones for "
@@ -393,6 +405,12 @@ def _join(pending: list[Batch]) -> Batch:
     if len(pending) == 1:
         return pending[0]
     return [torch.cat(list(parts)) if _is_batched(parts[0]) else parts[0] for parts in zip(*pending, strict=True)]
+
+
+def _cut_evenly(batch: Batch, size: int) -> list[Batch]:
+    """A batch in as few parts as have at most this size, of equal size; the last one may be smaller."""
+    count = _count(batch)
+    return _cut(batch, -(-count // -(-count // size)))
 
 
 def _cut(batch: Batch, size: int) -> list[Batch]:

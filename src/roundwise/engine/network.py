@@ -176,7 +176,9 @@ def graph_of(
         RecipeError: the model was captured before, with its own dynamic dimensions; or it cannot have these.
     """
     if not isinstance(model, Network):
-        return frontend_for(model).graph(model, args, kwargs, dynamic)
+        graph = frontend_for(model).graph(model, args, kwargs, dynamic)
+        graph.notes = (*graph.notes, *_notes_on_quantized_parts(model))
+        return graph
     if dynamic:
         raise RecipeError(
             "dynamic is for capture, and this model was captured already. Give it to `rw.capture(model, samples, "
@@ -198,6 +200,19 @@ def graph_of(
             "capture it with `dynamic`."
         )
     return model.graph
+
+
+def _notes_on_quantized_parts(model: nn.Module | ExportedProgram) -> tuple[str, ...]:
+    """A note if parts of a model are networks that were quantized before."""
+    parts = model.named_modules() if isinstance(model, nn.Module) else ()
+    quantized = [name for name, part in parts if isinstance(part, Model)]
+    if not quantized:
+        return ()
+    return (
+        f"quantized already: {', '.join(map(repr, quantized))}. Layers there are quantized again, and errors in this "
+        "report do not count what the first time has cost. To keep them as they are, in floating point, give the "
+        f"override {{'{quantized[0]}.*': None}}; for small weights everywhere, quantize the float model in one call",
+    )
 
 
 def _versions(graph: Graph) -> dict[str, int]:

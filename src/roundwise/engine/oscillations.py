@@ -24,7 +24,7 @@ from torch import Tensor
 from roundwise.engine.trainable import Trainable
 
 MOMENTUM = 0.999
-"""m in Eq. 1: the frequency is an average over about 1,000 steps. A larger value reacts later."""
+"""m in equation 1: the frequency is an average over about 1,000 steps. A larger value reacts later."""
 
 OSCILLATES = 0.005
 """A weight counts as oscillating if more than 0.5 % of its steps change its code against the last change."""
@@ -38,7 +38,7 @@ class _History:
     Attributes:
         codes: after the last step.
         direction: of each code's last change: −1, 0 or 1.
-        frequency: f of Eq. 1.
+        frequency: f of equation 1.
         mean: running mean of the codes.
         frozen: the code where a weight is frozen, else NaN.
     """
@@ -111,7 +111,7 @@ class Oscillations:
 
 
 def dampening(trainable: Trainable) -> Tensor:
-    """The sum of Eq. 2 over all layers: per output channel summed, and the mean over the rest, without λ."""
+    """The sum of equation 2 over all layers: per output channel summed, and the mean over the rest, without λ."""
     parts = []
     for layer in trainable.quantized_weights():
         matrix, grid = layer.matrix(), layer.quantizer.grid

@@ -28,13 +28,13 @@ from roundwise.engine.activations import (
     choose_quantizers,
     empty_statistics,
     expected_values,
-    plan_activations,
+    tasks_of_activations,
 )
 from roundwise.engine.biases import fit_biases
 from roundwise.engine.network import Network
 from roundwise.engine.run import Run
 from roundwise.engine.stream import Stream, StreamResult
-from roundwise.engine.tasks import kept_float, plan_layers
+from roundwise.engine.tasks import kept_float, tasks_of_layers
 from roundwise.engine.unit import LayerTask, layer_report
 from roundwise.events import PassStarted, Progress
 from roundwise.graph.graph import Graph
@@ -42,6 +42,13 @@ from roundwise.methods.rounding import Given, Nearest
 from roundwise.recipe.stages import Quantize
 from roundwise.report import LayerReport, StageReport
 from roundwise.wording import number_of
+
+LARGER_BY = 1e-3
+"""An error that exceeds that of nearest rounding by at most this share gets no note. With a smaller share, a difference
+that comes from the order of a sum could cause one."""
+
+WORSE_THAN_NEAREST = "its error, measured before the nonlinearity, is larger than with nearest rounding"
+"""The note on a layer whose measured error is larger than with nearest rounding."""
 
 
 def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
@@ -56,7 +63,7 @@ def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
         MemoryBudgetError: the disk is full.
     """
     graph = network.graph
-    tasks = plan_layers(graph, stage)
+    tasks = tasks_of_layers(graph, stage)
     if run.has_data:
         outcome = _run_passes(graph, tasks, stage, run)
     else:
@@ -69,7 +76,7 @@ def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
         notes=(*result.notes, *outcome.activations.notes),
         output_error=None if math.isnan(result.output_error) else result.output_error,
         outputs=result.outputs,
-        layers=tuple(_with_note(layer, notes.get(layer.name, "")) for layer in result.reports),
+        layers=tuple(_with_notes(layer, notes.get(layer.name, "")) for layer in result.reports),
         kept_float=tuple(kept_float(graph, result.weights)),
         activations=outcome.activations.reports,
     )
@@ -81,8 +88,10 @@ def run_quantize(stage: Quantize, network: Network, run: Run) -> Network:
     )
 
 
-def _with_note(layer: LayerReport, note: str) -> LayerReport:
-    return dataclasses.replace(layer, note="; ".join(filter(None, (layer.note, note))))
+def _with_notes(layer: LayerReport, note: str) -> LayerReport:
+    """The layer's report with one more note, and a note if its error is larger than with nearest rounding."""
+    worse = WORSE_THAN_NEAREST if layer.error > (1 + LARGER_BY) * layer.error_nearest else ""
+    return dataclasses.replace(layer, note="; ".join(filter(None, (layer.note, worse, note))))
 
 
 def nearest_error(graph: Graph, stage: Quantize, run: Run, samples: int) -> float:
@@ -101,7 +110,7 @@ def nearest_error(graph: Graph, stage: Quantize, run: Run, samples: int) -> floa
     few = dataclasses.replace(
         run, calibration=(last := run.calibration.last(samples)), samples=last.samples, progress=lambda _: None
     )
-    tasks = [dataclasses.replace(task, rounding=Nearest()) for task in plan_layers(graph, stage)]
+    tasks = [dataclasses.replace(task, rounding=Nearest()) for task in tasks_of_layers(graph, stage)]
     return _run_passes(graph, tasks, stage, few).result.output_error
 
 
@@ -126,7 +135,7 @@ def _run_passes(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, run: 
         ModelError, MemoryBudgetError: as `Stream.run`.
     """
     batches, progress = run.take_batches(), run.progress
-    planned = plan_activations(graph, tasks, stage)
+    activation_tasks = tasks_of_activations(graph, tasks, stage)
 
     def stream(tasks: Sequence[LayerTask], *, last: bool, **more: Any) -> Stream[QuantizedWeight, LayerReport]:
         made = Stream(graph, batches, run.samples, tasks, keeps_inputs=not last, seed=run.seed, store=run.store, **more)
@@ -134,18 +143,18 @@ def _run_passes(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize, run: 
             batches.clear()  # the stream now has the only references, and can free each batch after use
         return made
 
-    if not planned:
+    if not activation_tasks:
         return PassResult(stream(tasks, last=True, progress=progress).run(), ChosenQuantizers({}))
-    expected, observers = expected_values(graph, planned), empty_statistics(planned)
-    if not planned[0].settings.adapt_rounding:
+    expected, observers = expected_values(graph, activation_tasks), empty_statistics(activation_tasks)
+    if not activation_tasks[0].settings.adapt_rounding:
         first = stream(tasks, last=False, observers=observers, progress=progress).run()
-        chosen = choose_quantizers(planned, {**expected, **observers})
+        chosen = choose_quantizers(activation_tasks, {**expected, **observers})
         return _with_rounded(first, stream, tasks, chosen, progress)
     before = None
     if observers:
         progress(PassStarted(f"estimating the ranges of {number_of(len(observers), 'activation')}"))
         before = stream((), last=False, observers=observers).run()
-    chosen = choose_quantizers(planned, {**expected, **observers})
+    chosen = choose_quantizers(activation_tasks, {**expected, **observers})
     result = stream(tasks, last=True, quantizers=chosen.quantizers, progress=progress).run()
     return PassResult(result if before is None else _with_seconds(result, before), chosen)
 
@@ -158,9 +167,9 @@ def _run_without_data(graph: Graph, tasks: Sequence[LayerTask], stage: Quantize,
     """
     for task in tasks:
         task.check_without_data()
-    planned = plan_activations(graph, tasks, stage)
-    check_without_data(planned)
-    chosen = choose_quantizers(planned, expected_values(graph, planned))
+    activation_tasks = tasks_of_activations(graph, tasks, stage)
+    check_without_data(activation_tasks)
+    chosen = choose_quantizers(activation_tasks, expected_values(graph, activation_tasks))
     weights, reports, seconds = [], [], {"ranges": 0.0, "rounding": 0.0}
     for task in tasks:
         (solved,) = task.solve(task.statistics(0, seed), seed)

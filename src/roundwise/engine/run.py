@@ -155,7 +155,8 @@ def prepared_run(
 
 def _example_size(graph: Graph) -> int:
     """The number of samples that the finished model keeps."""
-    return graph.batch or min(8, graph.limits.batches.high or 8)
+    batches = graph.limits.batches
+    return graph.batch or max(batches.low, min(8, batches.high or 8))
 
 
 def _notes_on_sizes(graph: Graph) -> tuple[str, ...]:
@@ -175,7 +176,10 @@ def _notes_on_sizes(graph: Graph) -> tuple[str, ...]:
             f"calibration samples, {inputs}"
         )
     if graph.limits.contiguous:
-        notes.append("the network takes contiguous inputs only: the model reads memory in its order (`as_strided`)")
+        notes.append(
+            "the network takes contiguous inputs only: the model reads memory in its order (`as_strided`), or its code "
+            "decides by that order (`is_contiguous`, `stride`)"
+        )
     return tuple(notes)
 
 

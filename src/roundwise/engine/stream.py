@@ -289,13 +289,13 @@ class Stream(Generic[W, R]):
         return output
 
     def _distance(self, unit: Unit, values: Values, constants: Mapping[fx.Node, Tensor], target: Tensor) -> float:
-        """Σ‖y − ŷ‖² with these weights and biases; for a single layer, a few rows at a time."""
+        """Σ‖y − ŷ‖² with these weights and biases; for a single layer, a few items at a time."""
         if len(unit.nodes) > 1:
             return distance(self._output(unit, values, constants, observe=False), target)
         layer, node = unit.layer, unit.output
         inputs = {**self._executor.current_inputs(node, values), **constants}
         return distance_by_items(
-            layer.map, lambda rows: execute(node, {**inputs, layer.input: rows}), inputs[layer.input], target
+            layer.map, lambda items: execute(node, {**inputs, layer.input: items}), inputs[layer.input], target
         )
 
     def _constants(self, weights: Iterable[ChosenWeight]) -> dict[fx.Node, Tensor]:

@@ -30,7 +30,7 @@ from roundwise.statistics import ExpectedMeans
 from roundwise.wording import human_bytes
 
 
-def plan_layers(graph: Graph, stage: Quantize) -> list[LayerTask]:
+def tasks_of_layers(graph: Graph, stage: Quantize) -> list[LayerTask]:
     """A task for each layer that will be quantized, in the order in which layers run.
 
     Raises:

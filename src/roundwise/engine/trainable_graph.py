@@ -148,7 +148,12 @@ class Builder:
         lives = (record.variance > 0) & (moments.std > 0)
         factor = torch.where(lives, moments.std / record.variance.clamp(min=1e-38).sqrt(), record.gain)
         module = BATCH_NORMS[layer.map.dims + 2](
-            moments.std.numel(), eps=record.eps, momentum=record.momentum, affine=True, device=bias.device
+            moments.std.numel(),
+            eps=record.eps,
+            momentum=record.momentum,
+            affine=True,
+            device=bias.device,
+            dtype=_norm_dtype(bias),
         )
         mean = torch.where(factor > 0, (moments.mean - bias.double()) / factor.clamp(min=1e-38), 0.0)
         with torch.no_grad():
@@ -174,8 +179,13 @@ class Builder:
         path = statistics.rpartition(".")[0] or node.name
         if path not in self.modules:
             module = BATCH_NORMS[node.meta["val"].dim()](
-                tensors["running_mean"].numel(), a["eps"], running.momentum, a["weight"] is not None
-            ).to(tensors["running_mean"].device)
+                tensors["running_mean"].numel(),
+                a["eps"],
+                running.momentum,
+                a["weight"] is not None,
+                device=tensors["running_mean"].device,
+                dtype=_norm_dtype(tensors["running_mean"]),
+            )
             with torch.no_grad():
                 for name, value in tensors.items():
                     if value is not None:
@@ -278,3 +288,8 @@ def place(owner: nn.Module, name: str, value: Any) -> None:
         owner.add_module(last, value)
     else:
         setattr(owner, last, value)
+
+
+def _norm_dtype(like: Tensor) -> torch.dtype:
+    """The dtype of a batch-norm beside tensors of this dtype: float32 or better, whatever the default dtype is."""
+    return torch.promote_types(like.dtype, torch.float32)

@@ -152,6 +152,11 @@ def training_batches(data: Any, signature: Signature) -> Iterator[TrainingBatch]
 
 def some_samples(data: Any, count: int, seed: int) -> Any:
     """At most `count` of the samples, for calibration: chosen at random, or the first of an iterable."""
+    with torch.device("cpu"):  # whatever the default device is, as in the rest of a run
+        return _some_samples(data, count, seed)
+
+
+def _some_samples(data: Any, count: int, seed: int) -> Any:
     if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
         dataset, collate, size = data.dataset, data.collate_fn, data.batch_size or BATCH
     elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):

@@ -223,7 +223,7 @@ def _run_model(
         )
     shapes = _input_shapes(program)
     for leaf, name in zip(leaves, names, strict=True):
-        if isinstance(leaf, Tensor) and not leaf.numel():
+        if isinstance(leaf, Tensor) and leaf.dim() and not leaf.shape[0]:
             raise ExportError(
                 f"The samples to verify on are empty: input '{name}' has shape {list(leaf.shape)}. Give one or more."
             )

@@ -47,27 +47,32 @@ class Double:
 
     Attributes:
         module: computes what the model computes in evaluation.
-        was_training: whether any part of the model was in training mode.
+        trained: the names of the model's parts that were in training mode; the model itself has an empty name.
     """
 
-    def __init__(self, model: nn.Module, *, copies_weights: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, copies_weights: bool = False, evaluation: bool = True) -> None:
         """Make the double.
 
         Args:
             model: it is not run, and nothing in it is changed.
             copies_weights: whether the double gets copies of all tensors, so that it may run code that writes to them.
+            evaluation: whether it is brought to evaluation mode; otherwise each part is in the mode of the model's.
         """
         self._model = model
         self._copier = _Copier(copies_weights)  # it keeps everything alive to which the double holds weak references
         self.module: nn.Module = self._copier.model(model)
-        parts = list(self.module.modules())
-        self.was_training = any(part.training for part in parts)
-        for part in parts:
+        parts = dict(self.module.named_modules())
+        self.trained = tuple(name for name, part in parts.items() if part.training)
+        for part in parts.values() if evaluation else ():
             _switch_to_evaluation(part)
 
     def another(self, *, copies_weights: bool = False) -> Double:
         """Another double of the same model. One that has run may hold results of that run, fake tensors for example."""
         return Double(self._model, copies_weights=copies_weights)
+
+    def in_the_models_modes(self) -> Double:
+        """A double with copies of all tensors, each part of which is in training mode if the model's is."""
+        return Double(self._model, copies_weights=True, evaluation=False)
 
 
 def _switch_to_evaluation(part: nn.Module) -> None:

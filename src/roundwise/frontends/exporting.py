@@ -145,7 +145,7 @@ def plan_of_program(program: ExportedProgram, module: nn.Module, inputs: Inputs,
     if batch is not None:
         return Plan(((batch, None),), named, of_program=specs)
     batches = batch_range(program)
-    samples = next(one for one in (_SAMPLES, _FEW, batches.low) if batches.holds(one))
+    samples = next(one for one in (_SAMPLES, _FEW, 3, SMALLEST, batches.low) if batches.holds(one))
     return Plan(((samples, Dim.DYNAMIC),), named, batches, specs)
 
 
@@ -236,7 +236,8 @@ def export(
     assert first is not None
     samples, batch = plan.tries[0]
     outputs = None
-    for few in (samples if batch is None else 2, samples):  # few samples first: the error shows their shapes
+    fewest = samples if batch is None else max(SMALLEST, plan.batches.low)
+    for few in (fewest, samples):  # few samples first: the error shows their shapes
         outputs = run(double.another(copies_weights=True), take(inputs, few))
     unknown = explain_outputs(double.module, outputs) if "in output" in str(first) else None
     if unknown is not None:

@@ -14,6 +14,7 @@ from roundwise.frontends.explain import place_of, way_out
 from roundwise.frontends.memory import order_depends_on_inputs, settle_memory_order
 from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec, is_random
 from roundwise.graph.sizes import Limits, Range, VariableSize
+from roundwise.graph.transforms.write_out import write_out
 
 aten = torch.ops.aten
 
@@ -40,6 +41,7 @@ def graph_of_program(program: ExportedProgram, model: nn.Module, dynamic: Sequen
     _check_deterministic(graph)
     contiguous = order_depends_on_inputs(graph.operations)
     settle_memory_order(graph)
+    write_out(graph)
     graph.inputs, graph.batch = read_inputs(graph.operations, program.range_constraints, dynamic)
     graph.limits = Limits(batch_range(program), contiguous)
     return graph

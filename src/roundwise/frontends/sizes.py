@@ -49,6 +49,21 @@ _READS = {
 }
 """Functions that tell Python code a size, or return as many tensors as a size says."""
 
+_LAYOUT_READS = {
+    Tensor.is_contiguous,
+    Tensor.stride,
+    Tensor.dim_order,
+    Tensor.storage_offset,
+    Tensor.data_ptr,
+    Tensor.untyped_storage,
+    Tensor._is_view,
+    vars(torch._C.TensorBase)["_base"].__get__,
+}
+"""Functions that tell Python code how a tensor lies in memory."""
+
+_GRADIENT_READS = {vars(torch._C.TensorBase)[name].__get__ for name in ("requires_grad", "is_leaf", "grad_fn")}
+"""Functions that tell Python code whether the gradient of a tensor is wanted."""
+
 _COMPUTE_WITH_SIZES = {
     F.multi_head_attention_forward,
     F.local_response_norm,
@@ -91,17 +106,20 @@ _SMALL = 64
 
 @final
 class SizeWatch(TorchFunctionMode):
-    """Sees whether a model's code reads a size that is a number during capture.
+    """Sees whether a model's code reads a size that is a number during capture, and what else it asks of tensors.
 
     Attributes:
-        reads: whether it does.
+        reads: whether it reads such a size.
+        asks_layout: whether it asks how a tensor lies in memory.
+        asks_gradient: whether it asks if the gradient of a tensor is wanted.
         attends: whether attention runs along a dimension whose size is a symbol, which is the batch if no other is.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        # What TorchScript has compiled reads sizes without a call that can be seen here.
-        self._model, self.reads = model, any(isinstance(part, Scripted) for part in model.modules())
+        # What TorchScript has compiled asks without a call that can be seen here.
+        scripted = any(isinstance(part, Scripted) for part in model.modules())
+        self._model, self.reads, self.asks_layout, self.asks_gradient = model, scripted, scripted, scripted
         self.attends = False
         self._forward = inspect.unwrap(model.forward).__code__ if hasattr(model.forward, "__code__") else None
 
@@ -118,6 +136,10 @@ class SizeWatch(TorchFunctionMode):
             frame = _caller(sys._getframe(1))
             self.reads = self._is_of_inputs(args) and _tells_a_number(result, frame) and self._is_by_model(frame)
         self.reads = self.reads or _computes_with_sizes(func, args, kwargs)
+        if func in _LAYOUT_READS:
+            self.asks_layout = self.asks_layout or self._is_by_model(_caller(sys._getframe(1)))
+        elif func in _GRADIENT_READS:
+            self.asks_gradient = self.asks_gradient or self._is_by_model(_caller(sys._getframe(1)))
         return result
 
     def _is_of_inputs(self, args: tuple[Any, ...]) -> bool:

@@ -100,7 +100,7 @@ FURTHER_REDUCTIONS: Operators = frozenset(
         ),
         *(aten.all.default, aten.all.dim, aten.any.default, aten.any.dim),
         *(aten.max.default, aten.max.dim, aten.min.default, aten.min.dim, aten.argmax.default, aten.argmin.default),
-        *(aten.prod.default, aten.prod.dim_int, aten.cumsum.default),
+        *(aten.prod.default, aten.prod.dim_int, aten.cumsum.default, aten.cumprod.default),
         *(aten.std.default, aten.std.dim, aten.var.default, aten.var.dim),
         *(aten.std_mean.correction, aten.var_mean.correction),
     }
@@ -166,7 +166,7 @@ LOOKUPS: Operators = frozenset(
     {
         *(aten.embedding.default, aten.gather.default, aten.index.Tensor, aten.take_along_dim.default),
         *(aten.index_put.default, aten.scatter.src, aten.scatter.value),
-        *(aten.one_hot.default, aten.scatter_add.default),
+        *(aten.one_hot.default, aten.scatter_add.default, aten.scatter_reduce.two),
     }
 )
 """Numbers at places that another tensor tells."""

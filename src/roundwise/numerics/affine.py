@@ -24,7 +24,7 @@ from torch import Tensor
 def quantize(
     values: Float[Tensor, "*shape"], scale: float, zero_point: int, qmin: int, qmax: int, dtype: torch.dtype
 ) -> Integer[Tensor, "*shape"]:
-    """The nearest codes, one scale for the whole tensor (Eq. 1).
+    """The nearest codes, one scale for the whole tensor (equation 1).
 
     Args:
         values: real numbers, of any floating-point dtype.
@@ -42,7 +42,7 @@ def quantize(
 
 
 def dequantize(codes: Integer[Tensor, "*shape"], scale: float, zero_point: int, dtype: torch.dtype) -> Tensor:
-    """The real numbers that codes stand for, one scale for the whole tensor (Eq. 2).
+    """The real numbers that codes stand for, one scale for the whole tensor (equation 2).
 
     Args:
         codes: integers, in any integer dtype.
@@ -64,7 +64,7 @@ def dequantize_per_channel(
     axis: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The real numbers that codes stand for, with a scale for each index along one axis (Eq. 2).
+    """The real numbers that codes stand for, with a scale for each index along one axis (equation 2).
 
     Args:
         codes: integers; `codes.shape[axis]` is the number of channels.
@@ -86,7 +86,7 @@ def dequantize_per_group(
     size: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The real numbers that a matrix of codes stands for, with a scale for each `size` neighbours in a row (Eq. 2).
+    """The real numbers that a matrix of codes stands for, with a scale for `size` neighbours in a row (equation 2).
 
     Args:
         codes: integers; the number of columns is blocks · size.

@@ -1,6 +1,6 @@
 """The quantization grid: the real numbers that integer codes stand for.
 
-    ŵ = s · (q − z),        q = clip(⌊w/s⌉ + z, qmin, qmax)                               (Eq. 1 is this with z = 0)
+    ŵ = s · (q − z),        q = clip(⌊w/s⌉ + z, qmin, qmax)        (with z = 0 this is Eq. 1 of the AdaRound paper)
 
 A symmetric grid has z = 0 and codes −2^(b−1) … 2^(b−1) − 1. An asymmetric grid has codes 0 … 2^b − 1 and an integer
 zero point z. In both, 0.0 is exactly on the grid.

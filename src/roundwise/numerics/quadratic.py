@@ -7,7 +7,7 @@ asymmetric objective (Eq. 25 of the AdaRound paper, without f_a and without its 
     E (y − ŵ x̂ − b)²  =  d H dᵀ − 2 d cᵀ + E e²,        H = E[x̂ x̂ᵀ],    c = E[e x̂ᵀ]
 
 So it depends on the samples only through H, one matrix for all rows of a group, and C, one vector c for each row. Each
-row is a problem of its own. The gradient by d is 2 (d H − c), exact, over all samples.
+row is a problem of its own. The gradient by d is 2 (d H − c), exact, over all positions used.
 
 *Free bias.* If the layer's bias may change, the best bias for given weights is b + E e − d μ with μ = E x̂. With it, the
 objective is the same function of the *centred* moments, H − μ μᵀ and C − (E e) μᵀ: the bias corrects the mean error,

@@ -53,7 +53,7 @@ def fake_quantize(
     *,
     real_zero_point: bool = False,
 ) -> Float[Tensor, "*shape"]:
-    """Quantize, then back to real numbers (Eq. 1), with the gradients of Eqs. 2 and 3.
+    """Quantize, then back to real numbers (equation 1), with the gradients of equations 2 and 3.
 
     Args:
         values: real numbers.

@@ -22,7 +22,7 @@ from roundwise.api import quantize
 from roundwise.artifacts.model import Model
 from roundwise.engine.network import Network, capture
 from roundwise.engine.rewriting import folded
-from roundwise.engine.tasks import plan_layers
+from roundwise.engine.tasks import tasks_of_layers
 from roundwise.errors import RecipeError
 from roundwise.methods.rounding import Given
 from roundwise.numerics.grid import Granularity, PerTensor
@@ -183,7 +183,7 @@ class Study:
         Raises:
             ModelError: there is no layer that can be quantized.
         """
-        return plan_layers(folded(self.captured.graph), Quantize())[0].layer.name
+        return tasks_of_layers(folded(self.captured.graph), Quantize())[0].layer.name
 
     @functools.cached_property
     def captured(self) -> Network:

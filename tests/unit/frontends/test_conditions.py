@@ -99,3 +99,58 @@ def test_a_program_in_which_sizes_must_differ_is_quantized():
     quantized = rw.quantize(torch.export.export(model, (IMAGES[:23],), dynamic_shapes=dims), IMAGES[:23], EXACT)
     x = torch.randn(2, 3, 5, 7)
     torch.testing.assert_close(quantized(x), model(x), rtol=1e-3, atol=1e-3)
+
+
+FAR_AND_COMPARED = {
+    "every 5000th height": (lambda n, c, h, w: h % 5000 == 0, "x.size()[2]", 5000),
+    "every 4096th height, even widths": (
+        lambda n, c, h, w: h % 4096 == 0 and w % 2 == 0,
+        "x.size()[2]",
+        4096,
+    ),
+    "the cube of the height": (lambda n, c, h, w: h**3 > 10**12, "x.size()[2]", 10001),
+    "no more than so many columns": (lambda n, c, h, w: max(w, 3000) > 3000, "x.size()[3]", 3001),
+}
+
+
+@pytest.mark.parametrize(
+    ("decide", "facts"), [(it[0], it[1:]) for it in FAR_AND_COMPARED.values()], ids=FAR_AND_COMPARED
+)
+def test_a_decision_by_a_far_size_is_found_by_the_numbers_in_it(decide, facts):
+    with raises(rw.CaptureError, *facts):
+        rw.quantize(Decides(decide).eval(), IMAGES, EXACT, dynamic=BOTH)
+
+
+FAR_AND_LARGE = {
+    "the area": (lambda n, c, h, w: h * w > 10**7, BOTH, {"height": 3162, "width": 3162}, None),
+    "the area in windows": (
+        lambda n, c, h, w: (h // 8) * (w // 8) > 10**6,
+        BOTH,
+        {"height": 8007, "width": 8007},
+        None,
+    ),
+    "all pixels of a batch": (lambda n, c, h, w: n * h * w > 10**7, BOTH, {"height": 215, "width": 215}, 215),
+    "the rows of a batch": (lambda n, c, h, w: n * h > 10**7, None, {}, 1_250_000),
+    "eighths of the samples": (lambda n, c, h, w: n // 8 > 10**6, None, {}, 8_000_007),
+}
+
+
+@pytest.mark.parametrize(("decide", "dynamic", "highest", "samples"), FAR_AND_LARGE.values(), ids=FAR_AND_LARGE)
+def test_where_a_decision_lies_too_far_to_compare_the_sizes_before_it_are_limits(decide, dynamic, highest, samples):
+    model = Decides(decide).eval()
+    quantized = rw.quantize(model, IMAGES, EXACT, dynamic=dynamic)
+    (spec,) = quantized.graph.inputs
+    assert {size.name: size.sizes.high for size in spec.variable if size.name} == highest
+    assert quantized.graph.limits.batches.high == samples
+    if highest:
+        with raises(rw.ModelError, "'height'", highest["height"]):
+            quantized(torch.zeros(1, 3, 1, 1).expand(1, 3, highest["height"] + 1, 12))
+    torch.testing.assert_close(quantized(IMAGES), model(IMAGES), rtol=1e-3, atol=1e-3)
+
+
+def test_a_program_with_a_far_condition_has_limits_too():
+    shapes = ({0: Dim("batch"), 2: Dim("height"), 3: Dim("width")},)
+    model = Decides(lambda n, c, h, w: h * w > 10**7).eval()
+    quantized = rw.quantize(torch.export.export(model, (IMAGES,), dynamic_shapes=shapes), IMAGES, EXACT)
+    (spec,) = quantized.graph.inputs
+    assert [size.sizes.high for size in spec.variable] == [3162, 3162]

@@ -112,6 +112,42 @@ def test_what_torchscript_froze_is_captured_too():
         torch.testing.assert_close(quantized(X), model(X), rtol=1e-3, atol=1e-3)
 
 
+CONVOLUTIONS = {
+    "one dimension": (
+        lambda: [nn.Conv1d(3, 4, 3, 2, 1), nn.ConvTranspose1d(4, 4, 3, 2, 1, 1), nn.Conv1d(4, 4, 3, padding="same")],
+        (3, 8),
+    ),
+    "two dimensions, groups, padding by name": (
+        lambda: [
+            nn.Conv2d(3, 6, 3, padding="same", groups=3, dilation=2),
+            nn.ConvTranspose2d(6, 4, 3, (2, 1), 1, (1, 0), groups=2),
+            nn.Conv2d(4, 4, 3, padding="valid"),
+        ],
+        (3, 8, 8),
+    ),
+    "three dimensions, no bias": (
+        lambda: [nn.Conv3d(3, 4, 3, padding=1, bias=False), nn.ConvTranspose3d(4, 4, 2, 2, dilation=2)],
+        (3, 4, 4, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize(("layers", "shape"), CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+@pytest.mark.parametrize("form", ["trace", "script", "part"])
+def test_convolutions_that_torchscript_writes_down_are_layers(layers, shape, form):
+    plain, x = nn.Sequential(*layers()).eval(), torch.randn(8, *shape)
+    if form == "part":
+        plain.append(nn.Sequential(nn.ReLU()))
+    model = torch.jit.script(plain) if form == "script" else torch.jit.trace(plain, x)
+    if form == "part":
+        model = nn.Sequential(nn.Identity(), model).eval()
+    quantized = rw.quantize(model, x, quantizing(rw.Weights(bits=16), rounding=rw.rounding.Nearest()))
+    names = [f"1.{n}" if form == "part" else str(n) for n in range(len(layers()))]
+    assert [layer.name for layer in quantized.report.layers] == names
+    with torch.no_grad():
+        torch.testing.assert_close(quantized(x), plain(x), rtol=1e-3, atol=1e-3)
+
+
 def test_a_scripted_model_is_left_as_it_was():
     model = torch.jit.script(Whole(Part()))
     before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in model.state_dict().items()}

@@ -1,5 +1,8 @@
 """Forms of operations that ONNX Runtime runs right in its default session.
 
+With `ceil_mode`, PyTorch leaves out a last window that would lie in the padding alone, and ONNX does not: a Slice drops
+it.
+
 ONNX Runtime rewrites a graph when it loads it, and some of its rewrites change what the graph computes (release 1.31):
 
 - It takes a Pad with zeros into the MaxPool behind it, whose padding counts as minus infinity. It does so only if Pad
@@ -37,7 +40,10 @@ def use_safe_forms(model: ir.Model) -> None:
         match node.op_type:
             case "Pad":
                 _name_axes(model.graph, node)
+            case "MaxPool":
+                _drop_windows_in_padding(model.graph, node)
             case "AveragePool":
+                _drop_windows_in_padding(model.graph, node)
                 _pool_in_float(model.graph, node)
             case "Conv" | "ConvTranspose" | "Gemm":
                 _add_large_bias(model.graph, node)
@@ -63,6 +69,38 @@ def _poolings(node: ir.Node) -> Iterator[ir.Node]:
             yield user
         elif user.op_type in MOVES or user.op_type == "DequantizeLinear":
             yield from _poolings(user)
+
+
+def _drop_windows_in_padding(graph: ir.Graph, node: ir.Node) -> None:
+    """Keep as many windows as PyTorch does: those that begin before the padding behind the values.
+
+    With size n, padding p before the values and stride s these are the first ⌈(n + p) / s⌉. A window of k values can
+    begin in the padding only if s + p > k.
+    """
+    settings, result = node.attributes, node.outputs[0]
+    kernel = np.array(settings.get_ints("kernel_shape", []))
+    strides = np.array(settings.get_ints("strides", [1] * len(kernel)))
+    pads = np.array(settings.get_ints("pads", [0, 0] * len(kernel)))[: len(kernel)]
+    widths = (kernel - 1) * np.array(settings.get_ints("dilations", [1] * len(kernel))) + 1
+    if settings.get_int("ceil_mode", 0) == 0 or not (strides + pads > widths).any():
+        return
+    dims = len(kernel)
+    numbers = {
+        name: _constant(graph, f"{node.name}.{name}", np.array(values, np.int64))
+        for name, values in {"reach": pads + strides - 1, "strides": strides, "zeros": 0 * kernel}.items()
+    }
+    axes = _constant(graph, f"{node.name}.axes", np.arange(2, 2 + dims))
+    shape = ir.node("Shape", [node.inputs[0]], {"start": 2}, name=f"{node.name}.sizes")
+    reach = ir.node("Add", [shape.outputs[0], numbers["reach"]], name=f"{node.name}.reached")
+    windows = ir.node("Div", [reach.outputs[0], numbers["strides"]], name=f"{node.name}.windows")
+    last = ir.node("Slice", [result, numbers["zeros"], windows.outputs[0], axes], name=f"{node.name}.kept")
+    for made in (shape, reach, windows):
+        made.outputs[0].shape, made.outputs[0].type = ir.Shape([dims]), ir.TensorType(ir.DataType.INT64)
+    last.outputs[0].shape, last.outputs[0].type = result.shape, result.type
+    graph.insert_after(node, [shape, reach, windows, last])
+    ir.convenience.replace_all_uses_with(result, last.outputs[0], replace_graph_outputs=True)
+    last.replace_input_with(0, result)
+    result.shape = ir.Shape([*(result.shape or [None, None])[:2], *[None] * dims])
 
 
 def _pool_in_float(graph: ir.Graph, node: ir.Node) -> None:

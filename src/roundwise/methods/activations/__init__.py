@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from roundwise.methods.activations.batchnorm import ActivationBatchNorm
+from roundwise.methods.activations.batch_norm import ActivationBatchNorm
 from roundwise.methods.activations.mean_magnitude import ActivationMeanMagnitude
-from roundwise.methods.activations.minmax import ActivationMinMax
+from roundwise.methods.activations.min_max import ActivationMinMax
 from roundwise.methods.activations.moving_average import ActivationMovingAverage
 from roundwise.methods.activations.mse import ActivationMSE
 from roundwise.methods.activations.percentile import ActivationPercentile

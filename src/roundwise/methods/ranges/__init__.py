@@ -5,10 +5,10 @@ from typing import Any
 from roundwise.methods.interfaces import RangeEstimator
 from roundwise.methods.ranges.aciq import ACIQ
 from roundwise.methods.ranges.mean_magnitude import MeanMagnitude
-from roundwise.methods.ranges.minmax import MinMax
-from roundwise.methods.ranges.mse import WeightMSE
+from roundwise.methods.ranges.min_max import MinMax
 from roundwise.methods.ranges.output_mse import OutputMSE
 from roundwise.methods.ranges.three_sigma import ThreeSigma
+from roundwise.methods.ranges.weight_mse import WeightMSE
 
 RANGE_ESTIMATORS: dict[str, type[RangeEstimator[Any]]] = {
     "aciq": ACIQ,

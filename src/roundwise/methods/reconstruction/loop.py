@@ -2,7 +2,7 @@
 
 Each of them is found in closed form, or by a search, while the others stay. The targets give the quadratic M, by which
 the others are chosen (`objectives.py`). M bounds L from above, but need not touch it. So L is measured after every
-alternation, and every row keeps the best candidate that it has had.
+alternation, and every row keeps the best candidate that it has had. The next alternation starts from the newest one.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Alternation:
     def improve(
         self, quadratic: Quadratic, grid: Grid, codes: Int[Tensor, "groups rows cols"]
     ) -> Int[Tensor, "groups rows cols"]:
-        """Codes within the choices with which no row's quadratic is higher."""
+        """Codes within the choices; of a start within the choices, no row's quadratic is higher."""
         codes = self.descent.search(quadratic, grid, codes, self.choices)
         if self.tabu is None:
             return codes

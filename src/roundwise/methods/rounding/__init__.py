@@ -7,9 +7,10 @@ from typing import Any
 
 from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.methods.rounding.adaround import AdaRound
+from roundwise.methods.rounding.ceil import Ceil
 from roundwise.methods.rounding.coordinate_descent import CoordinateDescent
 from roundwise.methods.rounding.cross_entropy_method import CrossEntropyMethod
-from roundwise.methods.rounding.directed import Ceil, Floor
+from roundwise.methods.rounding.floor import Floor
 from roundwise.methods.rounding.given import Given
 from roundwise.methods.rounding.gptq import GPTQ
 from roundwise.methods.rounding.gram_adaround import GramAdaRound
@@ -18,7 +19,7 @@ from roundwise.methods.rounding.nearest_moments import NearestMoments
 from roundwise.methods.rounding.nearest_scaled import NearestScaled
 from roundwise.methods.rounding.stochastic import Stochastic
 from roundwise.methods.rounding.straight_through import StraightThrough
-from roundwise.methods.rounding.tabu import TabuSearch
+from roundwise.methods.rounding.tabu_search import TabuSearch
 
 ROUNDING_SOLVERS: dict[str, type[RoundingSolver[Any]]] = {
     "adaround": AdaRound,

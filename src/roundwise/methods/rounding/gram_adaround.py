@@ -6,15 +6,14 @@ any code, and scales are fitted to the codes. There this is better on other inpu
 (benchmarks/RESULTS.md, "How much freedom"). Both go beyond the paper, and so do `free_bias` and `addition_aware`.
 
 A position is one application of the layer's matrix: one pixel of a convolution's output, one token of a linear layer.
-`statistics/gram.py` draws at most 64 positions of a sample; more where samples are few and columns many. Here and
-below, those of held-out samples are not counted.
+`statistics/gram.py` draws at most 64 of a sample, or more if samples are few. Held-out ones do not count on this page.
 
 The paper relaxes the choice (`numerics/search/relaxation.py`, Eq. 22 to 25) and takes 10,000 steps of Adam on
 minibatches of samples. But where no clamp follows the layer, the error of its output is a quadratic function of the
 weights, which two matrices of second moments determine (`numerics/quadratic.py`). Its gradient over all positions costs
-one small product, and 400 steps are enough. Where a clamp follows (ReLU, ReLU6), the gradient comes from minibatches,
-as in the paper: 800 steps on a few hundred positions from many samples, instead of all positions of 32 samples. Other
-nonlinearities play no part.
+one small product, and 400 steps are enough. Where a clamp follows (ReLU, ReLU6) a layer of more than 10 columns with
+enough samples, the gradient comes from minibatches, as in the paper: 800 steps on a few hundred positions from many
+samples, instead of all positions of 32 samples. Other nonlinearities play no part.
 
 The algorithm lowers the objectives of `methods/reconstruction/objectives.py`: Q is the error of the output, S is Q with
 a pull to the float weights, L is the error behind the clamp, and M is a quadratic that bounds L with the pull.
@@ -22,20 +21,22 @@ a pull to the float weights, L is the error behind the clamp, and M is a quadrat
      1. Q ← from the second moments of 7 of 8 samples; the others are held out.
      2. S ← Q with the pull, which is stronger where positions are fewer.
      3. codes ← one start or two, by the table below.
-     4. After a start on S: every row takes nearest rounding if its Q is smaller; scale and bias in closed form. If no
-        clamp follows and the layer's Q is now larger than that of nearest rounding, it takes that, with its best bias.
+     4. After a start on S: every row takes nearest rounding if its Q is smaller. Fit scale and codes, then the bias. If
+        no clamp follows and the layer's Q now exceeds that of nearest rounding, it takes that, with its best bias.
      5. Where a clamp follows, repeat from each start, `alternations` times at most, until L falls by less than 0.5 %:
      6.     M ← made at the current outputs (majorisation).
-     7.     codes ← coordinate descent on M, for 11 to 32 columns with a tabu search; scale and bias in closed form.
-     8.     Every row keeps the best by L of all that it has had, from every start, and of nearest rounding. (All rows
-            together, where they share a scale that has changed.)
+     7.     codes ← coordinate descent on M, for 11 to 32 columns with a tabu search; fit scale, codes and bias.
+     8.     Every row keeps the best by L of all that it has had, from every start, and of nearest rounding (all rows
+            together, where they share a changed scale). The next repetition starts from the newest codes, not the best.
      9. If nearest rounding, with its own bias or its best bias, has a smaller error on held-out samples, it is taken.
     10. Where positions are fewer than 100 for each column, the codes found are improved with all samples: lines 5
         to 8 if a clamp follows; if not, line 7 on S, and every row keeps the better by Q.
 
-The starts in line 3 end at a code next to a *centre*: a real-valued weight, which is w, or with `any_code` the minimum
-of S over real numbers, near which good codes are. Exhaustive search tries all 2^cols ways to round the centre down or
-up; relaxation ends at one of them. From there coordinate descent and the tabu search reach all codes that are allowed.
+"Fit scale and codes": where `fit_scale` is on, alternate between the best scale in closed form and coordinate descent,
+in line 4 `alternations` times at most, in lines 7 and 10 once.
+The starts in line 3 end at a code next to a *centre*: w, or with `any_code` nearly the minimum of S over real numbers
+(see `CENTRE_RIDGE`), near which good codes are. Exhaustive search tries all 2^cols ways to round the centre down or up;
+relaxation ends at one of them. From there coordinate descent and the tabu search reach all codes that are allowed.
 
     columns     no clamp, or fewer than 16 positions per column    clamp, and 16 positions per column or more
     1 to 10     exhaustive search on S                             exhaustive search on S
@@ -73,7 +74,7 @@ FEW_COLUMNS = 32
 """With at most this many columns, a tabu search follows and both starts are taken. With more, it finds little."""
 
 CENTRE_RIDGE = 0.01
-"""The ridge with which the minimum of S is found, where `any_code` starts. With a larger one it is nearer to w."""
+"""The ridge with which the minimum of S is found (w is taken where that fails). With a larger one it is nearer to w."""
 
 FREE_BITS, FREE_PER_COLUMN = 2, 50
 """Any code and fitted scales are the default with at most 2 bits, and with at least 50 positions for each column."""
@@ -83,11 +84,11 @@ FULL_STEPS_AT, SKIP_BELOW = 100, 0.1
 Below 10 % of them it is skipped, because coordinate descent alone is then as good on other inputs."""
 
 MINIBATCH = 256
-"""Positions in a minibatch, or as many as columns if that is more. Gradients of larger ones are steadier and slower."""
+"""Positions in a minibatch, at least, or the number of columns if that is more. More give steadier, slower steps."""
 
 ENOUGH_FOR_MINIBATCHES = 16
 """With fewer positions for each column, gradients from minibatches do more harm than good: the start is on S. So it is
-where `statistics/gram.py` has drawn more than 64 positions of a sample: it stops at 16, held-out samples included."""
+where `statistics/gram.py` draws more than 64 positions of each of several samples: 16 in all, and some are held out."""
 
 PLENTY = 100
 """With more positions for each column, line 10 is skipped: an eighth more of them would change next to nothing."""
@@ -113,8 +114,8 @@ class GramAdaRound(RoundingSolver[Gram]):
             at least 50 positions for each column.
         free_bias: let the layer's bias take up the mean error, where it has one of its own. The weights then only need
             to reproduce how outputs vary.
-        fit_scale: fit scales and codes to each other in turn; None is what `any_code` is in the layer. Scales per group
-            stay as they are, and so do all scales with `alternations=0`.
+        fit_scale: fit scales and codes to each other in turn; None is what `any_code` is in the layer. Scales of
+            `PerGroup` stay as they are, and so do all scales with `alternations=0`.
         addition_aware: where the layer's output y, and nothing made from it, is added to another branch r that can be
             computed before, aim at y + r − r̂ and so make up for that branch's error too. Worth a try with 2 bits;
             elsewhere labels showed no gain (benchmarks/RESULTS.md, "What an addition lacks"). False, as in the paper.
@@ -131,7 +132,7 @@ class GramAdaRound(RoundingSolver[Gram]):
         RecipeError: a setting is out of range or of the wrong type.
 
     References:
-        Nagel et al., ICML 2020, arXiv:2004.10568, Sections 3.3 and 3.4; the objective from second moments: its Eq. 20.
+        Nagel et al., ICML 2020, arXiv:2004.10568, Sections 3.3 and 3.4; Q from second moments: Eq. 19 and 20.
     """
 
     iterations: int = 400
@@ -162,7 +163,7 @@ class GramAdaRound(RoundingSolver[Gram]):
 
     @property
     def traits(self) -> Traits:
-        return Traits(self.any_code is False and not self.fit_scale, addition_aware=self.addition_aware)
+        return Traits(floor_or_ceil=self.any_code is False and not self.fit_scale, addition_aware=self.addition_aware)
 
     def solve(self, problem: Problem[Gram], generator: torch.Generator) -> Rounding:
         gram, cols = problem.statistics, problem.weight.shape[2]
@@ -178,7 +179,7 @@ class GramAdaRound(RoundingSolver[Gram]):
             del objectives  # its matrices are as large as those of all samples
             chosen = alternation.run_on_all_samples(self._objectives(problem, "all"), chosen)
         if any_code and self.any_code is None:
-            # Scales per group have no closed form, and without alternations no scale is fitted.
+            # Scales of `PerGroup` have no closed form, and without alternations no scale is fitted.
             follow = alternation.fit_scale and self.alternations > 0 and problem.grid.scale.shape[-1] == 1
             freedom = "weights could take any code" + (", and scales followed" if follow else "")
             note = "; ".join(filter(None, (freedom, note)))

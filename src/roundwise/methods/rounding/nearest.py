@@ -1,6 +1,6 @@
 """Round to nearest: the baseline that every other solver must beat.
 
-Ŵ = s · clip(⌊W/s⌉, qmin, qmax)                                                           (Eq. 1)
+Ŵ = s · (clip(⌊W/s⌉ + z, qmin, qmax) − z)              (Eq. 1 of the AdaRound paper, with a zero point z)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Nearest(RoundingSolver[Nothing]):
     """Round every weight to its nearest grid point, ties to even.
 
     References:
-        Jacob et al., CVPR 2018, arXiv:1712.05877, Section 2.1.
+        Jacob et al., CVPR 2018, arXiv:1712.05877, Section 2.1; Nagel et al., ICML 2020, arXiv:2004.10568, Eq. 1.
     """
 
     needs: ClassVar[type] = Nothing

@@ -40,7 +40,7 @@ class Descent:
     def search(
         self, objective: Quadratic, grid: Grid, start: Real[Tensor, "groups rows cols"], choices: Choices
     ) -> Int[Tensor, "groups rows cols"]:
-        """Codes whose objective is no higher than the start's, in any row.
+        """Codes whose objective is no higher than the start's, in any row, for a start within the choices.
 
         Args:
             objective: what is lowered.

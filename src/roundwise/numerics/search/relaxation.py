@@ -125,7 +125,7 @@ class Relaxation:
     """Minimise Eq. 25 by Adam, with the loss given by second moments or by minibatches of positions.
 
     - *The exact gradient.* Where the loss is a quadratic, half its gradient by the weights is (W̃ − W) H − C over all
-      samples, for the price of one small matrix product. Steps may be much longer than with minibatches.
+      positions used, for the price of one small matrix product. Steps may be much longer than with minibatches.
     - *λ is the same number for all layers*, because each row's gradient is divided by the mean of s² H_jj, the
       curvature of the row's objective in units of codes.
     - *It stops when every variable is decided*: where h is 0 or 1 for all, nothing moves any more.

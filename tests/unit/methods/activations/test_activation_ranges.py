@@ -12,7 +12,7 @@ from torch import nn
 
 import roundwise as rw
 from roundwise.engine.rewriting import folded as rewrite
-from roundwise.engine.tasks import plan_layers
+from roundwise.engine.tasks import tasks_of_layers
 from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.activations import find_activations
 from roundwise.methods.activations import ACTIVATION_RANGES
@@ -38,7 +38,7 @@ class Model(nn.Module):
 def groups_of(function, recipe=None):
     """The operations whose results are quantized, as groups of their kinds."""
     graph = rewrite(TorchExport().graph(Model(function).eval(), (torch.randn(2, 3, 8, 8),), {}))
-    tasks = plan_layers(graph, (recipe or quantizing(rounding=rw.rounding.Nearest())).stage(rw.Quantize))
+    tasks = tasks_of_layers(graph, (recipe or quantizing(rounding=rw.rounding.Nearest())).stage(rw.Quantize))
     found = find_activations(graph, {call for task in tasks for call in task.layer.calls})
 
     def word(node):

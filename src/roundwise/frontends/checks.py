@@ -1,0 +1,348 @@
+"""Compare a captured graph with the model that it was captured from.
+
+1. On the samples, in batches of other sizes than the one that was exported, the second of them in inference mode.
+2. At sizes at which a condition of the export does not hold (`conditions.py`).
+3. In other memory layouts, and for inputs that require gradients, if the model's code asks for these (`sizes.py`).
+4. In training mode, if parts of the model are in it.
+
+A graph that differs in the first two is refused. For the others, it is right in the usual case: it takes contiguous
+inputs only, or the report says what is left out.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from roundwise.errors import CalibrationError, CaptureError
+from roundwise.frontends.conditions import Conditions, OtherSizes
+from roundwise.frontends.double import Double
+from roundwise.frontends.explain import first_lines, locate, way_out
+from roundwise.frontends.exporting import SMALLEST, Inputs, take
+from roundwise.frontends.settings import fast_path, without_fast_path
+from roundwise.graph.graph import Graph
+from roundwise.graph.sizes import Range
+from roundwise.numerics.output_error import INTEGER_TOLERANCE, as_tensor, compare
+from roundwise.wording import number_of
+
+_TWO_DIFFER = re.compile(r"\S+ != \S+")
+"""A condition that two sizes, or a size and a number, are not equal."""
+
+
+def run(double: Double, inputs: Inputs, *, copies: bool = True) -> Any:
+    """The model's outputs. If the model raises an error, the samples do not fit it.
+
+    Args:
+        double: of the model.
+        inputs: samples.
+        copies: whether the model, which may write to its inputs, is given copies. A copy can have other strides.
+    """
+    try:
+        args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, inputs) if copies else inputs
+        return double.module(*args, **kwargs)
+    except Exception as error:
+        given = [
+            f"{leaf.dtype} {list(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
+            for leaf in pytree.tree_leaves(inputs)
+        ]
+        place = locate(double.module, traceback.walk_tb(error.__traceback__))
+        at = f", at {place}" if place else ""
+        dtype = _other_dtype(double.module, inputs, error)
+        raise CalibrationError(
+            f"the model does not run on the calibration samples. It was called with {', '.join(given)} and raised "
+            f"{type(error).__name__}: {first_lines(error)}{at}.{dtype}\nGive samples of the shape, dtype and structure "
+            "that the model's forward takes. The first dimension of every tensor counts samples, and the model must "
+            "take any number of them."
+        ) from error
+
+
+def _other_dtype(model: nn.Module, inputs: Inputs, error: Exception) -> str:
+    """A sentence on samples of another dtype than the model's weights, if the error is about dtypes."""
+    dtype = next((it.dtype for it in model.parameters() if it.is_floating_point()), None)
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if dtype is None or "type" not in str(error) or all(tensor.dtype == dtype for tensor in tensors):
+        return ""
+    return f" The model's weights are {dtype}: give inputs that are images or features as `x.to({dtype})`."
+
+
+def check_equal(double: Double, graph: Graph, inputs: Inputs, fewest: int = 1) -> tuple[str, ...]:
+    """Compare the graph with the model on real samples, in batches of other sizes than the one exported.
+
+    PyTorch's own ranges begin at 2. If the graph is right for one sample too, its range begins at 1.
+
+    Args:
+        double: of the model.
+        graph: of the model.
+        inputs: samples.
+        fewest: samples that the model may be given.
+
+    Returns:
+        Notes on how the model's outputs depend on the caller's settings.
+
+    Raises:
+        CaptureError: their outputs differ by more than rounding explains.
+    """
+    double = double.another()  # for all calls, so that a second call that gives something else is seen
+    few = max(SMALLEST, fewest)
+    sizes = (few, 1 if fewest == 1 else few) if graph.batch is None else (graph.batch, graph.batch)
+    first, second = (take(inputs, samples) for samples in sizes)
+    notes = dict(_check_equal_batch(double, graph, first))
+    try:
+        notes = {**dict(_check_equal_batch(double, graph, second, after=first)), **notes}
+    except CaptureError:
+        if sizes[1] > 1 or graph.limits.batches.low != SMALLEST:
+            raise
+    else:
+        if graph.limits.batches.low == SMALLEST and fewest == 1:
+            graph.limits = replace(graph.limits, batches=Range(1, graph.limits.batches.high))
+    return tuple(notes.values())
+
+
+def _check_equal_batch(
+    double: Double, graph: Graph, inputs: Inputs, after: Inputs | None = None
+) -> Iterator[tuple[str, str]]:
+    """Compare the graph with the model, as the caller's settings let it run, on one batch.
+
+    Args:
+        double: of the model.
+        graph: of the model.
+        inputs: the batch.
+        after: the batch of the call before. If there was one, this call is in inference mode.
+
+    Yields:
+        Notes, each with the setting that it is about.
+    """
+    samples = next((leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()), 1)
+    expected, failure = _try(double, inputs, inference=after is not None)
+    difference = "" if failure else difference_of(expected, graph, inputs)
+    if after is not None and (failure or difference):
+        in_inference, again = difference, double.another()
+        run(again, after)
+        expected, failure = _try(again, inputs)
+        difference = "" if failure else difference_of(expected, graph, inputs)
+        if in_inference and not failure and not difference:
+            yield (
+                "inference mode",
+                "the model's code does something else in `torch.inference_mode()`: on samples, "
+                f"{in_inference}. The network computes what the model computes under `torch.no_grad()`",
+            )
+    if failure is not None:
+        if samples > 1:
+            raise failure
+        return  # the model needs several samples, for batch-norm with the batch's own statistics for example
+    path = fast_path(double.another().module, *inputs)
+    if path is not None and (difference or path.drops_places):
+        with without_fast_path():
+            difference_without = difference_of(run(double.another(), inputs), graph, inputs)
+        if not difference_without:
+            yield "fast path", path.note(difference)
+            return
+    if difference:
+        raise CaptureError(
+            "the captured graph does not compute what the model computes; on a batch of "
+            f"{number_of(samples, 'sample')}, {difference}. The model's code decides by something that "
+            "is not in the values of its inputs: the number of samples (`if x.shape[0] > 1`), state of its own, the "
+            "clock, whether gradients are computed. Or it overwrites what dropout handed on, and with it dropout's "
+            f"input (`y = drop(x); y += 1`). Take that out of its forward.\n{way_out(double.module, '')}"
+        )
+
+
+def _try(double: Double, inputs: Inputs, *, inference: bool = False) -> tuple[Any, CalibrationError | None]:
+    """The model's outputs, or the error that it does not run."""
+    try:
+        # `inference_mode(False)` would switch gradients on.
+        with torch.inference_mode() if inference else torch.no_grad():
+            return run(double, inputs), None
+    except CalibrationError as error:
+        return None, error
+
+
+def check_other_size(double: Double, graph: Graph, inputs: Inputs, other: OtherSizes) -> None:
+    """Compare the graph with the model at a size at which a condition of the export does not hold."""
+    args, kwargs = _resized(inputs, other)
+    try:
+        with warnings.catch_warnings(action="ignore"), without_fast_path():
+            expected = run(double.another(), (args, kwargs))
+    except CalibrationError:
+        return  # the model refuses that size itself
+    difference = difference_of(expected, graph, (args, kwargs))
+    if difference:
+        shapes = [str(list(leaf.shape)) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        raise CaptureError(
+            f"the model's code does something else for some sizes: it was captured where {other.condition}, and with "
+            f"inputs of {' and '.join(shapes)} {difference}. Take that decision out of the model's forward, or "
+            f"leave that dimension out of `dynamic` if it is there.\n{way_out(double.module, '')}"
+        )
+
+
+def check_conditions(conditions: Conditions, graph: Graph, inputs: Inputs) -> None:
+    """Refuse a program that holds only for every other number of samples or the like: the graph would hold for all.
+
+    Two sizes that must differ are a condition of PyTorch's own in most programs, and are no reason to refuse one.
+    """
+    for other in conditions.others:
+        if _TWO_DIFFER.fullmatch(other.condition):
+            continue
+        args, kwargs = _resized(inputs, other)
+        try:
+            graph.module()(*args, **kwargs)
+        except Exception:  # noqa: S112  # the graph refuses these sizes itself
+            continue
+        shapes = [str(list(leaf.shape)) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        raise CaptureError(
+            f"the program holds only where {other.condition}, and so not for inputs of {' and '.join(shapes)}. It was "
+            "exported from code that decides by sizes. Give the model itself, or export it with fixed sizes."
+        )
+
+
+# ----------------------------------------------------------------------------------------- layouts, gradients, training
+
+
+def depends_on_layout(double: Double, graph: Graph, inputs: Inputs) -> bool:
+    """Whether the model computes something else where the same values lie otherwise in memory.
+
+    The graph was captured with contiguous inputs. It is compared with the model on two samples whose channels come
+    last, whose dimensions stand in reverse order, and which are a part of a larger tensor.
+    """
+    batch = take(inputs, graph.batch or 2)
+    for layout in (_channels_last, _reversed, _part_of_larger):
+        with warnings.catch_warnings(action="ignore"), without_fast_path():
+            try:
+                expected = run(double.another(), pytree.tree_map_only(Tensor, layout, batch), copies=False)
+            except CalibrationError:
+                continue  # the model refuses that layout itself
+        if difference_of(expected, graph, pytree.tree_map_only(Tensor, layout, batch)):
+            return True
+    return False
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if tensor.dim() > 2 else _reversed(tensor)
+
+
+def _reversed(tensor: Tensor) -> Tensor:
+    order = tuple(reversed(range(tensor.dim())))
+    return tensor.permute(order).contiguous().permute(order)
+
+
+def _part_of_larger(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor], -1).narrow(-1, 0, tensor.shape[-1]) if tensor.dim() else tensor.clone()
+
+
+def note_on_gradients(double: Double, graph: Graph, inputs: Inputs) -> tuple[str, ...]:
+    """A note if the model computes something else for inputs whose gradients are wanted."""
+    batch = take(inputs, graph.batch or 2)
+    wanting = pytree.tree_map_only(
+        Tensor, lambda it: it.clone().requires_grad_(it.is_floating_point() or it.is_complex()), batch
+    )
+    try:
+        with warnings.catch_warnings(action="ignore"), without_fast_path(), torch.enable_grad():
+            expected = run(double.another(copies_weights=True), wanting)
+    except CalibrationError:
+        return ()
+    difference = difference_of(pytree.tree_map_only(Tensor, Tensor.detach, expected), graph, batch)
+    if not difference:
+        return ()
+    return (
+        f"the model's code does something else for inputs that require gradients: on samples, {difference}. The "
+        "network computes what the model computes for inputs that do not",
+    )
+
+
+_MOST_NAMES = 5
+"""Most parts in training mode that a note names."""
+
+
+def note_on_training(double: Double, graph: Graph, inputs: Inputs) -> tuple[str, ...]:
+    """A note if parts of the model are in training mode, and it computes something else there.
+
+    Random numbers may show no difference on a few samples, so parts that are known to differ count too.
+    """
+    known = [name for name in double.trained if _differs_in_training(double.module.get_submodule(name))]
+    devices = {it.device for it in (*double.module.parameters(), *double.module.buffers()) if it.is_cuda}
+    difference = ""
+    with torch.random.fork_rng(devices), warnings.catch_warnings(action="ignore"), without_fast_path():
+        batch = take(inputs, graph.batch or 2)
+        expected, failure = _try(double.in_the_models_modes(), batch)
+        if failure is None:
+            difference = difference_of(expected, graph, batch)
+    if not known and not difference:
+        return ()
+    names = known or double.trained
+    named = [
+        f"'{name}' ({type(double.module.get_submodule(name)).__name__})" if name else "the model itself"
+        for name in names[:_MOST_NAMES]
+    ]
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    seen = f": on samples, {difference}" if difference else ""
+    return (
+        f"in training mode when the model was captured: {', '.join(named)}{more}. As it is, the model computes "
+        f"something else than the network{seen}. The network computes what the model computes after `model.eval()`",
+    )
+
+
+def _differs_in_training(part: nn.Module) -> bool:
+    """Whether a module of PyTorch is known to compute something else in training mode."""
+    match part:
+        case nn.modules.dropout._DropoutNd():
+            return part.p > 0
+        case nn.modules.batchnorm._NormBase():
+            return part.track_running_stats
+        case nn.MultiheadAttention() | nn.RNNBase():
+            return part.dropout > 0
+    return isinstance(part, nn.RReLU)
+
+
+# --------------------------------------------------------------------------------------------------------- differences
+
+
+def _resized(inputs: Inputs, other: OtherSizes) -> Inputs:
+    """The samples with other sizes, by cutting or repeating."""
+    leaves, spec = pytree.tree_flatten(inputs)
+    for (number, dim), size in other.sizes.items():
+        places = torch.arange(size, device=leaves[number].device) % leaves[number].shape[dim]
+        leaves[number] = leaves[number].index_select(dim, places)
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    return args, kwargs
+
+
+def difference_of(outputs: Any, graph: Graph, inputs: Inputs) -> str:
+    """Where the graph's outputs differ from those of the model, in words; empty if they agree."""
+    args, kwargs = inputs
+    try:
+        return _difference(pytree.tree_leaves(outputs), pytree.tree_leaves(graph.module()(*args, **kwargs)))
+    except Exception as error:
+        return f"it raises {type(error).__name__}: {first_lines(error)}"
+
+
+def _difference(expected: list[Any], found: list[Any]) -> str:
+    """Where two lists of outputs differ, in words; empty if they agree."""
+    if len(expected) != len(found):
+        return f"it gives {number_of(len(found), 'value')} instead of {len(expected)}"
+    for number, (one, other) in enumerate(zip(expected, found, strict=True)):
+        y, y_hat = as_tensor(one), as_tensor(other)
+        if y is None or y_hat is None or isinstance(one, Tensor) != isinstance(other, Tensor):
+            if one is not other and one != other:
+                return f"output {number} is {other!r} instead of {one!r}"
+            continue
+        if (y.shape, y.dtype) != (y_hat.shape, y_hat.dtype):
+            return f"output {number} is {y_hat.dtype} {list(y_hat.shape)} instead of {y.dtype} {list(y.shape)}"
+        error = compare(y_hat, y)
+        # 3e-4 in float32, 0.03 in float16. A class may change with the last digit of a logit.
+        tolerance = INTEGER_TOLERANCE if error.whole else torch.finfo(y.dtype).eps ** 0.5
+        if error.relative_difference > tolerance:
+            share = (
+                f"in {error.relative_difference:.1%} of its values"
+                if error.whole
+                else (f"by up to {error.largest_difference:.2g}, {error.relative_difference:.2g} of its largest value")
+            )
+            return f"output {number} differs {share}"
+    return ""
