@@ -27,8 +27,8 @@ Make a trained network smaller and faster, from a few hundred unlabelled inputs:
 MODEL is as for `roundwise quantize`.
 
 \b
-  roundwise compress torchvision:resnet18 --pretrained --data photos/ --macs 0.5 --out net.onnx
-  roundwise compress net.py:build --data x.npz --parameters 0.4 --method weight-svd --report net.html
+  roundwise compress timm:resnet18 --pretrained --data photos/ --macs 0.5 --out net.onnx
+  roundwise compress net.py:build --data x.npz --parameters 0.4 --method weight-svd --out net.rw
 """
 
 
