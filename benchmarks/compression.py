@@ -29,7 +29,7 @@ from roundwise.methods.compression import COMPRESSION_METHODS, RATIO_CHOICES
 from roundwise.recipe.compress import DEFAULT_METHODS
 from roundwise.recipe.files import name_of
 
-JOURNAL = Path(__file__).parent / "journals" / "compression.jsonl"
+JOURNAL = Path(__file__).parents[1] / "papers" / "structured_compression_2019" / "results.jsonl"
 DEFAULTS = [name_of(method, COMPRESSION_METHODS) for method in DEFAULT_METHODS]
 
 Found = dict[str, Any]

@@ -365,7 +365,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=None)
     parser.add_argument("--pairs", type=int, default=20, help="of steps, or runs that are killed")
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--folder", type=Path, default=HERE / "journals" / "training", help="of weights and journal")
+    parser.add_argument(
+        "--folder", type=Path, default=HERE.parent / "papers" / "lsqplus_2020", help="of weights and journal"
+    )
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
