@@ -61,6 +61,7 @@ EVIL = [
     "9" * 300,
 ]
 EVIL += ["'); import os; os.system('x') #", "{{ 7 * 7 }}", "../../x", "*", "a.b.c", "\x00"]
+CODE = ["inf", "nan", "torch", "fx_pytree", "device", "input", "_out_spec", "_buffers.x", "training", "\uff53elf"]
 TEXTS = ["none", "tanh", "same", "valid", "constant", "reflect", "replicate", "circular", "floor", "trunc", "ij", "xy"]
 TEXTS += ["ab,bc->ac", "ab->ba", "a,b->ab", "bij,bjk->bik", "...a,a", "zzz", ""]
 DTYPES = ["float32", "float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
@@ -133,9 +134,8 @@ def make(number: int, path: Path) -> str:
     text = None
     if kind == "edits":
         for _ in range(chance.choice([1, 1, 1, 2, 3])):
-            chance.choice([_edit_entry, _edit_entry, _edit_node, _edit_tensor, _edit_packed])(
-                chance, description, tensors
-            )
+            edits = [_edit_entry, _edit_entry, _edit_node, _edit_tensor, _edit_packed, _edit_name]
+            chance.choice(edits)(chance, description, tensors)
     elif kind == "inserts":
         _insert(chance, description, tensors)
     elif kind == "programs":
@@ -241,6 +241,29 @@ def _edit_tensor(chance, description, tensors):
         tensors[name] = torch.zeros(
             [chance.choice([0, 1, 2, 3, 4, 9]) for _ in range(chance.randrange(5))], dtype=tensor.dtype
         )
+
+
+def _edit_name(chance, description, tensors):
+    """Another name, everywhere: for a tensor the name of another one, nearly; for an input anything."""
+    nodes, names = description["graph"]["nodes"], sorted(tensors)
+    if chance.random() < 0.3:
+        node = chance.choice([node for node in nodes if node["op"] == "placeholder"])
+        arguments = description["graph"]["arguments"]
+        new = chance.choice([chance.choice(EVIL), *CODE, *(str(one["name"]) for one in nodes)])
+        if chance.random() < 0.5:
+            node["target"] = new
+        else:
+            arguments[chance.randrange(len(arguments))] = new
+        return
+    old, other = chance.choice(names), chance.choice(names)
+    wide = other[:-1] + chr(ord(other[-1]) + 0xFEE0)  # the full-width form, which Python reads as the letter
+    new = chance.choice([wide, f"{other}.data", f"{other}.real", f"{other}.a", "a" + ".a" * 200, *CODE])
+    tensors[new] = tensors.pop(old)
+    if old in description["packed"]:
+        description["packed"][new] = description["packed"].pop(old)
+    for node in nodes:
+        if node["op"] == "get_attr" and node["target"] == old:
+            node["target"] = new
 
 
 def _edit_packed(chance, description, tensors):

@@ -4,7 +4,7 @@ A file may come from anywhere, so reading it allows nothing but computing on ten
 
 - Operations are looked up by name in lists: those of Roundwise (`artifacts/dialect.py`), those of PyTorch that
   networks have (`graph/vocabulary.py`), and arithmetic on sizes.
-- PyTorch turns a graph into Python code, so every name that appears in the code must be an identifier.
+- PyTorch turns a graph into Python code, so every name that appears in the code is checked (`artifacts/names.py`).
 - The known containers are tuples, lists and dicts. A named tuple gets a new class of the same name and fields. Any
   other type must already be registered with PyTorch's pytree by
   the program that reads the file; nothing is imported. (PyTorch's own descriptions of types name modules to import.)
@@ -12,10 +12,8 @@ A file may come from anywhere, so reading it allows nothing but computing on ten
 
 from __future__ import annotations
 
-import keyword
 import math
 import operator
-import re
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +23,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from roundwise.artifacts.dialect import OPERATIONS, operation_of
+from roundwise.artifacts.names import DAMAGED, argument_name, check_tensor_names, identifier
 from roundwise.artifacts.schema import DTYPES, LARGEST, MEMORY_FORMATS
 from roundwise.errors import FileFormatError
 from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec
@@ -53,9 +52,7 @@ _MOST_CONTAINERS = 1000
 _FLOATS = {str(value): value for value in (math.inf, -math.inf, math.nan)}
 _NAMED = {str(value).removeprefix("torch."): value for value in (torch.strided, *MEMORY_FORMATS)}
 _DTYPES = {str(value).removeprefix("torch."): value for value in DTYPES}
-_MODULE_NAME = re.compile(r"[\w \-+:/,@=]+")  # what a ModuleDict may be keyed with and cannot end a string
 _WAY_OUT = "Save such a network with `torch.export.save(quantized.program, …)`."
-DAMAGED = "The file contradicts itself: get the original, or quantize the network again."
 
 
 # ------------------------------------------------------------------------------------------------ to plain data
@@ -195,8 +192,7 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
         FileFormatError: the description has an operation, a type or a name that a file may not use. A description that
             is wrong in another way may raise any exception.
     """
-    for name in tensors:
-        _check_tensor_name(name)
+    check_tensor_names(tensors)
     if len(description["nodes"]) > MOST_NODES:
         raise FileFormatError(
             f"the network has {len(description['nodes'])} operations; at most {MOST_NODES} are read, because Python "
@@ -204,30 +200,39 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
         )
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
+    targets, called = set(), ""
     for entry in description["nodes"]:
-        op, name, target = entry["op"], _identifier(entry["name"]), entry["target"]
+        op, name, target = entry["op"], identifier(entry["name"]), entry["target"]
         if op in ("placeholder", "get_attr") and (entry["args"]["list"] or entry["kwargs"]):
             raise FileFormatError(f"node '{name}' is of kind {op!r} and has arguments, which it cannot have. {DAMAGED}")
         if op == "get_attr":
             if target not in tensors:
                 raise FileFormatError(f"node '{name}' reads the tensor {target!r}, which is not there. {DAMAGED}")
         elif op == "call_function":
-            target = _function(target)
+            target, called = _function(target), name
         elif op == "placeholder":
-            _identifier(target)
+            if identifier(target) in targets or called:
+                raise FileFormatError(
+                    f"the input '{name}' stands behind the operation '{called}', or another input is called {target!r} "
+                    f"too. {DAMAGED}"
+                )
+            targets.add(target)
         elif op != "output":
             raise FileFormatError(f"node '{name}' is of kind {op!r}, which no operation of a network is. {DAMAGED}")
         args = tuple(_value_from_plain(value, nodes) for value in entry["args"]["list"])
-        kwargs = {_identifier(key): _value_from_plain(value, nodes) for key, value in entry["kwargs"].items()}
+        kwargs = {identifier(key): _value_from_plain(value, nodes) for key, value in entry["kwargs"].items()}
         nodes[name] = graph.create_node(op, target, args, kwargs, name=name)
+        if op == "placeholder":
+            # The code calls an input by its target, and everything else by its name. Only names are unique.
+            nodes[name].target = nodes[name].name
     inputs = tuple(_input_from_plain(entry) for entry in description["inputs"])
     _check_containers(description["in_spec"], description["out_spec"])
     in_spec = pytree.tree_structure(_skeleton(description["in_spec"]))
     out_spec = None if description["out_spec"] is None else pytree.tree_structure(_skeleton(description["out_spec"]))
-    arguments = [_identifier(name) for name in description["arguments"]]
+    arguments = [argument_name(name) for name in description["arguments"]]
     positional, named = in_spec.children()
     for name in named.context:
-        _identifier(name)
+        argument_name(name)
     kinds = [node.op for node in graph.nodes]
     if kinds.count("output") != 1 or kinds[-1] != "output" or kinds.count("placeholder") != in_spec.num_leaves:
         raise FileFormatError(
@@ -241,8 +246,8 @@ def graph_from_plain(description: dict[str, Any], tensors: dict[str, Tensor]) ->
         )
     _check_output(list(graph.nodes)[-1], out_spec)
     graph.lint()
-    parameters = tuple(_identifier(name) for name in description["parameters"])
-    defaults = {_identifier(name): _constant(value) for name, value in description["defaults"].items()}
+    parameters = tuple(identifier(name) for name in description["parameters"])
+    defaults = {identifier(name): _constant(value) for name, value in description["defaults"].items()}
     structure, batch = CallStructure(tuple(arguments), in_spec, out_spec, parameters, defaults), description["batch"]
     if batch is not None and not _is_size(batch):
         raise FileFormatError(f"the network takes {batch!r} samples, which is no number of samples. {DAMAGED}")
@@ -267,27 +272,6 @@ def _check_output(output: fx.Node, out_spec: pytree.TreeSpec | None) -> None:
 
 def _is_size(value: Any) -> bool:
     return type(value) is int and 0 < value <= LARGEST
-
-
-def _identifier(name: Any) -> str:
-    """Check a name that will appear in Python code, and return it."""
-    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name == "self":
-        raise FileFormatError(f"{name!r} is not a name that a Python program can have. {DAMAGED}")
-    return name
-
-
-def _check_tensor_name(name: str) -> None:
-    """Check a name `part.part.…`: each part is an attribute of a module, or safe between quotation marks."""
-    for part in name.split("."):
-        if part.isidentifier():
-            sound = not keyword.iskeyword(part) and not part.startswith("__") and not hasattr(fx.GraphModule, part)
-        else:
-            sound = _MODULE_NAME.fullmatch(part) is not None
-        if not sound:
-            raise FileFormatError(
-                f"a tensor has the name {name!r}, but no module or parameter can be called {part!r} in the network's "
-                "code. Rename it in the model and quantize it again."
-            )
 
 
 def _function(name: str) -> Callable[..., Any]:
@@ -340,7 +324,7 @@ def dtype_named(name: str) -> torch.dtype:
 def _input_from_plain(entry: dict[str, Any]) -> InputSpec | ConstantInput:
     if "constant" in entry:
         return ConstantInput(_constant(entry["constant"]))
-    name, shape = _identifier(entry["name"]), tuple(entry["shape"])
+    name, shape = identifier(entry["name"]), tuple(entry["shape"])
     # An input may be empty, such as a cache before the first step. The number of samples may not be 0.
     if not all(_is_size(size) or (size == 0 if place else size is None) for place, size in enumerate(shape)):
         raise FileFormatError(f"the input '{name}' has the shape {list(shape)}, which no input can have. {DAMAGED}")
@@ -396,7 +380,7 @@ def _skeleton(entry: Any) -> Any:
         return 0
     name, children, keys = entry["type"], [_skeleton(child) for child in entry["children"]], entry.get("keys")
     if name == "namedtuple":
-        return namedtuple(_identifier(entry["name"]), [_identifier(key) for key in keys])(*children)
+        return namedtuple(identifier(entry["name"]), [identifier(key) for key in keys])(*children)
     if name == "torch" and (result := _torch_result(entry["name"])) is not None:
         return result(children)
     if name in _CONTAINERS:

@@ -33,7 +33,8 @@ from roundwise.artifacts.codes import CODE_DTYPES
 from roundwise.artifacts.description import LONGEST, from_text, to_text
 from roundwise.artifacts.emit import packed_bits
 from roundwise.artifacts.guard import Guard, Memory
-from roundwise.artifacts.plain import DAMAGED, dtype_name, dtype_named, graph_from_plain, graph_to_plain
+from roundwise.artifacts.names import DAMAGED
+from roundwise.artifacts.plain import dtype_name, dtype_named, graph_from_plain, graph_to_plain
 from roundwise.artifacts.schema import DTYPES, UnsafeError
 from roundwise.errors import FileFormatError
 from roundwise.files import replacing
