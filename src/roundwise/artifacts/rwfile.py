@@ -56,9 +56,6 @@ and 4-bit zero points 16 times, but those have scales beside them that take as m
 _LONGEST_HEADER = 4 * LONGEST
 """Bytes of the safetensors header, which has the description and an entry for each tensor."""
 
-_ALIGNMENT = 64
-"""Bytes: addresses of tensors are multiples of this, as those that PyTorch allocates on a CPU are."""
-
 _CHUNK = 1 << 20
 """Codes that are packed at once: a multiple of 8, so that chunks end on whole bytes. More take more memory."""
 
@@ -176,11 +173,6 @@ def unpack(packed: Tensor, bits: int, shape: list[int], dtype: torch.dtype) -> T
     return torch.cat([torch.empty(0, dtype=dtype), *chunks]).reshape(shape)
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    """A tensor at an address such as PyTorch's own tensors have; at others, sums may be rounded in another order."""
-    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
-
-
 def _check_count(packed: Tensor, bits: int, count: int) -> None:
     """Raise unless some bytes are this many codes."""
     if not 0 <= bits <= 16 or packed.dtype != torch.uint8 or packed.numel() != -(-count * bits // 8):
@@ -214,7 +206,9 @@ def read(path: Path) -> Contents:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: _aligned(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118  not a dict
+            # Copies: the file's own pages would change with the file, and a file that is cut would end the process.
+            # Besides, PyTorch puts a copy at an address where sums are rounded in the same order as before saving.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  not a dict
             _check_truth_values(tensors)
     except OSError as error:
         raise FileFormatError(f"cannot read {path}: {error}. Check the path, and whether you may read it.") from error
