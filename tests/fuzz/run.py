@@ -4,12 +4,13 @@
     python tests/fuzz/run.py --only 4711      # one file again, in this process, with the traceback
 
 Each file (`hostile.py`) is tried in a child process that is forked once PyTorch is imported. The child says how far it
-came; its parent sees how it ended and how much memory it took. There are four faults:
+came; its parent sees how it ended and how much memory it took. There are five faults:
 
     crash       the child ended by a signal, or hung
     foreign     an error that is not Roundwise's own
     memory      loading took more than 64 MiB and 40 times the file's size, or calling more than its bound
     leak        two calls gave different numbers after the free memory was filled otherwise: they show foreign memory
+    written     a call wrote to its inputs, to memory beside them, or to the network's tensors
 """
 
 import argparse
@@ -45,13 +46,16 @@ LOAD, CALL = (64 << 20, 40), 160 << 20
 ROOM = 6 << 30
 """Bytes of addresses that a child may have besides those of its parent: a fault must not take the machine."""
 
+AROUND = 64
+"""Numbers before and behind an input, in the same memory: a network must neither show nor change them."""
+
 IN_ONE_CHILD = 50
 """Files that one child tries. After a crash, the next child goes on with the next file."""
 
 PATIENCE = 900
 """Seconds until a child hangs. A busy machine may need a hundred for one file."""
 
-FAULTS = ("crash", "foreign", "memory", "leak")
+FAULTS = ("crash", "foreign", "memory", "leak", "written")
 _LIBC = ctypes.CDLL(None)
 _PERTURB = -6  # of mallopt: fill memory that is given out
 
@@ -115,17 +119,25 @@ def trial(path: Path, folder: Path, export: bool) -> dict:
 
 
 def call(model: rw.Model, size: int) -> dict:
-    """Call a network twice, with free memory filled with other bytes; a fault or nothing."""
+    """Call a network twice, with free memory and the memory around the inputs filled otherwise; a fault or nothing."""
     args, kwargs = model.example(3)
     allowed = Memory(size).of(pytree.tree_leaves((args, kwargs))) + CALL
+    held = {name: _bytes(value) for name, value in model.state_dict().items()}
     before, results = forget_peak(), []
     try:
         for fill in (0x11, 0xEE):
+            places = []
+            given = pytree.tree_map_only(torch.Tensor, lambda one: _inside(one, fill & 0x7F, places), (args, kwargs))  # noqa: B023
+            contents = [_bytes(place) for place in places]
             _LIBC.mallopt(_PERTURB, fill)
-            results.append(pytree.tree_leaves(model(*args, **kwargs)))
+            results.append(pytree.tree_leaves(model(*given[0], **given[1])))
+            if contents != [_bytes(place) for place in places]:
+                return {"fault": "written", "what": "a call changed an input or the memory around it"}
     finally:
         _LIBC.mallopt(_PERTURB, 0)
     taken = resident() - before
+    if held != {name: _bytes(value) for name, value in model.state_dict().items()}:
+        return {"fault": "written", "what": "a call changed the network"}
     if taken > allowed:
         return {"fault": "memory", "what": f"{taken >> 20} MiB in a call, {allowed >> 20} MiB allowed"}
     for one, other in zip(*results, strict=True):
@@ -136,6 +148,14 @@ def call(model: rw.Model, size: int) -> dict:
         if not same:
             return {"fault": "leak", "what": "two calls gave different numbers"}
     return {}
+
+
+def _inside(tensor: torch.Tensor, fill: int, places: list[torch.Tensor]) -> torch.Tensor:
+    """The tensor as a part of a longer one, which is added to `places`."""
+    place = torch.full((tensor.numel() + 2 * AROUND,), fill).to(tensor.dtype)
+    place[AROUND:-AROUND] = tensor.reshape(-1)
+    places.append(place)
+    return place[AROUND:-AROUND].view(tensor.shape)
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

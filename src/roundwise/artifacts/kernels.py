@@ -6,8 +6,8 @@ of two kinds:
 
 1. *By the name of the argument*, whatever the operation: sizes of windows, strides and numbers of groups are small and
    positive, factors of sizes are near 1.
-2. *By operation*: statistics have one number for each channel, whole numbers are not divided by −1 or 0 (the processor
-   cannot divide the smallest whole number by −1), modes are those that exist, and so on.
+2. *By operation*: statistics have one number for each channel and are only read, whole numbers are not divided by −1
+   or 0 (the processor cannot divide the smallest whole number by −1), modes are those that exist, and so on.
 
 All arguments are values, and of the kinds that the schema names (`artifacts/schema.py`).
 """
@@ -117,6 +117,9 @@ def _normalization(function: OpOverload, arguments: Arguments) -> None:
         return
     if values.dim() < 2:
         raise UnsafeError(f"is given a tensor of shape {list(values.shape)}, which has no channels")
+    trains = arguments.get("training") or arguments.get("use_input_stats")
+    if trains and any(arguments.get(name) is not None for name in ("running_mean", "running_var")):
+        raise UnsafeError("computes statistics and is given running ones, to which it would write")
     if function in BATCH_STATISTICS and not arguments["training"]:
         raise UnsafeError("has no statistics and is told not to compute them")
     channels = values.shape[1]

@@ -86,6 +86,18 @@ REFUSED = {
     ),
     "a mode that does not exist": (call("aten.grid_sampler.default", image, image, 7, 0, False), (7,)),
     "a pad that reads before the tensor": (call("aten.pad.default", image, many(-9, 9), "reflect"), (-9,)),
+    "statistics that are written": (
+        call("aten.batch_norm.default", image, None, None, value("three"), value("three"), True, 0.1, 1e-5, False),
+        ("y", "running"),
+    ),
+    "statistics of each image that are written": (
+        call("aten.instance_norm.default", image, None, None, value("three"), value("three"), True, 0.1, 1e-5, False),
+        ("y", "running"),
+    ),
+    "one of two statistics that are written": (
+        call("aten.instance_norm.default", image, None, None, None, value("three"), True, 0.1, 1e-5, False),
+        ("y", "running"),
+    ),
     # the end of the process
     "whole numbers divided by −1": (call("aten.div.Tensor_mode", value("far"), -1, rounding_mode="trunc"), (-1,)),
     "whole numbers divided by a number that becomes −1": (
@@ -131,6 +143,7 @@ REFUSED = {
 }
 TENSORS = ADDRESSES | {
     "far": torch.full((4, 4), SMALLEST),
+    "three": torch.ones(3),
     "short": torch.full((4,), -(1 << 31), dtype=torch.int32),
     "nothing": torch.ones(1, 0, 4),
     "wide": torch.ones(256, 256),
