@@ -1,7 +1,8 @@
 """What a network that came from a file may do: compute, within bounds, what its shapes say.
 
 A `Guard` rehearses the network (`artifacts/rehearsal.py`) when it is loaded, and before a call with inputs of shapes
-that it has not seen. The bound on memory grows with what the user gave and stored:
+that it has not seen. It compares the first such call with the rehearsal (`artifacts/confirmation.py`). The bound on
+memory grows with what the user gave and stored:
 
     limit = 256 MiB + 1024 · bytes of the inputs + 64 · bytes of the file                                          (1)
 
@@ -17,9 +18,11 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
 
 from roundwise.artifacts.codes import check_stored
+from roundwise.artifacts.confirmation import Confirmation, Forms, has_views, in_own_memory
 from roundwise.artifacts.rehearsal import META, rehearse, without_numbers
 from roundwise.artifacts.schema import DTYPES, UnsafeError
 from roundwise.graph.graph import ConstantInput, Graph, InputSpec
@@ -34,6 +37,9 @@ runs the network on inputs of that size, which nobody has given."""
 
 REHEARSED_BATCH = 2
 """Samples in the rehearsal of a network that is loaded. Two, because the size 1 fits where others do not."""
+
+_AUTOCAST = ("cpu", "cuda")
+"""The devices for which autocast is looked at. It changes the dtypes of results."""
 
 _REMEMBERED = 256
 """Shapes of inputs for which a network is known to be safe. With more, the first ones are forgotten."""
@@ -78,6 +84,7 @@ class Guard:
         self._memory = memory
         self._safe: dict[tuple[Any, ...], None] = {}
         self._graph = graph
+        self._has_views = has_views(graph.operations)
         self.check_batch(REHEARSED_BATCH)
         check_stored(graph)
         # From here on only shapes count, and a guard must not keep tensors alive.
@@ -106,29 +113,62 @@ class Guard:
             )
         self.check(leaves)
 
-    def check(self, leaves: Sequence[Any]) -> None:
+    def check(self, leaves: Sequence[Any], forms: Forms | None = None) -> None:
         """Raise unless a call with inputs of these shapes and dtypes is safe.
 
         Args:
             leaves: the inputs, one for each placeholder.
+            forms: is filled in with the forms of all results, if it is given.
 
         Raises:
             UnsafeError: an operation must not run, or an input is not a tensor where one is wanted.
+        """
+        inputs = [
+            torch.empty(leaf.shape, dtype=leaf.dtype, device=META) if isinstance(leaf, Tensor) else leaf
+            for leaf in self._strided(leaves)
+        ]
+        rehearse(self._graph, inputs, self._memory.of(inputs), forms)
+
+    def call(self, module: fx.GraphModule, leaves: Sequence[Any]) -> Any:
+        """What a module of the graph gives for these inputs.
+
+        Args:
+            module: runs the graph.
+            leaves: the inputs, one for each placeholder.
+
+        Raises:
+            UnsafeError: an operation must not run on inputs of these shapes, or gives something else than it should.
+        """
+        leaves = self._strided(leaves)
+        if self._has_views:
+            leaves = [in_own_memory(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        kinds = ((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else None for leaf in leaves)
+        key = (*kinds, torch.get_default_dtype(), *(torch.is_autocast_enabled(one) for one in _AUTOCAST))
+        if key in self._safe:
+            args, kwargs = pytree.tree_unflatten(list(leaves), self._graph.structure.in_spec)
+            return module(*args, **kwargs)
+        forms: Forms = {}
+        self.check(leaves, forms)
+        result = Confirmation(module, forms).call(leaves)
+        if len(self._safe) >= _REMEMBERED:
+            self._safe.pop(next(iter(self._safe)), None)  # another thread may have forgotten it
+        self._safe[key] = None
+        return result
+
+    def _strided(self, leaves: Sequence[Any]) -> list[Any]:
+        """The inputs: tensors, and the values of those that are fixed.
+
+        Raises:
+            UnsafeError: an input is not a tensor where one is wanted.
         """
         inputs: list[Any] = []
         for spec, leaf in zip(self._graph.inputs, leaves, strict=True):
             if isinstance(spec, ConstantInput):
                 inputs.append(spec.value)
             elif isinstance(leaf, Tensor) and leaf.layout is torch.strided:
-                inputs.append(torch.empty(leaf.shape, dtype=leaf.dtype, device=META))
+                inputs.append(leaf)
             else:
                 raise UnsafeError(
                     f"the input '{spec.name}' is a {type(leaf).__name__}, not a tensor in rows and columns"
                 )
-        key = tuple((value.shape, value.dtype) if isinstance(value, Tensor) else None for value in inputs)
-        if key in self._safe:
-            return
-        rehearse(self._graph, inputs, self._memory.of(inputs))
-        if len(self._safe) >= _REMEMBERED:
-            del self._safe[next(iter(self._safe))]
-        self._safe[key] = None
+        return inputs

@@ -234,9 +234,15 @@ def _no_stated_size(_: OpOverload, arguments: Arguments) -> None:
 
 
 def _strided(_: OpOverload, arguments: Arguments) -> None:
-    """PyTorch keeps such a view within the tensor's own memory; strides and offset must not be negative."""
+    """A view lies within its tensor's memory. PyTorch checks that only where there are numbers."""
     for name in ("stride", "storage_offset"):
         _check_range(name, arguments[name], 0, None)
+    values, sizes, strides = arguments["self"], arguments["size"], arguments["stride"]
+    first = values.storage_offset() if arguments["storage_offset"] is None else arguments["storage_offset"]
+    last = first + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    held = values.untyped_storage().nbytes() // values.element_size()
+    if math.prod(sizes) and last >= held:
+        raise UnsafeError(f"views place {last} of a memory of {held} numbers")
 
 
 def _bits(_: OpOverload, arguments: Arguments) -> None:

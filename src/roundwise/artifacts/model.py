@@ -117,9 +117,9 @@ class Model(nn.Module):
             leaves = self._signature.leaves(args, kwargs)
             if leaves is None:
                 raise UnsafeError("the inputs are nested otherwise than those of the network")
-            if not any(type(leaf) is FakeTensor for leaf in leaves):
-                guard.check(leaves)
-            return self.graph_module(*args, **kwargs)
+            if any(type(leaf) is FakeTensor for leaf in leaves):
+                return self.graph_module(*args, **kwargs)
+            return guard.call(self.graph_module, leaves)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:

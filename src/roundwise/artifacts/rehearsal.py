@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from roundwise.artifacts import dialect
 from roundwise.artifacts.codes import check_call
+from roundwise.artifacts.confirmation import Forms, form
 from roundwise.artifacts.kernels import MOST_DIMENSIONS, check_arguments, sequence_results
 from roundwise.artifacts.schema import DTYPES, UnsafeError, bind_values, check_number
 from roundwise.graph.graph import Graph, is_random
@@ -42,13 +43,14 @@ _LARGEST_POWER = 64
 """The largest exponent in calculations on sizes: 2⁶⁴ is beyond every size, and 10¹⁰⁰⁰⁰⁰⁰⁰⁰⁰ would fill the memory."""
 
 
-def rehearse(graph: Graph, inputs: Sequence[Any], limit: int) -> int:
+def rehearse(graph: Graph, inputs: Sequence[Any], limit: int, forms: Forms | None = None) -> int:
     """Run a graph without numbers.
 
     Args:
         graph: the network.
         inputs: for each placeholder a tensor on `meta`, or the fixed value of the input.
         limit: the most bytes that all results may take at any time.
+        forms: is filled in with the forms of all results, if it is given.
 
     Returns:
         The most bytes that the results take at any time.
@@ -70,6 +72,9 @@ def rehearse(graph: Graph, inputs: Sequence[Any], limit: int) -> int:
                 values[node] = without_numbers(graph.constants[str(node.target)])
             else:
                 values[node] = _result(node, values, limit, nothing)
+                if forms is not None:
+                    first = next(iter((*node.args, *node.kwargs.values())), None)
+                    forms[node.name] = form(node, values[node], values[first] if isinstance(first, fx.Node) else first)
                 live += _size(values[node])
                 most = max(most, live)
                 if live > limit:
