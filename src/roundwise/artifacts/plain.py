@@ -129,7 +129,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def _input_to_plain(spec: InputSpec | ConstantInput) -> dict[str, Any]:
     if isinstance(spec, ConstantInput):
-        return {"constant": spec.value}
+        return {"constant": _value_to_plain(spec.value)}
     variable = [{"dim": one.dim, "name": one.name, "sizes": _range_to_plain(one.sizes)} for one in spec.variable]
     return {"name": spec.name, "shape": list(spec.shape), "dtype": dtype_name(spec.dtype), "variable": variable}
 
@@ -264,6 +264,9 @@ def _check_output(output: fx.Node, out_spec: pytree.TreeSpec | None) -> None:
             rest += value
         found += not isinstance(value, list | tuple) or not value
     wanted = found if out_spec is None else out_spec.num_leaves
+    if out_spec is not None and output.args and not isinstance(output.args[0], list | tuple):
+        # PyTorch would take the tensor itself for the list, and make a tensor of each row.
+        raise FileFormatError(f"the network's output is '{output.args[0]}' and not a list of values. {DAMAGED}")
     if len(output.args) != 1 or output.kwargs or found != wanted or found > MOST_NODES:
         raise FileFormatError(
             f"the network's output has {found} values; it must have {wanted}, and at most {MOST_NODES}. {DAMAGED}"

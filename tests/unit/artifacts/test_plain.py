@@ -1,7 +1,9 @@
 """Arguments of operations that are no tensors come back from a file as they were."""
 
+import pytest
 import torch
 from facts import raises
+from fuzz.hostile import program, written
 from recipes import quantizing
 from torch import nn
 
@@ -49,3 +51,34 @@ def test_a_loaded_network_of_whole_numbers_is_exported_and_checked_on_numbers_th
     rw.quantize(Lookup().eval(), words, NEAREST).save(tmp_path / "model.rw")
     exported = rw.export(rw.load(tmp_path / "model.rw"), tmp_path / "model.onnx")
     assert exported.path.exists()
+
+
+class Fixed(nn.Module):
+    """A network with inputs that are no tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x, top, word="", flag=None):
+        return self.layer(x.clamp_max(top) if word else x)
+
+
+@pytest.mark.parametrize("top", [float("inf"), 1.5, 3, True])
+def test_an_input_that_is_fixed_to_a_number_is_saved_and_read(top, tmp_path):
+    model = rw.quantize(Fixed().eval(), [{"x": SAMPLES, "top": top, "word": "a", "flag": None}], NEAREST)
+    model.save(tmp_path / "model.rw")
+    rw.load(tmp_path / "model.rw").save(tmp_path / "again.rw")
+    again = rw.load(tmp_path / "again.rw")
+    assert torch.equal(again(SAMPLES, top, "a", None), model(SAMPLES, top, "a", None))
+    with raises(rw.ModelError, "'top'"):
+        again(SAMPLES, 7.0, "a", None)
+
+
+def test_an_output_that_is_a_tensor_where_a_list_of_them_belongs_is_refused(tmp_path):
+    relu = {"op": "call_function", "name": "y", "target": "aten.relu.default", "args": {"list": [{"node": "x"}]}}
+    description, tensors = program([relu | {"kwargs": {}}], {})
+    rw.load(written(tmp_path / "model.rw", (description, tensors)))
+    description["graph"]["nodes"][-1]["args"] = {"list": [{"node": "y"}]}
+    with raises(rw.FileFormatError, "'y'"):
+        rw.load(written(tmp_path / "model.rw", (description, tensors)))
