@@ -24,7 +24,7 @@ from torch import Tensor, fx
 from roundwise.artifacts.codes import check_stored
 from roundwise.artifacts.confirmation import Confirmation, Forms, has_views, in_own_memory
 from roundwise.artifacts.rehearsal import META, rehearse, without_numbers
-from roundwise.artifacts.schema import DTYPES, UnsafeError
+from roundwise.artifacts.schema import DTYPES, UnsafeError, bytes_of
 from roundwise.graph.graph import ConstantInput, Graph, InputSpec
 from roundwise.wording import human_bytes
 
@@ -66,7 +66,7 @@ class Memory:
 
 
 def _bytes(values: Sequence[Any]) -> int:
-    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
+    return sum(bytes_of(value) for value in values if isinstance(value, Tensor))
 
 
 @final

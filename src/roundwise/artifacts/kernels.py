@@ -277,20 +277,58 @@ _BLOCK = 16
 """Channels that oneDNN puts together: it copies tensors with fewer channels into ones with as many."""
 
 
+_SMALL = 20_480
+"""Numbers of an input up to which PyTorch makes columns for float32 too, and does not ask oneDNN."""
+
+
 def _check_room(arguments: Arguments, limit: int) -> None:
-    """Raise if a layer's kernel would copy its weight or input into more than `limit` bytes."""
+    """Raise if a layer's kernel would copy its weight, input or output into more than `limit` bytes.
+
+    Where oneDNN does not compute a convolution, each place of the result gets a column: all the numbers that it is a
+    sum of. In a transposed convolution each place of the input gets one: all the numbers to which it is added.
+    """
     values, weight = arguments["input"], arguments["weight"]
     if values.dim() < 3 or weight.dim() < 3:
         return
-    outputs, inputs, *kernel = weight.shape
-    depthwise = inputs == 1 and arguments["groups"] > 1
-    blocks = _up(outputs) * (1 if depthwise else _up(inputs)) * math.prod(kernel)
-    channels = values.numel() // max(1, values.shape[-len(kernel) - 1]) * _up(values.shape[-len(kernel) - 1])
-    taken = (blocks + channels) * weight.element_size()
-    if values.dtype != torch.float32:  # each window of the input becomes a column of a matrix
-        taken += values.numel() * math.prod(kernel) * values.element_size()
+    kernel, groups, dims = weight.shape[2:], arguments["groups"], weight.dim() - 2
+    transposed = "output_padding" in arguments and arguments.get("transposed", True)
+    depthwise = weight.shape[1] == 1 and groups > 1
+    blocks = _up(weight.shape[0]) * (1 if depthwise else _up(weight.shape[1])) * math.prod(kernel)
+    channels, sizes = values.shape[-dims - 1], values.shape[-dims:]
+    samples = values.numel() // max(1, channels * math.prod(sizes))
+    outputs = weight.shape[1] * groups if transposed else weight.shape[0]
+    places = math.prod(_result_sizes(arguments, sizes, kernel, transposed))
+    copies = samples * (_up(channels) * math.prod(sizes) + _up(outputs) * places)
+    columns = 0
+    if transposed:  # for one sample after the other
+        columns = outputs * math.prod(kernel) * math.prod(sizes)
+    elif values.dtype != torch.float32 or values.numel() <= _SMALL:
+        columns = samples * channels * math.prod(kernel) * places
+    taken = (blocks + copies + columns) * weight.element_size()
     if taken > limit:
         raise UnsafeError(f"would take {taken} bytes for its own copies; at most {limit} are allowed")
+
+
+def _result_sizes(arguments: Arguments, sizes: Sequence[int], kernel: Sequence[int], transposed: bool) -> Iterable[int]:
+    """The height and width of a convolution's result; 0 where PyTorch will refuse the arguments."""
+    dims = len(kernel)
+    stride, dilation, more = (
+        _for_each(arguments.get(name, 0), dims) for name in ("stride", "dilation", "output_padding")
+    )
+    padding = arguments["padding"]
+    if isinstance(padding, str):  # "same" adds dilation · (kernel − 1) numbers
+        ends = [d * (k - 1) * (padding == "same") for d, k in zip(dilation, kernel, strict=True)]
+    else:
+        ends = [2 * one for one in _for_each(padding, dims)]
+    for size, k, s, d, end, extra in zip(sizes, kernel, stride, dilation, ends, more, strict=True):
+        reach = d * (k - 1) + 1
+        yield max(0, (size - 1) * s - end + reach + extra if transposed else (size + end - reach) // s + 1)
+
+
+def _for_each(value: Any, dims: int) -> list[int]:
+    """A number for each dimension: PyTorch takes one number for all of them."""
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    return numbers * dims if len(numbers) == 1 else (numbers + [1] * dims)[:dims]
 
 
 def _up(channels: int) -> int:

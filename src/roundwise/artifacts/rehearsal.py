@@ -29,7 +29,7 @@ from roundwise.artifacts import dialect
 from roundwise.artifacts.codes import check_call
 from roundwise.artifacts.confirmation import Forms, form
 from roundwise.artifacts.kernels import MOST_DIMENSIONS, check_arguments, sequence_results
-from roundwise.artifacts.schema import DTYPES, UnsafeError, bind_values, check_number
+from roundwise.artifacts.schema import DTYPES, UnsafeError, bind_values, bytes_of, check_number
 from roundwise.graph.graph import Graph, is_random
 from roundwise.graph.vocabulary import RECURRENT, VOCABULARY
 from roundwise.wording import human_bytes
@@ -179,7 +179,7 @@ def _checked(result: Any) -> Any:
 def _size(value: Any) -> int:
     """Bytes of a result. Views count like copies, so that expanded tensors are not free, and objects count as well."""
     leaves = value if isinstance(value, list | tuple) else (value,)
-    return sum(_OBJECT + leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))
+    return sum(_OBJECT + bytes_of(leaf) for leaf in leaves if isinstance(leaf, Tensor))
 
 
 def _name(node: fx.Node) -> str:
@@ -207,7 +207,7 @@ class _Watch(TorchDispatchMode):
                     raise UnsafeError(
                         f"makes a tensor of {leaf.dim()} dimensions; at most {MOST_DIMENSIONS} are allowed"
                     )
-                taken = leaf.numel() * leaf.element_size()
+                taken = bytes_of(leaf)
                 if taken > self._limit:
                     raise UnsafeError(
                         f"makes a tensor of shape {list(leaf.shape)}, which takes {human_bytes(taken)}; at most "

@@ -130,6 +130,11 @@ def check_number(value: Any) -> None:
         raise UnsafeError(f"calculates with {_short(value)}, which is not a finite number of at most 64 bits")
 
 
+def bytes_of(tensor: Tensor) -> int:
+    """Bytes that a tensor takes. A size of 0 counts as 1, for some kernels run through all others even then."""
+    return math.prod(max(1, size) for size in tensor.shape) * tensor.element_size()
+
+
 def _short(value: Any) -> str:
     """A value for a message, in at most 80 characters."""
     text = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)

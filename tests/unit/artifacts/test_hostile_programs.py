@@ -132,6 +132,27 @@ REFUSED = {
         (1 << 22, "z"),
     ),
     "many dimensions": (call("aten.expand.default", one, many(*[1] * 60)), (60,)),
+    "nothing, many times": (
+        call("aten.adaptive_max_pool2d.default", image, many((1 << 31) - 1, 0)),
+        ("24.0 GiB", str((1 << 31) - 1)),
+    ),
+    "nothing, expanded": (call("aten.expand.default", one, many(1 << 30, 1 << 20, 0)), ("PiB",)),
+    "columns for places of the padding": (
+        call("aten.conv2d.default", value("dot"), value("window"), None, many(1, 1), many(200, 200)),
+        ("own copies",),
+    ),
+    "columns for places of the padding in float32": (
+        call("aten.conv2d.default", value("pixel"), value("tile"), None, many(1), many(1000)),
+        ("own copies",),
+    ),
+    "columns of as many channels as the result has": (
+        [
+            *[dict(*call("aten.expand.default", value("point"), many(1, 100, 100)), name="w")],
+            *[dict(*call("aten.expand.default", value("point"), many(1, 1, 10_000)), name="i")],
+            *call("aten.conv_transpose1d.default", value("i"), value("w")),
+        ],
+        ("own copies",),
+    ),
     "a size that grows with the samples": (sizes(("operator.mul", value("s0"), 1 << 32)), ()),
     "a power": (sizes(("operator.pow", 10, 1 << 40)), (1 << 40,)),
     "a text many times": (sizes(("operator.mul", "a", 1 << 40)), ("'a'",)),
@@ -144,6 +165,11 @@ REFUSED = {
 TENSORS = ADDRESSES | {
     "far": torch.full((4, 4), SMALLEST),
     "three": torch.ones(3),
+    "dot": torch.ones(1, 1, 1, 1, dtype=torch.float64),
+    "window": torch.ones(1, 1, 40, 40, dtype=torch.float64),
+    "pixel": torch.ones(1, 8, 1, 1),
+    "tile": torch.ones(1, 8, 3, 3),
+    "point": torch.ones(1, 1, 1, dtype=torch.float64),
     "short": torch.full((4,), -(1 << 31), dtype=torch.int32),
     "nothing": torch.ones(1, 0, 4),
     "wide": torch.ones(256, 256),
