@@ -7,7 +7,7 @@ in reports and errors, so they hold no characters that a terminal obeys.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from roundwise.errors import FileFormatError
@@ -60,10 +60,14 @@ def check_plain(data: Any) -> None:
     Raises:
         FileFormatError: it is nested too deep, a number needs more than 64 bits, or a text holds control characters.
     """
-    rest: list[tuple[Any, int]] = [(data, 0)]
-    while rest:
-        value, depth = rest.pop()
-        if depth > DEEPEST:
+    # Iterators, because a list of all values that are still to be checked takes as much memory as the values.
+    inside: list[Iterator[Any]] = [iter((data,))]
+    while inside:
+        value = next(inside[-1], inside)  # the list itself stands for the end
+        if value is inside:
+            inside.pop()
+            continue
+        if len(inside) - 1 > DEEPEST:
             raise FileFormatError(f"its description is nested deeper than {DEEPEST} levels, which no network needs.")
         if isinstance(value, str):
             _check_characters(value)
@@ -72,12 +76,12 @@ def check_plain(data: Any) -> None:
                 f"its description has a whole number of {value.bit_length()} bits; at most 64 will do."
             )
         elif isinstance(value, dict):
-            for key, item in value.items():
+            for key in value:
                 if isinstance(key, str):
                     _check_characters(key)
-                rest.append((item, depth + 1))
+            inside.append(iter(value.values()))
         elif isinstance(value, list | tuple):
-            rest += [(item, depth + 1) for item in value]
+            inside.append(iter(value))
 
 
 def _check_characters(text: str) -> None:
