@@ -12,6 +12,7 @@ What it makes of a quantizer *between operations* stays:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from onnxscript.onnx_opset import opset21
 
 from roundwise.artifacts import dialect
 from roundwise.errors import ExportError
+from roundwise.exporters.onnx.divisions import floor_divide
 from roundwise.targets.ort_cpu import ORT_CPU
 
 
@@ -83,7 +85,10 @@ TRANSLATIONS: dict[str, Callable[..., Any]] = {
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The translations as `torch.onnx.export` takes them: by the operators that stand in a program."""
-    return {dialect.operator_for(operation): TRANSLATIONS[name] for name, operation in dialect.OPERATIONS.items()}
+    table: dict[Callable[..., Any], Callable[..., Any]] = {
+        dialect.operator_for(operation): TRANSLATIONS[name] for name, operation in dialect.OPERATIONS.items()
+    }
+    return {**table, operator.floordiv: floor_divide}
 
 
 def _cast(values: Any, dtype: int) -> Any:

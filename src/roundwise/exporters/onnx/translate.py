@@ -22,6 +22,7 @@ from torch.export.graph_signature import ConstantArgument
 
 from roundwise.errors import ExportError
 from roundwise.exporters.names import input_names, output_names
+from roundwise.exporters.onnx.divisions import divide_safely
 from roundwise.exporters.onnx.forms import use_safe_forms
 from roundwise.exporters.onnx.operators import translation_table
 from roundwise.exporters.onnx.weights import store_weights
@@ -79,6 +80,7 @@ def build_graph(program: ExportedProgram, axes: Sequence[Mapping[int, str]] = ()
                 "operation, or give samples of one size and no `dynamic`."
             ) from error
         use_safe_forms(model)
+        divide_safely(model)
         ir.passes.Sequential(
             passes.DeduplicateInitializersPass(size_limit=2**62),
             passes.CommonSubexpressionEliminationPass(),
