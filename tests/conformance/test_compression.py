@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import random
 
 import pytest
 import torch
@@ -169,3 +170,28 @@ def test_a_choice_is_within_the_budget(kind, budget):
     assert sum(one.costs[number] for one, number in zip(OPTIONS, chosen, strict=True)) <= budget
     if budget >= 220:
         assert chosen == [0, 0, 0]
+
+
+def test_equal_accuracy_loss_finds_the_smallest_loss_that_every_layer_can_keep_to():
+    for draw in range(50):
+        generator = random.Random(draw)  # noqa: S311
+        layers = [
+            LayerOptions(
+                str(number),
+                (100.0, *(generator.uniform(5, 95) for _ in range(4))),
+                (0.0, *(generator.choice([-0.01, 0.0, 0.1, 0.2, 0.3, 0.5]) for _ in range(4))),
+            )
+            for number in range(3)
+        ]
+        least = sum(min(one.costs) for one in layers)
+        budget = least + generator.random() * (300 - least)
+        chosen = RATIO_CHOICES["equal-accuracy-loss"]().choose(layers, budget)
+        assert sum(one.costs[number] for one, number in zip(layers, chosen, strict=True)) <= budget
+        worst = max(one.errors[number] for one, number in zip(layers, chosen, strict=True))
+        every = itertools.product(range(5), repeat=3)
+        within = [
+            max(0.0, *(one.errors[number] for one, number in zip(layers, choice, strict=True)))
+            for choice in every
+            if sum(one.costs[number] for one, number in zip(layers, choice, strict=True)) <= budget
+        ]
+        assert max(0.0, worst) == min(within)

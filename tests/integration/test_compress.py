@@ -119,6 +119,19 @@ def test_parameters_are_a_budget_too(model, images):
     assert after == pytest.approx(sum(p.numel() for p in small.state_dict().values()), rel=0.02)  # folded batch-norms
 
 
+def test_a_budget_of_parameters_keeps_sizes_that_do_not_save_multiplications():
+    # 1 × 1 to few channels at the full resolution, then the strided kernel: fewer parameters, and more multiplications.
+    torch.manual_seed(0)
+    layer, samples = nn.Conv2d(16, 16, 2, stride=4).eval(), torch.randn(32, 16, 16, 16)
+    method = rw.compression.WeightSVD("last")
+    stage = rw.Compress(parameters=0.8, methods=(method,), multiple=4)
+    (one,) = rw.compress(layer, samples, stage).report.stages[-1].compressed
+    assert one.parameters[1] <= 0.8 * one.parameters[0]
+    assert one.macs[1] > one.macs[0]
+    with raises(RecipeError, "macs=0.8"):
+        rw.compress(layer, samples, rw.Compress(macs=0.8, methods=(method,), multiple=4))
+
+
 def test_batch_norms_stay_where_the_recipe_does_not_fold_them(model, images):
     small = rw.compress(model, images, (rw.Compress(macs=0.6, multiple=4),))
     assert any("bn1" in name for name in small.state_dict())

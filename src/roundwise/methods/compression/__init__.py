@@ -15,6 +15,7 @@ from roundwise.methods.compressing import (
 )
 from roundwise.methods.compression.backward_elimination import BackwardElimination
 from roundwise.methods.compression.channel_pruning import ChannelPruning
+from roundwise.methods.compression.equal_accuracy_loss import EqualAccuracyLoss
 from roundwise.methods.compression.magnitude_pruning import MagnitudePruning
 from roundwise.methods.compression.output_error import OutputError
 from roundwise.methods.compression.same_ratio import SameRatio
@@ -29,7 +30,11 @@ COMPRESSION_METHODS: dict[str, type[CompressionMethod]] = {
     "weight-svd": WeightSVD,
 }
 
-RATIO_CHOICES: dict[str, type[RatioChoice]] = {"output-error": OutputError, "same-ratio": SameRatio}
+RATIO_CHOICES: dict[str, type[RatioChoice]] = {
+    "equal-accuracy-loss": EqualAccuracyLoss,
+    "output-error": OutputError,
+    "same-ratio": SameRatio,
+}
 
 __all__ = [
     "COMPRESSION_METHODS",
@@ -37,6 +42,7 @@ __all__ = [
     "BackwardElimination",
     "ChannelPruning",
     "CompressionMethod",
+    "EqualAccuracyLoss",
     "Factorization",
     "FactorizationProblem",
     "Factorized",
