@@ -124,7 +124,8 @@ def score(network: Network, run: Run, what: str) -> float:
     if not np.isfinite(float(found)):
         raise RecipeError(
             f"evaluate returned {float(found)} for {what}, so networks cannot be compared by it. Correct the function "
-            "so that it returns a finite number for every network; where a loss can overflow, return the share of right answers instead."
+            "so that it returns a finite number for every network; where a loss can overflow, "
+            "return the share of right answers instead."
         )
     return float(found)
 

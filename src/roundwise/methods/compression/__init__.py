@@ -20,6 +20,7 @@ from roundwise.methods.compression.magnitude_pruning import MagnitudePruning
 from roundwise.methods.compression.output_error import OutputError
 from roundwise.methods.compression.same_ratio import SameRatio
 from roundwise.methods.compression.spatial_svd import SpatialSVD
+from roundwise.methods.compression.tucker2 import Tucker2
 from roundwise.methods.compression.weight_svd import WeightSVD
 
 COMPRESSION_METHODS: dict[str, type[CompressionMethod]] = {
@@ -27,6 +28,7 @@ COMPRESSION_METHODS: dict[str, type[CompressionMethod]] = {
     "channel-pruning": ChannelPruning,
     "magnitude-pruning": MagnitudePruning,
     "spatial-svd": SpatialSVD,
+    "tucker-2": Tucker2,
     "weight-svd": WeightSVD,
 }
 
@@ -54,5 +56,6 @@ __all__ = [
     "RatioChoice",
     "SameRatio",
     "SpatialSVD",
+    "Tucker2",
     "WeightSVD",
 ]
