@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import roundwise as rw
 from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.transforms.factorize import factorize
@@ -103,6 +104,8 @@ def test_its_largest_size_gives_the_best_map(kind, case):
     method = kind()
     if method.reason(layer.map):
         pytest.skip("not for this layer")
+    if kind is rw.compression.CP:
+        pytest.skip("its ranks end where it has as many parameters as the layer")
     problem = problem_of(graph, layer)
     largest = method.sizes(layer.map, 1)[-1]
     answer = method.factorize(problem, largest)

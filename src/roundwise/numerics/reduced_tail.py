@@ -67,7 +67,8 @@ class ReducedTail:
     def _explained(self, features: Float[Tensor, "n width"]) -> Float[Tensor, "features outputs"]:
         """Targets in terms of features that do not depend on each other, those of the first n being the first."""
         moments, cross = self._moments(features)
-        return torch.linalg.solve_triangular(cholesky(moments), cross.mT, upper=False)
+        explained: Tensor = torch.linalg.solve_triangular(cholesky(moments), cross.mT, upper=False)
+        return explained
 
     def _moments(
         self, features: Float[Tensor, "n width"]

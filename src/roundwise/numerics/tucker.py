@@ -99,4 +99,5 @@ def _leading(tensor: Float[Tensor, "o c t"]) -> Float[Tensor, "n c"]:
     """The left singular vectors of the unfolding along c, leading ones first, as rows."""
     unfolded = tensor.transpose(0, 1).flatten(1)
     _, vectors = torch.linalg.eigh(unfolded @ unfolded.mT)
-    return vectors.flip(1).mT
+    rows: Tensor = vectors.flip(1).mT
+    return rows

@@ -173,15 +173,3 @@ def _root(metric: Float[Tensor, "rows rows"]) -> Float[Tensor, "rows rows"]:
     values, vectors = torch.linalg.eigh(metric)
     root: Tensor = values.clamp(min=0).sqrt().unsqueeze(1) * vectors.mT
     return root
-
-
-def ranks(largest: int, multiple: int) -> list[int]:
-    """The ranks to choose from: all multiples of a number up to the largest rank; that one alone if it is smaller."""
-    return list(range(multiple, largest + 1, multiple)) or [largest]
-
-
-def some_ranks(known: list[int], most: int) -> list[int]:
-    """At most so many of the ranks, evenly spaced, the smallest and the largest among them."""
-    if len(known) <= most:
-        return known
-    return [known[round(place * (len(known) - 1) / (most - 1))] for place in range(most)]

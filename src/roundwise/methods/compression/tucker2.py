@@ -12,8 +12,8 @@ from roundwise.graph.matrix import LinearMap
 from roundwise.methods.compressing import Factorization, FactorizationProblem, Factorized, Size
 from roundwise.methods.settings import check_rules, check_types
 from roundwise.numerics.descent import balanced
+from roundwise.numerics.ranks import ranks, some_ranks
 from roundwise.numerics.tucker import Tucker2Problem
-from roundwise.numerics.two_factors import ranks, some_ranks
 
 CHOICES = 12
 """Each of the two ranks has at most 12 values to choose from. More take longer to measure and gain little."""
