@@ -717,6 +717,34 @@ COMPRESSION = {
         ),
         ("WrongPruning", "'0'", 8),
     ),
+    "a choice by a metric, and no metric": (
+        lambda _: rw.compress(
+            nn.Linear(4, 2).eval(), SAMPLES, rw.Compress(macs=0.5, choice=rw.compression.EqualAccuracyLoss())
+        ),
+        ("EqualAccuracyLoss()", "evaluate"),
+    ),
+    "a metric that is no function": (
+        lambda _: rw.compress(nn.Linear(4, 2).eval(), SAMPLES, macs=0.5, evaluate=0.9),
+        ("evaluate=0.9",),
+    ),
+    "a metric that is not a number": (
+        lambda _: rw.compress(nn.Linear(4, 2).eval(), SAMPLES, macs=0.5, evaluate=lambda _: torch.nan),
+        ("nan",),
+    ),
+    "a metric that fails": (
+        lambda _: rw.compress(nn.Linear(4, 2).eval(), SAMPLES, macs=0.5, evaluate=lambda _: 1 / 0),
+        ("ZeroDivisionError",),
+    ),
+    "a metric in text": (
+        lambda _: rw.compress(nn.Linear(4, 2).eval(), SAMPLES, macs=0.5, evaluate=lambda _: "good"),
+        ("'good'", "str"),
+    ),
+    "a choice by a metric for methods that remove channels": (
+        lambda _: rw.Compress(
+            macs=0.5, methods=(rw.compression.ChannelPruning(),), choice=rw.compression.EqualAccuracyLoss()
+        ),
+        ("EqualAccuracyLoss()", "ChannelPruning"),
+    ),
     "one name to keep that is no tuple": (lambda _: rw.Compress(macs=0.5, keep="conv1"), ("keep", "'conv1'")),
     "rounds below 0": (lambda _: rw.compression.SpatialSVD(rounds=-1), ("SpatialSVD(rounds=-1)", 0)),
     "an unknown method of compression": (

@@ -1,11 +1,12 @@
 """Events that report the progress of a run. Pass a function that takes an event, for example `progress=print`.
 
-Planned         once, before the first pass: the layers, and an estimate of memory and time
-PassStarted     if activations are quantized: before each further pass over the samples, with its purpose
-LayerStarted    before each layer
-LayerFinished   after each layer, with its report and the estimated time left
-StepsFinished   in training: every few seconds, with the step and the time left
-EpochFinished   in training: before the first epoch and after each one, with the losses
+Planned           once, before the first pass: the layers, and an estimate of memory and time
+PassStarted       if activations are quantized: before each further pass over the samples, with its purpose
+LayerStarted      before each layer
+LayerFinished     after each layer, with its report and the estimated time left
+StepsFinished     in training: every few seconds, with the step and the time left
+NetworkEvaluated  when sizes are chosen by a metric: after each evaluation
+EpochFinished     in training: before the first epoch and after each one, with the losses
 """
 
 from __future__ import annotations
@@ -140,6 +141,33 @@ class StepsFinished:
 
 @final
 @dataclass(frozen=True)
+class NetworkEvaluated:
+    """The user's metric is measured for a network in which one layer alone is cut; `Compress` asks for it.
+
+    Attributes:
+        name: of the layer.
+        size: what the layer became, in words.
+        score: the metric.
+        index, total: number of this evaluation, from 0, and of all.
+        seconds_left: estimated from the evaluations so far.
+    """
+
+    name: str
+    size: str
+    score: float
+    index: int
+    total: int
+    seconds_left: float
+
+    def __str__(self) -> str:
+        return (
+            f"[{self.index + 1}/{self.total}] layer '{self.name}' alone, {self.size}: metric {self.score:.4g}; "
+            f"{human_seconds(self.seconds_left)} left"
+        )
+
+
+@final
+@dataclass(frozen=True)
 class EpochFinished:
     """An epoch of training is over; `seconds_left` is estimated from the epochs so far."""
 
@@ -158,5 +186,5 @@ class EpochFinished:
         )
 
 
-Event = Planned | PassStarted | LayerStarted | LayerFinished | StepsFinished | EpochFinished
+Event = Planned | PassStarted | LayerStarted | LayerFinished | NetworkEvaluated | StepsFinished | EpochFinished
 Progress = Callable[[Event], None]

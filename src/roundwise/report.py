@@ -334,7 +334,7 @@ class Report:
         """
         try:
             report: Report = _CONVERTER.structure(data, cls)
-            _check_signs(report)
+            _check_values(report)
             return report
         except Exception as error:  # data can be wrong in any way
             raise FileFormatError(
@@ -429,10 +429,13 @@ _NOT_NEGATIVE = frozenset(
         "counts",
         "error",
         "error_nearest",
+        "error_weights",
         "float_bytes",
         "flips",
+        "macs",
         "oscillating",
         "output_error",
+        "parameters",
         "peak_activation_bytes",
         "quantized_bytes",
         "samples",
@@ -441,24 +444,33 @@ _NOT_NEGATIVE = frozenset(
         "seconds",
         "setup_seconds",
         "shape",
+        "size",
         "weights",
     ]
 )
 """The fields of reports whose numbers are 0 or more."""
 
 
-def _check_signs(entry: Any) -> None:
-    """Raise if a report, or an entry of it, has a negative number where there can be none.
+MOST_WEIGHTS, MOST_BINS = 2**63, 1024
+"""The shape of a weight with more numbers, and a histogram with more bins (there are 48), are refused in reports."""
+
+
+def _check_values(entry: Any) -> None:
+    """Raise if a report, or an entry of it, has a number that cannot be: it is shown, and counted with.
 
     Raises:
         ValueError: names the field.
     """
+    if isinstance(entry, LayerReport) and (len(entry.shape) > 64 or entry.weights >= MOST_WEIGHTS):
+        raise ValueError(f"a shape has {len(entry.shape)} sizes, and more than 2**63 numbers")
+    if isinstance(entry, WeightSummary) and not 0 < len(entry.counts) <= MOST_BINS:
+        raise ValueError(f"counts has {len(entry.counts)} bins, and can have 1 to {MOST_BINS}")
     for one in fields(entry):
         value = getattr(entry, one.name)
         numbers = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
         for number in numbers:
             if is_dataclass(number):
-                _check_signs(number)
+                _check_values(number)
             elif one.name in _NOT_NEGATIVE and isinstance(number, int | float) and number < 0:
                 raise ValueError(f"{one.name} is {number!r}, and can only be 0 or more")
 

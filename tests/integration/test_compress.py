@@ -119,6 +119,19 @@ def test_parameters_are_a_budget_too(model, images):
     assert after == pytest.approx(sum(p.numel() for p in small.state_dict().values()), rel=0.02)  # folded batch-norms
 
 
+def test_a_budget_of_parameters_keeps_sizes_that_do_not_save_multiplications():
+    # 1 × 1 to few channels at the full resolution, then the strided kernel: fewer parameters, and more multiplications.
+    torch.manual_seed(0)
+    layer, samples = nn.Conv2d(16, 16, 2, stride=4).eval(), torch.randn(32, 16, 16, 16)
+    method = rw.compression.WeightSVD("last")
+    stage = rw.Compress(parameters=0.8, methods=(method,), multiple=4)
+    (one,) = rw.compress(layer, samples, stage).report.stages[-1].compressed
+    assert one.parameters[1] <= 0.8 * one.parameters[0]
+    assert one.macs[1] > one.macs[0]
+    with raises(RecipeError, "macs=0.8"):
+        rw.compress(layer, samples, rw.Compress(macs=0.8, methods=(method,), multiple=4))
+
+
 def test_batch_norms_stay_where_the_recipe_does_not_fold_them(model, images):
     small = rw.compress(model, images, (rw.Compress(macs=0.6, multiple=4),))
     assert any("bn1" in name for name in small.state_dict())
@@ -211,6 +224,45 @@ def test_every_kind_of_layer_is_cut_and_counted(layer, sample, method):
     output = layer(samples)
     assert one.macs[0] == layer.weight.numel() * output[0].numel() // output.shape[-1 if layer.weight.dim() == 2 else 1]
     assert one.parameters[1] == sum(tensor.numel() for tensor in small.state_dict().values())
+
+
+CHAINS = rw.compression.Tucker2(), rw.compression.TensorTrain(), rw.compression.CP()
+CHAIN = pytest.mark.parametrize("method", CHAINS, ids=lambda method: type(method).__name__)
+MANY = {
+    "conv1d": (nn.Conv1d(24, 32, 3, stride=2, padding=1), (24, 20)),
+    "conv2d": (nn.Conv2d(16, 24, 3, padding="same", dilation=2, bias=False), (16, 9, 9)),
+    "conv2d strided": (nn.Conv2d(16, 24, (3, 2), stride=(1, 2), padding=(1, 0)), (16, 9, 10)),
+    "conv3d": (nn.Conv3d(8, 16, 3, padding=1), (8, 5, 5, 5)),
+}
+
+
+@CHAIN
+@pytest.mark.parametrize("case", MANY.values(), ids=MANY)
+def test_longer_chains_are_counted_saved_and_exported(case, method, tmp_path):
+    layer, sample = case
+    samples = torch.randn(64, *sample)
+    if isinstance(layer, nn.Conv1d) and isinstance(method, rw.compression.TensorTrain):
+        pytest.skip("a kernel of one dimension")
+    stage = rw.Compress(macs=0.7, methods=(method,), multiple=4)
+    small = rw.compress(nn.Sequential(layer).eval(), samples, stage)
+    (one,) = entries(small).values()
+    assert rw.compression.COMPRESSION_METHODS[one.method] is type(method)
+    assert relative(small(samples), layer(samples)) == pytest.approx(one.error, rel=1e-2)
+    assert one.error < one.error_weights * 1.01
+    assert one.parameters[1] == sum(tensor.numel() for tensor in small.state_dict().values())
+    macs, value = 0, samples[:1]
+    for part in small.graph_module.graph.nodes:  # each layer multiplies its weight with all places of its output
+        if part.op == "call_function" and "conv" in str(part.target):
+            weight = small.graph.constants[str(part.args[1].target)]
+            value = part.target(value, weight, None, *part.args[3:])
+            macs += weight.numel() * value[0, 0].numel()
+    assert one.macs[1] == macs
+    small.save(tmp_path / "small.rw")
+    assert rw.load(tmp_path / "small.rw").recipe == small.recipe
+    pytest.importorskip("onnxruntime")
+    opened = OnnxRuntime().open(rw.export(small, tmp_path / "small.onnx").path)
+    (output,) = opened.run({opened.inputs[0]: samples.numpy()})
+    torch.testing.assert_close(torch.as_tensor(output), small(samples), rtol=1e-3, atol=1e-4)
 
 
 def test_layers_that_share_a_weight_stay(images):

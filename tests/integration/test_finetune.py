@@ -81,6 +81,43 @@ def test_training_makes_features_like_those_of_the_float_network(model, images):
     assert losses[-1] < 0.85 * losses[0]
 
 
+@pytest.mark.parametrize("granularity", [rw.PerTensor(), rw.PerChannel()])
+def test_codes_stay_as_they_are_where_weights_are_not_trained(model, images, granularity):
+    quantize = rw.Quantize(rw.Weights(bits=2, granularity=granularity), rw.rounding.Nearest())
+    before = rw.quantize(model, images, quantize)
+    result = trained(model, images, quantize, only=("scales", "norms", "biases"), learning_rate=0.01)
+    changed = 0
+    for name, weight in before.weights.items():
+        assert torch.equal(result.weights[name].codes, weight.codes)
+        changed += not torch.equal(result.weights[name].scale, weight.scale)
+    assert changed
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"only": ("scales",)}, True),
+        ({"only": ("scales",), "batch_norm": "batch"}, False),
+        ({"only": ("weights",)}, False),
+        ({"only": ("weights",), "batch_norm": "running"}, True),
+    ],
+)
+def test_running_statistics_stay_where_they_are_used_in_training(model, images, settings, kept):
+    states = []
+    load = trainer_module.Trainable.load_state_dict
+
+    def remembering(self, state):
+        states.append(state)
+        return load(self, state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module.Trainable, "load_state_dict", remembering)
+        patch.setattr(trainer_module.Trainer, "best_epoch", 3)
+        patch.setattr(trainer_module.Trainer, "_measure", lambda self: (-float(len(self.epochs)), None))
+        trained(model, images, **settings)
+    assert torch.equal(states[-1]["bn.running_mean"], model.bn.running_mean) == kept
+
+
 def test_features_are_refused_together_with_recomputation():
     with raises(rw.RecipeError, "features", "recompute"):
         rw.Finetune(features=("conv",), recompute=True)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_matrix import convolutions
+from test_linear_maps import convolutions
 from torch import fx, nn
 
 from roundwise.graph.graph import Graph

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_matrix import convolutions, linear_layers, of_module
+from test_linear_maps import convolutions, linear_layers, of_module
 
 from roundwise.statistics import Means
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fold_batchnorm import Layer, graph_of
-from test_matrix import convolutions, linear_layers
+from test_linear_maps import convolutions, linear_layers
 from torch import nn
 
 from roundwise.graph.analysis.layers import find_layers

@@ -24,7 +24,11 @@ from roundwise.recipe.stages import Quantize
 class DataFreeOptions:
     """Whether there is no data, and what an input looks like then."""
 
-    data_free: bool = flag(DATA, "Use no data: 8 bits, rounded to nearest after equalization, biases corrected.")
+    data_free: bool = flag(
+        DATA,
+        "Use no data. `quantize` then rounds 8 bits to nearest after equalization, and corrects biases; `compress` "
+        "approximates the weights.",
+    )
     input_size: tuple[int, ...] | None = option(
         ADVANCED, "With --data-free: the size of one input.  [default: as MODEL]", type=shape, metavar="CxHxW"
     )
@@ -36,7 +40,7 @@ class DataFreeOptions:
             click.UsageError: neither or both, or options about data that is not there.
         """
         if not self.data_free:
-            samples.require(", or --data-free to quantize without any")
+            samples.require(", or --data-free to do without any")
             if self.input_size is not None:
                 raise click.UsageError("--input-size goes with --data-free; data has its own size. Leave it out.")
             return
@@ -80,6 +84,8 @@ class DataFreeOptions:
 
 def _with_limits(recipe: Recipe, low: float, high: float) -> Recipe:
     """The recipe with the limits of inputs, if ranges of activations come from batch-norm and have no limits yet."""
+    if not any(isinstance(stage, Quantize) for stage in recipe.stages):
+        return recipe
     activations = recipe.stage(Quantize).activations
     if activations is None or not isinstance(activations.ranges, ActivationBatchNorm):
         return recipe

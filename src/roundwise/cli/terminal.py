@@ -18,7 +18,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from roundwise.cli import Stopped, started
 from roundwise.errors import RecipeError, RoundwiseError
-from roundwise.events import EpochFinished, Event, LayerFinished, LayerStarted, PassStarted, Planned, StepsFinished
+from roundwise.events import (
+    EpochFinished,
+    Event,
+    LayerFinished,
+    LayerStarted,
+    NetworkEvaluated,
+    PassStarted,
+    Planned,
+    StepsFinished,
+)
 from roundwise.wording import human_seconds
 
 P = ParamSpec("P")
@@ -94,6 +103,9 @@ def layer_progress() -> Iterator[Callable[[Event], None]]:
                     bar.update(task, description=name)
                 case LayerFinished(_, index, _, seconds_left):
                     bar.update(task, completed=index + 1, left=f"{human_seconds(seconds_left)} left")
+                case NetworkEvaluated(name, _, _, index, total, seconds_left):
+                    left = f"{human_seconds(seconds_left)} left"
+                    bar.update(task, description=name, completed=index + 1, total=total, left=left)
                 case StepsFinished(epoch, epochs, step, steps, _, seconds_left):
                     done, total, left = (epoch - 1) * steps + step, epochs * steps, human_seconds(seconds_left)
                     bar.update(task, description="training", completed=done, total=total, left=f"{left} left")

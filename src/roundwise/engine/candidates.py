@@ -187,7 +187,7 @@ def _check_keep(keep: Sequence[str], names: Sequence[str]) -> None:
 def _offers(graph: Graph, layer: Layer, stage: Compress) -> Candidate:
     """A layer with the sizes that are cheaper than it is, without errors; or with the reason why there are none."""
     linear, weight = layer.map, graph.constants[layer.weight]
-    cost = _cost_now(layer)
+    cost, unit = _cost_now(layer), "macs" if stage.macs is not None else "parameters"
     options: list[Option] = []
     reasons = _reasons(graph, layer, stage)
     if not reasons:
@@ -203,12 +203,12 @@ def _offers(graph: Graph, layer: Layer, stage: Compress) -> Candidate:
                 )
             sizes = method.sizes(linear, stage.multiple)
             costs = [cost_of(method.parts(linear, size), space, items, bias=True) for size in sizes]
-            cheaper = [(size, it) for size, it in zip(sizes, costs, strict=True) if it.macs < cost.macs]
+            cheaper = [
+                (size, it) for size, it in zip(sizes, costs, strict=True) if getattr(it, unit) < getattr(cost, unit)
+            ]
             options += [Option(method, size, it) for size, it in cheaper]
             if not cheaper:
-                reasons.append(
-                    f"{type(method).__name__}: no rank that is a multiple of {stage.multiple} makes it cheaper"
-                )
+                reasons.append(f"{type(method).__name__}: no rank that is a multiple of {stage.multiple} saves {unit}")
     groups = linear.matrix_shape[0]
     matrix = linear.to_matrix(weight)[0].double() if groups == 1 else torch.zeros(0, 0, dtype=torch.float64)
     eye = torch.eye(len(matrix), dtype=torch.float64, device=weight.device)

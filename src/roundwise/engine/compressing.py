@@ -1,7 +1,8 @@
 """Run the stage `Compress`: make layers smaller within a budget.
 
     1. Measure: for each layer and each method, the predicted error of each size (`engine/candidates.py`).
-    2. Choose: an option for each layer, or none, within the budget.
+    2. Choose: an option for each layer, or none, within the budget. Where the choice evaluates, measure the caller's
+       metric first, with one layer cut at a time (`engine/scoring.py`).
     3. Cut: each chosen layer becomes a chain of layers, with factors of its weights alone.
     4. Refit: one pass over two streams, the original network and the one that is cut. In the order in which they run,
        the chains are fitted to the original's outputs, so each makes up for errors of those before it.
@@ -19,14 +20,15 @@ from collections.abc import Mapping, Sequence
 from roundwise.engine.candidates import Candidate, Option, find_candidates, white_problem
 from roundwise.engine.network import Network
 from roundwise.engine.pruning import run_pruning
-from roundwise.engine.refitting import FloatWeight, RefitTask, answer_of, chain_report
+from roundwise.engine.refitting import FloatWeight, RefitTask, chain_report, parts_of
 from roundwise.engine.run import Run
+from roundwise.engine.scoring import losses_of, score, tried
 from roundwise.engine.stream import Stream
 from roundwise.errors import RecipeError
 from roundwise.events import PassStarted
 from roundwise.graph.edit import set_constant
 from roundwise.graph.graph import Graph
-from roundwise.graph.transforms.factorize import FactorizedGraph, Part, factorize
+from roundwise.graph.transforms.factorize import FactorizedGraph, factorize
 from roundwise.graph.unit import Unit
 from roundwise.methods.compressing import LayerOptions, Pruning
 from roundwise.recipe.compress import Compress
@@ -36,21 +38,46 @@ from roundwise.wording import number_of
 
 
 def run_compress(stage: Compress, network: Network, run: Run) -> Network:
-    """Compress a network.
+    """Compress a network; where the caller gave a metric, the report says what it is before and after.
 
     Raises:
         ModelError: there are no layers, or weights or outputs of layers are not finite.
-        RecipeError: the budget cannot be met, or a method's answer does not fit.
+        RecipeError: the budget cannot be met, a method's answer does not fit, or the metric fails.
         MemoryBudgetError: the disk is full.
     """
+    before = score(network, run, "the network before compression") if run.metric is not None else math.nan
     if any(isinstance(method, Pruning) for method in stage.methods):
-        return run_pruning(stage, network, run)
+        small = run_pruning(stage, network, run)
+    else:
+        small = _factorized(stage, network, run, before)
+    if run.metric is None:
+        return small
+    after = score(small, run, "the compressed network")
+    report = small.reports[-1]
+    notes = (*report.notes, f"the metric is {before:.4g} before and {after:.4g} after compression")
+    report = dataclasses.replace(report, notes=notes)
+    return dataclasses.replace(small, reports=(*small.reports[:-1], report))
+
+
+def _factorized(stage: Compress, network: Network, run: Run, score_before: float) -> Network:
+    """The network with chains in the place of layers."""
     start = time.perf_counter()
     candidates = find_candidates(network.graph, stage, run)
+    _check_budget(candidates, stage)
+    losses = [[option.error for option in one.options] for one in candidates]
+    if stage.choice.evaluates:
+        candidates = [tried(one, _unit(stage)) for one in candidates]
+        _check_budget(candidates, stage)
+        losses = losses_of(candidates, network, run, score_before)
     measured = time.perf_counter()
-    chosen = _choose(candidates, stage)
+    chosen = _choose(candidates, losses, stage)
     to_cut = [one for one in candidates if one.layer.name in chosen]
-    parts = {one.layer.name: _parts(network.graph, one, chosen[one.layer.name]) for one in to_cut}
+    parts = {
+        one.layer.name: parts_of(
+            white_problem(one), chosen[one.layer.name], network.graph.constants[one.layer.weight].dtype
+        )
+        for one in to_cut
+    }
     cut = factorize(network.graph, parts)
     original = network.original or network.graph
     counterparts = _through(cut.counterparts, network.counterparts)
@@ -97,18 +124,15 @@ def run_compress(stage: Compress, network: Network, run: Run) -> Network:
     )
 
 
-def _choose(candidates: Sequence[Candidate], stage: Compress) -> dict[str, Option]:
-    """What each layer becomes, for those that are cut.
+def _check_budget(candidates: Sequence[Candidate], stage: Compress) -> None:
+    """Make sure that some choice is within the budget.
 
     Raises:
         RecipeError: the budget is below what can be reached.
     """
-    unit, share = ("macs", stage.macs) if stage.macs is not None else ("parameters", stage.parameters)
-    assert share is not None
-    total = sum(getattr(one.cost, unit) for one in candidates)
-    budget = share * total
-    costs = [[getattr(one.cost, unit), *(getattr(o.cost, unit) for o in one.options)] for one in candidates]
-    least = sum(map(min, costs))
+    unit, share = _unit(stage), stage.macs or stage.parameters
+    costs, budget = _costs(candidates, stage)
+    total, least = sum(cost[0] for cost in costs), sum(map(min, costs))
     if least > budget:
         names = ", ".join(type(method).__name__ for method in stage.methods)
         left = [one for one in candidates if not one.options]
@@ -118,9 +142,14 @@ def _choose(candidates: Sequence[Candidate], stage: Compress) -> dict[str, Optio
             f"{number_of(len(left), 'layer')} of {len(candidates)} cannot be cut. Give a larger share, more methods, "
             "or a smaller multiple."
         )
+
+
+def _choose(candidates: Sequence[Candidate], losses: Sequence[Sequence[float]], stage: Compress) -> dict[str, Option]:
+    """What each layer becomes, for those that are cut; `losses` has a number for each of their options."""
+    costs, budget = _costs(candidates, stage)
     layers = [
-        LayerOptions(one.layer.name, tuple(cost), (0.0, *(option.error for option in one.options)))
-        for one, cost in zip(candidates, costs, strict=True)
+        LayerOptions(one.layer.name, tuple(cost), (0.0, *loss))
+        for one, cost, loss in zip(candidates, costs, losses, strict=True)
     ]
     numbers = stage.choice.choose(layers, budget)
     return {
@@ -131,13 +160,17 @@ def _choose(candidates: Sequence[Candidate], stage: Compress) -> dict[str, Optio
 _WORDS = {"macs": "multiplications", "parameters": "parameters"}
 
 
-def _parts(graph: Graph, candidate: Candidate, option: Option) -> list[Part]:
-    """The layers of a chain, with factors of the weights alone."""
-    problem, dtype = white_problem(candidate), graph.constants[candidate.layer.weight].dtype
-    answer, bias = answer_of(problem, option.method, option, dtype)
-    maps = list(option.method.parts(candidate.layer.map, option.size))
-    maps[-1] = dataclasses.replace(maps[-1], bias=bias)
-    return [(part, weight.to(dtype)) for part, weight in zip(maps, answer.weights, strict=True)]
+def _unit(stage: Compress) -> str:
+    """What the budget counts."""
+    return "macs" if stage.macs is not None else "parameters"
+
+
+def _costs(candidates: Sequence[Candidate], stage: Compress) -> tuple[list[list[int]], float]:
+    """What each layer costs as it is, then with each option; and the largest sum."""
+    unit, share = _unit(stage), stage.macs or stage.parameters
+    assert share is not None
+    costs = [[getattr(one.cost, unit), *(getattr(o.cost, unit) for o in one.options)] for one in candidates]
+    return costs, share * sum(cost[0] for cost in costs)
 
 
 def _task(cut: FactorizedGraph, candidate: Candidate, option: Option) -> RefitTask:

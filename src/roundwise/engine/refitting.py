@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -20,6 +20,7 @@ from roundwise.engine.candidates import Candidate, Option, regression_for
 from roundwise.engine.unit import generator_for
 from roundwise.errors import RecipeError
 from roundwise.graph.analysis.layers import Layer
+from roundwise.graph.transforms.factorize import Part
 from roundwise.graph.unit import Unit
 from roundwise.methods.compressing import Factorization, FactorizationProblem, Factorized
 from roundwise.methods.compression import COMPRESSION_METHODS
@@ -72,6 +73,18 @@ def answer_of(
             "Correct its method `factorize`, or take another method for this layer."
         )
     return answer, problem.regression.bias(answer.matrix).to(dtype)
+
+
+def parts_of(problem: FactorizationProblem, option: Option, dtype: torch.dtype) -> list[Part]:
+    """The layers of a chain, with the weights that the method gives and the bias that is best with them.
+
+    Raises:
+        RecipeError: the method's answer does not fit the layer.
+    """
+    answer, bias = answer_of(problem, option.method, option, dtype)
+    maps = list(option.method.parts(problem.layer, option.size))
+    maps[-1] = replace(maps[-1], bias=bias)
+    return [(part, weight.to(dtype)) for part, weight in zip(maps, answer.weights, strict=True)]
 
 
 @final
@@ -206,12 +219,11 @@ def chain_report(
         seconds: that it took.
         note: for the report.
     """
-    name = next((it for it, kind in COMPRESSION_METHODS.items() if type(option.method) is kind), None)
     return CompressionReport(
         name=candidate.layer.name,
         operation=candidate.layer.map.operation,
         shape=candidate.layer.map.weight_shape,
-        method=name or type(option.method).__name__,
+        method=method_name(option),
         size=option.size,
         macs=(candidate.cost.macs, option.cost.macs),
         parameters=(candidate.cost.parameters, option.cost.parameters),
@@ -221,3 +233,9 @@ def chain_report(
         seconds=seconds,
         note=note,
     )
+
+
+def method_name(option: Option) -> str:
+    """The name by which recipes know a method; the class of a user's own."""
+    kind = type(option.method)
+    return next((name for name, known in COMPRESSION_METHODS.items() if known is kind), kind.__name__)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from roundwise.artifacts.model import Model
 from roundwise.engine.calibration import Calibration, DataFree, copy_samples, read_calibration
 from roundwise.engine.network import Network, facts_of, graph_for, made_up_inputs
 from roundwise.engine.store import ActivationStore, default_budget
@@ -22,8 +23,12 @@ from roundwise.errors import CalibrationError, RecipeError
 from roundwise.events import Progress
 from roundwise.graph.graph import Graph, InputSpec
 from roundwise.graph.sizes import Dynamic, Range
+from roundwise.recipe.compress import Compress
 from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.recipe import Recipe
+
+Metric = Callable[[Model], float]
+"""A function that says how good a network is: larger is better."""
 
 
 @final
@@ -58,6 +63,7 @@ class Run:
         notes: for the report: on the caller's settings, on values of the data that were not used, on the capture.
         seconds: what the preparation took: reading the samples, and capturing the model.
         training: what the caller gives for stages that train; its samples are set.
+        metric: the caller's function that says how good a network is; or None.
         last: whether the current stage is the last one, so that the samples need not be kept after it; `run_stage`
             sets it.
     """
@@ -72,6 +78,7 @@ class Run:
     notes: tuple[str, ...]
     seconds: dict[str, float]
     training: ForTraining = ForTraining()
+    metric: Metric | None = None
     last: bool = False
 
     @property
@@ -101,6 +108,7 @@ def prepared_run(
     progress: Progress | None,
     dynamic: Dynamic | None = None,
     training: ForTraining = ForTraining(),
+    metric: Metric | None = None,
 ) -> Iterator[tuple[Run, Network]]:
     """Read the samples and capture the model; gives the state of the run, and the network for the first stage.
 
@@ -114,6 +122,8 @@ def prepared_run(
         raise RecipeError(
             f"progress={progress!r}: it must be a function that takes an event. Give print, for instance."
         )
+    if metric is None:
+        _check_no_metric_is_needed(recipe)
     facts = facts_of(model)
     device = facts.device
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
@@ -146,11 +156,22 @@ def prepared_run(
                 *_notes_on_sizes(graph),
             ),
             seconds={"read": read - start, "capture": captured - read},
+            metric=metric,
         )
         if any(isinstance(stage, Finetune) for stage in recipe.stages):
             run.training = replace(training, samples=inputs if training.samples is None else training.samples)
         del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)
         yield run, Network(graph, facts, {})
+
+
+def _check_no_metric_is_needed(recipe: Recipe) -> None:
+    for stage in recipe.stages:
+        if isinstance(stage, Compress) and stage.choice.evaluates:
+            raise RecipeError(
+                f"Compress(choice={stage.choice!r}) compares networks by a metric, and none is given. Give "
+                "roundwise.compress(…, evaluate=…) a function that takes a network and returns its accuracy, or take "
+                "choice=OutputError(), which needs no labels."
+            )
 
 
 def _example_size(graph: Graph) -> int:

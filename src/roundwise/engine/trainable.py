@@ -64,6 +64,8 @@ class QuantizedParameter(NamedTuple):
 
     def codes(self) -> Tensor:
         """The present codes, int32 `[groups, rows, cols]`."""
+        if self.quantizer.codes is not None:
+            return self.quantizer.codes
         return self.quantizer.grid.quantize(self.matrix())
 
     @torch.no_grad()
@@ -193,6 +195,16 @@ class Trainable(nn.Module):
                 quantizer = self._weight_quantizer(layer.quantizer)
                 yield QuantizedParameter(self.get_parameter(layer.weight), quantizer, self._maps[layer.weight])
 
+    @torch.no_grad()
+    def hold_codes(self) -> None:
+        """Keep the codes of all weights as they are: from now on only scales are trained, with their exact gradient.
+
+        Where codes are rounded anew in each step, any change of a scale moves weights that lie between two codes to the
+        nearer one, and so undoes what a rounding solver has chosen.
+        """
+        for weight in self.quantized_weights():
+            weight.quantizer.codes = weight.codes()
+
     # ------------------------------------------------------------------------------------------- back to a network
 
     def finish(self, data: Any = None) -> Model:
@@ -231,7 +243,7 @@ class Trainable(nn.Module):
             quantizer = None if layer.quantizer is None else self._weight_quantizer(layer.quantizer)
             weight, linear_map = self.get_parameter(layer.weight).detach(), self._maps[layer.weight]
             matrix, grid = linear_map.to_matrix(weight), None if quantizer is None else quantizer.grid
-            chosen = None if grid is None else grid.quantize(matrix)
+            chosen = None if quantizer is None or grid is None else _codes(quantizer, grid, matrix)
             if norm is not None:
                 factor, shift = _affine(norm)
                 assert layer.bias is not None
@@ -269,6 +281,10 @@ class Trainable(nn.Module):
         module = self.get_submodule(path)
         assert isinstance(module, ActivationQuantizer)
         return module
+
+
+def _codes(quantizer: WeightQuantizer, grid: Grid, matrix: Tensor) -> Tensor:
+    return grid.quantize(matrix) if quantizer.codes is None else quantizer.codes
 
 
 def _report_on_offsets(shifted: Mapping[str, Sequence[str]]) -> tuple[StageReport, ...]:

@@ -90,6 +90,8 @@ class Trainer:
         self.augmentation, self.processes = augmentation, processes
         self.loss = Loss(settings.labels, settings.loss, processes)
         self.held_out_loss = Loss(settings.labels, settings.loss)  # of batches that one process has alone
+        if settings.only is not None and "weights" not in settings.only:
+            trainable.hold_codes()
         self.optimizer = self._make_optimizer()
         self.oscillations = Oscillations(trainable, settings.freezing)
         self.average = Average(trainable, settings.weight_average)
@@ -126,7 +128,7 @@ class Trainer:
             done = len(self._losses)
             if done == 0:
                 torch.manual_seed((self.seed * 1_000_003 + epoch) * self.processes.count + self.processes.rank)
-            self.trainable.train()
+            self._to_training_mode()
             for batch in self.data.train_batches(epoch - 1, done):
                 self._train_on(batch.to(self.device), epoch, self._step / max(1, total))
                 self._step += 1
@@ -146,6 +148,12 @@ class Trainer:
             self._finish_epoch(epoch, mean, clock.seconds_left(self._step))
         self.trainable.load_state_dict(self._best)
         self.trainable.eval()
+
+    def _to_training_mode(self) -> None:
+        self.trainable.train()
+        if self.settings.keeps_statistics:
+            for norm in self.trainable.batch_norms:
+                norm.eval()
 
     def _check_labels(self) -> None:
         """Raise if labels are asked for, and the samples have none."""
@@ -231,7 +239,7 @@ class Trainer:
     def _finish_epoch(self, epoch: int, loss: float, seconds_left: float) -> None:
         """Measure the network on held-out samples, and keep its state if it is the best so far."""
         with self.average.in_place() if epoch > 0 else contextlib.nullcontext():
-            if epoch > 0 and self.settings.batch_norm_batches:
+            if epoch > 0 and self.settings.batch_norm_batches and not self.settings.keeps_statistics:
                 reestimate(self.trainable, self._batch_norm_runs())
                 self._share_statistics()
             held_out, accuracy = self._measure()

@@ -286,35 +286,50 @@ class LinearMap:
             for d, size in enumerate(space)
         )
 
-    def in_two(self, rank: int, first: int) -> tuple[LinearMap, LinearMap]:
+    def in_two(self, rank: int, first: int) -> tuple[LinearMap, ...]:
         """Two layers in a row with `rank` channels between them, which can compute a product of two factors.
-
-        The first layer has the first `first` dimensions of the kernel, with their stride, padding and dilation; the
-        second layer has the others. Padding with zeros in two steps is the same as in one, since the first layer has no
-        bias. Neither layer has a bias here.
 
         Args:
             rank: at least 1.
-            first: 0 to the number of spatial dimensions; 0 for a linear layer.
+            first: how many dimensions of the kernel the first layer has, 0 for a linear layer; the second has the rest.
+        """
+        return self.in_chain((rank,), (range(first), range(first, self.dims)))
+
+    def in_chain(
+        self, ranks: Sequence[int], dims: Sequence[range], *, depthwise: bool = False
+    ) -> tuple[LinearMap, ...]:
+        """Layers in a row, of which each has some dimensions of the kernel, with their stride, padding and dilation.
+
+        Padding with zeros in several steps is the same as in one, since no layer has a bias here.
+
+        Args:
+            ranks: channels between the layers, each at least 1.
+            dims: dimensions of the kernel that each layer has, in order; one layer more than there are ranks.
+            depthwise: whether all layers but the first and the last are depthwise; the ranks are then all the same.
         """
         assert self.groups == 1 and not self.transposed  # noqa: PT018  # both are for methods to refuse
         outputs, inputs = self.weight_shape[:2]
+        widths = [inputs, *ranks, outputs]
 
-        def part(rows: int, columns: int, own: range) -> LinearMap:
+        def part(number: int) -> LinearMap:
+            own, columns, rows = dims[number], widths[number], widths[number + 1]
+            groups = rows if depthwise and 0 < number < len(ranks) else 1
+
             def pick(values: Sequence[int], otherwise: int) -> tuple[int, ...]:
                 return tuple(value if d in own else otherwise for d, value in enumerate(values))
 
             return LinearMap(
-                (rows, columns, *pick(self.kernel, 1)),
+                (rows, columns // groups, *pick(self.kernel, 1)),
                 None,
                 self.device,
                 stride=pick(self.stride, 1),
                 padding=self.padding if isinstance(self.padding, str) else pick(self.padding, 0),
                 dilation=pick(self.dilation, 1),
                 output_padding=pick(self.output_padding, 0),
+                groups=groups,
             )
 
-        return part(rank, inputs, range(first)), part(outputs, rank, range(first, self.dims))
+        return tuple(part(number) for number in range(len(dims)))
 
     def _padding(self) -> list[int]:
         """Zeros before and after each spatial dimension, last dimension first, as `F.pad` wants them."""

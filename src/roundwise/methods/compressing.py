@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -122,7 +122,8 @@ class LayerOptions:
     Attributes:
         name: of the layer.
         costs: of each option, in the unit of the budget.
-        errors: predicted for each option.
+        errors: predicted for each option. For a choice that evaluates, how much lower the metric is if this layer alone
+            is cut; below 0 where the metric is higher.
     """
 
     name: str
@@ -131,7 +132,13 @@ class LayerOptions:
 
 
 class RatioChoice(ABC):
-    """Chooses an option for each layer. Implementations are frozen dataclasses."""
+    """Chooses an option for each layer. Implementations are frozen dataclasses.
+
+    Attributes:
+        evaluates: whether options are compared by the user's metric instead of predicted errors.
+    """
+
+    evaluates: ClassVar[bool] = False
 
     @abstractmethod
     def choose(self, layers: Sequence[LayerOptions], budget: float) -> list[int]:

@@ -277,7 +277,14 @@ class ActivationRanges(ABC, Generic[V]):
 
 
 class WeightQuantizer(nn.Module, ABC):
-    """A module from a weight to the quantized weight, back in float, with parameters that are trained."""
+    """A module from a weight to the quantized weight, back in float, with parameters that are trained.
+
+    Attributes:
+        codes: int32 `[groups, rows, cols]`, where the codes stay as they are and only scales are trained; None, at the
+            start, rounds the weight.
+    """
+
+    codes: Tensor | None
 
     @property
     @abstractmethod

@@ -80,6 +80,11 @@ def round_through(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return values + (values.round() - values).detach()
 
 
+def scaled_gradient(values: Float[Tensor, "*shape"], factor: float) -> Float[Tensor, "*shape"]:
+    """The values themselves; the gradient is multiplied by a factor."""
+    return values * factor + (values - values * factor).detach()
+
+
 def positive(scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """|scale|, at least `SMALLEST_LEARNED_SCALE`; the gradient is passed on with the sign of the scale, also below.
 

@@ -173,8 +173,3 @@ def _root(metric: Float[Tensor, "rows rows"]) -> Float[Tensor, "rows rows"]:
     values, vectors = torch.linalg.eigh(metric)
     root: Tensor = values.clamp(min=0).sqrt().unsqueeze(1) * vectors.mT
     return root
-
-
-def ranks(largest: int, multiple: int) -> list[int]:
-    """The ranks to choose from: all multiples of a number up to the largest rank; that one alone if it is smaller."""
-    return list(range(multiple, largest + 1, multiple)) or [largest]

@@ -76,6 +76,11 @@ class Compress:
             )
         object.__setattr__(self, "methods", tuple(self.methods))
         check_choice("Compress: choice", self.choice, RatioChoice, RATIO_CHOICES)
+        if pruning and self.choice.evaluates:
+            raise RecipeError(
+                f"Compress: {self.choice!r} measures networks in which one layer is cut, and {pruning[0]} removes "
+                "channels of several layers at once. Take choice=OutputError(), or a method such as SpatialSVD()."
+            )
         check_whole_number("Compress: multiple", self.multiple, at_least=1)
         if not isinstance(self.keep, list | tuple) or not all(isinstance(name, str) for name in self.keep):
             raise RecipeError(

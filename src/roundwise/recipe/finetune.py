@@ -28,12 +28,14 @@ class Finetune:
     Args:
         epochs: passes over the samples. More of them cost more time and gain less each.
         learning_rate: of weights, biases and normalizations at the start; it falls to 0 along half a cosine.
-        scales_rate: the learning rate of scales and offsets, as a multiple of `learning_rate`.
+        scales_rate: the learning rate of scales and offsets, as a multiple of `learning_rate`. They are smaller numbers
+            than weights are, and all weights of a channel hang on one.
         optimizer: "adam", or "sgd" with momentum 0.9 and a learning rate ten times as large.
         weight_decay: of the weights; biases, normalizations and scales have none.
         batch_size: samples in a step; a `DataLoader` has its own.
         only: kinds of parameters to train: "weights", "biases", "norms", "scales"; None trains all of them. Scales,
-            biases and norms alone learn in minutes from a thousand images.
+            biases and norms alone learn in minutes from a thousand images. Without "weights", all codes stay as they
+            are.
         quantization: how weights and activations are quantized in training.
         labels: share of the labels' cross-entropy in the loss, 0 to 1; the rest is distillation. Without labels it does
             not count.
@@ -53,8 +55,12 @@ class Finetune:
             Parameters, and all evaluations, stay in float32.
         recompute: compute activations again in the backward pass instead of keeping them: less memory, for a third more
             time.
-        batch_norm_batches: before each evaluation and at the end, batch-norm's running statistics are estimated anew
-            on this many batches; 0 keeps those of training.
+        batch_norm: statistics that batch-norms use in training: "batch" are those of each batch, as in usual training;
+            "running" are the network's own, which stay as they are. "auto" takes "batch" where weights are trained,
+            and "running" elsewhere: with few samples, or samples unlike those that the network was trained on,
+            statistics of batches change the network more than training can gain.
+        batch_norm_batches: with statistics of batches, running statistics are estimated anew before each evaluation and
+            at the end, on this many batches; 0 keeps those of training.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.
@@ -62,7 +68,7 @@ class Finetune:
 
     epochs: int = 10
     learning_rate: float = 1e-3
-    scales_rate: float = 1.0
+    scales_rate: float = 0.1
     optimizer: Literal["adam", "sgd"] = "adam"
     weight_decay: float = 0.0
     batch_size: int = 64
@@ -77,6 +83,7 @@ class Finetune:
     weight_average: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     recompute: bool = False
+    batch_norm: Literal["auto", "batch", "running"] = "auto"
     batch_norm_batches: int = 50
 
     def __post_init__(self) -> None:
@@ -97,7 +104,12 @@ class Finetune:
             raise RecipeError(f"weight_average={self.weight_average!r}: it must be a number from 0 to below 1.")
         if type(self.recompute) is not bool:
             raise RecipeError(f"recompute={self.recompute!r}: it must be True or False.")
-        words = {"optimizer": ("adam", "sgd"), "loss": ("auto", "kl", "mse"), "precision": ("float32", "bfloat16")}
+        words = {
+            "optimizer": ("adam", "sgd"),
+            "loss": ("auto", "kl", "mse"),
+            "precision": ("float32", "bfloat16"),
+            "batch_norm": ("auto", "batch", "running"),
+        }
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise RecipeError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(known)}.")
@@ -116,3 +128,10 @@ class Finetune:
             if not isinstance(self.only, list | tuple) or not self.only or set(self.only) - set(KINDS):
                 raise RecipeError(f"only={self.only!r}: give a tuple of some of {', '.join(KINDS)}, or None for all.")
             object.__setattr__(self, "only", tuple(self.only))
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether batch-norms use their running statistics in training, which then stay as they are."""
+        if self.batch_norm == "auto":
+            return self.only is not None and "weights" not in self.only
+        return self.batch_norm == "running"

@@ -95,3 +95,34 @@ def test_bad_options_are_explained(place, options, code, facts):
 def test_a_recipe_without_compression_is_refused(place, tmp_path):
     rw.Recipe().to_toml(tmp_path / "recipe.toml")
     assert failed(compress(place, "--recipe", tmp_path / "recipe.toml"), 2, "Compress", "Quantize")
+
+
+def test_sizes_are_chosen_by_accuracy_on_the_labels_of_the_data(place):
+    result = compress(place, "--macs", 0.7, "--multiple", 2, "--choice", "equal-accuracy-loss", "--label-key", "labels")
+    assert result.exit_code == 0, result.stderr
+    assert has(result.stderr, "[1/", "metric")
+    assert "metric" in result.stdout
+
+
+def test_a_choice_by_accuracy_needs_labels(place, tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((8, 3, 6, 6), np.float32))
+    options = "--macs", 0.7, "--choice", "equal-accuracy-loss"
+    result = run("compress", f"{place}/net.py:build", "--data", tmp_path / "images.npy", *options)
+    assert failed(result, 2, "--labels", "equal-accuracy-loss")
+    result = run("compress", f"{place}/net.py:build", "--data-free", "--input-size", "3x6x6", *options)
+    assert failed(result, 2, "--data-free", "equal-accuracy-loss")
+
+
+def test_the_weights_alone_will_do(place, tmp_path):
+    options = "--data-free", "--input-size", "3x6x6", "--macs", 0.7, "--multiple", 4, "--out", tmp_path / "small.rw"
+    result = run("compress", f"{place}/net.py:build", *options)
+    assert result.exit_code == 0, result.stderr
+    model = rw.load(tmp_path / "small.rw")
+    before, after = model.report.stages[-1].macs
+    assert after <= 0.7 * before
+    assert model(torch.zeros(2, 3, 6, 6)).shape == (2, 6)
+
+
+def test_no_data_and_data_together_are_refused(place):
+    assert failed(compress(place, "--data-free", "--macs", 0.7), 2, "--data-free", "--data")
+    assert failed(run("compress", f"{place}/net.py:build", "--macs", 0.7), 2, "--data", "--data-free")

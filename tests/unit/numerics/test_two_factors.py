@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from roundwise.numerics.regression import Regression
-from roundwise.numerics.two_factors import Factors, TwoFactors, ranks
+from roundwise.numerics.two_factors import Factors, TwoFactors
 
 SHAPES = [(4, (3, 2)), (6, (3, 1)), (6, (1, 3)), (5, (1, 1))]
 OUTPUTS = 7
@@ -111,9 +111,3 @@ def test_balanced_factors_have_the_same_product_and_equal_norms():
     torch.testing.assert_close(*norms)
     dead = Factors(torch.zeros(1, 2, 1).double(), drawn(2, 1, 1)).balanced()
     assert dead.matrix.isfinite().all()
-
-
-def test_ranks_are_multiples_or_the_largest():
-    assert ranks(20, 8) == [8, 16]
-    assert ranks(5, 8) == [5]
-    assert ranks(3, 1) == [1, 2, 3]

@@ -15,28 +15,41 @@ from roundwise.methods.compressing import (
 )
 from roundwise.methods.compression.backward_elimination import BackwardElimination
 from roundwise.methods.compression.channel_pruning import ChannelPruning
+from roundwise.methods.compression.cp import CP
+from roundwise.methods.compression.equal_accuracy_loss import EqualAccuracyLoss
 from roundwise.methods.compression.magnitude_pruning import MagnitudePruning
 from roundwise.methods.compression.output_error import OutputError
 from roundwise.methods.compression.same_ratio import SameRatio
 from roundwise.methods.compression.spatial_svd import SpatialSVD
+from roundwise.methods.compression.tensor_train import TensorTrain
+from roundwise.methods.compression.tucker2 import Tucker2
 from roundwise.methods.compression.weight_svd import WeightSVD
 
 COMPRESSION_METHODS: dict[str, type[CompressionMethod]] = {
     "backward-elimination": BackwardElimination,
     "channel-pruning": ChannelPruning,
+    "cp": CP,
     "magnitude-pruning": MagnitudePruning,
     "spatial-svd": SpatialSVD,
+    "tensor-train": TensorTrain,
+    "tucker-2": Tucker2,
     "weight-svd": WeightSVD,
 }
 
-RATIO_CHOICES: dict[str, type[RatioChoice]] = {"output-error": OutputError, "same-ratio": SameRatio}
+RATIO_CHOICES: dict[str, type[RatioChoice]] = {
+    "equal-accuracy-loss": EqualAccuracyLoss,
+    "output-error": OutputError,
+    "same-ratio": SameRatio,
+}
 
 __all__ = [
     "COMPRESSION_METHODS",
+    "CP",
     "RATIO_CHOICES",
     "BackwardElimination",
     "ChannelPruning",
     "CompressionMethod",
+    "EqualAccuracyLoss",
     "Factorization",
     "FactorizationProblem",
     "Factorized",
@@ -48,5 +61,7 @@ __all__ = [
     "RatioChoice",
     "SameRatio",
     "SpatialSVD",
+    "TensorTrain",
+    "Tucker2",
     "WeightSVD",
 ]

@@ -10,7 +10,8 @@ from typing import final
 from roundwise.graph.matrix import LinearMap
 from roundwise.methods.compressing import Factorization, FactorizationProblem, Factorized, Size
 from roundwise.methods.settings import check_rules, check_types
-from roundwise.numerics.two_factors import TwoFactors, ranks
+from roundwise.numerics.ranks import ranks
+from roundwise.numerics.two_factors import TwoFactors
 
 
 @final

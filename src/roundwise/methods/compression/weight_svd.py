@@ -10,7 +10,8 @@ from typing import Literal, final
 from roundwise.graph.matrix import LinearMap
 from roundwise.methods.compressing import Factorization, FactorizationProblem, Factorized, Size
 from roundwise.methods.settings import check_types
-from roundwise.numerics.two_factors import TwoFactors, ranks
+from roundwise.numerics.ranks import ranks
+from roundwise.numerics.two_factors import TwoFactors
 
 ROUNDS = 3
 """With the kernel in the last layer, both factors are fitted to each other 3 times; more gains little."""

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from roundwise.graph.matrix import LinearMap
 from roundwise.methods.interfaces import ActivationQuantizer, WeightQuantizer
-from roundwise.numerics.grid import Codebook, Grid
+from roundwise.numerics.grid import Codebook, Grid, expand_blocks
 from roundwise.numerics.quantizer import Quantizer
-from roundwise.numerics.straight_through import fake_quantize, gradient_scale, positive, round_through
+from roundwise.numerics.straight_through import fake_quantize, gradient_scale, positive, round_through, scaled_gradient
 
 
 @final
@@ -30,6 +30,8 @@ class LearnedWeight(WeightQuantizer):
         self.scale = nn.Parameter(grid.scale.detach().clone())
         self.zero_point: Tensor
         self.register_buffer("zero_point", grid.zero_point.float())
+        self.codes: Tensor | None
+        self.register_buffer("codes", None)
         self._layer = layer
         shared = math.prod(layer.weight_shape) // grid.scale.numel()
         self._factor = gradient_scale(shared, self.codebook.qmax) if scales_gradients else 1.0
@@ -42,6 +44,10 @@ class LearnedWeight(WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight, quantized and back in float, of the same shape."""
+        if self.codes is not None:
+            scale = expand_blocks(scaled_gradient(positive(self.scale), self._factor), self.codes.shape[-1])
+            zero_point = expand_blocks(self.zero_point, self.codes.shape[-1])
+            return self._layer.to_weight((scale * (self.codes - zero_point)).to(weight.dtype))
         matrix = self._layer.to_matrix(weight)
         values = matrix.reshape(*matrix.shape[:2], self.scale.shape[-1], -1)
         scale, zero_point = positive(self.scale).unsqueeze(-1), self.zero_point.unsqueeze(-1)
