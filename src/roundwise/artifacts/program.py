@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import nn
+from torch import fx, nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 
@@ -25,12 +26,17 @@ NUMBERS_OF_SAMPLES = 8
 """Numbers of samples, from the fewest, for which a program is tried that does not hold for all."""
 
 
+LONGEST_SIZE = 1000
+"""Terms of the longest expression for a size. PyTorch writes out such expressions: with more, exports take long."""
+
+
 def export_program(graph: Graph, device: torch.device) -> ExportedProgram:
     """Trace a graph whose tensors are on `device`. The program takes any number of samples if the graph does.
 
     Raises:
         ExportError: PyTorch cannot export the graph.
     """
+    _check_sizes(graph)
     batches = graph.limits.batches
     with isolated_torch_state(device):
         if graph.batch is not None:
@@ -41,6 +47,22 @@ def export_program(graph: Graph, device: torch.device) -> ExportedProgram:
             program = _export(graph, device, Dim.DYNAMIC)
             _check_batches(program, graph, device)
             return program
+
+
+def _check_sizes(graph: Graph) -> None:
+    """Refuse sizes whose expression is too long when it is written out: each step of a calculation may double it."""
+    terms: dict[fx.Node, int] = {}
+    for node in graph.operations.find_nodes(op="call_function", target=torch.ops.aten.sym_size.int):
+        terms[node] = 1
+    for node in graph.operations.nodes:
+        if node.op == "call_function" and not isinstance(node.target, OpOverload):
+            terms[node] = 1 + sum(terms.get(one, 0) for one in node.args if isinstance(one, fx.Node))
+            if terms[node] > LONGEST_SIZE:
+                raise ExportError(
+                    f"the size '{node.name}' is calculated from sizes in {terms[node]} terms, when it is written out; "
+                    f"at most {LONGEST_SIZE} are exported, because PyTorch works with the expression that is written "
+                    "out. The model still runs, and can be saved with `model.save`."
+                )
 
 
 def _check_batches(program: ExportedProgram, graph: Graph, device: torch.device) -> None:

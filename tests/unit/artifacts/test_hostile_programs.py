@@ -349,6 +349,23 @@ def test_codes_and_scales_are_checked(change, facts, tmp_path):
         rw.load(written(tmp_path / "model.rw", (description, tensors)))
 
 
+@pytest.mark.parametrize("levels", [4, 40])
+def test_a_size_that_doubles_when_it_is_written_out_is_not_exported(levels, tmp_path):
+    steps = [dict(*call("aten.sym_size.int", X, 0), name="d0")]
+    for level in range(levels):
+        last = value(f"d{level}")
+        steps.append(dict(*call("operator.floordiv", last, 3), name=f"a{level}"))
+        steps.append(dict(*call("operator.mod", last, 5), name=f"b{level}"))
+        steps.append(dict(*call("operator.add", value(f"a{level}"), value(f"b{level}")), name=f"d{level + 1}"))
+    model = rw.load(hostile(tmp_path, [*steps, *call("aten.add.Tensor", X, value(f"d{levels}"))]))
+    assert model(torch.ones(3, 4)).shape == (3, 4)
+    if levels == 4:
+        assert torch.equal(model.program.module()(torch.ones(7, 4)), model(torch.ones(7, 4)))
+    else:
+        with raises(rw.ExportError, "1000"):
+            model.program  # noqa: B018
+
+
 def test_a_network_that_counts_its_samples_is_no_program_for_any_number_of_them(tmp_path):
     steps = [dict(*call("aten.sym_size.int", X, 0), name="s"), dict(*call("operator.mod", value("s"), 2), name="d")]
     model = rw.load(hostile(tmp_path, [*steps, *call("aten.sum.dim_IntList", matrix, many(value("d")))]))
