@@ -165,7 +165,7 @@ def test_compression_and_quantization_in_one_recipe(model, images):
 
 
 def test_training_learns_from_the_original_network(model, images):
-    stages = rw.Compress(macs=0.45, multiple=4), rw.Finetune(epochs=8, batch_size=16, loss="mse")
+    stages = rw.Compress(macs=0.25, multiple=4), rw.Finetune(epochs=8, batch_size=16, loss="mse")
     trained = rw.finetune(model, images, stages, calibration=images)
     compressed, finetuned = trained.report.stages
     assert finetuned.best_epoch.epoch > 0
