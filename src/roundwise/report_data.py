@@ -21,10 +21,13 @@ _NOT_NEGATIVE = frozenset(
         "counts",
         "error",
         "error_nearest",
+        "error_weights",
         "float_bytes",
         "flips",
+        "macs",
         "oscillating",
         "output_error",
+        "parameters",
         "peak_activation_bytes",
         "quantized_bytes",
         "samples",
@@ -33,10 +36,14 @@ _NOT_NEGATIVE = frozenset(
         "seconds",
         "setup_seconds",
         "shape",
+        "size",
         "weights",
     ]
 )
 """The fields of reports whose numbers are 0 or more."""
+
+MOST_WEIGHTS, MOST_BINS = 2**63, 1024
+"""The shape of a weight with more numbers, and a histogram with more bins (there are 48), are refused in reports."""
 
 
 def to_plain(report: Any) -> dict[str, Any]:
@@ -52,22 +59,26 @@ def from_plain(data: dict[str, Any], kind: type[T]) -> T:
         Exception: of any type, if the data are not those of a report.
     """
     report: T = _CONVERTER.structure(data, kind)
-    _check_signs(report)
+    _check_values(report)
     return report
 
 
-def _check_signs(entry: Any) -> None:
-    """Raise if a report, or an entry of it, has a negative number where there can be none.
+def _check_values(entry: Any) -> None:
+    """Raise if a report, or an entry of it, has a number that cannot be: it is shown, and counted with.
 
     Raises:
         ValueError: names the field.
     """
     for one in fields(entry):
         value = getattr(entry, one.name)
+        if one.name == "shape" and (len(value) > 64 or math.prod(value) >= MOST_WEIGHTS):
+            raise ValueError(f"a shape has {len(value)} sizes, and more than 2**63 numbers")
+        if one.name == "counts" and not 0 < len(value) <= MOST_BINS:
+            raise ValueError(f"counts has {len(value)} bins, and can have 1 to {MOST_BINS}")
         numbers = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
         for number in numbers:
             if is_dataclass(number):
-                _check_signs(number)
+                _check_values(number)
             elif one.name in _NOT_NEGATIVE and isinstance(number, int | float) and number < 0:
                 raise ValueError(f"{one.name} is {number!r}, and can only be 0 or more")
 

@@ -89,6 +89,10 @@ def printable(text: str) -> str:
     return CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+MOST_PADDING = 100
+"""Cells of a table are padded to at most 100 characters: one long name must not make all lines as long."""
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
     """The lines of a table, with an empty one at the end.
 
@@ -96,7 +100,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection
         header, rows: the cells.
         left: the columns whose cells begin at the left; numbers end at the right.
     """
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    widths = [min(MOST_PADDING, max(map(len, column))) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         padded = (c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))

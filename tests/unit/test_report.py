@@ -52,6 +52,19 @@ def test_no_number_of_a_report_is_read_that_cannot_be_negative_and_is(plain):
     assert {"error", "samples", "seconds", "flips", "shape", "bits", "accuracy"} <= tried
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("shape", [2**62] * 300), ("shape", [1] * 200_000), ("counts", []), ("counts", [1] * 30_000)],
+    ids=["too many weights", "too many sizes", "no bins", "too many bins"],
+)
+def test_shapes_and_histograms_that_cannot_be_are_refused(plain, field, value):
+    changed = copy.deepcopy(plain)
+    (layer, *_) = changed["stages"][1]["layers"] or changed["stages"][0]["layers"]
+    (layer if field == "shape" else layer["summary"])[field] = value
+    with raises(rw.FileFormatError, field):
+        rw.Report.from_dict(changed)
+
+
 def test_the_printed_report_names_each_rounding_method_once():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)).eval()
     other = rw.Weights(rounding=rw.rounding.Floor())

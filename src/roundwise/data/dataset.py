@@ -293,6 +293,12 @@ def _from_arrays(path: Path, options: DataOptions) -> Dataset:
     array, stored = read_arrays(path, options.keys)
     if array.ndim == 0 or len(array) == 0:
         raise FileFormatError(f"{path} holds no samples: the inputs are {list(array.shape)}. Save at least one sample.")
+    stored_bytes = array.untyped_storage().nbytes()
+    if len(array) > stored_bytes:
+        raise FileFormatError(
+            f"{path} holds {len(array):,} samples in {stored_bytes:,} bytes: the same numbers count again and again "
+            "(an expanded tensor). Save a copy (tensor.contiguous()) of as many samples as you need."
+        )
     images, numbers = array.dtype == torch.uint8, range(len(array))
     if images:
         preprocessing: Preprocessing | None = options.preprocessing

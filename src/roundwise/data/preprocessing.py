@@ -194,6 +194,11 @@ class Preprocessing:
         """Resize and crop; positions are rounded as torchvision rounds them."""
         if self.resize is not None:
             height, width = self.resize.target(image.height, image.width)
+            if height * width > MOST_PIXELS:
+                raise FileFormatError(
+                    f"an image of {image.width}×{image.height} pixels would become one of {width}×{height} by "
+                    f"'{self.resize}', more than {MOST_PIXELS:,}. Remove it, or choose another way to resize."
+                )
             if (height, width) != (image.height, image.width):
                 image = image.resize((max(1, width), max(1, height)), resampling)
         if self.crop is not None:

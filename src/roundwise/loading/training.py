@@ -39,12 +39,18 @@ def refuse_training_onnx(path: Path) -> None:
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    fixed = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer if not tensor.dims}
+
+    def value(tensor: Any) -> Any:
+        """Its numbers; True where they lie in a file beside this one, which is not read: they could be that."""
+        outside = onnx.external_data_helper.uses_external_data(tensor)
+        return True if outside else onnx.numpy_helper.to_array(tensor)
+
+    fixed = {tensor.name: value(tensor) for tensor in model.graph.initializer if not tensor.dims}
     found: list[str] = []
     for node in _nodes(model.graph):
         settings = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         if node.op_type == "Constant" and "value" in settings:
-            fixed[node.output[0]] = onnx.numpy_helper.to_array(settings["value"])
+            fixed[node.output[0]] = value(settings["value"])
         drops = node.op_type == "Dropout" and len(node.input) > 2 and bool(fixed.get(node.input[2], False))
         if drops or (node.op_type == "BatchNormalization" and settings.get("training_mode")):
             found.append(node.op_type)

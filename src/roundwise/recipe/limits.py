@@ -5,6 +5,7 @@ A recipe of every layer of a large network, with an override for each, has some 
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,11 @@ MOST_DEPTH = 32
 
 LARGEST_NUMBER = 2**63
 """Whole numbers beyond this are refused: TOML has 64 bits, and Python does not print numbers of many digits."""
+
+
+_PART = r"""(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')"""
+_DEEP_KEY = re.compile(rf"(?<![A-Za-z0-9_-])(?:{_PART}[ \t]*\.[ \t]*){{{MOST_DEPTH}}}")
+"""A key, or a table's name, with more than `MOST_DEPTH` parts: `a.b.c`."""
 
 
 def read_text(path: Path) -> str:
@@ -50,6 +56,8 @@ def parse_toml(text: str) -> dict[str, Any]:
         RecipeError: it is nested too deep, or a number has too many digits.
         tomllib.TOMLDecodeError: it is not TOML.
     """
+    if _DEEP_KEY.search(text):  # the parser would take time and memory with the square of a key's length
+        raise _too_deep()
     try:
         data = tomllib.loads(text)
     except RecursionError as error:

@@ -26,6 +26,9 @@ LABELS = 20
 NARROWEST = 3.0
 """Grid points that are closer than this are drawn as one band."""
 
+MOST_TICKS = 256
+"""Grids of more points are drawn as one band too."""
+
 
 @final
 @dataclass(frozen=True)
@@ -169,19 +172,20 @@ def _outline(counts: Sequence[int], first: float, last: float, height: float) ->
     """One outline around the bars of a histogram."""
     if last - first < 3:  # keep it visible where the grid is far wider than the weights
         first, last = (first + last) / 2 - 1.5, (first + last) / 2 + 1.5
-    step = (last - first) / len(counts)
+    step, highest = (last - first) / len(counts), max(*counts, 1)
     path = f"M{first:.1f} {height:g}"
     for index, count in enumerate(counts, start=1):
-        path += f"V{height - (height - 8) * count / max(*counts, 1):.1f}H{first + step * index:.2f}"
+        path += f"V{height - (height - 8) * count / highest:.1f}H{first + step * index:.2f}"
     return f"{path}V{height:g}Z"
 
 
 def _grid_row(name: str, scale: float, points: int, first: float, last: float, y: float) -> dict[str, Any]:
     """A path with one tick for each point, or the place of a band where the points are too close to tell apart."""
     step = (last - first) / (points - 1)
+    apart = step >= NARROWEST and points <= MOST_TICKS
     return {
         "title": f"{name}: {points:,} points, one every {number(scale)}",
-        "ticks": "".join(f"M{first + step * i:.1f} {y:g}v9" for i in range(points)) if step >= NARROWEST else "",
+        "ticks": "".join(f"M{first + step * i:.1f} {y:g}v9" for i in range(points)) if apart else "",
         "x": round(first, 1),
         "y": y,
         "width": round(max(1.0, last - first), 1),
@@ -199,5 +203,5 @@ def _beyond(value: float, log: bool) -> str:
 
 def _round_step(wanted: float) -> float:
     """The next of 1, 2, 5, 10, 20, … times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(wanted)) if wanted > 0 else 1.0
+    power = 10.0 ** max(-300, math.floor(math.log10(wanted))) if wanted > 0 else 1.0
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= wanted * (1 - 1e-9))

@@ -740,3 +740,15 @@ def test_batches_can_be_gone_through_again(tmp_path):
     assert [len(batch) for batch in batches] == [4, 2]
     assert len(batches) == 2
     assert torch.equal(torch.cat(list(batches)), torch.from_numpy(FLOATS))
+
+
+def test_an_image_that_would_become_too_large_is_refused():
+    thin = Image.new("RGB", (1, 60_000))
+    with raises(FileFormatError, "1×60000", 256):
+        Preprocessing(resize=ShorterSide(256), crop=(224, 224))(thin)
+
+
+def test_samples_that_are_the_same_numbers_again_and_again_are_refused(tmp_path):
+    torch.save(torch.zeros(1).expand(1 << 34, 4), tmp_path / "expanded.pt")
+    with raises(FileFormatError, "expanded.pt", f"{1 << 34:,}"):
+        load_data(tmp_path / "expanded.pt", DataOptions())

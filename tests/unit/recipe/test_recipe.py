@@ -5,6 +5,7 @@ from facts import raises
 from recipes import quantizing
 
 import roundwise as rw
+from roundwise.recipe import limits
 
 NAMES = ["features.0.conv", "features.1.conv", "classifier"]
 
@@ -175,3 +176,20 @@ def test_overrides_are_equal_where_keys_values_and_their_order_are():
     assert one == rw.Quantize(overrides={"a": eight, "b.*": None}).overrides
     assert one != rw.Quantize(overrides={"b.*": None, "a": eight}).overrides
     assert "'b.*'" in repr(one)
+
+
+@pytest.mark.parametrize("part", ["a", '"a b"', "'a.b'"])
+@pytest.mark.parametrize("form", ["{}=1", "[{}]", "x = {{{} = 1}}"])
+@pytest.mark.parametrize("dots", [".", " . "])
+def test_keys_of_many_parts_are_refused_before_they_are_parsed(part, form, dots, monkeypatch):
+    text = form.format(dots.join([part] * 200_000))
+    monkeypatch.setattr(limits.tomllib, "loads", lambda _: pytest.fail("parsed"))
+    with raises(rw.RecipeError, limits.MOST_DEPTH):
+        limits.parse_toml(text)
+
+
+def test_keys_of_few_parts_and_numbers_with_points_are_parsed():
+    text = "a.b.'c.d' = [" + "0.5, " * 1000 + "]\n[x.\"y z\"]\nw = 'a.b.c'"
+    data = limits.parse_toml(text)
+    assert len(data["a"]["b"]["c.d"]) == 1000
+    assert data["x"]["y z"]["w"] == "a.b.c"

@@ -374,6 +374,28 @@ def test_several_scales_show_the_finest_and_the_coarsest_grid():
     assert re.findall(r"<title>(\w+) grid: 16 points", weight_figure(layer(summary=summary))) == ["finest", "coarsest"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"finest": (1e290, 0), "coarsest": (1e290, 0)},
+        {"counts": (1,) * 1000},
+        {"smallest": -1e308, "largest": 1e308},
+    ],
+)
+def test_a_figure_of_any_summary_is_small(change):
+    of = layer(bits=16, summary=dataclasses.replace(SUMMARY, **change))
+    assert len(weight_figure(of)) < 50_000
+
+
+def test_a_long_name_does_not_widen_every_line():
+    of = result(layer(name="a" * 100_000), *(layer(name=str(number)) for number in range(50)))
+    assert len(str(of.report)) < 200_000
+
+
+def test_times_that_no_axis_holds_have_a_page():
+    assert "<svg" in rendered(result(layer(seconds=2.5e-323)))
+
+
 def test_weights_that_are_all_equal_have_a_figure():
     for value in (0.0, 3.0, -1e-30):
         weight = torch.full((1, 2, 3), value)
