@@ -689,9 +689,13 @@ COMPRESSION = {
         lambda _: rw.Compress(macs=0.5, methods=(rw.compression.SpatialSVD,)),
         ("methods[0]", "SpatialSVD()"),
     ),
-    "channel pruning beside chains of layers": (
-        lambda _: rw.Compress(macs=0.5, methods=(rw.compression.ChannelPruning(), rw.compression.WeightSVD())),
-        ("ChannelPruning", "WeightSVD"),
+    "a budget that neither channels nor chains can meet": (
+        lambda _: rw.compress(
+            nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval(),
+            torch.randn(8, 8),
+            rw.Compress(macs=0.01, methods=(rw.compression.ChannelPruning(), rw.compression.WeightSVD()), multiple=4),
+        ),
+        ("macs=0.01", "ChannelPruning", "WeightSVD", "multiples of 4"),
     ),
     "a budget that no number of channels can meet": (
         lambda _: rw.compress(

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from roundwise.report import EpochReport, LayerReport
+from roundwise.report import LayerReport
 from roundwise.report_compression import CompressionReport
+from roundwise.report_training import EpochReport
 from roundwise.wording import human_bytes, human_seconds, number_of
 
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
-
-import cattrs
 
 from roundwise.errors import FileFormatError
 from roundwise.report_compression import CompressionReport, compression_in_words, total_macs, total_parameters
+from roundwise.report_data import from_plain, to_plain
+from roundwise.report_training import EpochReport, best_epoch, training_in_words
 from roundwise.wording import error_in_words, human_bytes, number_of, table
 
 
@@ -165,26 +165,6 @@ def worst_error(outputs: Iterable[OutputReport]) -> float:
 
 @final
 @dataclass(frozen=True)
-class EpochReport:
-    """One epoch of training.
-
-    Attributes:
-        epoch: its number, from 1; 0 is before training.
-        loss: mean over the training batches; None before training.
-        held_out: mean loss on held-out samples, after the epoch.
-        accuracy: share of the held-out samples whose label has the largest logit, 0 to 1; None without labels.
-        oscillating: share of the quantized weights whose codes jump to and fro, 0 to 1; None before training.
-    """
-
-    epoch: int
-    loss: float | None
-    held_out: float
-    accuracy: float | None = None
-    oscillating: float | None = None
-
-
-@final
-@dataclass(frozen=True)
 class StageReport:
     """The report of one stage of the recipe.
 
@@ -217,7 +197,7 @@ class StageReport:
     @property
     def best_epoch(self) -> EpochReport | None:
         """The epoch whose network was kept: that with the smallest held-out loss; None without training."""
-        return min(self.epochs, key=lambda epoch: epoch.held_out, default=None)
+        return best_epoch(self.epochs)
 
     @property
     def macs(self) -> tuple[int, int]:
@@ -322,8 +302,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON: dicts, lists, strings and numbers, and None for an error that is NaN or infinite."""
-        plain: dict[str, Any] = _CONVERTER.unstructure(self)
-        return plain
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
@@ -333,9 +312,7 @@ class Report:
             FileFormatError: the data are not those of a report.
         """
         try:
-            report: Report = _CONVERTER.structure(data, cls)
-            _check_values(report)
-            return report
+            return from_plain(data, cls)
         except Exception as error:  # data can be wrong in any way
             raise FileFormatError(
                 f"there is no report in this {type(data).__name__}: {type(error).__name__}: {error}. Give what "
@@ -394,7 +371,7 @@ class Report:
                 "nearest, chosen: relative error of the layer's output before its nonlinearity, Σ‖y − ŷ‖²/Σ‖y‖², with "
                 "nearest and with the chosen rounding of this layer; earlier layers are quantized as chosen."
             )
-        lines += [training_in_words(stage) for stage in self.stages if stage.epochs]
+        lines += [training_in_words(stage.epochs) for stage in self.stages if stage.epochs]
         if len(self.outputs) > 1:
             lines += [f"output '{one.name}': {one.figure}" for one in self.outputs]
         lines += self.layer_notes
@@ -404,99 +381,3 @@ class Report:
         ]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
-
-
-def training_in_words(stage: StageReport) -> str:
-    """What a stage of training has reached, as a line of the report."""
-    first, last, best = stage.epochs[0], stage.epochs[-1], stage.best_epoch
-    assert best is not None
-    epochs = number_of(last.epoch, "epoch")
-    if best.epoch == 0:
-        return f"training: {epochs}; none lowered the held-out loss of {first.held_out:.4g}, so none was kept."
-    parts = [f"held-out loss {first.held_out:.4g} → {best.held_out:.4g}"]
-    if first.accuracy is not None and best.accuracy is not None:
-        parts.append(f"accuracy {first.accuracy:.2%} → {best.accuracy:.2%}")
-    if best.oscillating is not None:
-        parts.append(f"{best.oscillating:.2%} of the quantized weights oscillate")
-    return f"training: {epochs}, of which number {best.epoch} was kept; {', '.join(parts)}."
-
-
-_NOT_NEGATIVE = frozenset(
-    [
-        "accuracy",
-        "bits",
-        "clipped",
-        "counts",
-        "error",
-        "error_nearest",
-        "error_weights",
-        "float_bytes",
-        "flips",
-        "macs",
-        "oscillating",
-        "output_error",
-        "parameters",
-        "peak_activation_bytes",
-        "quantized_bytes",
-        "samples",
-        "scale",
-        "scales",
-        "seconds",
-        "setup_seconds",
-        "shape",
-        "size",
-        "weights",
-    ]
-)
-"""The fields of reports whose numbers are 0 or more."""
-
-
-MOST_WEIGHTS, MOST_BINS = 2**63, 1024
-"""The shape of a weight with more numbers, and a histogram with more bins (there are 48), are refused in reports."""
-
-
-def _check_values(entry: Any) -> None:
-    """Raise if a report, or an entry of it, has a number that cannot be: it is shown, and counted with.
-
-    Raises:
-        ValueError: names the field.
-    """
-    if isinstance(entry, LayerReport) and (len(entry.shape) > 64 or entry.weights >= MOST_WEIGHTS):
-        raise ValueError(f"a shape has {len(entry.shape)} sizes, and more than 2**63 numbers")
-    if isinstance(entry, WeightSummary) and not 0 < len(entry.counts) <= MOST_BINS:
-        raise ValueError(f"counts has {len(entry.counts)} bins, and can have 1 to {MOST_BINS}")
-    for one in fields(entry):
-        value = getattr(entry, one.name)
-        numbers = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
-        for number in numbers:
-            if is_dataclass(number):
-                _check_values(number)
-            elif one.name in _NOT_NEGATIVE and isinstance(number, int | float) and number < 0:
-                raise ValueError(f"{one.name} is {number!r}, and can only be 0 or more")
-
-
-def _exactly(value: Any, kind: type) -> Any:
-    """A value that must be of a type as it is: a report from a file is printed, and must hold what it seems to hold.
-
-    Raises:
-        TypeError: it is of another type.
-    """
-    if type(value) is not kind:
-        raise TypeError(f"a report has {value!r}, where a value of type {kind.__name__} belongs")
-    return value
-
-
-def _number(value: Any, _: type) -> float:
-    if value is None:
-        return math.nan
-    if type(value) not in (int, float):
-        raise TypeError(f"a report has {value!r}, where a number belongs")
-    return float(value)
-
-
-# JSON has no NaN. Errors are NaN without data, and may be infinite if a network in float16 overflows.
-_CONVERTER = cattrs.Converter(detailed_validation=False, forbid_extra_keys=True)
-_CONVERTER.register_unstructure_hook(float, lambda value: value if math.isfinite(value) else None)
-_CONVERTER.register_structure_hook(float, _number)
-for _kind in (bool, int, str):
-    _CONVERTER.register_structure_hook(_kind, _exactly)

@@ -18,9 +18,10 @@ class CompressionReport:
     Attributes:
         name: the layer's name in the model.
         operation, shape: of the layer before.
-        method: by the name that recipes use; empty if the layer was left as it is.
-        size: what the method chose: the rank, or the numbers of output and of input channels that are left; empty if
-            the layer was left.
+        method: by the name that recipes use, such as "spatial-svd", or "channel-pruning + spatial-svd" for a layer that
+            lost channels and was then replaced; empty if the layer was left as it is.
+        size: what the method chose: the rank, or the numbers of output and of input channels that are left, or these
+            and the rank; empty if the layer was left.
         macs, parameters: before and after: multiplications of one sample, and numbers in weight and bias.
         predicted: what the choice expected: the relative error of the network's outputs from this layer alone. Without
             data, the share of the layer's squared weights that is lost. NaN if it was left.

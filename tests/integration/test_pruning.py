@@ -1,5 +1,6 @@
 """Channel pruning of whole networks: what is not needed goes without a loss, files hold the result."""
 
+import copy
 import math
 
 import pytest
@@ -176,9 +177,54 @@ def test_a_budget_below_what_can_be_reached_is_refused(model, images):
         rw.compress(model, images, rw.Compress(macs=0.001, methods=PRUNINGS[:1], multiple=2))
 
 
-def test_pruning_stands_in_a_stage_of_its_own():
-    with raises(RecipeError, "ChannelPruning", "SpatialSVD"):
-        rw.Compress(macs=0.5, methods=(*PRUNINGS[:1], rw.compression.SpatialSVD()))
+BOTH = (*PRUNINGS[2:], rw.compression.SpatialSVD(), rw.compression.WeightSVD())
+
+
+@pytest.fixture(scope="module")
+def redundant(model):
+    """Layers that share channels by a pair, and whose weights have a low rank."""
+    net = repeat(copy.deepcopy(model))
+    with torch.no_grad():
+        for layer in (net.stem, net.outer, net.side):
+            layer.weight.copy_(layer.weight.mean(3, keepdim=True).expand_as(layer.weight))
+    return net
+
+
+@pytest.fixture(scope="module")
+def combined(redundant, images):
+    return rw.compress(redundant, images, rw.Compress(macs=0.3, methods=BOTH, multiple=2))
+
+
+def test_layers_lose_channels_and_become_chains_in_one_stage(redundant, images, combined):
+    found = entries(combined)
+    both = [one for one in found.values() if " + " in one.method]
+    assert both
+    for one in both:
+        rows, columns, rank = one.size
+        chain = [tensors(combined)[f"{one.name}.{part}.weight"].shape for part in (0, 1)]
+        assert (chain[0][0], chain[0][1], chain[1][0], chain[1][1]) == (rank, columns, rows, rank)
+    assert relative(combined(images), redundant(images)) == pytest.approx(combined.report.output_error, rel=1e-3)
+
+
+def test_costs_of_channels_and_chains_are_those_of_the_network_that_is_left(redundant, images):
+    stages = rw.Compress(macs=0.3, methods=BOTH, multiple=2), rw.Compress(macs=0.95, multiple=1)
+    twice = rw.compress(redundant, images, rw.Recipe((rw.Rewrite(), *stages)))
+    first, second = [stage.macs for stage in twice.report.stages if stage.compressed]
+    assert 0.25 * first[0] < first[1] <= 0.3 * first[0]
+    assert second[0] == first[1]
+
+
+def test_both_kinds_of_methods_lose_no_more_than_one_of_them(redundant, images, combined):
+    expected = sum(one.predicted for one in entries(combined).values() if one.method)
+    for methods in (BOTH[:1], BOTH[1:]):
+        alone = rw.compress(redundant, images, rw.Compress(macs=0.3, methods=methods, multiple=2))
+        assert expected <= 1.001 * sum(one.predicted for one in entries(alone).values() if one.method)
+
+
+def test_both_kinds_of_methods_work_without_data(model, images):
+    small = rw.compress(model, rw.DataFree((3, 6, 6)), rw.Compress(macs=0.4, methods=BOTH, multiple=2))
+    assert small(images).shape == (96, 6)
+    assert {"spatial-svd", "weight-svd", "backward-elimination"} & {one.method for one in entries(small).values()}
 
 
 def test_a_method_that_chooses_channels_that_do_not_exist_is_named(model, images):

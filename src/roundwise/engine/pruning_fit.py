@@ -17,19 +17,19 @@ import torch
 from torch import Tensor, fx
 
 from roundwise.engine.answers import StreamPair
-from roundwise.engine.candidates import SHRINKAGE
-from roundwise.engine.pruning_plan import PruningPlan
-from roundwise.engine.refitting import WORSE_THAN_PREDICTED, FloatWeight
+from roundwise.engine.compression_plan import CompressionPlan
+from roundwise.engine.measuring import SHRINKAGE
+from roundwise.engine.refitting import FloatWeight, held_out_note
 from roundwise.engine.unit import generator_for
 from roundwise.graph.unit import Unit
 from roundwise.numerics.regression import Regression
 from roundwise.report_compression import CompressionReport
 from roundwise.statistics import Addend, Gram
-from roundwise.wording import error_in_words
 
-STRENGTHS = (1.0, 0.1, 0.01)
+STRENGTHS = (10.0, 1.0, 0.1, 0.01)
 """How much of the advised shrinkage fitted weights may have; held-out samples choose. The advice pulls them towards the
-weights that a layer has, and these do not make up for the channels that are gone: less can be better."""
+weights that a layer has, and these do not make up for the channels that are gone: less can be better. It takes
+positions of a sample as independent, which they are not: more can be better too."""
 
 
 @final
@@ -43,7 +43,7 @@ class FitTask:
     """
 
     unit: Unit
-    plan: PruningPlan
+    plan: CompressionPlan
 
     @property
     def changes(self) -> bool:
@@ -77,6 +77,9 @@ class FitTask:
         before = FloatWeight(layer, tensor, layer.map.bias)
         moments = [Regression.of(statistics.fit, group) for group in range(len(weight))]
         found = [(_held_out_error(statistics, weight, bias), weight, bias)]
+        if statistics.held_out.count:  # the weights that the layer has, with a new bias
+            shift = torch.stack([one.bias(own) for one, own in zip(moments, weight, strict=True)])
+            found.append((_held_out_error(statistics, weight, shift), weight, shift))
         for strength in STRENGTHS:
             shrunk = [
                 one.shrunk(own, strength * one.shrinkage_strength(SHRINKAGE))
@@ -86,30 +89,13 @@ class FitTask:
             shift = torch.stack([one.bias(own) for one, own in zip(moments, matrix, strict=True)])
             found.append((_held_out_error(statistics, matrix, shift), matrix, shift))
         _, matrix, shift = min(found, key=lambda one: one[0]) if statistics.held_out.count else found[1]
-        if matrix is weight:
+        if shift is bias:
             fitted, note = before, "fitted weights were worse on held-out samples, so it has those that it had"
         else:
-            note = self._note(moments, statistics, matrix, shift)
+            note = held_out_note(self.plan, self.unit.name, statistics, matrix[0], shift[0])
             new = layer.map.to_weight(matrix).to(tensor.dtype), shift.flatten().to(tensor.dtype)
             fitted = FloatWeight(layer, *new)
         return [Fitted(self, fitted, before, note, time.perf_counter() - start)]
-
-    def _note(self, moments: Sequence[Regression], statistics: Gram, matrix: Tensor, bias: Tensor) -> str:
-        """What to say if the error on held-out samples is far larger than on the others; else nothing."""
-        name = self.unit.name
-        if not statistics.held_out.count or name not in self.plan.readers:
-            return ""
-        metric, expected = self.plan.metrics[name].diagonal(), self.plan.readers[name]
-        seen, held_out = (
-            float((metric * one.error(matrix[0], bias[0])).sum())
-            for one in (moments[0], Regression.of(statistics.held_out))
-        )
-        if not held_out > WORSE_THAN_PREDICTED * max(seen, expected):
-            return ""
-        return (
-            f"on held-out samples its error is {error_in_words(held_out)} of the network's outputs, on the samples "
-            f"that it was fitted to {error_in_words(seen)}; the choice of channels expected {error_in_words(expected)}"
-        )
 
     def bytes_needed(self, samples: int, positions: int) -> int:
         """Bytes for the moments and for their decomposition, at most."""

@@ -13,24 +13,30 @@ from dataclasses import dataclass, replace
 from typing import final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, fx
 
 from roundwise.engine.answers import StreamPair
-from roundwise.engine.candidates import Candidate, Option, regression_for
+from roundwise.engine.candidates import Candidate, Option
+from roundwise.engine.compression_plan import CompressionPlan
+from roundwise.engine.measuring import SHRINKAGE
 from roundwise.engine.unit import generator_for
 from roundwise.errors import RecipeError
 from roundwise.graph.analysis.layers import Layer
 from roundwise.graph.transforms.factorize import Part
 from roundwise.graph.unit import Unit
-from roundwise.methods.compressing import Factorization, FactorizationProblem, Factorized
-from roundwise.methods.compression import COMPRESSION_METHODS
+from roundwise.methods.compressing import Factorization, FactorizationProblem, Factorized, Size
 from roundwise.numerics.regression import Regression
 from roundwise.report_compression import CompressionReport
 from roundwise.statistics import Addend, Gram
 from roundwise.wording import error_in_words
 
 WORSE_THAN_PREDICTED = 1.5
-"""The report notes a layer that adds more than 1.5 times the predicted error on held-out samples."""
+"""The report notes a layer whose error on held-out samples is more than 1.5 times the predicted one."""
+
+STRENGTHS = (30.0, 10.0, 1.0)
+"""How much of the advised shrinkage factors may have; held-out samples choose. The advice takes positions of a sample
+as independent, which they are not: more can be better."""
 
 
 @final
@@ -54,15 +60,15 @@ class FloatWeight:
 
 
 def answer_of(
-    problem: FactorizationProblem, method: Factorization, option: Option, dtype: torch.dtype
+    problem: FactorizationProblem, method: Factorization, size: Size, dtype: torch.dtype
 ) -> tuple[Factorized, Tensor]:
     """A method's answer, and the bias that is best with it, in the dtype of the network.
 
     Raises:
         RecipeError: the answer does not fit the layer.
     """
-    answer = method.factorize(problem, option.size)
-    wanted = [part.weight_shape for part in method.parts(problem.layer, option.size)]
+    answer = method.factorize(problem, size)
+    wanted = [part.weight_shape for part in method.parts(problem.layer, size)]
     rows, cols = problem.regression.cross.shape
     found = [tuple(weight.shape) for weight in answer.weights]
     finite = all(bool(weight.isfinite().all()) for weight in (*answer.weights, answer.matrix))
@@ -81,7 +87,7 @@ def parts_of(problem: FactorizationProblem, option: Option, dtype: torch.dtype) 
     Raises:
         RecipeError: the method's answer does not fit the layer.
     """
-    answer, bias = answer_of(problem, option.method, option, dtype)
+    answer, bias = answer_of(problem, option.method, option.size, dtype)
     maps = list(option.method.parts(problem.layer, option.size))
     maps[-1] = replace(maps[-1], bias=bias)
     return [(part, weight.to(dtype)) for part, weight in zip(maps, answer.weights, strict=True)]
@@ -94,13 +100,13 @@ class RefitTask:
 
     Attributes:
         unit: the chain, in the graph that is cut.
-        candidate: the layer that it replaces.
-        option: the method and the size.
+        plan: what is known of the layers.
+        candidate: the layer that it replaces, with the channels that are left.
     """
 
     unit: Unit
+    plan: CompressionPlan
     candidate: Candidate
-    option: Option
 
     @property
     def changes(self) -> bool:
@@ -109,8 +115,8 @@ class RefitTask:
 
     @property
     def addend(self) -> fx.Node | None:
-        """None: the targets are the original layer's outputs."""
-        return None
+        """The branch that the output is added to: the chain makes up for its error too."""
+        return self.unit.layers[-1].addend
 
     def statistics(self, samples: int, seed: int) -> Gram:
         """Empty moments of the layer that the chain replaces."""
@@ -122,17 +128,26 @@ class RefitTask:
     ) -> None:
         """Add one batch to the moments."""
         (pair,) = inputs
-        statistics.add(pair.current, targets, samples)
+        if addend is None:
+            statistics.add(pair.current, targets, samples)
+        else:
+            statistics.add_sum(pair.current, targets, samples, addend)
 
     def solve(self, statistics: Gram, seed: int) -> list[SolvedChain]:
-        """Fit the chain."""
+        """Fit the chain, with the shrinkage that is best on held-out samples."""
         start = time.perf_counter()
         candidate, graph = self.candidate, self.unit.graph
         dtype = graph.constants[self.unit.layers[0].weight].dtype
-        regression = regression_for(statistics, candidate.weight)
-        problem = FactorizationProblem(candidate.layer.name, candidate.layer.map, regression, candidate.metric)
-        answer, bias = answer_of(problem, self.option.method, self.option, dtype)
-        note = self._held_out_note(statistics, answer.matrix, bias.double())
+        option, moments = self.plan.chains[candidate.layer.name], Regression.of(statistics.fit)
+        advised = moments.shrinkage_strength(SHRINKAGE)
+        found: list[tuple[float, Factorized, Tensor]] = []
+        for strength in STRENGTHS if statistics.held_out.count and advised else (1.0,):
+            shrunk = moments.shrunk(candidate.weight, strength * advised)
+            problem = FactorizationProblem(candidate.layer.name, candidate.layer.map, shrunk, candidate.metric)
+            answer, bias = answer_of(problem, option.method, option.size, dtype)
+            found.append((self._loss(statistics, answer.matrix, bias), answer, bias))
+        _, answer, bias = min(found, key=lambda one: one[0])
+        note = held_out_note(self.plan, candidate.layer.name, statistics, answer.matrix, bias.double())
         before = [FloatWeight(layer, graph.constants[layer.weight], layer.map.bias) for layer in self.unit.layers]
         return [
             SolvedChain(
@@ -140,21 +155,11 @@ class RefitTask:
             )
         ]
 
-    def _held_out_note(self, statistics: Gram, matrix: Tensor, bias: Tensor) -> str:
-        """What to say if the chain adds far more error on held-out samples than was predicted; else nothing."""
+    def _loss(self, statistics: Gram, matrix: Tensor, bias: Tensor) -> float:
+        """The error on held-out samples, less a constant; 0 if there are none."""
         if not statistics.held_out.count:
-            return ""
-        held_out, candidate = Regression.of(statistics.held_out), self.candidate
-        own_bias = candidate.layer.map.bias_rows[0].double()
-        added = held_out.loss(matrix, bias, candidate.metric) - held_out.loss(
-            candidate.weight, own_bias, candidate.metric
-        )
-        if not added > WORSE_THAN_PREDICTED * self.option.error:
-            return ""
-        return (
-            f"on held-out samples it adds an error of {error_in_words(added)} to the network's outputs, where the "
-            f"choice of sizes expected {error_in_words(self.option.error)}"
-        )
+            return 0.0
+        return Regression.of(statistics.held_out).loss(matrix, bias.double(), self.candidate.metric)
 
     def bytes_needed(self, samples: int, positions: int) -> int:
         """Bytes for the moments and for decompositions of them, at most."""
@@ -167,6 +172,33 @@ class RefitTask:
     def work(self, items_per_sample: int, samples: int) -> float:
         """Collecting moments is what takes time."""
         return Gram.forward_passes * samples * items_per_sample
+
+
+def held_out_note(
+    plan: CompressionPlan,
+    name: str,
+    statistics: Gram,
+    matrix: Float[Tensor, "rows cols"],
+    bias: Float[Tensor, "rows"],
+) -> str:
+    """What to say of a layer that was cut if its error is far larger on held-out samples than was predicted.
+
+    Its output has the errors of the layers before it too, so these are predicted as well.
+    """
+    if not statistics.held_out.count or name not in plan.expected:
+        return ""
+    metric, expected = plan.metrics[name].diagonal(), plan.expected_so_far[name]
+    held_out, seen = (
+        float((metric * Regression.of(moments).error(matrix, bias)).sum())
+        for moments in (statistics.held_out, statistics.fit)
+    )
+    if not held_out > WORSE_THAN_PREDICTED * expected:
+        return ""
+    return (
+        f"on held-out samples its error is {error_in_words(held_out)} of the network's outputs, where the choice of "
+        f"sizes expected {error_in_words(expected)} of this layer and those before it; on the samples that it was "
+        f"fitted to it is {error_in_words(seen)}"
+    )
 
 
 def as_weights(unit: Unit, answer: Factorized, bias: Tensor) -> list[FloatWeight]:
@@ -205,37 +237,4 @@ class SolvedChain:
     def report(self, error_simpler: float, error: float, note: str) -> CompressionReport:
         """The entry for the report."""
         notes = "; ".join(filter(None, (self.note, note)))
-        return chain_report(self.task.candidate, self.task.option, (error_simpler, error), self.duration, notes)
-
-
-def chain_report(
-    candidate: Candidate, option: Option, errors: tuple[float, float], seconds: float, note: str = ""
-) -> CompressionReport:
-    """The report of a layer that was cut.
-
-    Args:
-        candidate, option: the layer and what it has become.
-        errors: of its output, with factors of the weights alone and with the fitted ones; NaN if not measured.
-        seconds: that it took.
-        note: for the report.
-    """
-    return CompressionReport(
-        name=candidate.layer.name,
-        operation=candidate.layer.map.operation,
-        shape=candidate.layer.map.weight_shape,
-        method=method_name(option),
-        size=option.size,
-        macs=(candidate.cost.macs, option.cost.macs),
-        parameters=(candidate.cost.parameters, option.cost.parameters),
-        predicted=option.error,
-        error_weights=errors[0],
-        error=errors[1],
-        seconds=seconds,
-        note=note,
-    )
-
-
-def method_name(option: Option) -> str:
-    """The name by which recipes know a method; the class of a user's own."""
-    kind = type(option.method)
-    return next((name for name, known in COMPRESSION_METHODS.items() if known is kind), kind.__name__)
+        return self.task.plan.report(self.task.unit.name, (error_simpler, error), self.duration, notes)

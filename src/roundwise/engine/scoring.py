@@ -21,18 +21,23 @@ import torch
 from torch import Tensor, fx
 
 from roundwise.engine.answers import StreamPair
-from roundwise.engine.candidates import Candidate, Option, regression_for, white_problem
+from roundwise.engine.candidates import Candidate, Option, white_problem
+from roundwise.engine.compression_costs import CompressionCosts
+from roundwise.engine.compression_plan import budget_of, name_of_method
+from roundwise.engine.measuring import regression_for
 from roundwise.engine.network import Network
-from roundwise.engine.refitting import method_name, parts_of
+from roundwise.engine.refitting import parts_of
 from roundwise.engine.result import model_of
 from roundwise.engine.run import Run
 from roundwise.engine.stream import Stream
 from roundwise.engine.unit import generator_for
 from roundwise.errors import RecipeError
 from roundwise.events import NetworkEvaluated, PassStarted
+from roundwise.graph.graph import Graph
 from roundwise.graph.transforms.factorize import Part, factorize
 from roundwise.graph.unit import Unit
 from roundwise.methods.compressing import FactorizationProblem
+from roundwise.recipe.compress import Compress
 from roundwise.recipe.recipe import Recipe
 from roundwise.recipe.stages import Rewrite
 from roundwise.statistics import Addend, Gram
@@ -42,20 +47,24 @@ SHARES = tuple(k / 10 for k in range(1, 10))
 """The shares of a layer's cost that are tried. More take as many more evaluations, and come nearer to the budget."""
 
 
-def tried(candidate: Candidate, unit: str) -> Candidate:
-    """A layer with the options that are evaluated: for each share of its cost, the one with the smallest error.
+def evaluated(graph: Graph, candidates: Sequence[Candidate], stage: Compress) -> list[Candidate]:
+    """The layers with the options that are evaluated: for each share of its cost, the one with the smallest error.
 
     Args:
-        candidate: the layer, with all options.
-        unit: of the budget, and of the shares: "macs" or "parameters".
+        graph: the network.
+        candidates: its layers, with all options.
+        stage: says what the budget, and so the shares, count.
     """
+    unit, _ = budget_of(stage)
+    costs = CompressionCosts(graph, (), candidates, unit)
+    whole = costs.of_layers(costs.nothing)
+    return [_tried(one, unit, getattr(whole[one.layer.name], unit)) for one in candidates]
+
+
+def _tried(candidate: Candidate, unit: str, whole: int) -> Candidate:
     chosen: dict[int, Option] = {}
     for share in SHARES:
-        small = [
-            option
-            for option in candidate.options
-            if getattr(option.cost, unit) <= share * getattr(candidate.cost, unit)
-        ]
+        small = [option for option in candidate.options if option.cost(unit) <= share * whole]
         if small:
             best = min(small, key=lambda option: option.error)
             chosen[id(best)] = best
@@ -87,7 +96,7 @@ def losses_of(candidates: Sequence[Candidate], network: Network, run: Run, befor
         losses[name] = []
         for option, parts in zip(one.options, fitted[name], strict=True):
             changed = factorize(network.graph, {name: parts}).graph
-            size = f"{method_name(option)} {'×'.join(map(str, option.size))}"
+            size = f"{name_of_method(option.method)} {'×'.join(map(str, option.size))}"
             found = score(dataclasses.replace(network, graph=changed), run, f"layer '{name}' alone as {size}")
             losses[name].append(before - found)
             done += 1
@@ -189,7 +198,7 @@ class _FitTask:
     def bytes_needed(self, samples: int, positions: int) -> int:
         """Bytes for the moments, for decompositions of them, and for the chains, at most."""
         _, rows, cols = self.unit.layer.map.matrix_shape
-        chains = 8 * sum(option.cost.parameters for option in self.candidate.options)
+        chains = 8 * sum(option.cost("parameters") for option in self.candidate.options)
         return Gram.bytes_needed(self.unit.layer.map, samples, positions) + 8 * 6 * (cols + rows) ** 2 + chains
 
     def work(self, items_per_sample: int, samples: int) -> float:

@@ -39,7 +39,7 @@ from roundwise.engine.training_data import TrainingBatch, TrainingData
 from roundwise.errors import CalibrationError, ModelError, RecipeError
 from roundwise.events import EpochFinished, Progress, StepsFinished
 from roundwise.recipe.finetune import KINDS, Finetune
-from roundwise.report import EpochReport
+from roundwise.report_training import EpochReport
 
 BETWEEN_CHECKPOINTS = 30.0
 """Seconds between two checkpoints. A longer time loses more of a run that is killed; a shorter one writes more."""

@@ -28,6 +28,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from roundwise.graph.graph import Graph, InputSpec, bind
+from roundwise.graph.matrix import LinearMap
 from roundwise.graph.operators import ATTENTION, FACTORS, WEIGHTED
 from roundwise.graph.shapes import expression
 from roundwise.graph.vocabulary import RECURRENT
@@ -119,6 +120,30 @@ def costs_of(graph: Graph) -> Costs:
         bytes_of[node] = (size or 0) // batch
         operations.append(OperationCost(node, (macs or 0) // batch, parameters, bytes_of[node]))
     return Costs(tuple(operations), _peak(graph, bytes_of), tuple(uncounted))
+
+
+def costs_of_chain(graph: Graph, source: fx.Node, parts: Sequence[LinearMap]) -> list[tuple[int, int]]:
+    """MACs and parameters of layers that would run one after the other on a value, for one sample.
+
+    Args:
+        graph: that gives the value.
+        source: the value.
+        parts: the layers, no transposed convolutions. Biases are not counted.
+
+    Returns:
+        A pair for each layer; nothing if the sizes of the value depend on values.
+    """
+    shape, costs = _Sizes(graph).shape(source), []
+    if shape is None:
+        return []
+    dims = parts[0].dims
+    space = tuple(shape[len(shape) - dims :])
+    items = math.prod(shape[: len(shape) - 1 - dims])  # such as the tokens of a text; and the batch, if it is fixed
+    for part in parts:
+        space = part.output_space(space)
+        numbers = math.prod(part.weight_shape)
+        costs.append((numbers * math.prod(space) * items // (graph.batch or 1), numbers))
+    return costs
 
 
 @final

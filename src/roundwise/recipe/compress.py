@@ -28,16 +28,16 @@ class Compress:
     Args:
         macs: the share of the network's multiplications that is left, above 0 and below 1.
         parameters: the share of the numbers in weights and biases of layers that is left, likewise.
-        methods: alternatives; each layer takes the one that suits it best, or stays as it is. Methods that remove
-            channels, such as `ChannelPruning`, need a stage of their own.
+        methods: alternatives. Methods that remove channels, such as `ChannelPruning`, say what each group of channels
+            could lose; others, such as `SpatialSVD`, what each layer could be replaced by. One choice is made among all
+            of these. A layer may lose channels and then be replaced.
         choice: how the sizes of the layers are chosen.
         multiple: ranks, and numbers of channels that are left, are multiples of this number, because runtimes compute 8
             or 16 channels at a time.
         keep: names of layers that stay as they are; globs such as `"features.0.*"` too.
 
     Raises:
-        RecipeError: a setting is out of range or of the wrong type, not exactly one budget is given, or methods that
-            remove channels stand beside others.
+        RecipeError: a setting is out of range or of the wrong type, or not exactly one budget is given.
     """
 
     macs: float | None = None
@@ -66,16 +66,9 @@ class Compress:
             )
         for number, method in enumerate(self.methods):
             check_choice(f"Compress: methods[{number}]", method, CompressionMethod, COMPRESSION_METHODS)
-        pruning = [type(method).__name__ for method in self.methods if isinstance(method, Pruning)]
-        others = [type(method).__name__ for method in self.methods if not isinstance(method, Pruning)]
-        if pruning and others:
-            raise RecipeError(
-                f"Compress: methods has {pruning[0]}, which removes channels of several layers at once, and "
-                f"{others[0]}, which replaces single layers: they cannot be alternatives of one stage. Give two "
-                f"stages: Compress(macs=0.7, methods=({others[0]}(),)), Compress(macs=0.7, methods=({pruning[0]}(),))."
-            )
         object.__setattr__(self, "methods", tuple(self.methods))
         check_choice("Compress: choice", self.choice, RatioChoice, RATIO_CHOICES)
+        pruning = [type(method).__name__ for method in self.methods if isinstance(method, Pruning)]
         if pruning and self.choice.evaluates:
             raise RecipeError(
                 f"Compress: {self.choice!r} measures networks in which one layer is cut, and {pruning[0]} removes "

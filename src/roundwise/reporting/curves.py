@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from roundwise.report import EpochReport
+from roundwise.report_training import EpochReport
 from roundwise.reporting.charts import LEFT, RIGHT, WIDTH, Axis
 from roundwise.reporting.words import number
 

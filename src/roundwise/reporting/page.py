@@ -20,7 +20,8 @@ import jinja2
 from roundwise.errors import ExportError, RecipeError
 from roundwise.files import named, replacing
 from roundwise.recipe.recipe import Recipe
-from roundwise.report import LayerReport, Report, training_in_words
+from roundwise.report import LayerReport, Report
+from roundwise.report_training import training_in_words
 from roundwise.reporting import words
 from roundwise.reporting.charts import chart, weight_figure
 from roundwise.reporting.curves import curves
@@ -132,7 +133,7 @@ def render(
         ],
         trainings=[
             {
-                "words": training_in_words(stage),
+                "words": training_in_words(stage.epochs),
                 "epochs": stage.epochs,
                 "best": stage.best_epoch,
                 "figures": curves(stage.epochs),

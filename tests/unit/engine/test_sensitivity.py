@@ -23,20 +23,40 @@ def metrics_of(model, images, repeats):
     return output_metrics(graph, layers, calibration, CPU, torch.Generator().manual_seed(0))
 
 
-def test_the_metric_is_the_mean_of_the_squared_derivative():
+@pytest.mark.parametrize("alike", [0.0, 1.5])
+def test_the_metric_is_the_mean_of_the_squared_derivative(alike):
     torch.manual_seed(0)
     first, rest = nn.Conv2d(2, 3, 3, padding=1), nn.Sequential(nn.Tanh(), nn.Flatten(), nn.Linear(48, 4))
-    images = torch.randn(2, 2, 4, 4)
+    images = torch.randn(2, 2, 4, 4) + alike * torch.tensor([-1.0, 1.0])[:, None, None, None]
     found = metrics_of(nn.Sequential(first, *rest), images, repeats=128)["0"]
+    outputs = first(images).detach().flatten(2)
+    outputs = outputs - outputs.mean((0, 2), keepdim=True)
+    pairs = torch.einsum("ncp,ncq->pq", outputs, outputs)  # of positions of the same image
+    correlation = max(0.0, float((pairs.sum() - pairs.trace()) / (15 * pairs.trace())))
+    assert (correlation > 0.2) == (alike > 0)
     wanted, energy = torch.zeros(3, 3), 0.0
     for image in images:
         inner = first(image.unsqueeze(0)).detach()
         derivative = torch.autograd.functional.jacobian(rest, inner).reshape(4, 3, 16)
-        wanted += torch.einsum("kcp,kdp->cd", derivative, derivative)
+        wanted += (1 - correlation) * torch.einsum("kcp,kdp->cd", derivative, derivative)
+        wanted += correlation * torch.einsum("kcp,kdq->cd", derivative, derivative)
         energy += float(rest(inner).detach().square().sum())
     wanted /= energy
     wanted += FLOOR * wanted.diagonal().mean() * torch.eye(3)
     assert (found.float() - wanted).norm() < 0.1 * wanted.norm()
+
+
+@pytest.mark.parametrize(("outputs", "positions"), [("alike", 36), ("independent", 1)])
+def test_errors_add_up_where_the_network_averages_over_positions(outputs, positions):
+    torch.manual_seed(0)
+    images = torch.randn(64, 4, 1, 1).expand(64, 4, 6, 6) if outputs == "alike" else torch.randn(64, 4, 6, 6)
+    layer, tail = nn.Conv2d(4, 4, 1, bias=False), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    metric = metrics_of(nn.Sequential(layer, *tail), images.contiguous(), repeats=1)["0"]
+    output = layer(images).detach()
+    error = torch.randn_like(output[..., :1, :1]).expand_as(output) if positions > 1 else torch.randn_like(output)
+    real = tail(error).square().sum() / tail(output).square().sum()
+    second = torch.einsum("nchw,ndhw->cd", error, error) / (64 * 36)
+    assert float((metric * second).sum()) == pytest.approx(float(real), rel=0.2)
 
 
 def test_a_layer_that_the_output_does_not_depend_on_has_a_metric_too():

@@ -19,13 +19,13 @@ from roundwise.numerics.grid import Grid
 from roundwise.numerics.summary import summarize
 from roundwise.report import (
     ActivationReport,
-    EpochReport,
     KeptFloat,
     LayerReport,
     Report,
     StageReport,
     WeightSummary,
 )
+from roundwise.report_training import EpochReport
 from roundwise.reporting.charts import Axis
 from roundwise.reporting.page import render
 

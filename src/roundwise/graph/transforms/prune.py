@@ -63,7 +63,7 @@ def prune(
         counterparts: what corresponds in the reference to operations of the graph; by default what has the same name.
     """
     new, reference = graph.copy(), reference.copy()
-    groups = find_channel_groups(new)
+    groups = find_channel_groups(new) if removed else []
     going = {groups[number]: channels for number, channels in removed.items()}
     left = _what_is_left(going)
     cut_channels(new, going)
