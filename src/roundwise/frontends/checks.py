@@ -28,6 +28,7 @@ from roundwise.frontends.double import Double
 from roundwise.frontends.explain import first_lines, locate, way_out
 from roundwise.frontends.exporting import SMALLEST, Inputs, take
 from roundwise.frontends.settings import fast_path, without_fast_path
+from roundwise.frontends.sizes import resized
 from roundwise.graph.graph import Graph
 from roundwise.graph.sizes import Range
 from roundwise.numerics.output_error import INTEGER_TOLERANCE, as_tensor, compare
@@ -305,12 +306,9 @@ def _differs_in_training(part: nn.Module) -> bool:
 
 
 def _resized(inputs: Inputs, other: OtherSizes) -> Inputs:
-    """The samples with other sizes, by cutting or repeating."""
+    """The samples with other sizes."""
     leaves, spec = pytree.tree_flatten(inputs)
-    for (number, dim), size in other.sizes.items():
-        places = torch.arange(size, device=leaves[number].device) % leaves[number].shape[dim]
-        leaves[number] = leaves[number].index_select(dim, places)
-    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    args, kwargs = pytree.tree_unflatten(resized(leaves, other.sizes), spec)
     return args, kwargs
 
 

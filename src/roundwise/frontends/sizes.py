@@ -275,10 +275,32 @@ def free_sizes(
 
 
 def resized(leaves: Sequence[Tensor], sizes: Mapping[tuple[int, int], int]) -> list[Tensor]:
-    """Tensors with other sizes in some dimensions (number of the tensor, dimension), by cutting and repeating."""
+    """Tensors with other sizes in some dimensions (number of the tensor, dimension).
+
+    A larger one holds other values in the new places than in the old ones, so that it matters which of them a graph
+    reads.
+    """
     changed = list(leaves)
     for (number, dim), size in sizes.items():
         leaf = changed[number]
-        index = torch.arange(size, device=leaf.device) % leaf.shape[dim]
-        changed[number] = leaf.index_select(dim, index)
+        index = torch.arange(size, device=leaf.device)
+        new = index[leaf.shape[dim] :] % leaf.shape[dim]
+        kept = leaf.index_select(dim, index[: leaf.shape[dim]])
+        changed[number] = torch.cat([kept, _other_values(leaf.index_select(dim, new), leaf)], dim) if len(new) else kept
     return changed
+
+
+def _other_values(values: Tensor, leaf: Tensor) -> Tensor:
+    """Values from an input, mixed, each of them another one than in `values`. They are the same in every run.
+
+    Values of the input are those that the model takes: indices of a table, numbers of one sign. If the input has one
+    value only, as many masks have, 0 stands in the new places, or 1 in place of 0.
+    """
+    if not values.numel():
+        return values
+    flat = leaf.reshape(-1)
+    places = torch.randint(flat.numel(), values.shape, generator=torch.Generator().manual_seed(0))
+    drawn = flat[places.to(leaf.device)]
+    one, others = flat[0], flat[flat != flat[0]]
+    other = others[0] if len(others) else (one == 0).to(leaf.dtype)
+    return torch.where(drawn == values, torch.where(values == one, other, one), drawn)
