@@ -1,11 +1,12 @@
 """The front end for PyTorch modules and exported programs, through `torch.export`.
 
-1. The model runs once, on fake tensors and in evaluation mode, and PyTorch writes down its ATen operations as one flat
-   list. Functional calls and modules that are called several times need no rewriting. The batch size stays symbolic.
-2. In-place operations become pure ones (`exporting.py`).
-3. `program.py` turns the program into a graph, and `training.py` adds what training must know.
-4. The graph is compared with the model on real samples (`checks.py`).
-5. Sizes on which the graph does not depend are found (`sizes.py`). All others stay as they are in the samples.
+1. The model runs on a few samples, so that what its code keeps between calls holds real tensors.
+2. It runs on fake tensors, in evaluation mode, and PyTorch writes down its ATen operations as one flat list. Functional
+   calls and modules that are called several times need no rewriting. The batch size stays symbolic.
+3. In-place operations become pure ones (`exporting.py`).
+4. `program.py` turns the program into a graph, and `training.py` adds what training must know.
+5. The graph is compared with the model on real samples (`checks.py`).
+6. Sizes on which the graph does not depend are found (`sizes.py`). All others stay as they are in the samples.
 
 Nothing of this touches the model: what runs is its double (`double.py`).
 """
@@ -27,6 +28,7 @@ from torch.nn.parameter import is_lazy
 
 from roundwise.errors import CalibrationError, CaptureError, ModelError
 from roundwise.frontends.checks import (
+    FirstRun,
     check_conditions,
     check_equal,
     check_other_size,
@@ -125,6 +127,7 @@ class TorchExport(Frontend):
 
 def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double, tuple[str, ...]]:
     """The graph of a model in evaluation mode, the double with its tensors, and a note if dropout could not be kept."""
+    done = FirstRun.of(double, inputs, plan.batches.low) if plan.of_program is None else None
     watch = SizeWatch(double.module) if plan.of_program is None else None
     exported = export(double, inputs, plan, run, watch=watch)
     strided = has_strided_reads(exported.program.graph)
@@ -134,7 +137,7 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
     graph = graph_of_program(exported.program, exported.double.module, plan.named)
     conditions = conditions_of(exported.program)
     try:
-        graph.notes = check_equal(double, graph, inputs, plan.batches.low)
+        graph.notes = check_equal(double, graph, inputs, plan.batches.low, done)
     except CaptureError:
         if not exported.kept:
             raise
