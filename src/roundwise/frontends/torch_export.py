@@ -22,7 +22,7 @@ from typing import Any, ClassVar, final
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
@@ -95,6 +95,7 @@ class TorchExport(Frontend):
         dynamic: Dynamic | None = None,
     ) -> Graph:
         exported = isinstance(model, ExportedProgram)
+        _check_names(model)
         module: nn.Module = model.module(check_guards=False) if isinstance(model, ExportedProgram) else model
         if not exported:
             _check_parameters(module)
@@ -257,3 +258,30 @@ def _check_parameters(model: nn.Module) -> None:
     if len(devices) > 1:
         where = ", ".join(f"'{name}' on {device}" for device, name in devices.items())
         raise ModelError(f"the model is spread over several devices: {where}. Move it to one, e.g. `model.to('cpu')`.")
+
+
+def _check_names(model: nn.Module | ExportedProgram) -> None:
+    """Refuse tensors under names that PyTorch's graph modules, to which the model's tensors go, have for themselves."""
+    if isinstance(model, ExportedProgram):
+        paths = [*model.state_dict, *model.constants]
+    else:
+        model = unwrapped(model)
+        named = itertools.chain(
+            model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+        )
+        plain = (
+            f"{name}.{attribute}".lstrip(".")
+            for name, part in model.named_modules()
+            for attribute, value in vars(part).items()
+            if isinstance(value, Tensor)
+        )
+        paths = [*(name for name, _ in named), *plain]
+    taken = set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module()))
+    for path in paths:
+        name = path.partition(".")[0]
+        if name in taken:
+            raise ModelError(
+                f"the model holds the tensor '{path}', but PyTorch's graphs of models have something else under the "
+                f"name '{name}', so no graph can hold it. Rename that attribute in the model's class, and in the keys "
+                "of its weights."
+            )
