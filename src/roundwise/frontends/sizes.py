@@ -121,7 +121,10 @@ class SizeWatch(TorchFunctionMode):
         scripted = any(isinstance(part, Scripted) for part in model.modules())
         self._model, self.reads, self.asks_layout, self.asks_gradient = model, scripted, scripted, scripted
         self.attends = False
-        self._forward = inspect.unwrap(model.forward).__code__ if hasattr(model.forward, "__code__") else None
+        own = (model.forward, type(model).__call__, model._call_impl)
+        codes = [inspect.unwrap(one).__code__ if hasattr(one, "__code__") else None for one in own]
+        # PyTorch's own `__call__` also runs other modules, around the model for instance.
+        self._codes = set(codes) - {nn.Module.__call__.__code__, nn.Module._call_impl.__code__}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -153,10 +156,10 @@ class SizeWatch(TorchFunctionMode):
             return False
         while frame is not None:
             called = frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self")
-            if frame.f_code is self._forward or (called and type(called) is type(self._model)):
+            if frame.f_code in self._codes or (called and type(called) is type(self._model)):
                 return True
             frame = frame.f_back
-        return self._forward is None
+        return None in self._codes
 
 
 def _caller(frame: FrameType) -> FrameType:

@@ -64,3 +64,33 @@ def test_a_graph_that_reads_every_place_takes_any_size():
     x = torch.randn(4, 3, 12, 12, generator=NUMBERS)
     with torch.no_grad():
         torch.testing.assert_close(quantized(x), model(x), rtol=1e-3, atol=1e-3)
+
+
+class OwnCall(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.fc(x.movedim(1, 2)).movedim(1, 2)
+
+    def __call__(self, x):
+        return super().__call__(x) * (1 if x.shape[2] < 10 else 2)
+
+
+class OwnImplementation(OwnCall):
+    __call__ = nn.Module.__call__
+
+    def _call_impl(self, x):
+        return super()._call_impl(x) * (1 if x.shape[2] < 100 else 2)
+
+
+@pytest.mark.parametrize("kind", [OwnCall, OwnImplementation])
+def test_a_size_that_is_read_in_a_call_of_its_own_is_fixed(kind):
+    model = kind().eval()
+    x = torch.randn(8, 6, 4, generator=NUMBERS)
+    quantized = rw.quantize(model, x, quantizing(rw.Weights(bits=16), rounding=rw.rounding.Nearest()))
+    with torch.no_grad():
+        torch.testing.assert_close(quantized(x), model(x), rtol=1e-3, atol=1e-3)
+    with raises(rw.ModelError, "'x'", 5):
+        quantized(torch.randn(8, 6, 5))
