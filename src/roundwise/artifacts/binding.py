@@ -8,6 +8,7 @@ their order.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -108,10 +109,27 @@ def _captured(structure: CallStructure) -> tuple[tuple[str, ...], tuple[str, ...
 
 
 def same_constant(one: Any, other: Any) -> bool:
-    """Whether two arguments that are not tensors have the same value."""
+    """Whether two arguments that are not tensors have the same value, and a model cannot tell them apart.
+
+    1, 1.0 and True are three values: a model may ask for the type, and a result in floating point has another dtype.
+    So are 0.0 and -0.0, which have other reciprocals.
+    """
     if isinstance(one, Tensor | np.ndarray) or isinstance(other, Tensor | np.ndarray):
         return False
-    return one is other or bool(one == other and (one is None) == (other is None))
+    if one is other:
+        return True
+    if _kind(one) is not _kind(other):
+        return False
+    if isinstance(one, float):
+        return bool(math.isnan(one) and math.isnan(other)) or (
+            one == other and math.copysign(1, one) == math.copysign(1, other)
+        )
+    return bool(one == other)
+
+
+def _kind(value: Any) -> type:
+    """The type of a value, or the built-in type that its own type extends: `numpy.float64` is a float."""
+    return next((kind for kind in (bool, int, float, str) if isinstance(value, kind)), type(value))
 
 
 def in_words(value: Any) -> str:

@@ -15,8 +15,8 @@ import re
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 import torch
 import torch.utils._pytree as pytree
@@ -28,6 +28,7 @@ from roundwise.frontends.double import Double
 from roundwise.frontends.explain import first_lines, locate, way_out
 from roundwise.frontends.exporting import SMALLEST, Inputs, take
 from roundwise.frontends.settings import fast_path, without_fast_path
+from roundwise.frontends.sizes import resized
 from roundwise.graph.graph import Graph
 from roundwise.graph.sizes import Range
 from roundwise.numerics.output_error import INTEGER_TOLERANCE, as_tensor, compare
@@ -73,7 +74,34 @@ def _other_dtype(model: nn.Module, inputs: Inputs, error: Exception) -> str:
     return f" The model's weights are {dtype}: give inputs that are images or features as `x.to({dtype})`."
 
 
-def check_equal(double: Double, graph: Graph, inputs: Inputs, fewest: int = 1) -> tuple[str, ...]:
+@final
+@dataclass(frozen=True, eq=False)
+class FirstRun:
+    """The first real run of a model, on few samples, in the caller's settings.
+
+    It comes before the export: what the model's code keeps outside the model, in `functools.lru_cache` or an attribute
+    of a class, then holds real tensors. The export would leave fake ones there, which break the model.
+
+    Attributes:
+        double: that has run. It has copies of all tensors, since the model may write to its state.
+        outputs: of the run; None if it failed.
+        failure: the error that the model does not run.
+    """
+
+    double: Double
+    outputs: Any
+    failure: CalibrationError | None
+
+    @classmethod
+    def of(cls, double: Double, inputs: Inputs, fewest: int) -> FirstRun:
+        """Run another double of the model on the samples of the first comparison, if `fewest` are needed."""
+        copied = double.another(copies_weights=True)
+        return cls(copied, *_try(copied, take(inputs, max(SMALLEST, fewest))))
+
+
+def check_equal(
+    double: Double, graph: Graph, inputs: Inputs, fewest: int = 1, done: FirstRun | None = None
+) -> tuple[str, ...]:
     """Compare the graph with the model on real samples, in batches of other sizes than the one exported.
 
     PyTorch's own ranges begin at 2. If the graph is right for one sample too, its range begins at 1.
@@ -83,6 +111,7 @@ def check_equal(double: Double, graph: Graph, inputs: Inputs, fewest: int = 1) -
         graph: of the model.
         inputs: samples.
         fewest: samples that the model may be given.
+        done: the run on the first batch, if it was done before. It is not used for a graph of one batch size.
 
     Returns:
         Notes on how the model's outputs depend on the caller's settings.
@@ -90,11 +119,15 @@ def check_equal(double: Double, graph: Graph, inputs: Inputs, fewest: int = 1) -
     Raises:
         CaptureError: their outputs differ by more than rounding explains.
     """
-    double = double.another()  # for all calls, so that a second call that gives something else is seen
+    if done is None or graph.batch is not None:
+        done = None
+        double = double.another()  # for all calls, so that a second call that gives something else is seen
+    else:
+        double = done.double
     few = max(SMALLEST, fewest)
     sizes = (few, 1 if fewest == 1 else few) if graph.batch is None else (graph.batch, graph.batch)
     first, second = (take(inputs, samples) for samples in sizes)
-    notes = dict(_check_equal_batch(double, graph, first))
+    notes = dict(_check_equal_batch(double, graph, first, done=done))
     try:
         notes = {**dict(_check_equal_batch(double, graph, second, after=first)), **notes}
     except CaptureError:
@@ -107,7 +140,7 @@ def check_equal(double: Double, graph: Graph, inputs: Inputs, fewest: int = 1) -
 
 
 def _check_equal_batch(
-    double: Double, graph: Graph, inputs: Inputs, after: Inputs | None = None
+    double: Double, graph: Graph, inputs: Inputs, after: Inputs | None = None, done: FirstRun | None = None
 ) -> Iterator[tuple[str, str]]:
     """Compare the graph with the model, as the caller's settings let it run, on one batch.
 
@@ -116,12 +149,16 @@ def _check_equal_batch(
         graph: of the model.
         inputs: the batch.
         after: the batch of the call before. If there was one, this call is in inference mode.
+        done: the run on this batch, if it was done before.
 
     Yields:
         Notes, each with the setting that it is about.
     """
     samples = next((leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()), 1)
-    expected, failure = _try(double, inputs, inference=after is not None)
+    if done is None:
+        expected, failure = _try(double, inputs, inference=after is not None)
+    else:
+        expected, failure = done.outputs, done.failure
     difference = "" if failure else difference_of(expected, graph, inputs)
     if after is not None and (failure or difference):
         in_inference, again = difference, double.another()
@@ -305,12 +342,9 @@ def _differs_in_training(part: nn.Module) -> bool:
 
 
 def _resized(inputs: Inputs, other: OtherSizes) -> Inputs:
-    """The samples with other sizes, by cutting or repeating."""
+    """The samples with other sizes."""
     leaves, spec = pytree.tree_flatten(inputs)
-    for (number, dim), size in other.sizes.items():
-        places = torch.arange(size, device=leaves[number].device) % leaves[number].shape[dim]
-        leaves[number] = leaves[number].index_select(dim, places)
-    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    args, kwargs = pytree.tree_unflatten(resized(leaves, other.sizes), spec)
     return args, kwargs
 
 

@@ -121,7 +121,10 @@ class SizeWatch(TorchFunctionMode):
         scripted = any(isinstance(part, Scripted) for part in model.modules())
         self._model, self.reads, self.asks_layout, self.asks_gradient = model, scripted, scripted, scripted
         self.attends = False
-        self._forward = inspect.unwrap(model.forward).__code__ if hasattr(model.forward, "__code__") else None
+        own = (model.forward, type(model).__call__, model._call_impl)
+        codes = [inspect.unwrap(one).__code__ if hasattr(one, "__code__") else None for one in own]
+        # PyTorch's own `__call__` also runs other modules, around the model for instance.
+        self._codes = set(codes) - {nn.Module.__call__.__code__, nn.Module._call_impl.__code__}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -153,10 +156,10 @@ class SizeWatch(TorchFunctionMode):
             return False
         while frame is not None:
             called = frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self")
-            if frame.f_code is self._forward or (called and type(called) is type(self._model)):
+            if frame.f_code in self._codes or (called and type(called) is type(self._model)):
                 return True
             frame = frame.f_back
-        return self._forward is None
+        return None in self._codes
 
 
 def _caller(frame: FrameType) -> FrameType:
@@ -275,10 +278,32 @@ def free_sizes(
 
 
 def resized(leaves: Sequence[Tensor], sizes: Mapping[tuple[int, int], int]) -> list[Tensor]:
-    """Tensors with other sizes in some dimensions (number of the tensor, dimension), by cutting and repeating."""
+    """Tensors with other sizes in some dimensions (number of the tensor, dimension).
+
+    A larger one holds other values in the new places than in the old ones, so that it matters which of them a graph
+    reads.
+    """
     changed = list(leaves)
     for (number, dim), size in sizes.items():
         leaf = changed[number]
-        index = torch.arange(size, device=leaf.device) % leaf.shape[dim]
-        changed[number] = leaf.index_select(dim, index)
+        index = torch.arange(size, device=leaf.device)
+        new = index[leaf.shape[dim] :] % leaf.shape[dim]
+        kept = leaf.index_select(dim, index[: leaf.shape[dim]])
+        changed[number] = torch.cat([kept, _other_values(leaf.index_select(dim, new), leaf)], dim) if len(new) else kept
     return changed
+
+
+def _other_values(values: Tensor, leaf: Tensor) -> Tensor:
+    """Values from an input, mixed, each of them another one than in `values`. They are the same in every run.
+
+    Values of the input are those that the model takes: indices of a table, numbers of one sign. If the input has one
+    value only, as many masks have, 0 stands in the new places, or 1 in place of 0.
+    """
+    if not values.numel():
+        return values
+    flat = leaf.reshape(-1)
+    places = torch.randint(flat.numel(), values.shape, generator=torch.Generator().manual_seed(0))
+    drawn = flat[places.to(leaf.device)]
+    one, others = flat[0], flat[flat != flat[0]]
+    other = others[0] if len(others) else (one == 0).to(leaf.dtype)
+    return torch.where(drawn == values, torch.where(values == one, other, one), drawn)

@@ -1,11 +1,12 @@
 """The front end for PyTorch modules and exported programs, through `torch.export`.
 
-1. The model runs once, on fake tensors and in evaluation mode, and PyTorch writes down its ATen operations as one flat
-   list. Functional calls and modules that are called several times need no rewriting. The batch size stays symbolic.
-2. In-place operations become pure ones (`exporting.py`).
-3. `program.py` turns the program into a graph, and `training.py` adds what training must know.
-4. The graph is compared with the model on real samples (`checks.py`).
-5. Sizes on which the graph does not depend are found (`sizes.py`). All others stay as they are in the samples.
+1. The model runs on a few samples, so that what its code keeps between calls holds real tensors.
+2. It runs on fake tensors, in evaluation mode, and PyTorch writes down its ATen operations as one flat list. Functional
+   calls and modules that are called several times need no rewriting. The batch size stays symbolic.
+3. In-place operations become pure ones (`exporting.py`).
+4. `program.py` turns the program into a graph, and `training.py` adds what training must know.
+5. The graph is compared with the model on real samples (`checks.py`).
+6. Sizes on which the graph does not depend are found (`sizes.py`). All others stay as they are in the samples.
 
 Nothing of this touches the model: what runs is its double (`double.py`).
 """
@@ -21,12 +22,13 @@ from typing import Any, ClassVar, final
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from roundwise.errors import CalibrationError, CaptureError, ModelError
 from roundwise.frontends.checks import (
+    FirstRun,
     check_conditions,
     check_equal,
     check_other_size,
@@ -93,6 +95,7 @@ class TorchExport(Frontend):
         dynamic: Dynamic | None = None,
     ) -> Graph:
         exported = isinstance(model, ExportedProgram)
+        _check_names(model)
         module: nn.Module = model.module(check_guards=False) if isinstance(model, ExportedProgram) else model
         if not exported:
             _check_parameters(module)
@@ -125,6 +128,7 @@ class TorchExport(Frontend):
 
 def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double, tuple[str, ...]]:
     """The graph of a model in evaluation mode, the double with its tensors, and a note if dropout could not be kept."""
+    done = FirstRun.of(double, inputs, plan.batches.low) if plan.of_program is None else None
     watch = SizeWatch(double.module) if plan.of_program is None else None
     exported = export(double, inputs, plan, run, watch=watch)
     strided = has_strided_reads(exported.program.graph)
@@ -134,7 +138,7 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
     graph = graph_of_program(exported.program, exported.double.module, plan.named)
     conditions = conditions_of(exported.program)
     try:
-        graph.notes = check_equal(double, graph, inputs, plan.batches.low)
+        graph.notes = check_equal(double, graph, inputs, plan.batches.low, done)
     except CaptureError:
         if not exported.kept:
             raise
@@ -254,3 +258,30 @@ def _check_parameters(model: nn.Module) -> None:
     if len(devices) > 1:
         where = ", ".join(f"'{name}' on {device}" for device, name in devices.items())
         raise ModelError(f"the model is spread over several devices: {where}. Move it to one, e.g. `model.to('cpu')`.")
+
+
+def _check_names(model: nn.Module | ExportedProgram) -> None:
+    """Refuse tensors under names that PyTorch's graph modules, to which the model's tensors go, have for themselves."""
+    if isinstance(model, ExportedProgram):
+        paths = [*model.state_dict, *model.constants]
+    else:
+        model = unwrapped(model)
+        named = itertools.chain(
+            model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+        )
+        plain = (
+            f"{name}.{attribute}".lstrip(".")
+            for name, part in model.named_modules()
+            for attribute, value in vars(part).items()
+            if isinstance(value, Tensor)
+        )
+        paths = [*(name for name, _ in named), *plain]
+    taken = set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module()))
+    for path in paths:
+        name = path.partition(".")[0]
+        if name in taken:
+            raise ModelError(
+                f"the model holds the tensor '{path}', but PyTorch's graphs of models have something else under the "
+                f"name '{name}', so no graph can hold it. Rename that attribute in the model's class, and in the keys "
+                "of its weights."
+            )

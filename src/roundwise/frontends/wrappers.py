@@ -45,26 +45,49 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _inside(module: nn.Module) -> nn.Module | None:
-    """What a wrapper holds; None if the module is not a wrapper."""
+    """What a wrapper holds; None if the module is not a wrapper, or computes something itself."""
     if any(vars(module).get(hooks) for hooks in _HOOKS):
         return None
     kind, parts = type(module), vars(module).get("_modules", {})
     inner: Any = None
-    if kind.__name__ == "OptimizedModule":  # by name: the module that defines the class takes seconds to import
-        inner = parts.get("_orig_mod")
+    if kind.__module__ == "torch._dynamo.eval_frame":  # by name: the module takes seconds to import
+        inner = parts.get("_orig_mod") if _is_compiled(vars(module).get("forward")) else None
+    elif not _is_called_as_its_class_says(module):
+        return None
     elif any(isinstance(module, wrapper) and kind.forward is wrapper.forward for wrapper in _WRAPPERS):
         inner = parts.get("module")
-    elif _is_a(kind, "PeftModel") and not _changes_the_prompt(module):
-        get: Any = getattr(module, "get_base_model", None)
-        inner = parts.get("base_model") if get is None else get()
-    elif _is_a(kind, "BaseTuner"):
+    elif _is_of_peft(kind, "PeftModel") and not _changes_the_prompt(module):
+        inner = parts.get("base_model")
+    elif _is_of_peft(kind, "BaseTuner"):
         inner = parts.get("model")
     return inner if isinstance(inner, nn.Module) else None
 
 
-def _is_a(kind: type, name: str) -> bool:
-    """Whether a class is, or inherits from, a class of this name: PEFT need not be installed."""
-    return any(base.__name__ == name for base in kind.__mro__)
+def _is_compiled(forward: object) -> bool:
+    """Whether `torch.compile` made this function of a forward. Another one was set by the user."""
+    return hasattr(forward, "_torchdynamo_orig_callable")
+
+
+def _is_called_as_its_class_says(module: nn.Module) -> bool:
+    """Whether a call runs the forward of the module's class, and nothing else."""
+    kind = type(module)
+    called = kind.__call__ is nn.Module.__call__ and kind._call_impl is nn.Module._call_impl
+    return called and not vars(module).keys() & {"forward", "_call_impl"}
+
+
+def _is_of_peft(kind: type, name: str) -> bool:
+    """Whether a class is, or inherits from, a class of this name in PEFT, which need not be installed.
+
+    Tuners with a forward of their own compute something. Models have one for each task, which may be PEFT's only.
+    """
+    base: Any = next((base for base in kind.__mro__ if base.__name__ == name and _package(base) == "peft"), None)
+    forward = getattr(kind, "forward", None)
+    return base is not None and (forward is base.forward or (name == "PeftModel" and _package(forward) == "peft"))
+
+
+def _package(thing: object) -> str:
+    """The package that defines a class or function."""
+    return str(getattr(thing, "__module__", "")).partition(".")[0]
 
 
 def _changes_the_prompt(module: nn.Module) -> bool:

@@ -1,7 +1,9 @@
 """A quantized network is called in every way in which its model is called, and in no other."""
 
+import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from facts import raises
@@ -9,6 +11,7 @@ from recipes import quantizing
 from torch import nn
 
 import roundwise as rw
+from roundwise.artifacts.binding import same_constant
 
 NEAREST = quantizing(rounding=rw.rounding.Nearest())
 X, MASK = torch.randn(8, 6), torch.rand(8, 8)
@@ -99,3 +102,33 @@ def test_a_flag_is_not_a_number():
     network = rw.quantize(Net().eval(), [(X, None, 2.0)], NEAREST)
     with raises(rw.ModelError, "'scale'", 2.0):
         network(X, None, torch.tensor(2.0))
+
+
+CONSTANTS = [0, 0.0, -0.0, False, 1, 1.0, True, None, "", "1", 2.0, math.inf, -math.inf, math.nan]
+
+
+@pytest.mark.parametrize("number", range(len(CONSTANTS)), ids=lambda number: repr(CONSTANTS[number]))
+def test_constants_of_another_type_or_sign_are_others(number):
+    one = CONSTANTS[number]
+    again = pickle.loads(pickle.dumps(one))  # noqa: S301  It was dumped here
+    same = [other for other, value in enumerate(CONSTANTS) if same_constant(value, again)]
+    assert same == [number]
+    extended = {float: np.float64, str: np.str_}.get(type(one))
+    assert extended is None or same_constant(extended(one), one)
+
+
+@pytest.mark.parametrize(("captured", "given"), [(1.0, 1), (1.0, True), (0.0, -0.0), (2, 2.0)])
+@pytest.mark.parametrize("among_samples", [True, False])
+def test_a_network_refuses_a_constant_of_another_type_or_sign(captured, given, among_samples):
+    class Takes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(6, 3)
+
+        def forward(self, x, scale=captured):
+            return self.fc(x), torch.full((3,), scale)
+
+    network = rw.quantize(Takes().eval(), [(X, captured)] if among_samples else X, NEAREST)
+    network(X, captured)
+    with raises(rw.ModelError, "'scale'", repr(captured), repr(given)):
+        network(X, given)

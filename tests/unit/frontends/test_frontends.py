@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from facts import raises
 from recipes import quantizing
 from torch import fx, nn
 
@@ -75,3 +76,49 @@ def test_a_module_takes_what_its_forward_takes_and_tells_where_and_how_large_it_
     assert facts.signature == Signature(("input",), ("input",))
     assert (facts.device, facts.dtype) == (torch.device("cpu"), torch.float64)
     assert facts.size == 8 * (6 + 2) + 4 * 4 * 2  # and the count of batches, a whole number, is not counted
+
+
+class Holds(nn.Module):
+    """Adds what stands under a name."""
+
+    def __init__(self, name, value):
+        super().__init__()
+        self.fc, self.name = nn.Linear(3, 3), name
+        setattr(self, name, value)
+
+    def forward(self, x):
+        value = getattr(self, self.name)
+        return self.fc(x) + (value(x) if isinstance(value, nn.Module) else value)
+
+
+HELD = {
+    "child": lambda: nn.Linear(3, 3),
+    "parameter": lambda: nn.Parameter(torch.ones(3)),
+    "buffer": lambda: nn.Buffer(torch.ones(3)),
+    "tensor": lambda: torch.ones(3),
+    "child with a tensor": lambda: Holds("inner", torch.ones(3)),
+}
+OF_GRAPHS = sorted(
+    {name for name in set(dir(fx.symbolic_trace(nn.ReLU()))) - set(dir(nn.ReLU())) if not name.startswith("_")}
+)
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_tensors_under_names_of_pytorchs_graphs_are_refused(held):
+    assert {"graph", "code", "meta", "recompile"} <= set(OF_GRAPHS)
+    for name in OF_GRAPHS:
+        with raises(rw.ModelError, f"'{name}'", "Rename"):
+            rw.quantize(Holds(name, HELD[held]()).eval(), SAMPLES, quantizing(rw.Weights(bits=16)))
+
+
+def test_a_program_that_holds_tensors_under_such_names_is_refused():
+    program = torch.export.export(Holds("graph", nn.Linear(3, 3)).eval(), (SAMPLES,))
+    with raises(rw.ModelError, "'graph'", "Rename"):
+        rw.quantize(program, SAMPLES)
+
+
+def test_a_child_without_tensors_may_have_such_a_name():
+    model = Holds("graph", nn.ReLU()).eval()
+    quantized = rw.quantize(model, SAMPLES, quantizing(rw.Weights(bits=16), rounding=rw.rounding.Nearest()))
+    with torch.no_grad():
+        torch.testing.assert_close(quantized(SAMPLES), model(SAMPLES), rtol=1e-3, atol=1e-3)

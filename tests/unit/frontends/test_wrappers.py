@@ -36,26 +36,31 @@ class Whole(nn.Module):
         return self.out(self.part(x))
 
 
-class LoraModel(nn.Module):
-    """Stands for the class of that name in PEFT."""
+def of_peft(kind):
+    """A class that stands for the one of that name in PEFT."""
+    kind.__module__ = kind.forward.__module__ = "peft.standing_in"
+    return kind
 
+
+@of_peft
+class BaseTuner(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(self, *args, **kwargs):
-        return self.model(*args, **kwargs)
+        return self.model.forward(*args, **kwargs)
 
 
+class LoraModel(BaseTuner):
+    pass
+
+
+@of_peft
 class PeftModel(nn.Module):
-    """Likewise."""
-
     def __init__(self, model):
         super().__init__()
         self.base_model = LoraModel(model)
-
-    def get_base_model(self):
-        return self.base_model.model
 
     def forward(self, *args, **kwargs):
         return self.base_model(*args, **kwargs)
@@ -174,6 +179,73 @@ def test_a_wrapper_whose_forward_was_written_anew_stays():
 
     wrapped = Doubles(Part())
     assert unwrapped(wrapped) is wrapped
+
+
+def with_own_forward(wrapper):
+    wrapper.forward = lambda x: 2 * type(wrapper).forward(wrapper, x)
+    return wrapper
+
+
+def with_own_call(kind):
+    class Doubles(kind):
+        def __call__(self, x):
+            return 2 * super().__call__(x)
+
+    return Doubles
+
+
+def of_the_user(name, holds):
+    def hold(self, model):
+        nn.Module.__init__(self)
+        setattr(self, holds, model)
+
+    def doubled(self, x):
+        return 2 * getattr(self, holds)(x)
+
+    return type(name, (nn.Module,), {"__init__": hold, "forward": doubled})
+
+
+class OwnTuner(BaseTuner):
+    def forward(self, x):
+        return 2 * self.model(x)
+
+
+class OwnPeftModel(PeftModel):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+COMPUTE = {
+    "data parallel, forward set": lambda model: with_own_forward(nn.DataParallel(model)),
+    "averaged, forward set": lambda model: with_own_forward(AveragedModel(model)),
+    "PEFT, forward set": lambda model: with_own_forward(PeftModel(model)),
+    "tuner, forward set": lambda model: with_own_forward(BaseTuner(model)),
+    "compiled, forward set": lambda model: with_own_forward(torch.compile(model)),
+    "data parallel, own call": lambda model: with_own_call(nn.DataParallel)(model),
+    "averaged, own call": lambda model: with_own_call(AveragedModel)(model),
+    "PEFT, own call": lambda model: with_own_call(PeftModel)(model),
+    "tuner, own forward": OwnTuner,
+    "PEFT, own forward": OwnPeftModel,
+    "PEFT's name": of_the_user("PeftModel", "base_model"),
+    "the tuner's name": of_the_user("BaseTuner", "model"),
+    "the name of a compiled model": of_the_user("OptimizedModule", "_orig_mod"),
+}
+"""Each takes a module, and computes twice what that computes."""
+
+
+@pytest.mark.parametrize("name", COMPUTE)
+def test_a_wrapper_that_computes_something_stays(name):
+    wrapped = COMPUTE[name](Part().eval())
+    assert unwrapped(wrapped) is wrapped
+
+
+def test_what_a_wrapper_computes_is_in_the_network():
+    wrapped = Whole(COMPUTE["PEFT's name"](Part())).eval()
+    with torch.no_grad():
+        expected = wrapped(X)
+    quantized = rw.quantize(wrapped, X, quantizing(rw.Weights(bits=16), rounding=rw.rounding.Nearest()))
+    with torch.no_grad():
+        torch.testing.assert_close(quantized(X), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_prompt_that_peft_learned_belongs_to_the_model():
