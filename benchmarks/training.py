@@ -174,7 +174,9 @@ def without_labels(book: Book, options: argparse.Namespace) -> None:
                 before = rw.quantize(task.model, task.calibration, rw.Recipe((rw.Rewrite(), quantize), seed=seed))
                 stages = (rw.Rewrite(), quantize, few)
                 start = time.perf_counter()
-                after = rw.finetune(task.model, task.calibration, rw.Recipe(stages, seed=seed), progress=told)
+                recipe = rw.Recipe(stages, seed=seed)
+                images = task.calibration
+                after = rw.finetune(task.model, images, recipe, calibration=images, progress=told)
                 return {
                     "float": task.accuracy(task.model),
                     "before": task.accuracy(before),
