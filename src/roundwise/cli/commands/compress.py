@@ -34,7 +34,7 @@ MODEL is as for `roundwise quantize`.
 \b
   roundwise compress timm:resnet18 --pretrained --data photos/ --macs 0.5 --out net.onnx
   roundwise compress net.py:build --data x.npz --parameters 0.4 --method weight-svd --out net.rw
-  roundwise compress net.py:build --data x.npz --macs 0.5 --choice equal-accuracy-loss --out net.rw
+  roundwise compress net.py:build --data x.npz --macs 0.5 --choice equal-accuracy-loss --out n.rw
 """
 
 
