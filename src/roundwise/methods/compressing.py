@@ -12,6 +12,7 @@ A *choice of ratios* says how small each layer becomes, from what each size cost
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -143,3 +144,21 @@ class RatioChoice(ABC):
     @abstractmethod
     def choose(self, layers: Sequence[LayerOptions], budget: float) -> list[int]:
         """The number of the option for each layer; the sum of costs is within the budget, as it is for some choice."""
+
+
+def without_taps(layer: LinearMap) -> str:
+    """Why a method that cuts the kernel off cannot cut a layer: it has several groups, or one tap; empty if it can."""
+    if layer.transposed or layer.groups > 1:
+        return "it is a transposed convolution" if layer.transposed else f"it has {layer.groups} groups"
+    if math.prod(layer.kernel) == 1:
+        return "its kernel has one tap" if layer.dims else "it is a linear layer"
+    return ""
+
+
+def without_two_dimensions(layer: LinearMap) -> str:
+    """Why a method that cuts the kernel in two cannot cut a layer: it has no two dimensions to cut; empty if it can."""
+    if layer.transposed or layer.groups > 1 or not layer.dims:
+        return without_taps(layer)
+    if sum(k > 1 for k in layer.kernel) < 2 or layer.kernel[0] == 1:
+        return f"its kernel is {'×'.join(map(str, layer.kernel))}"
+    return ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from roundwise.graph.matrix import LinearMap
-from roundwise.methods.compressing import Factorization, FactorizationProblem, Factorized, Size
+from roundwise.methods.compressing import Factorization, FactorizationProblem, Factorized, Size, without_taps
 from roundwise.methods.settings import check_rules, check_types
 from roundwise.numerics.cp import CPProblem
 from roundwise.numerics.ranks import never_rising, ranks, some_ranks
@@ -47,11 +47,7 @@ class CP(Factorization):
         check_rules(self, {"rounds must be 0 or more": self.rounds >= 0})
 
     def reason(self, layer: LinearMap) -> str:
-        if layer.transposed or layer.groups > 1:
-            return "it is a transposed convolution" if layer.transposed else f"it has {layer.groups} groups"
-        if math.prod(layer.kernel) == 1:
-            return "its kernel has one tap" if layer.dims else "it is a linear layer"
-        return ""
+        return without_taps(layer)
 
     def sizes(self, layer: LinearMap, multiple: int) -> Sequence[Size]:
         outputs, inputs = layer.weight_shape[:2]

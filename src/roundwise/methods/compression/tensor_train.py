@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import final
 
 from roundwise.graph.matrix import LinearMap
-from roundwise.methods.compressing import Factorization, FactorizationProblem, Factorized, Size
+from roundwise.methods.compressing import Factorization, FactorizationProblem, Factorized, Size, without_two_dimensions
 from roundwise.methods.settings import check_rules, check_types
 from roundwise.numerics.descent import balanced
 from roundwise.numerics.ranks import never_rising, ranks, some_ranks
@@ -48,12 +48,7 @@ class TensorTrain(Factorization):
         check_rules(self, {"rounds must be 0 or more": self.rounds >= 0})
 
     def reason(self, layer: LinearMap) -> str:
-        if layer.transposed or layer.groups > 1:
-            return "it is a transposed convolution" if layer.transposed else f"it has {layer.groups} groups"
-        if sum(k > 1 for k in layer.kernel) < 2 or layer.kernel[0] == 1:
-            kernel = "×".join(map(str, layer.kernel))
-            return f"its kernel is {kernel}" if layer.dims else "it is a linear layer"
-        return ""
+        return without_two_dimensions(layer)
 
     def sizes(self, layer: LinearMap, multiple: int) -> Sequence[Size]:
         outputs, inputs = layer.weight_shape[:2]
