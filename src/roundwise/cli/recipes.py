@@ -67,7 +67,7 @@ class RecipeOptions:
         METHOD, "Bits of the tensors between operations." + default(FLOAT), [*BITS, FLOAT], metavar="N"
     )
     edge_bits: int | None = choice(
-        METHOD, "Bits of the first and last layers and what they read." + default("as others"), BITS, metavar="N"
+        METHOD, "Bits of the first and last layers and their inputs." + default("as others"), BITS, metavar="N"
     )
     rounding: str | None = choice(
         METHOD, "How codes are chosen." + default(name_of(Quantize().rounding, ROUNDING_SOLVERS)), ROUNDING_SOLVERS

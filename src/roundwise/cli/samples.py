@@ -30,7 +30,7 @@ class SampleOptions:
         DATA, "Scale images to cover this size, then cut out the centre.", type=size, metavar="H[xW]"
     )
     preprocess_as: str | None = option(
-        DATA, "Prepare images as torchvision:NAME or timm:NAME does.  [default: as MODEL]", metavar="MODEL"
+        DATA, "Prepare images as for torchvision:NAME or timm:NAME.  [default: MODEL]", metavar="MODEL"
     )
     mean: tuple[float, ...] | None = option(
         ADVANCED, "Subtracted from pixels in 0 to 1.", type=channel_values, metavar="R,G,B"
