@@ -211,7 +211,7 @@ def test_gptq_is_better_than_nearest_and_tabu_search_than_coordinate_descent():
         rw.rounding.Nearest(),
         rw.rounding.GPTQ(),
         rw.rounding.CoordinateDescent(),
-        rw.rounding.TabuSearch(iterations=300),
+        rw.rounding.TabuSearch(moves=300),
     ):
         needs = solver.needs
         logs = [math.log(case.objective(case.grid(), solve(solver, case.problem(needs)))) for case in tiny_cases()]
