@@ -22,7 +22,7 @@ from roundwise.errors import RecipeError
 from roundwise.graph.analysis.layers import Layer
 from roundwise.graph.graph import Graph
 from roundwise.graph.unit import Unit
-from roundwise.methods.answers import check_answer, check_grid, check_shift, left_alone
+from roundwise.methods.check_answers import check_answer, check_grid, check_shift, left_alone
 from roundwise.methods.interfaces import (
     BlockProblem,
     BlockSolver,

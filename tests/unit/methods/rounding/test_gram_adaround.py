@@ -13,7 +13,7 @@ from torch import nn
 import roundwise as rw
 from roundwise.errors import RecipeError
 from roundwise.graph.nonlinearity import Nonlinearity
-from roundwise.methods.answers import check_answer
+from roundwise.methods.check_answers import check_answer
 from roundwise.methods.rounding import gram_adaround
 from roundwise.numerics.grid import Codebook, PerTensor
 from roundwise.statistics import Gram, Nothing, Samples
