@@ -95,7 +95,7 @@ class CPProblem:
         return self._white.error(components.matrix.reshape(self._white.best.shape))
 
     def solve(self, rank: int, rounds: int) -> Components:
-        """The components in those coordinates, after so many rounds of step 2."""
+        """The components in those coordinates, after `rounds` rounds of step 2."""
         components = self._alternated(rank)
         for _ in range(0 if self._is_white else rounds):
             components = self._fitted(components).balanced()

@@ -86,7 +86,7 @@ class TensorTrainProblem:
         return [float(known[a, b][d]) for a, b, d in ranks]
 
     def solve(self, ranks: Ranks, rounds: int) -> TrainCores:
-        """The factors for some ranks, after so many rounds of steps 2 and 3."""
+        """The factors for some ranks, after `rounds` rounds of steps 2 and 3."""
         cores = self._completed(self._start(*ranks[:2]), ranks[2])
         for _ in range(rounds):
             cores = self._improved_first(cores)
