@@ -28,8 +28,7 @@ a pull to the float weights, L is the error behind the clamp, and M is a quadrat
      7.     codes ← coordinate descent on M, for 11 to 32 columns with a tabu search; fit scale, codes and bias.
      8.     Every row keeps the best by L of all that it has had, from every start, and of nearest rounding (all rows
             together, where they share a changed scale). The next repetition starts from the newest codes, not the best.
-     9. If nearest rounding, with its own bias or its best one (in rows in which that does no harm behind the clamp),
-        has a smaller error on held-out samples, it is taken.
+     9. Nearest rounding is taken if better on held-out samples, with its bias or the best one (where that helps).
     10. Where positions are fewer than 100 for each column, the codes found are improved with all samples: lines 5
         to 8 if a clamp follows; if not, line 7 on S, and every row keeps the better by Q.
 
