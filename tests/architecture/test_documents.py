@@ -143,7 +143,7 @@ def test_the_command_line_lists_and_explains_the_walkthroughs_method(walkthrough
     assert re.search(r"threshold: float = 0\.5 +\w+", shown)
 
 
-@pytest.mark.parametrize("option", ["--rounding", "--recipe"])
+@pytest.mark.parametrize("option", ["--rounding", pytest.param("--recipe", marks=pytest.mark.slow)])
 def test_the_walkthroughs_commands_round_with_the_method_and_show_flips(walkthrough, option):
     pytest.importorskip("click")
     lines = [line for block in blocks("CONTRIBUTING.md", "") for line in block.splitlines()]

@@ -127,7 +127,7 @@ def made(way):
     return model, x
 
 
-@pytest.mark.parametrize("way", READERS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("way", in_thirds(READERS, start=1))
 def test_operations_that_read_memory_give_the_models_numbers_for_inputs_of_any_strides(way, tmp_path):
     model, x = made(way)
     quantized = rw.quantize(model, laid_out(channels_last, x), PRECISE)
@@ -139,7 +139,7 @@ def test_operations_that_read_memory_give_the_models_numbers_for_inputs_of_any_s
                 torch.testing.assert_close(network(layout(x)), model(layout(x)), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("way", READERS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("way", in_thirds(READERS))
 def test_the_pass_over_the_samples_computes_what_the_network_computes(way):
     model, x = made(way)
     quantized = rw.quantize(model, x, quantizing(rounding=rw.rounding.Nearest(), correction=None))

@@ -329,10 +329,9 @@ def test_activations_that_are_not_finite_are_an_error():
     ("weight_bits", "bits", "symmetric"),
     [
         (4, 8, False),
-        (4, 5, False),
         *(
-            pytest.param(8, bits, symmetric, marks=pytest.mark.slow)
-            for bits, symmetric in [(8, False), (8, True), (16, False)]
+            pytest.param(weight_bits, bits, symmetric, marks=pytest.mark.slow)
+            for weight_bits, bits, symmetric in [(4, 5, False), (8, 8, False), (8, 8, True), (8, 16, False)]
         ),
     ],
 )
@@ -362,6 +361,7 @@ def test_onnx_runtime_fuses_8_bit_layers_into_integer_kernels(tmp_path):
     assert kinds.count("QLinearConv") >= 2
 
 
+@pytest.mark.slow
 def test_a_half_precision_network_is_exported_with_its_activations(tmp_path):
     pytest.importorskip("onnxruntime")
     recipe = quantizing(rounding=rw.rounding.Nearest(), activations=rw.Activations())

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from facts import has, raises
 from recipes import quantizing
+from thirds import in_thirds
 from torch import nn
 
 import roundwise as rw
@@ -242,7 +243,9 @@ def attention(net, x):
     ("model", "samples", "dynamic", "other", "axes"),
     [
         (Net(mean_by_hand), IMAGES, SIDES, LARGER, ["batch", 3, "height", "width"]),
-        (Net(to_the_inputs_size), IMAGES, SIDES, LARGER, ["batch", 3, "height", "width"]),
+        pytest.param(
+            *(Net(to_the_inputs_size), IMAGES, SIDES, LARGER, ["batch", 3, "height", "width"]), marks=pytest.mark.slow
+        ),
         (Net(pooled), IMAGES, {"x": {3: "width"}}, LARGER[:, :, :8], ["batch", 3, 8, "width"]),
         (Words(attention), SEQUENCES, {"x": {1: "length"}}, LONGER, ["batch", "length", 6]),
     ],
@@ -400,7 +403,7 @@ class BatchFirst(nn.Module):
         return self.model(x.transpose(0, 1)).transpose(0, 1)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("kind", in_thirds([nn.LSTM, nn.GRU, nn.RNN]))
 def test_time_first_is_told_by_name_and_both_ways_out_work(kind):
     class TimeFirst(nn.Module):
         def __init__(self, **settings):

@@ -48,7 +48,9 @@ def captured(request):
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # PyTorch's own, where it copies a program
-@pytest.mark.parametrize("name", ["Residual", "Reused", "Convolutions", "Branches", "Volume3d", "DataclassOutput"])
+@pytest.mark.parametrize(
+    "name", in_thirds(["Residual", "Reused", "Convolutions", "Branches", "Volume3d", "DataclassOutput"])
+)
 def test_what_is_pure_already_gives_the_same_graph_as_when_it_is_made_so(name, monkeypatch):
     case = CASES[name]
     args, kwargs = case.inputs(3)

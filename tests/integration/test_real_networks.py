@@ -43,9 +43,8 @@ def quantized(bits, rounding, samples=256, **settings):
     return rw.quantize(task().model, task().calibration[:samples], recipe)
 
 
-@pytest.mark.parametrize(
-    ("bits", "expected", "tolerance"), [(4, 69, 2), pytest.param(3, 25, 4, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("bits", "expected", "tolerance"), [(4, 69, 2), (3, 25, 4)])
 def test_nearest_rounding_per_tensor_costs_what_it_is_known_to_cost(bits, expected, tolerance):
     model = quantized(bits, rw.rounding.Nearest())
     assert task().accuracy(model) == pytest.approx(expected, abs=tolerance)

@@ -189,6 +189,7 @@ def some_channels(groups, seed, share=0.4):
     return {group: dice.some_of(range(group.channels), max(1, int(share * group.channels))) for group in free}
 
 
+@pytest.mark.slow
 @examples
 @given(st.integers(0, 10**6))
 def test_a_random_network_with_channels_cut_computes_what_it_does_with_them_masked(seed):

@@ -192,7 +192,7 @@ def test_a_pytorch_without_quantized_decomposed_is_an_error_with_a_way_out(monke
         to_quantized_decomposed(model)
 
 
-@pytest.mark.parametrize("recipe", ["per channel", "8-bit activations"])
+@pytest.mark.parametrize("recipe", [pytest.param("per channel", marks=pytest.mark.slow), "8-bit activations"])
 def test_torch_compile_sees_through_the_operations(recipe):
     model = quantized(recipe)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recipes import quantizing
+from thirds import in_thirds
 from torch import nn
 
 import roundwise as rw
@@ -39,8 +40,10 @@ def notes(data, fast, **kwargs):
     return [note for note in quantized.report.notes if "fast path" in note]
 
 
-@pytest.mark.parametrize("padding", [PADDING, NO_PADDING], ids=["padded", "without padding in the samples"])
-@pytest.mark.parametrize("reads_padding", [True, False])
+@pytest.mark.parametrize(
+    ("padding", "reads_padding"),
+    in_thirds({"padded": PADDING, "without padding in the samples": NO_PADDING}, [True, False]),
+)
 def test_the_fast_path_that_drops_padded_places_is_in_the_report(padding, reads_padding):
     (note,) = notes({"tokens": TOKENS, "padding": padding}, fast=True, reads_padding=reads_padding)
     assert "set_fastpath_enabled(False)" in note
@@ -77,8 +80,9 @@ class Masked(nn.Module):
         return self.stack(x, x, self.mask, None, None, None, *self.hint)
 
 
-@pytest.mark.parametrize("hint", [(), (None,), (False,), (True,)], ids=str)
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize(
+    ("kind", "hint"), in_thirds(["encoder", "decoder"], {str(hint): hint for hint in [(), (None,), (False,), (True,)]})
+)
 def test_a_transformer_with_a_causal_mask_is_captured_whatever_it_is_told_of_the_mask(kind, hint):
     model, x = Masked(kind, hint=hint).eval(), torch.randn(3, 5, 8)
     quantized = rw.quantize(model, x, RECIPE)

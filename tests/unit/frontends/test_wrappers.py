@@ -4,6 +4,7 @@ import pytest
 import torch
 from facts import raises
 from recipes import quantizing
+from thirds import in_thirds
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -94,8 +95,7 @@ WRAPPERS = {
 """Each takes a module in evaluation mode; none of them changes what it computes."""
 
 
-@pytest.mark.parametrize("around", ["the model", "a part"])
-@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize(("name", "around"), in_thirds(list(WRAPPERS), ["the model", "a part"]))
 def test_layers_have_the_names_of_the_model_inside(name, around):
     plain = Whole(Part()).eval()
     wrap = WRAPPERS[name]

@@ -86,6 +86,7 @@ def test_rounds_never_raise_the_error_and_the_error_is_that_of_the_matrix():
         assert float(weighted(regression, metric, problem.back(one).matrix)) == pytest.approx(error, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_dependent_inputs_give_nearly_the_smallest_error_that_descent_finds():
     regression, metric, rank = moments(), positive(OUTPUTS, 5), 5
     smallest = []

@@ -81,6 +81,7 @@ def test_predictions_are_the_errors_of_the_start_and_rounds_never_raise_them():
         assert errors[-1] < errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [(2, 3, 3), (4, 4, 3)])
 def test_dependent_inputs_give_nearly_the_smallest_error_that_descent_finds(ranks):
     regression, metric, (a, b, d) = moments(), positive(OUTPUTS, 5), ranks

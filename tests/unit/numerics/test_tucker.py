@@ -68,6 +68,7 @@ def test_white_inputs_give_what_tensorly_gives():
     assert float(error) == pytest.approx(float(best), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [(2, 2), (2, 4), (4, 3)])
 def test_dependent_inputs_give_nearly_the_smallest_error_that_descent_finds(ranks):
     regression, metric = moments(), positive(OUTPUTS, 5)

@@ -295,6 +295,7 @@ def costs_of(search, weights, first_order, seed):
     return reached, nearest, every_cost(task, grid, first_order)
 
 
+@pytest.mark.slow
 @ORDERS
 @GRIDS
 def test_tabu_search_finds_the_best_of_all_roundings(first_order, weights):
@@ -303,6 +304,7 @@ def test_tabu_search_finds_the_best_of_all_roundings(first_order, weights):
         assert reached == pytest.approx(optimum, abs=1e-6)
 
 
+@pytest.mark.slow
 @ORDERS
 @GRIDS
 def test_the_cross_entropy_method_comes_near_the_best_of_all_roundings(first_order, weights):

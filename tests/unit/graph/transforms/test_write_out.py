@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recipes import quantizing
+from thirds import in_thirds
 from torch import nn
 
 import roundwise as rw
@@ -65,7 +66,7 @@ class Changes(nn.Module):
         return y
 
 
-@pytest.mark.parametrize("name", IN_PLACE)
+@pytest.mark.parametrize("name", in_thirds(list(IN_PLACE)))
 def test_a_change_in_place_is_captured_and_kept_in_a_file(name, tmp_path):
     x, model = torch.randn(8, 4), Changes(IN_PLACE[name]).eval()
     quantized = rw.quantize(model, x, quantizing(rw.Weights(16), rounding=rw.rounding.Nearest(), rewrites=()))
