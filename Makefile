@@ -79,7 +79,7 @@ types: $(DEV)  ## mypy, strict
 docs: $(DEV)  ## the pages of docs/ as HTML in docs/_build/html, warnings being errors
 	@$(BIN)/sphinx-build -W --keep-going --quiet --builder html docs docs/_build/html
 
-check: lint types docs test slow zoo wheel  ## all of the above that can fail
+check: lint types docs test slow zoo wheel  ## what a change has to pass: lint, types, docs, test, slow, zoo and wheel
 
 accuracy: $(DEV)  ## accuracies of real networks, as in the README; options as in ARGS="--help"
 	@$(BIN)/python benchmarks/accuracy.py $(ARGS)

@@ -37,7 +37,7 @@ FEW: dict[str, Any] = {
     "coordinate-descent": rw.rounding.CoordinateDescent(sweeps=5),
     "cross-entropy-method": rw.rounding.CrossEntropyMethod(iterations=3, samples=20),
     "straight-through": rw.rounding.StraightThrough(iterations=20, batch_size=8),
-    "tabu-search": rw.rounding.TabuSearch(iterations=20),
+    "tabu-search": rw.rounding.TabuSearch(moves=20),
 }
 """Solvers with few iterations."""
 
@@ -60,7 +60,7 @@ VARIANTS: dict[str, Any] = {
     "cross-entropy-method-bias": replace(SOLVERS["cross-entropy-method"], free_bias=True),
     "gptq-in-order": rw.rounding.GPTQ(by_importance=False, free_bias=True),
     "straight-through-linear": replace(SOLVERS["straight-through"], activation_aware=False),
-    "tabu-search-bias": rw.rounding.TabuSearch(iterations=20, any_code=False, free_bias=True),
+    "tabu-search-bias": rw.rounding.TabuSearch(moves=20, any_code=False, free_bias=True),
 }
 RANGES: dict[str, Any] = {
     "aciq": rw.ranges.ACIQ(),

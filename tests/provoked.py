@@ -352,6 +352,46 @@ SETTINGS = {
         lambda _: override({"features": {"0": {"weights": {"bits": 8}}}}),
         ("'features'", '[stages.overrides."features.0".weights]'),
     ),
+    "stages in single brackets": (
+        lambda folder: rw.Recipe.from_toml(text(folder, '[stages]\nstage = "quantize"\n', "r.toml")),
+        ("r.toml", "[[stages]]", 'stage = "quantize"'),
+    ),
+    "weights in double brackets": (
+        lambda _: read_stages({"stage": "quantize", "weights": [{"bits": 3}]}),
+        ("stages[0]", "weights", "Double brackets"),
+    ),
+    "a single method in place of a list": (
+        lambda _: read_stages({"stage": "rewrite", "methods": {"method": "high-bias-absorption"}}),
+        ("stages[0]", '[{ method = "high-bias-absorption" }]'),
+    ),
+    "a setting beside its method": (
+        lambda _: read_stages({"stage": "quantize", "rounding": "adaround", "iterations": 9}),
+        ("stages[0]", "'iterations'", 'rounding = { method = "adaround", iterations = 9 }'),
+    ),
+    "a setting beside the default method": (
+        lambda _: read_stages({"stage": "quantize", "shrinkage": 0}),
+        ("stages[0]", "'shrinkage'", 'rounding = { method = "gram-adaround", shrinkage = 0 }'),
+    ),
+    "a setting beside its granularity": (
+        lambda _: read_stages({"stage": "quantize", "weights": {"granularity": "per-group", "size": 32}}),
+        ("weights", "'size'", 'granularity = { kind = "per-group", size = 32 }'),
+    ),
+    "a setting beside its quantizer": (
+        lambda _: read_stages({"stage": "finetune", "offset": "real"}),
+        ("stages[0]", "'offset'", 'quantization = { method = "lsq-plus", offset = "real" }'),
+    ),
+    "bits beside the weights": (
+        lambda _: read_stages({"stage": "quantize", "bits": 3}),
+        ("stages[0]", "'bits'", "weights = { bits = 3 }", "activations = { bits = 3 }"),
+    ),
+    "bits of an override beside its weights": (
+        lambda _: override({"features.0": {"bits": 8}}),
+        ("overrides 'features.0'", "'bits'", "weights = { bits = 8 }"),
+    ),
+    "a setting of a method with a single one": (
+        lambda _: read_stages({"stage": "compress", "macs": 0.5, "methods": [{"method": "spatial-svd", "round": 2}]}),
+        ("'round'", "only setting", "'rounds'"),
+    ),
     "an override that changes nothing": (lambda _: rw.Override(), ("weights=…", "activations=…")),
     "a method that only a program has": (
         lambda _: read_stages({"stage": "rewrite", "methods": [{"custom": "Mine()"}]}).stages[0].methods[0].apply(None),
@@ -378,6 +418,39 @@ SETTINGS = {
         lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, {"bits": 4}),
         ("dict", "Recipe.from_dict"),
     ),
+    "a path as a recipe": (
+        lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, Path("recipe.toml")),
+        ("Recipe.from_toml('recipe.toml')",),
+    ),
+    "a number as a recipe of a call": (lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, 4), ("int", "Recipe")),
+    "a method as a recipe": (
+        lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, rw.rounding.Stochastic()),
+        ("Stochastic", "Quantize(rounding=Stochastic())"),
+    ),
+    "a class of methods as a recipe": (
+        lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, rw.rounding.Stochastic),
+        ("class Stochastic", "Quantize(rounding=Stochastic())"),
+    ),
+    "a method as a stage": (
+        lambda _: rw.Recipe((rw.rewrites.HighBiasAbsorption(2.0),)),
+        ("stages[0]", "Write Rewrite(methods=(HighBiasAbsorption(deviations=2.0, "),
+    ),
+    "a method of compression as a recipe": (
+        lambda _: rw.compress(nn.Linear(4, 2).eval(), SAMPLES, rw.compression.MagnitudePruning()),
+        ("Compress(macs=0.5, methods=(MagnitudePruning(),))",),
+    ),
+    "a granularity as a recipe": (
+        lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, rw.PerTensor()),
+        ("Quantize(weights=Weights(granularity=PerTensor()))",),
+    ),
+    "a class of stages as a recipe": (
+        lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, rw.Quantize),
+        ("class Quantize", "Quantize()"),
+    ),
+    "other settings of a method for its stage": (
+        lambda _: rw.Recipe().with_settings(rw.Quantize, shrinkage=0),
+        ("'shrinkage'", "rounding=GramAdaRound(shrinkage=…)"),
+    ),
     "a dynamic size of no input": (
         lambda _: rw.quantize(nn.Linear(4, 2).eval(), SAMPLES, NEAREST, dynamic={"image": {2: "height"}}),
         ("'image'", "'input'", "{2: 'height'}"),
@@ -397,6 +470,14 @@ SETTINGS = {
     "an option that is not there": (
         lambda _: options(settings=["iteration=5"]),
         ("--set iteration=5", "'iteration'", "'iterations'"),
+    ),
+    "bits as a setting of the rounding": (
+        lambda _: options(settings=["bits=3"]),
+        ("--set bits=3", "gram-adaround", "--bits 3"),
+    ),
+    "a setting of ranges as one of the rounding": (
+        lambda _: options(settings=["candidates=50"]),
+        ("--set candidates=50", "--set ranges.candidates=50"),
     ),
     "an option without a value": (lambda _: options(overrides=["0"]), ("--override 0", "NAME=VALUE")),
     "an override of no bits": (lambda _: options(overrides=["0=nine"]), ("--override 0=nine", "'nine'", "per-tensor")),

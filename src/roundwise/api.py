@@ -53,7 +53,7 @@ def quantize(
         dynamic: names for the sizes that may differ between calls, by input and dimension: `{"x": {2: "height"}}`. The
             number of samples always may. All other sizes are those of the samples: a call with another size is refused,
             unless nothing in the network depends on it.
-        progress: called with an `Event` as the run goes; `print` will do.
+        progress: called with an `Event` as the run goes, such as `print`.
 
     Returns:
         The quantized network, with its report.
@@ -108,7 +108,7 @@ def compress(
             better networks, such as its accuracy. The report says what it is before and after. The choice
             `EqualAccuracyLoss` needs it, and calls it 9 times per layer.
         dynamic: as for `quantize`. Multiplications are counted for the sizes of the samples.
-        progress: called with an `Event` as the run goes; `print` will do.
+        progress: called with an `Event` as the run goes, such as `print`.
 
     Returns:
         The compressed network, with its report.
@@ -175,7 +175,7 @@ def finetune(
         augmentation: a function that is given the inputs of each training batch, as the model takes them (a tensor, or
             a tuple or dict of them), and returns changed ones, such as images that are flipped at random. It draws its
             random numbers from PyTorch's generator, so that runs repeat.
-        progress: called with an `Event` as the run goes; `print` will do.
+        progress: called with an `Event` as the run goes, such as `print`.
 
     Under torchrun, after `torch.distributed.init_process_group()`, all processes train one network together. Each calls
     this function with the same arguments, works on its part of each batch, and returns the same network.
@@ -220,7 +220,7 @@ def trainable(
         data: calibration samples, as for `quantize`.
         recipe: stages to run before training; of a stage `Finetune` the quantization is taken, and training is left to
             you. By default 4-bit weights.
-        progress: called with an `Event` as the run goes; `print` will do.
+        progress: called with an `Event` as the run goes, such as `print`.
 
     Returns:
         The module. Train it, then call its method `finish`.

@@ -48,7 +48,7 @@ def named(path: object, refusal: type[RoundwiseError], *endings: str) -> Path:
     Args:
         path: text or a path.
         refusal: the class of the error.
-        endings: that the name of the file may have; without any, every name will do.
+        endings: that the name of the file may have; without any, every name is allowed.
 
     Raises:
         RoundwiseError: it is neither text nor a path, has another ending, or nothing can be written there. (The class

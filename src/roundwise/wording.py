@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NoReturn
 
 import humanize
 
@@ -73,6 +74,25 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(wanted, plain, n=1)
     near = near or [one for one in plain if len(wanted) >= BEGINNING and one.startswith(wanted)]
     return f" Did you mean '{plain[near[0]]}'?" if near else ""
+
+
+def no_such_name(module: str, known: Collection[str]) -> Callable[[str], NoReturn]:
+    """The `__getattr__` of a module: its error names the name that was probably meant.
+
+    Args:
+        module: what users call the module, such as "rw.rounding".
+        known: its public names.
+
+    Example:
+        >>> no_such_name("rw.rounding", ["GPTQ", "Nearest"])("GTPQ")
+        Traceback (most recent call last):
+        AttributeError: rw.rounding has no 'GTPQ'. Did you mean 'GPTQ'?
+    """
+
+    def refuse(name: str) -> NoReturn:
+        raise AttributeError(f"{module} has no '{name}'.{did_you_mean(name, known)}", name=name)
+
+    return refuse
 
 
 def _plain(name: str) -> str:

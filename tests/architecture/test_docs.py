@@ -55,6 +55,21 @@ def test_the_recipe_files_of_a_page_can_be_read(page, tmp_path):
         assert [type(stage) for stage in recipe.stages][-len(kinds) :] == kinds
 
 
+def test_the_recipes_that_a_page_gives_in_python_and_in_a_file_are_equal(tmp_path):
+    """Each example of overrides stands twice on the page; the first is named `recipe` there, the second `stage`."""
+    code, files = (
+        [text for text in blocks(FOLDER / "recipes.md", kind) if "overrides" in text] for kind in ("python", "toml")
+    )
+    names = [re.findall(r"^(recipe|stage) = ", text, re.MULTILINE) for text in code]
+    assert names == [["recipe"], ["stage"]]
+    assert len(files) == len(code)
+    namespace = {}
+    for text, ((name,), file) in zip(code, zip(names, files, strict=True), strict=True):
+        exec(text, namespace)  # noqa: S102
+        (tmp_path / "recipe.toml").write_text(file, encoding="utf-8")
+        assert rw.Recipe.of(namespace[name]) == rw.Recipe.from_toml(tmp_path / "recipe.toml")
+
+
 def test_the_api_page_has_every_public_name():
     page = (FOLDER / "api.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^\.\. auto\w+:: roundwise\.([\w.]+)", page, re.MULTILINE))

@@ -143,9 +143,12 @@ RECIPES: dict[str, Row] = {
     "a recipe by name": (lambda _: quantized(recipe="fast"), ("str", "Quantize(…)")),
     "bits for a recipe": (lambda _: quantized(recipe=4), ("int", "Quantize(…)")),
     "a dict for a recipe": (lambda _: quantized(recipe={"bits": 4}), ("dict", "Recipe.from_dict")),
-    "a stage's class": (lambda _: quantized(recipe=rw.Quantize), ("type", "Quantize(…)")),
+    "a stage's class": (lambda _: quantized(recipe=rw.Quantize), ("class Quantize", "Write Quantize()")),
     "settings for a recipe": (lambda _: quantized(recipe=rw.Weights(bits=4)), ("Weights", "Quantize(…)")),
-    "a method for a recipe": (lambda _: quantized(recipe=rw.rounding.Nearest()), ("Nearest", "Quantize(…)")),
+    "a method for a recipe": (
+        lambda _: quantized(recipe=rw.rounding.Nearest()),
+        ("Nearest", "Quantize(rounding=Nearest())"),
+    ),
     "a model for a recipe": (lambda _: quantized(recipe=net()), ("Sequential", "Quantize(…)")),
     "no stage": (lambda _: quantized(recipe=[]), ("[]", "Quantize(…)")),
     "a stage by name": (lambda _: quantized(recipe=["quantize"]), ("'quantize'", "Quantize(…)")),
@@ -380,6 +383,25 @@ def test_a_misspelled_name_is_an_error_that_names_the_right_one():
     with pytest.raises(AttributeError) as caught:
         rw.quantise  # noqa: B018
     assert not missing(str(caught.value), "'quantise'", "'quantize'")
+
+
+NAMESPACES = {
+    "activations": ("ActivationMinMAX", "ActivationMinMax"),
+    "compression": ("SpatialSvd", "SpatialSVD"),
+    "corrections": ("EmpiricBias", "EmpiricalBias"),
+    "ranges": ("Aciq", "ACIQ"),
+    "rewrites": ("CrossLayerEqualisation", "CrossLayerEqualization"),
+    "rounding": ("Gptq", "GPTQ"),
+    "training": ("LSQplus", "LSQPlus"),
+}
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_a_misspelled_method_is_an_error_that_names_the_right_one(namespace):
+    wrong, right = NAMESPACES[namespace]
+    with pytest.raises(AttributeError) as caught:
+        getattr(getattr(rw, namespace), wrong)
+    assert not missing(str(caught.value), f"rw.{namespace}", f"'{wrong}'", f"'{right}'"), caught.value
 
 
 def test_what_the_users_own_data_raises_comes_through():

@@ -40,8 +40,8 @@ class CompressOptions:
     )
     settings: tuple[str, ...] = option(
         METHOD,
-        "A setting of a method, such as spatial-svd.rounds=5, or choice.NAME. Repeatable. `roundwise methods` lists "
-        "them all.",
+        "A setting of a method, such as spatial-svd.rounds=5, or choice.NAME. Repeatable. `roundwise methods METHOD` "
+        "lists them.",
         "--set",
         default=(),
         metavar="NAME=VALUE",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,15 @@ NONE: Literal["none"] = "none"
 
 _SHORT = {"": "rounding", "ranges": "weights.ranges"}
 """Targets of `--set` that have a shorter name than their place in a stage."""
+
+_TARGETS = ("weights", "ranges", "activations", "activations.ranges", "finetune", "finetune.quantization")
+"""What a user may write before the dot of `--set`, beside the names of rewrites and methods of compression."""
+
+_OPTIONS = {
+    name: f"--{name.replace('_', '-')}"
+    for name in ("bits", "activations", "edge_bits", "rounding", "ranges", "correction", "seed", "batch_size")
+}
+"""Settings that an option gives, and not `--set`."""
 
 _STAGE = re.compile(r"^recipe: stages\[\d+\] '[a-z]+': ")
 """How a message begins that names a stage of a recipe."""
@@ -88,7 +98,7 @@ class RecipeOptions:
     settings: tuple[str, ...] = option(
         METHOD,
         "A setting of the rounding method, or of another: ranges.NAME, activations.NAME, activations.ranges.NAME, "
-        "rewrites.REWRITE.NAME, finetune.NAME. Repeatable. `roundwise methods` lists them all.",
+        "rewrites.REWRITE.NAME, finetune.NAME. Repeatable. `roundwise methods METHOD` lists them.",
         "--set",
         default=(),
         metavar="NAME=VALUE",
@@ -196,6 +206,8 @@ def with_settings_of(recipe: Recipe, texts: Sequence[str], bits: Mapping[str, st
             values = {setting.name: setting.value for setting in settings}
             if bits and target in bits and "bits" in values:
                 raise RecipeError(f"{bits[target]} gives the bits already; leave out one of them.")
+            if not target:
+                _check_rounding(recipe, settings)
             recipe = _with_settings(recipe, target, values)
     return recipe
 
@@ -328,6 +340,21 @@ def _with_settings(recipe: Recipe, target: str, values: Plain) -> Recipe:
     for table in tables:
         table.update(values)
     return Recipe.from_dict(plain)
+
+
+def _check_rounding(recipe: Recipe, settings: Sequence[Setting]) -> None:
+    """Raise for a setting without a target that the rounding method does not have, and another place has."""
+    for rounding in (stage.rounding for stage in recipe.stages if isinstance(stage, Quantize)):
+        known = typing.get_type_hints(type(rounding))
+        for name, _, written in (setting for setting in settings if setting.name not in known):
+            plain = recipe.as_dict()["stages"]
+            places = [it for it in _TARGETS if any(name in table for stage in plain for table in _tables(stage, it))]
+            write = " or ".join(f"--set {place}.{written}" for place in places)
+            if name in _OPTIONS:
+                write = f"{_OPTIONS[name]} {written.partition('=')[2].strip()}"
+            if write:
+                method = name_of(rounding, ROUNDING_SOLVERS)
+                raise RecipeError(f"'{name}' is not a setting of the rounding method {method}. Write {write}.")
 
 
 def _tables(stage: Plain, target: str) -> list[Plain]:

@@ -82,7 +82,7 @@ class UnitTask(Protocol[W_co, R_co]):
         """The branch whose error the targets shall make up for; None for targets as they are."""
 
     def statistics(self, samples: int, seed: int) -> Any:
-        """Empty statistics, for so many samples."""
+        """Empty statistics, for this number of samples."""
 
     def collect(
         self, statistics: Any, inputs: Sequence[StreamPair], targets: Tensor, samples: int, addend: Addend | None

@@ -332,7 +332,7 @@ def _tensor_of_array(array: np.ndarray[Any, Any]) -> Tensor:
     try:
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         whole = all(stride >= 0 and stride % max(1, array.itemsize) == 0 for stride in array.strides)
-        with warnings.catch_warnings():  # a read-only array will do: nothing writes to the tensor
+        with warnings.catch_warnings():  # a read-only array is enough: nothing writes to the tensor
             warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
             return torch.from_numpy(array if whole else array.copy())
     except (TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
 """Run the stage `Rewrite`: it changes how the float network computes its outputs, and keeps the outputs the same.
 
 1. Fold batch-norms.
-2. Apply each method in turn, and check that the outputs stay the same (`engine/rewriter.py`).
+2. Apply each method in turn, and check that the outputs stay the same (`engine/apply_rewrites.py`).
 3. Undo methods after which the quantized network is far worse than without them (`engine/undoing.py`).
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
+from roundwise.engine.apply_rewrites import Rewriter, float_outputs
 from roundwise.engine.network import Network
-from roundwise.engine.rewriter import Rewriter, float_outputs
 from roundwise.engine.run import Run
 from roundwise.engine.undoing import same, undo_harmful
 from roundwise.errors import ModelError

@@ -30,8 +30,8 @@ from roundwise.errors import MemoryBudgetError
 from roundwise.wording import human_bytes
 
 KEPT = 16 << 20
-"""At most so many bytes are not given back to the operating system yet: of memory that was freed, because its content
-went to disk or is not needed any more, and of files that were read. More take more memory, fewer take more time."""
+"""At most this number of bytes is not given back to the operating system yet: of memory that was freed, because its
+content went to disk or is not needed any more, and of files that were read. More take more memory, fewer more time."""
 
 _ALIGNMENT = 64
 """PyTorch allocates tensors at multiples of 64 bytes. At other addresses, matrix kernels may round differently."""

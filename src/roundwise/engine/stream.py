@@ -37,7 +37,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from roundwise.engine.answers import ChosenWeight, Solved, StreamPair, UnitTask
-from roundwise.engine.measure import distance_by_items
+from roundwise.engine.distance_by_items import distance_by_items
 from roundwise.engine.plan import forecast
 from roundwise.engine.schedule import Schedule, Segment, Step
 from roundwise.engine.store import ActivationStore

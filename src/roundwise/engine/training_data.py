@@ -127,7 +127,7 @@ def training_data(
         signature: what the model's call takes.
         batch_size: samples in a batch, over all processes; a data loader has its own.
         seed: of the order of samples.
-        processes: each gets its part of every batch; of an iterable, every so many batches.
+        processes: each gets its part of every batch; of an iterable, every n-th batch.
 
     Raises:
         CalibrationError: there are no samples, or the data can be read only once.

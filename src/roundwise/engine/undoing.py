@@ -17,8 +17,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from roundwise.engine.apply_rewrites import Rewriter, Rewritten
 from roundwise.engine.quantizing import nearest_error
-from roundwise.engine.rewriter import Rewriter, Rewritten
 from roundwise.engine.run import Run
 from roundwise.errors import CalibrationError, ModelError, RecipeError
 from roundwise.events import PassStarted

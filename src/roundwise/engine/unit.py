@@ -22,7 +22,7 @@ from roundwise.errors import RecipeError
 from roundwise.graph.analysis.layers import Layer
 from roundwise.graph.graph import Graph
 from roundwise.graph.unit import Unit
-from roundwise.methods.answers import check_answer, check_grid, check_shift, left_alone
+from roundwise.methods.answer_checks import check_answer, check_grid, check_shift, left_alone
 from roundwise.methods.interfaces import (
     BlockProblem,
     BlockSolver,
@@ -183,7 +183,8 @@ class LayerTask:
 class BlockTask:
     """A unit of several layers, and the solver that chooses the codes of all of them together.
 
-    Of the tasks in `layers`, only codebook, granularity and range estimator are used.
+    Of the tasks in `layers`, only codebook, granularity and range estimator are used. No recipe makes such a task,
+    since no built-in solver works on a block; `tests/integration/test_units.py` makes one.
     """
 
     unit: Unit

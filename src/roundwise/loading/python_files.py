@@ -18,7 +18,7 @@ from roundwise.errors import ModelError
 
 
 def from_function(file: Path, name: str) -> nn.Module:
-    """The model that a function of the user's file returns; a class or a finished model will do."""
+    """The model that a function of the user's file returns; or a class, or a finished model."""
     spec = f"{file}:{name}"
     if not file.is_file():
         raise ModelError(f"{file}: there is no such file. Check the path.")

@@ -83,7 +83,7 @@ class Factorization(CompressionMethod):
 
     @abstractmethod
     def errors(self, problem: FactorizationProblem, sizes: Sequence[Size]) -> Sequence[float]:
-        """The error for each size; an estimate from above will do."""
+        """The error for each size; an upper bound is enough."""
 
     @abstractmethod
     def factorize(self, problem: FactorizationProblem, size: Size) -> Factorized:
@@ -123,8 +123,8 @@ class LayerOptions:
     Attributes:
         name: of the layer.
         costs: of each option, in the unit of the budget.
-        errors: predicted for each option. For a choice that evaluates, how much lower the metric is if this layer alone
-            is cut; below 0 where the metric is higher.
+        errors: predicted for each option. For a choice that evaluates, how much lower the result of `evaluate` is if
+            this layer alone is cut; below 0 where it is higher.
     """
 
     name: str
@@ -136,7 +136,7 @@ class RatioChoice(ABC):
     """Chooses an option for each layer. Implementations are frozen dataclasses.
 
     Attributes:
-        evaluates: whether options are compared by the user's metric instead of predicted errors.
+        evaluates: whether options are compared by `evaluate`, the user's function, instead of by predicted errors.
     """
 
     evaluates: ClassVar[bool] = False

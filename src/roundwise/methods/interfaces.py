@@ -1,7 +1,8 @@
-"""The rounding problem of one layer, and its answer.
+"""What a method of each kind is given, and what it answers; `methods/compressing.py` is that for compression.
 
-Given a weight matrix W, a grid, and statistics of the layer's inputs x̂ (in the network whose earlier layers are already
-quantized) and targets y (the float network's outputs), choose integer codes q such that
+The problem of rounding comes first. Given a weight matrix W, a grid, and statistics of the layer's inputs x̂ (in the
+network whose earlier layers are already quantized) and targets y (the float network's outputs), choose integer codes q
+such that
 
     E ‖ f_a(y) − f_a(ŵ(q) x̂ + b) ‖²                                         (Eq. 25 without λ f_reg)
 
@@ -40,11 +41,12 @@ class Problem(Generic[S]):
 
     Attributes:
         name: the layer's name in the model.
-        weight: float32 matrix; rows are output channels, groups are independent.
+        weight: float32 matrix; rows are output channels. Groups are those of a grouped convolution, each of which is a
+            problem of its own; other layers have one.
         bias: float32; zeros where the layer has none.
         grid: what codes mean, chosen before by a `RangeEstimator`.
         statistics: what the solver's `needs` asked for.
-        nonlinearity: the function between this layer and its only consumer, or None.
+        nonlinearity: the function that reads this layer's output, if nothing else reads it; or None.
         bias_is_free: whether the layer has a bias that nothing else uses, so that a solver may shift it.
     """
 
@@ -110,7 +112,7 @@ class RoundingSolver(ABC, Generic[S]):
     @property
     @abstractmethod
     def traits(self) -> Traits:
-        """What the engine must know; a class attribute will do where it does not depend on settings."""
+        """What the engine must know; a class attribute is enough where it does not depend on settings."""
 
     @abstractmethod
     def solve(self, problem: Problem[S], generator: torch.Generator) -> Rounding:
@@ -159,6 +161,9 @@ class BlockProblem(Generic[B]):
 
 class BlockSolver(ABC, Generic[B]):
     """Chooses codes for all layers of a block together. Implementations are frozen dataclasses.
+
+    This is a seam for solvers of one's own: no built-in solver implements it, and no recipe reaches it.
+    `tests/integration/test_units.py` has a solver that does.
 
     Attributes:
         needs: the statistic that `solve` finds in its problem; the stream collects it.

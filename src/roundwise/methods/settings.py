@@ -17,8 +17,8 @@ LARGEST = 10**12
 def check_types(settings: object) -> None:
     """For a method's `__post_init__`: raise unless every field has a value of its declared type.
 
-    An int will do for a float; a bool is no number. Numbers are at most `LARGEST`, either way: settings are multiplied
-    by others and with float32 tensors, where more would end in infinity or an overflow.
+    An int may stand for a float; a bool is no number. Numbers are at most `LARGEST`, either way: settings are
+    multiplied by others and with float32 tensors, where more would end in infinity or an overflow.
 
     Raises:
         RecipeError: names the method, the setting, and what was found and expected.

@@ -1,25 +1,25 @@
 """The loss behind a clamp: what replaces the quadratic where a ReLU, a ReLU6 or another clamp follows the layer.
 
-With f(z) = clamp(z, l, u), outputs z = ŵ x̂ + b before the clamp, and y those of the float network:
+With f(ŷ) = clamp(ŷ, l, u), outputs ŷ = ŵ x̂ + b before the clamp, and y those of the float network:
 
-    L(ŵ, b) = E (f(z) − f(y))²                                            (Eq. 25 without its regularizer, f_a = f)
+    L(ŵ, b) = E (f(ŷ) − f(y))²                                            (Eq. 25 without its regularizer, f_a = f)
 
-L is not quadratic, because where z is outside the limits its error has no influence. There are two ways to lower it.
+L is not quadratic, because where ŷ is outside the limits its error has no influence. There are two ways to lower it.
 
 *By minibatches of positions* (`ClampedLoss`). Half its gradients need only some positions:
 
-    ½ ∂L/∂ŵ = E (f(z) − f(y)) [l < z < u] x̂ᵀ         ½ ∂L/∂b = E (f(z) − f(y)) [l < z < u]
+    ½ ∂L/∂ŵ = E (f(ŷ) − f(y)) [l < ŷ < u] x̂ᵀ         ½ ∂L/∂b = E (f(ŷ) − f(y)) [l < ŷ < u]
 
-*By majorisation* (`majorising_change`). With ẑ the current output, let the target be
+*By majorisation* (`majorising_change`). With ŷ₀ the current output, let the target be
 
     t = y             where l < y < u
-        min(ẑ, l)     where y ≤ l
-        max(ẑ, u)     where y ≥ u
+        min(ŷ₀, l)    where y ≤ l
+        max(ŷ₀, u)    where y ≥ u
 
-Then (f(z) − f(y))² ≤ (z − t)² for every z. So a step that lowers the quadratic E (z − t)², for which all positions
-count, lowers a bound on L. At z = ẑ the two sides are equal where ẑ is inside the limits, and where y and ẑ are cut off
-at the same limit. Elsewhere, where ẑ alone is cut off or the two at opposite limits, the bound does not touch L, and L
-itself may rise: so L must be measured after every step.
+Then (f(ŷ) − f(y))² ≤ (ŷ − t)² for every ŷ. So a step that lowers the quadratic E (ŷ − t)², for which all positions
+count, lowers a bound on L. At ŷ = ŷ₀ the two sides are equal where ŷ₀ is inside the limits, and where y and ŷ₀ are cut
+off at the same limit. Elsewhere, where ŷ₀ alone is cut off or the two at opposite limits, the bound does not touch L,
+and L itself may rise: so L must be measured after every step.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ClampedLoss:
         L(ŵ, b) + strength · ‖ŵ − w‖²
 
     Where the bias is free it moves too. Inputs are then taken less their mean μ, so that weights and bias do not work
-    against each other, and outputs are z = ŵ (x̂ − μ) + *level*. The level is b + ŵ μ, the mean output before the clamp;
+    against each other, and outputs are ŷ = ŵ (x̂ − μ) + *level*. The level is b + ŵ μ, the mean output before the clamp;
     one step hands it on to the next, and `bias_at` turns it into b at the end. Where the bias is not free, μ counts as
     0, and the level is the bias.
 
@@ -94,9 +94,9 @@ class ClampedLoss:
         if mean is not None:
             pairs = pairs._replace(columns=pairs.columns - mean.unsqueeze(1))
         columns, y = pairs  # [groups, positions, cols] and [groups, positions, rows]
-        z = pairs.outputs(matrix, level)
-        # The backward pass of a clamp: (f(z) − f(y)) [l < z < u], since z = f(z) inside the limits.
-        error = aten.hardtanh_backward(z - y.clamp(low, high), z, low, high)
+        output = pairs.outputs(matrix, level)
+        # The backward pass of a clamp: (f(ŷ) − f(y)) [l < ŷ < u], since ŷ = f(ŷ) inside the limits.
+        error = aten.hardtanh_backward(output - y.clamp(low, high), output, low, high)
         if mean is not None:
             level = level - BIAS_RATE * error.mean(1)
         pull = torch.addcmul(self._pull_at_zero, matrix, self.strength[:, None, None])  # strength (ŵ − w)
@@ -109,16 +109,16 @@ class ClampedLoss:
 
 
 def majorising_change(
-    y: Float[Tensor, "*positions"], z: Float[Tensor, "*positions"], limits: Limits
+    y: Float[Tensor, "*positions"], output: Float[Tensor, "*positions"], limits: Limits
 ) -> Float[Tensor, "*positions"]:
-    """t − y, the change of the targets that makes the quadratic majorise L at the outputs z: 0 where l < y < u."""
+    """t − y, the change of the targets that makes the quadratic majorise L at the outputs ŷ: 0 where l < y < u."""
     low, high = limits
     # First as if every y were outside, then take it away where y is inside: that part is what the backward pass of a
     # threshold lets through. `torch.where` would take ten times as long.
-    change = z.clamp(max=low).sub_(y) if low > -torch.inf else torch.zeros_like(y)
+    change = output.clamp(max=low).sub_(y) if low > -torch.inf else torch.zeros_like(y)
     change.sub_(aten.threshold_backward(change, y, low))
     if high < torch.inf:
-        above = z.clamp(min=high).sub_(y)
+        above = output.clamp(min=high).sub_(y)
         change.add_(above.sub_(aten.hardtanh_backward(above, y, -torch.inf, high)))
     return change
 

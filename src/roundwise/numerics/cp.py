@@ -9,7 +9,7 @@ the coordinates of `numerics/whitening.py`:
    others fixed. A penalty for the squares of all factors keeps components from growing without bound while they cancel
    each other, which the decomposition is known for.
 2. *Moments.* Given the other factors, U is linear regression on r features; V and each K are improved by conjugate
-   gradients (`numerics/descent.py`). The error never rises in this step, which white inputs do not need.
+   gradients (`numerics/conjugate_gradients.py`). The error never rises in this step, which white inputs do not need.
 
 There is no order of components, so each rank is a decomposition of its own.
 
@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from roundwise.numerics.descent import improved
+from roundwise.numerics.conjugate_gradients import improved
 from roundwise.numerics.regression import Regression, solve
 from roundwise.numerics.whitening import Whitened
 
@@ -95,7 +95,7 @@ class CPProblem:
         return self._white.error(components.matrix.reshape(self._white.best.shape))
 
     def solve(self, rank: int, rounds: int) -> Components:
-        """The components in those coordinates, after so many rounds of step 2."""
+        """The components in those coordinates, after `rounds` rounds of step 2."""
         components = self._alternated(rank)
         for _ in range(0 if self._is_white else rounds):
             components = self._fitted(components).balanced()

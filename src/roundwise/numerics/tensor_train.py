@@ -8,7 +8,7 @@ In the coordinates of `numerics/whitening.py`:
    best two factors with taps i and j (`numerics/two_factors.py`, step 1), projected on V.
 2. *Last two layers.* Given V and K₁, reduced-rank regression gives the best K₂ and U together
    (`numerics/reduced_tail.py`).
-3. *First two layers.* Improve K₁, then V, the others fixed (`numerics/descent.py`).
+3. *First two layers.* Improve K₁, then V, the others fixed (`numerics/conjugate_gradients.py`).
 4. Repeat 2 and 3. The error never rises.
 
 For white inputs the start is the sequential decomposition of Oseledets, with the first two cores from unfoldings of the
@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from roundwise.numerics.descent import improved
+from roundwise.numerics.conjugate_gradients import improved
 from roundwise.numerics.reduced_tail import ReducedTail
 from roundwise.numerics.regression import Regression
 from roundwise.numerics.whitening import Whitened
@@ -86,7 +86,7 @@ class TensorTrainProblem:
         return [float(known[a, b][d]) for a, b, d in ranks]
 
     def solve(self, ranks: Ranks, rounds: int) -> TrainCores:
-        """The factors for some ranks, after so many rounds of steps 2 and 3."""
+        """The factors for some ranks, after `rounds` rounds of steps 2 and 3."""
         cores = self._completed(self._start(*ranks[:2]), ranks[2])
         for _ in range(rounds):
             cores = self._improved_first(cores)

@@ -7,7 +7,7 @@ In the coordinates of `numerics/whitening.py`:
 1. *Start.* V has the leading left singular vectors of the unfolding of M₀ along c (HOSVD).
 2. *Kernel and outputs.* Given V, reduced-rank regression gives the best K and U together (`numerics/reduced_tail.py`).
 3. *Inputs.* Given U, take the leading left singular vectors of the unfolding of Uᵀ M₀ along c: a step of HOOI. Where it
-   does not lower the error, improve V with U and K fixed (`numerics/descent.py`).
+   does not lower the error, improve V with U and K fixed (`numerics/conjugate_gradients.py`).
 4. Repeat 2 and 3. The error never rises. For white inputs this is HOOI, the higher-order orthogonal iteration.
 
 References:
@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from roundwise.numerics.descent import improved
+from roundwise.numerics.conjugate_gradients import improved
 from roundwise.numerics.reduced_tail import ReducedTail
 from roundwise.numerics.regression import Regression
 from roundwise.numerics.whitening import Whitened

@@ -16,7 +16,7 @@ def check_choice(what: str, value: object, kind: Any, table: Mapping[str, type])
     if isinstance(value, kind):
         _check_declared(what, value, kind)
         return
-    choices = {name: f"{choice.__name__}({_required(choice)})" for name, choice in table.items()}
+    choices = {name: f"{choice.__name__}({required_settings(choice)})" for name, choice in table.items()}
     meant = next((text for name, text in choices.items() if value is table[name] or repr(value) == repr(name)), None)
     hint = f" Write {what}={meant}." if meant else ""
     raise RecipeError(f"{what} is {value!r}; it must be an object such as {', '.join(choices.values())}.{hint}")
@@ -54,5 +54,6 @@ def is_required(setting: dataclasses.Field[Any]) -> bool:
     return setting.default is dataclasses.MISSING and setting.default_factory is dataclasses.MISSING
 
 
-def _required(kind: Any) -> str:
+def required_settings(kind: Any) -> str:
+    """The settings that have no default, as they stand in an example of a call."""
     return ", ".join(f.name for f in dataclasses.fields(kind) if is_required(f))

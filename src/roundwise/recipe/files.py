@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ from roundwise.methods.rewrites import REWRITES
 from roundwise.methods.rounding import ROUNDING_SOLVERS
 from roundwise.methods.training import LEARNED_QUANTIZATIONS
 from roundwise.numerics.grid import Granularity
-from roundwise.recipe.checks import is_required
+from roundwise.recipe.checks import is_required, required_settings
 from roundwise.recipe.settings import FLOAT, GRANULARITIES, Activations, Override, Overrides, Weights
 from roundwise.recipe.stages import STAGES, Stage
 from roundwise.statistics import Extremes, Nothing
@@ -75,6 +76,13 @@ _INTERFACES: dict[Any, _Choice] = {
     CompressionMethod: _Choice(COMPRESSION_METHODS, "method", CompressionMethod, "Compress, methods=(…,)"),
     RatioChoice: _Choice(RATIO_CHOICES, "method", RatioChoice, "Compress, choice=…"),
 }
+_PLACES_OF_SETTINGS: dict[Any, str] = {
+    Weights: "Quantize, weights=…",
+    Activations: "Quantize, activations=…",
+    Granularity: "Quantize, weights=Weights(granularity=…)",
+}
+"""Where settings stand in a recipe that are no methods, as the example in an error message."""
+
 _CHOICES: dict[Any, _Choice] = {
     **_INTERFACES,
     Granularity: _Choice(GRANULARITIES, "kind"),
@@ -150,7 +158,7 @@ def from_plain(data: Any, kind: Any, where: str) -> Any:
     if typing.get_origin(kind) is Sequence:
         if not isinstance(data, list | tuple):
             raise RecipeError(
-                f"{where}: found {data!r}; it must be a list of tables, one for each item.{_example(kind)}"
+                f"{where}: found {data!r}; it must be a list of tables, one for each item.{_example(kind, data)}"
             )
         (item,) = typing.get_args(kind)
         return tuple(from_plain(entry, item, f"{where}[{number}]") for number, entry in enumerate(data))
@@ -165,7 +173,7 @@ def _object(data: Any, kind: Any, where: str) -> Any:
     """An object of a dataclass from a table of its settings."""
     names = [setting.name for setting in dataclasses.fields(kind)]
     _check_place(data, kind, where)
-    settings = settings_from_dict(data, names, where)
+    settings = settings_from_dict(data, names, where, kind)
     for missing in (f.name for f in dataclasses.fields(kind) if is_required(f) and f.name not in settings):
         raise RecipeError(f"{where}: the setting '{missing}' is missing. It has no default: give it.")
     hints = typing.get_type_hints(kind)
@@ -202,6 +210,42 @@ def _check_place(data: Any, kind: Any, where: str) -> None:
             )
 
 
+def _place_in(kind: Any, data: Mapping[str, Any], name: str) -> str:
+    """Where a setting belongs that stands beside the table that it is for, as `iterations` beside `rounding`; or "".
+
+    Args:
+        kind: the dataclass whose settings the data are.
+        data: with a setting that `kind` does not have.
+        name: of this setting.
+    """
+    value = json.dumps(data[name]) if isinstance(data[name], bool | int | float | str) else "…"
+    lines = []
+    for setting in dataclasses.fields(kind):
+        for inner, named in _inner_kinds(kind, setting, data.get(setting.name)):
+            if name in {field.name for field in dataclasses.fields(inner)}:
+                lines.append(f"{setting.name} = {{ {named}{name} = {value} }}")
+    return f" It belongs into another table: write {' or '.join(lines)}." if lines else ""
+
+
+def _inner_kinds(kind: Any, setting: dataclasses.Field[Any], found: Any) -> Iterator[tuple[Any, str]]:
+    """The dataclasses whose tables a setting takes; and how such a table begins, as `method = "gptq", `.
+
+    Of methods it is the one that the data name, or else the default.
+    """
+    hint = typing.get_type_hints(kind)[setting.name]
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union) and hint not in _CHOICES
+    for option in typing.get_args(hint) if is_union else (hint,):
+        choice = _choice_of(option)
+        if choice is None:
+            if isinstance(option, type) and dataclasses.is_dataclass(option):
+                yield option, ""
+            continue
+        word = found.get(choice.key) if isinstance(found, Mapping) else found
+        for name, one in choice.table.items():
+            if name == word or (word is None and type(setting.default) is one):
+                yield one, f'{choice.key} = "{name}", '
+
+
 def _chosen(data: Any, choice: _Choice, where: str) -> Any:
     """An object by its name in a table, with its settings."""
     if choice.interface is not None and isinstance(data, Mapping) and set(data) == {"custom"}:
@@ -236,12 +280,12 @@ def _overrides(data: Any, place: str, weights: Weights, activations: Activations
                 f"{place}: '{name}' is a table of further tables, because TOML splits a name without quotes at its "
                 f'dots. Write the name of the layer in quotes: [stages.overrides."{full_name}".weights].'
             )
-        parts = settings_from_dict(entry, list(bases), where)
+        parts = settings_from_dict(entry, list(bases), where, Override)
         for part, value in parts.items():
             if value != FLOAT:
                 kind = type(bases[part])
                 hints = typing.get_type_hints(kind)
-                known = settings_from_dict(value, list(hints), f"{where}: {part}")
+                known = settings_from_dict(value, list(hints), f"{where}: {part}", kind)
                 changes = {key: from_plain(it, hints[key], f"{where}: {part}: {key}") for key, it in known.items()}
                 with _naming(f"{where}: {part}"):
                     parts[part] = dataclasses.replace(bases[part], **changes)
@@ -259,16 +303,60 @@ def _split_by_dots(name: str, entry: Any) -> str | None:
     return _split_by_dots(inner_name, entry[inner[0]]) or inner_name
 
 
-def settings_from_dict(data: Any, known: Sequence[str], where: str) -> dict[str, Any]:
-    """A copy of a table of settings; raise unless all of them are known."""
+def settings_from_dict(data: Any, known: Sequence[str], where: str, kind: Any = None) -> dict[str, Any]:
+    """A copy of a table of settings; raise unless all of them are known.
+
+    Args:
+        data: the table.
+        known: names of settings.
+        where: how messages begin.
+        kind: the dataclass that has these settings, if one has: then a setting of a table inside this one is named.
+    """
     if not isinstance(data, Mapping):
-        raise RecipeError(f"{where}: found {data!r}; it must be a table of settings ({', '.join(sorted(known))}).")
+        hint = " Double brackets make a list of tables: write single ones." if _is_tables(data) else ""
+        raise RecipeError(
+            f"{where}: found {data!r}; it must be a table of settings ({', '.join(sorted(known))}).{hint}"
+        )
     for name in data:
         if name not in known:
-            hint = did_you_mean(name, known)
-            names = f"Choose one of {', '.join(sorted(known))}." if known else "It has no settings: remove this one."
-            raise RecipeError(f"{where}: there is no setting {name!r}. {names}{hint}")
+            hint = "" if kind is None else _place_in(kind, data, name)
+            if len(known) > 1:
+                hint = f"Choose one of {', '.join(sorted(known))}.{hint or did_you_mean(name, known)}"
+            elif known:
+                hint = f"The only setting is '{known[0]}': write this name, or remove the setting.{hint}"
+            else:
+                hint = f"It has no settings: remove this one.{hint}"
+            raise RecipeError(f"{where}: there is no setting {name!r}. {hint}")
     return dict(data)
+
+
+def _is_tables(data: Any) -> bool:
+    """Whether this is a list of tables, as `[[stages.weights]]` makes it."""
+    return isinstance(data, list | tuple) and len(data) > 0 and all(isinstance(item, Mapping) for item in data)
+
+
+def stage_with(value: object) -> str:
+    """A hint for an object, or a class, that is given in place of a stage and belongs into one; otherwise "".
+
+    Example:
+        >>> stage_with(Weights)
+        ' Write Quantize(weights=Weights()).'
+        >>> stage_with("adaround")
+        ''
+    """
+    is_class = isinstance(value, type)
+    found: type = value if isinstance(value, type) else type(value)
+    required = required_settings(found) if dataclasses.is_dataclass(found) else ""
+    text = f"{found.__name__}({required})" if is_class else repr(value)
+    if issubclass(found, Stage):
+        return f" Write {text}."
+    places = {kind: choice.setting for kind, choice in _INTERFACES.items()} | _PLACES_OF_SETTINGS
+    for kind, setting in places.items():
+        if issubclass(found, kind):
+            stage, _, argument = setting.partition(", ")
+            budget = "macs=0.5, " if stage == "Compress" else ""
+            return f" Write {stage}({budget}{argument.replace('…', text)})."
+    return ""
 
 
 def name_of(method: object, table: Mapping[str, type]) -> str:
@@ -276,12 +364,17 @@ def name_of(method: object, table: Mapping[str, type]) -> str:
     return next((name for name, kind in table.items() if type(method) is kind), type(method).__name__)
 
 
-def _example(kind: Any) -> str:
+def _example(kind: Any, data: Any) -> str:
     """What to write where a list of tables is wanted, or nothing where an example would say nothing."""
-    choice = _choice_of(typing.get_args(kind)[0])
+    (item,) = typing.get_args(kind)
+    choice = _choice_of(item)
     if choice is None:
         return ""
-    return f" Write for instance [{{ {choice.key} = '{next(iter(choice.table))}' }}]."
+    found = data.get(choice.key) if isinstance(data, Mapping) else data
+    name = found if isinstance(found, str) and found in choice.table else next(iter(choice.table))
+    if item == Stage:
+        return f' Write [[stages]], in double brackets, before each stage, and below it its name: stage = "{name}".'
+    return f' Write for instance [{{ {choice.key} = "{name}" }}].'
 
 
 def _choice_of(kind: Any) -> _Choice | None:

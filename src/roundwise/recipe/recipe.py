@@ -45,7 +45,7 @@ from roundwise.methods.rewrites import CrossLayerEqualization, HighBiasAbsorptio
 from roundwise.methods.rounding import Nearest
 from roundwise.recipe.checks import check_whole_number
 from roundwise.recipe.compress import Compress
-from roundwise.recipe.files import from_plain, methods_of_ones_own, to_plain
+from roundwise.recipe.files import from_plain, methods_of_ones_own, stage_with, to_plain
 from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.limits import check_size, parse_toml, read_text
 from roundwise.recipe.settings import Activations, Weights
@@ -93,7 +93,7 @@ class Recipe:
             raise RecipeError(f"stages is {self.stages!r}; it must be a tuple of at least one stage, {kinds}.")
         for number, stage in enumerate(self.stages):
             if not isinstance(stage, Stage):
-                raise RecipeError(f"stages[{number}] is {stage!r}; it must be a stage, {kinds}.")
+                raise RecipeError(f"stages[{number}] is {stage!r}; it must be a stage, {kinds}.{stage_with(stage)}")
         _check_order(self.stages)
         object.__setattr__(self, "stages", _completed(self.stages))
         check_whole_number("seed", self.seed)
@@ -121,10 +121,15 @@ class Recipe:
             return cls((request,))
         if isinstance(request, list | tuple):
             return cls(request)
-        raise RecipeError(
-            f"the recipe is a {type(request).__name__}; it must be a Recipe, or a stage such as Quantize(…). (A dict "
-            "becomes a recipe by Recipe.from_dict.)"
+        hint = stage_with(request)
+        if isinstance(request, str | Path):
+            hint = f" To read a file, write Recipe.from_toml({str(request)!r})."
+        elif isinstance(request, Mapping):
+            hint = " A dict becomes a recipe by Recipe.from_dict."
+        found = (
+            f"is the class {request.__name__}" if isinstance(request, type) else f"has type {type(request).__name__}"
         )
+        raise RecipeError(f"the recipe {found}; it must be a Recipe, or a stage such as Quantize(…).{hint}")
 
     def stage(self, kind: type[S]) -> S:
         """The first stage of a kind.
@@ -151,13 +156,13 @@ class Recipe:
             3
         """
         _check_kind("with_settings", kind)
-        self.stage(kind)  # type: ignore[type-var]  # raises if there is none
+        stage = self.stage(kind)  # type: ignore[type-var]  # raises if there is none
         known = [setting.name for setting in dataclasses.fields(kind)]
         for name in settings:
             if name not in known:
                 raise RecipeError(
                     f"with_settings({kind.__name__}, {name}=…): {kind.__name__} has no setting {name!r}. Choose one of "
-                    f"{', '.join(known)}.{_place_of(name, kind) or did_you_mean(name, known)}"
+                    f"{', '.join(known)}.{_place_of(name, stage) or did_you_mean(name, known)}"
                 )
         stages = [dataclasses.replace(one, **settings) if type(one) is kind else one for one in self.stages]
         return dataclasses.replace(self, stages=stages)
@@ -269,10 +274,13 @@ def _check_kind(method: str, kind: object) -> None:
     )
 
 
-def _place_of(name: str, kind: type[Stage]) -> str:
-    """Where a setting belongs that is one of the weights or activations and not of the stage itself; or nothing."""
-    parts = {"weights": Weights, "activations": Activations} if kind is Quantize else {}
+def _place_of(name: str, stage: Stage) -> str:
+    """Where a setting belongs that an object in the stage has, and not the stage itself; or nothing."""
+    parts = {setting.name: getattr(stage, setting.name) for setting in dataclasses.fields(stage)}
+    if isinstance(stage, Quantize):
+        parts["activations"] = stage.activations or Activations()
     for setting, part in parts.items():
-        if name in {field.name for field in dataclasses.fields(part)}:
-            return f" It is a setting of {part.__name__}: {setting}={part.__name__}({name}=…)."
+        if dataclasses.is_dataclass(part) and name in {field.name for field in dataclasses.fields(part)}:
+            kind = type(part).__name__
+            return f" It is a setting of {kind}: {setting}={kind}({name}=…)."
     return ""

@@ -40,14 +40,14 @@ from roundwise.numerics.moments import Moments, Pairs, side_by_side
 from roundwise.statistics.base import Addend, Statistic
 
 POSITIONS, POSITIONS_OF_A_COLUMN = 64, 3
-"""The most positions of a sample: so many, or so many for each column if that is less. With more, moments vary less."""
+"""The most positions of a sample: 64, or 3 for each column if that is less. With more, moments vary less."""
 
 POSITIONS_PER_COLUMN = 16
 """The fewest positions for each column, if the samples have as many: wide matrices need more of each sample. Held-out
 samples are counted too: of 16 positions, 14 are in `fit`."""
 
 HOLD_OUT = 8
-"""One sample in so many is held out. With a larger number, fewer samples check the result, and more determine it."""
+"""One sample in 8 is held out. With a larger number, fewer samples check the result, and more determine it."""
 
 CHUNK = 1 << 22
 """Unfolded numbers that are worked on at once: 16 MiB, which stay in the processor's last cache."""

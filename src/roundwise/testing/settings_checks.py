@@ -30,13 +30,13 @@ M = TypeVar("M")
 
 
 def quick(kind: type[M], iterations: int = 5) -> M:
-    """A method with its defaults, but with at most the given number of `iterations`, if it has a field of that name.
+    """A method with its defaults, but with at most the given number of `iterations` or `moves`, where it has these.
 
-    So slow methods are tested in little time, and a new one only has to use that name.
+    So slow methods are tested in little time, and a new one only has to use one of these names.
     """
     method = kind()
-    slow = getattr(method, "iterations", 0) > iterations
-    return dataclasses.replace(method, iterations=iterations) if slow else method  # type: ignore[type-var]
+    slow = {name: iterations for name in ("iterations", "moves") if getattr(method, name, 0) > iterations}
+    return dataclasses.replace(method, **slow) if slow else method  # type: ignore[type-var]
 
 
 def check_is_a_frozen_dataclass(kind: type) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from roundwise.methods import answers  # as a module, because `checks_in` takes every name that begins with check_
+from roundwise.methods import answer_checks  # as a module, because `checks_in` takes every name that begins with check_
 from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver
 from roundwise.methods.rounding import Nearest
 from roundwise.statistics import Gram, Nothing
@@ -32,7 +32,7 @@ def answer(solver: RoundingSolver[Any], case: Case) -> Rounding:
     """
     problem = case.problem(solver.needs)
     found = solve(solver, problem)
-    answers.check_answer(found, problem, solver)
+    answer_checks.check_answer(found, problem, solver)
     return found
 
 

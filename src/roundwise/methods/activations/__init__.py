@@ -1,6 +1,6 @@
 """Range estimation for activations: choose the interval that the codes of a tensor cover. One file per method."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from roundwise.methods.activations.batch_norm import ActivationBatchNorm
 from roundwise.methods.activations.mean_magnitude import ActivationMeanMagnitude
@@ -9,6 +9,7 @@ from roundwise.methods.activations.moving_average import ActivationMovingAverage
 from roundwise.methods.activations.mse import ActivationMSE
 from roundwise.methods.activations.percentile import ActivationPercentile
 from roundwise.methods.interfaces import ActivationRanges
+from roundwise.wording import no_such_name
 
 ACTIVATION_RANGES: dict[str, type[ActivationRanges[Any]]] = {
     "batch-norm": ActivationBatchNorm,
@@ -29,3 +30,6 @@ __all__ = [
     "ActivationPercentile",
     "ActivationRanges",
 ]
+
+if not TYPE_CHECKING:  # type checkers go by `__all__`: with `__getattr__`, they would accept every name
+    __getattr__ = no_such_name("rw.activations", __all__)

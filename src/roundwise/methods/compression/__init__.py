@@ -3,6 +3,8 @@
 The command line, the recipe files, the documentation, the conformance tests and the benchmarks all read these tables.
 """
 
+from typing import TYPE_CHECKING
+
 from roundwise.methods.compressing import (
     CompressionMethod,
     Factorization,
@@ -24,6 +26,7 @@ from roundwise.methods.compression.spatial_svd import SpatialSVD
 from roundwise.methods.compression.tensor_train import TensorTrain
 from roundwise.methods.compression.tucker2 import Tucker2
 from roundwise.methods.compression.weight_svd import WeightSVD
+from roundwise.wording import no_such_name
 
 COMPRESSION_METHODS: dict[str, type[CompressionMethod]] = {
     "backward-elimination": BackwardElimination,
@@ -65,3 +68,6 @@ __all__ = [
     "Tucker2",
     "WeightSVD",
 ]
+
+if not TYPE_CHECKING:  # type checkers go by `__all__`: with `__getattr__`, they would accept every name
+    __getattr__ = no_such_name("rw.compression", __all__)

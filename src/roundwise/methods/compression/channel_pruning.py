@@ -24,7 +24,7 @@ class ChannelPruning(Pruning):
            channels, under a penalty for their absolute values (the LASSO): the larger the penalty, the more numbers are
            zero.
         2. For each count, the channels that stay are those whose numbers are not zero at the smallest penalty that
-           leaves so many.
+           leaves this number of channels.
 
     Channels of layers that are added to each other go together; the outputs of all layers that read them count. Where
     the paper solves the LASSO on a few hundred samples of positions, here it is solved exactly, for all penalties, from
@@ -53,7 +53,7 @@ class ChannelPruning(Pruning):
 
 
 def _fill(found: dict[int, Tensor], count: int, order: Tensor) -> Tensor:
-    """The active channels at the smallest penalty with so many; if there is none, with fewer, and others added."""
+    """The active channels at the smallest penalty with `count` of them; if none has, of fewer, and others added."""
     fewer = [size for size in found if size <= count]
     active = found[max(fewer)] if fewer else torch.zeros(len(order), dtype=torch.bool)
     ranking = (order + 2 * active).argsort(descending=True, stable=True)

@@ -11,7 +11,7 @@ from typing import final
 from roundwise.graph.matrix import LinearMap
 from roundwise.methods.compressing import Factorization, FactorizationProblem, Factorized, Size, without_taps
 from roundwise.methods.settings import check_rules, check_types
-from roundwise.numerics.descent import balanced
+from roundwise.numerics.conjugate_gradients import balanced
 from roundwise.numerics.ranks import ranks, some_ranks
 from roundwise.numerics.tucker import Tucker2Problem
 

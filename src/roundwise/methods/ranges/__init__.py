@@ -1,6 +1,6 @@
 """Range estimation for weights: choose scale and zero point for a weight matrix. One file per method, one line here."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from roundwise.methods.interfaces import RangeEstimator
 from roundwise.methods.ranges.aciq import ACIQ
@@ -9,6 +9,7 @@ from roundwise.methods.ranges.min_max import MinMax
 from roundwise.methods.ranges.output_mse import OutputMSE
 from roundwise.methods.ranges.three_sigma import ThreeSigma
 from roundwise.methods.ranges.weight_mse import WeightMSE
+from roundwise.wording import no_such_name
 
 RANGE_ESTIMATORS: dict[str, type[RangeEstimator[Any]]] = {
     "aciq": ACIQ,
@@ -20,3 +21,6 @@ RANGE_ESTIMATORS: dict[str, type[RangeEstimator[Any]]] = {
 }
 
 __all__ = ["ACIQ", "RANGE_ESTIMATORS", "MeanMagnitude", "MinMax", "OutputMSE", "ThreeSigma", "WeightMSE"]
+
+if not TYPE_CHECKING:  # type checkers go by `__all__`: with `__getattr__`, they would accept every name
+    __getattr__ = no_such_name("rw.ranges", __all__)

@@ -139,13 +139,13 @@ class Objectives:
         candidates = current, *others
         losses = [torch.zeros_like(mean) for _ in candidates]
         for pairs in self.problem.statistics.positions(self.split):
-            outputs = [candidate.outputs(pairs) for candidate in candidates]  # ẑ: [groups, positions, rows]
+            outputs = [candidate.outputs(pairs) for candidate in candidates]  # ŷ: [groups, positions, rows]
             change = majorising_change(pairs.targets, outputs[0], self.limits)  # t − y
             cross.baddbmm_(change.mT, pairs.columns)
             mean += change.sum(1)
             wanted = pairs.targets.clamp(low, high)
-            for loss, z in zip(losses, outputs, strict=True):
-                loss += z.clamp_(low, high).sub_(wanted).square_().sum(1)
+            for loss, output in zip(losses, outputs, strict=True):
+                loss += output.clamp_(low, high).sub_(wanted).square_().sum(1)
         count = self.plain.count
         majorised = self.shrunk.with_targets(cross / count, mean / count)
         return majorised, [Scored(one, loss) for one, loss in zip(candidates, losses, strict=True)]

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from roundwise.graph.graph import Graph
 from roundwise.graph.transforms.fold_batchnorm import fold_batchnorm
@@ -11,6 +12,7 @@ from roundwise.methods.interfaces import GraphRewrite
 from roundwise.methods.rewrites.cross_layer_equalization import CrossLayerEqualization
 from roundwise.methods.rewrites.high_bias_absorption import HighBiasAbsorption
 from roundwise.methods.rewrites.outlier_channel_splitting import OutlierChannelSplitting
+from roundwise.wording import no_such_name
 
 ALWAYS: tuple[Callable[[Graph], Graph], ...] = (fold_batchnorm,)
 
@@ -29,3 +31,6 @@ __all__ = [
     "OutlierChannelSplitting",
     "fold_batchnorm",
 ]
+
+if not TYPE_CHECKING:  # type checkers go by `__all__`: with `__getattr__`, they would accept every name
+    __getattr__ = no_such_name("rw.rewrites", __all__)

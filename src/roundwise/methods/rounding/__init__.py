@@ -3,7 +3,7 @@
 The command line, the recipe files, the documentation, the conformance tests and the benchmarks all read this table.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from roundwise.methods.interfaces import Problem, Rounding, RoundingSolver, Traits
 from roundwise.methods.rounding.adaround import AdaRound
@@ -20,6 +20,7 @@ from roundwise.methods.rounding.nearest_scaled import NearestScaled
 from roundwise.methods.rounding.stochastic import Stochastic
 from roundwise.methods.rounding.straight_through import StraightThrough
 from roundwise.methods.rounding.tabu_search import TabuSearch
+from roundwise.wording import no_such_name
 
 ROUNDING_SOLVERS: dict[str, type[RoundingSolver[Any]]] = {
     "adaround": AdaRound,
@@ -58,3 +59,6 @@ __all__ = [
     "TabuSearch",
     "Traits",
 ]
+
+if not TYPE_CHECKING:  # type checkers go by `__all__`: with `__getattr__`, they would accept every name
+    __getattr__ = no_such_name("rw.rounding", __all__)

@@ -1,9 +1,9 @@
 """AdaRound from second moments: the paper's relaxation, with exact gradients wherever the objective is quadratic.
 
 AdaRound chooses for every weight whether to round it down or up, so that the layer's output changes least. This solver
-does the same where *positions* are few. With 2 bits, or with at least 50 positions for each column, a weight may take
-any code, and scales are fitted to the codes. There this is better on other inputs too; elsewhere it overfits
-(benchmarks/RESULTS.md, "How much freedom"). Both go beyond the paper, and so do `free_bias` and `addition_aware`.
+does the same for a layer with fewer than 50 *positions* for each column of its matrix. From 50 on, or with 2 bits, a
+weight may take any code, and scales are fitted to the codes: there this is better on other inputs too, elsewhere not
+(benchmarks/RESULTS.md, "When may a weight take any code?"). Both go beyond the paper, as `free_bias` does.
 
 A position is one application of the layer's matrix: one pixel of a convolution's output, one token of a linear layer.
 `statistics/gram.py` draws at most 64 of a sample, or more if samples are few. Held-out ones do not count on this page.
@@ -28,15 +28,15 @@ a pull to the float weights, L is the error behind the clamp, and M is a quadrat
      7.     codes ← coordinate descent on M, for 11 to 32 columns with a tabu search; fit scale, codes and bias.
      8.     Every row keeps the best by L of all that it has had, from every start, and of nearest rounding (all rows
             together, where they share a changed scale). The next repetition starts from the newest codes, not the best.
-     9. If nearest rounding, with its own bias or its best bias, has a smaller error on held-out samples, it is taken.
+     9. Nearest rounding is taken if better on held-out samples, with its bias or the best one (where that helps).
     10. Where positions are fewer than 100 for each column, the codes found are improved with all samples: lines 5
         to 8 if a clamp follows; if not, line 7 on S, and every row keeps the better by Q.
 
 "Fit scale and codes": where `fit_scale` is on, alternate between the best scale in closed form and coordinate descent,
-in line 4 `alternations` times at most, in lines 7 and 10 once.
-The starts in line 3 end at a code next to a *centre*: w, or with `any_code` nearly the minimum of S over real numbers
-(see `CENTRE_RIDGE`), near which good codes are. Exhaustive search tries all 2^cols ways to round the centre down or up;
-relaxation ends at one of them. From there coordinate descent and the tabu search reach all codes that are allowed.
+in line 4 `alternations` times at most, in lines 7 and 10 once. The starts in line 3 end at a code next to a *centre*:
+w, or with `any_code` nearly the minimum of S over real numbers (see `CENTRE_RIDGE`), near which good codes are.
+Exhaustive search tries all 2^cols ways to round the centre down or up; relaxation ends at one of them. From there
+coordinate descent and the tabu search reach all codes that are allowed.
 
     columns     no clamp, or fewer than 16 positions per column    clamp, and 16 positions per column or more
     1 to 10     exhaustive search on S                             exhaustive search on S
@@ -118,7 +118,7 @@ class GramAdaRound(RoundingSolver[Gram]):
             `PerGroup` stay as they are, and so do all scales with `alternations=0`.
         addition_aware: where the layer's output y, and nothing made from it, is added to another branch r that can be
             computed before, aim at y + r − r̂ and so make up for that branch's error too. Worth a try with 2 bits;
-            elsewhere labels showed no gain (benchmarks/RESULTS.md, "What an addition lacks"). False, as in the paper.
+            elsewhere labels showed no gain (benchmarks/RESULTS.md, on additions). False, as in the paper.
         alternations: how often lines 6 to 8 are repeated, and scales and codes fitted in line 4, at most. With 0 the
             search lowers S alone and leaves out a clamp that follows, scales are not fitted, and line 10 is left out:
             no code is chosen by the held-out samples, which only decide in line 9.
@@ -181,7 +181,7 @@ class GramAdaRound(RoundingSolver[Gram]):
         if any_code and self.any_code is None:
             # Scales of `PerGroup` have no closed form, and without alternations no scale is fitted.
             follow = alternation.fit_scale and self.alternations > 0 and problem.grid.scale.shape[-1] == 1
-            freedom = "weights could take any code" + (", and scales followed" if follow else "")
+            freedom = "any code was allowed" + (", and scales were fitted to the codes" if follow else "")
             note = "; ".join(filter(None, (freedom, note)))
         return as_rounding(problem, chosen, note)
 

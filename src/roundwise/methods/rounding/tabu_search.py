@@ -33,7 +33,7 @@ class TabuSearch(RoundingSolver[Gram]):
     """Change one code at a time, uphill too, and keep the codes that were best for the output before any nonlinearity.
 
     Args:
-        iterations: moves of every row.
+        moves: of every row; each changes one code by one.
         tenure: a changed code stays as it is for at least this many moves, and for at most twice as many.
         any_code: True lets each weight have any code; False only the two next to it.
         free_bias: let the layer's bias take up the mean error, where it has one of its own.
@@ -45,7 +45,7 @@ class TabuSearch(RoundingSolver[Gram]):
         Glover, Tabu Search, ORSA Journal on Computing 1(3), 1989.
     """
 
-    iterations: int = 1000
+    moves: int = 1000
     tenure: int = 10
     any_code: bool = True
     free_bias: bool = False
@@ -53,7 +53,7 @@ class TabuSearch(RoundingSolver[Gram]):
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_rules(self, {"iterations and tenure must be at least 1": min(self.iterations, self.tenure) >= 1})
+        check_rules(self, {"moves and tenure must be at least 1": min(self.moves, self.tenure) >= 1})
 
     @property
     def traits(self) -> Traits:
@@ -63,5 +63,5 @@ class TabuSearch(RoundingSolver[Gram]):
         objectives, grid = Objectives.of(problem, free_bias=self.free_bias), problem.grid
         choices = (Choices.all if self.any_code else Choices.floor_or_ceil)(grid, problem.weight)
         start = Descent().search(objectives.plain, grid, objectives.nearest.codes, choices)
-        codes = Tabu(self.iterations, self.tenure).search(objectives.plain, grid, start, choices, generator)
+        codes = Tabu(self.moves, self.tenure).search(objectives.plain, grid, start, choices, generator)
         return as_rounding(problem, *judge(objectives, objectives.no_worse_than_nearest(codes)))

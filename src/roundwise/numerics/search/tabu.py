@@ -33,7 +33,7 @@ class Tabu:
     """Change one code of every row at a time, and return the best codes met.
 
     Args:
-        moves: of every row.
+        moves: of every row; each changes one code by one.
         tenure: a changed code stays as it is for at least this many moves, and for at most twice as many.
     """
 

@@ -13,7 +13,7 @@ from torch import nn
 import roundwise as rw
 from roundwise.errors import RecipeError
 from roundwise.graph.nonlinearity import Nonlinearity
-from roundwise.methods.answers import check_answer
+from roundwise.methods.answer_checks import check_answer
 from roundwise.methods.rounding import gram_adaround
 from roundwise.numerics.grid import Codebook, PerTensor
 from roundwise.statistics import Gram, Nothing, Samples
@@ -119,7 +119,7 @@ def test_by_default_codes_and_scales_are_free_at_two_bits_and_where_positions_ar
     expected = unbound if free else bound
     assert torch.equal(by_default.codes, expected.codes)
     assert (by_default.grid is None) == (expected.grid is None)
-    assert by_default.note == ("weights could take any code, and scales followed" if free else "")
+    assert by_default.note == ("any code was allowed, and scales were fitted to the codes" if free else "")
     assert bound.note == unbound.note == ""
 
 
@@ -202,7 +202,7 @@ def test_no_layer_is_worse_than_nearest_rounding_on_the_samples_whatever_the_hel
         note = quantized.report.layers[0].note
         assert errors[1] <= errors[0] * 1.00001, (seed, note)
         preferred += "keeps nearest rounding" in note
-        assert not ("could take any code" in note and "keeps nearest" in note)
+        assert not ("any code was allowed" in note and "keeps nearest" in note)
     assert preferred > 0
 
 
@@ -212,7 +212,7 @@ def test_gptq_is_better_than_nearest_and_tabu_search_than_coordinate_descent():
         rw.rounding.Nearest(),
         rw.rounding.GPTQ(),
         rw.rounding.CoordinateDescent(),
-        rw.rounding.TabuSearch(iterations=300),
+        rw.rounding.TabuSearch(moves=300),
     ):
         needs = solver.needs
         logs = [math.log(case.objective(case.grid(), solve(solver, case.problem(needs)))) for case in tiny_cases()]
