@@ -99,8 +99,16 @@ class FirstRun:
         return cls(copied, *_try(copied, take(inputs, max(SMALLEST, fewest))))
 
 
+_HIDDEN = (
+    "the model's code decides by something that is not in the values of its inputs: the number of samples "
+    "(`if x.shape[0] > 1`), state of its own, the clock, whether gradients are computed. Or it overwrites what dropout "
+    "handed on, and with it dropout's input (`y = drop(x); y += 1`). Take that out of its forward."
+)
+"""Why a graph may differ from its model, where nothing is known of the cause."""
+
+
 def check_equal(
-    double: Double, graph: Graph, inputs: Inputs, fewest: int = 1, done: FirstRun | None = None
+    double: Double, graph: Graph, inputs: Inputs, fewest: int = 1, done: FirstRun | None = None, cause: str = ""
 ) -> tuple[str, ...]:
     """Compare the graph with the model on real samples, in batches of other sizes than the one exported.
 
@@ -112,6 +120,7 @@ def check_equal(
         inputs: samples.
         fewest: samples that the model may be given.
         done: the run on the first batch, if it was done before. It is not used for a graph of one batch size.
+        cause: why the graph may differ, if something is known.
 
     Returns:
         Notes on how the model's outputs depend on the caller's settings.
@@ -127,11 +136,11 @@ def check_equal(
     few = max(SMALLEST, fewest)
     sizes = (few, 1 if fewest == 1 else few) if graph.batch is None else (graph.batch, graph.batch)
     first, second = (take(inputs, samples) for samples in sizes)
-    notes = dict(_check_equal_batch(double, graph, first, done=done))
+    notes = dict(_check_equal_batch(double, graph, first, done=done, cause=cause or _HIDDEN))
     try:
-        notes = {**dict(_check_equal_batch(double, graph, second, after=first)), **notes}
+        notes = {**dict(_check_equal_batch(double, graph, second, after=first, cause=cause or _HIDDEN)), **notes}
     except CaptureError:
-        if sizes[1] > 1 or graph.limits.batches.low != SMALLEST:
+        if cause or sizes[1] > 1 or graph.limits.batches.low != SMALLEST:
             raise
     else:
         if graph.limits.batches.low == SMALLEST and fewest == 1:
@@ -140,7 +149,13 @@ def check_equal(
 
 
 def _check_equal_batch(
-    double: Double, graph: Graph, inputs: Inputs, after: Inputs | None = None, done: FirstRun | None = None
+    double: Double,
+    graph: Graph,
+    inputs: Inputs,
+    *,
+    cause: str,
+    after: Inputs | None = None,
+    done: FirstRun | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Compare the graph with the model, as the caller's settings let it run, on one batch.
 
@@ -148,6 +163,7 @@ def _check_equal_batch(
         double: of the model.
         graph: of the model.
         inputs: the batch.
+        cause: why they may differ, and what to do.
         after: the batch of the call before. If there was one, this call is in inference mode.
         done: the run on this batch, if it was done before.
 
@@ -185,10 +201,8 @@ def _check_equal_batch(
     if difference:
         raise CaptureError(
             "the captured graph does not compute what the model computes; on a batch of "
-            f"{number_of(samples, 'sample')}, {difference}. The model's code decides by something that "
-            "is not in the values of its inputs: the number of samples (`if x.shape[0] > 1`), state of its own, the "
-            "clock, whether gradients are computed. Or it overwrites what dropout handed on, and with it dropout's "
-            f"input (`y = drop(x); y += 1`). Take that out of its forward.\n{way_out(double.module, '')}"
+            f"{number_of(samples, 'sample')}, {difference}. {cause[0].upper()}{cause[1:]}\n"
+            f"{way_out(double.module, '')}"
         )
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import final
 
+import torch
 from torch import fx, nn
 
 _LIBRARIES = {"torch", "sympy", "mpmath", "roundwise", *sys.stdlib_module_names} - {"__main__"}
+_TORCH = Path(torch.__file__).parent
 _SIZE = re.compile(r"\.size\(\)\[(\d+)\]$")
 _SYMBOL = re.compile(r"\bs\d+\b")
 _NUMBER = re.compile(r"(?<![\w.])\d+(?![\w.])")
@@ -123,7 +125,8 @@ def place_of(node: fx.Node) -> Place | None:
     if not frames:
         return None
     stack = list(node.meta.get("nn_module_stack", {}).values())
-    return Place(*frames[-1], stack[-1][0] if stack else "")
+    own = [frame for frame in frames if _TORCH not in Path(frame[0]).parents]
+    return Place(*(own or frames)[-1], stack[-1][0] if stack else "")
 
 
 def frames_of(node: fx.Node) -> list[tuple[str, int, str]]:

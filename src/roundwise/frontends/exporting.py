@@ -27,6 +27,7 @@ from roundwise.errors import CalibrationError, CaptureError, RecipeError
 from roundwise.frontends.double import Double
 from roundwise.frontends.dropout import DistinctDropout, hide_dropout, show_dropout
 from roundwise.frontends.explain import explain, find_limit
+from roundwise.frontends.in_place import KeptOrder, UncertainWrite, uncertain_writes
 from roundwise.frontends.memory import RecordedContiguous
 from roundwise.frontends.outputs import explain_outputs
 from roundwise.frontends.program import batch_range, read_inputs
@@ -155,11 +156,21 @@ def plan_of_program(program: ExportedProgram, module: nn.Module, inputs: Inputs,
 @final
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """A pure program, the double that it was exported from, and how many dropouts went through decompositions."""
+    """A pure program, and how it came about.
+
+    Attributes:
+        program: without in-place operations.
+        double: that it was exported from.
+        kept: how many dropouts went through decompositions.
+        uncertain: writes in place whose effect depends on how values lie in memory.
+        unclear: whether there may be more of them, which an export with `tell_apart` shows.
+    """
 
     program: ExportedProgram
     double: Double
     kept: int
+    uncertain: tuple[UncertainWrite, ...] = ()
+    unclear: bool = False
 
 
 def export(
@@ -170,6 +181,7 @@ def export(
     *,
     keep_dropout: bool = True,
     record_contiguous: bool = False,
+    tell_apart: bool = False,
     watch: SizeWatch | None = None,
 ) -> Exported:
     """Export a model and make the program pure.
@@ -181,6 +193,7 @@ def export(
         run: runs a double on samples, and raises if they do not fit it.
         keep_dropout: whether dropout becomes an operation of the graph.
         record_contiguous: whether calls of `contiguous` do.
+        tell_apart: whether a call of `contiguous` that returns its argument itself counts as an alias of it.
         watch: sees whether the model's code reads sizes.
 
     Raises:
@@ -188,7 +201,8 @@ def export(
         CaptureError: it cannot be exported; says why.
     """
 
-    def attempt(model: nn.Module, samples: int, batch: Any) -> tuple[ExportedProgram, int]:
+    def attempt(double: Double, samples: int, batch: Any) -> Exported:
+        model, kept_order = double.module, KeptOrder(distinct=tell_apart)
         if batch == _ANY:
             batch = Dim("batch", min=1, max=plan.batches.high)
         args, kwargs = take(inputs, samples)
@@ -207,16 +221,19 @@ def export(
                 modes.enter_context(without_looking_at_masks(model))
                 if record_contiguous:
                     modes.enter_context(RecordedContiguous())
+                modes.enter_context(kept_order)
                 if watch is not None:
                     modes.enter_context(watch)
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=pytree.tree_unflatten(shapes, spec))
             _replace_in_place(program.graph_module)
+            uncertain = uncertain_writes(program, aliases=tell_apart)
+            unclear = kept_order.was_written
             if _is_plain(program.graph):
-                return program, 0
+                return Exported(program, double, 0, uncertain, unclear)
             hidden = hide_dropout(program.graph) if keep_dropout else []
             program = program.run_decompositions({})  # nothing is taken apart but what mutates or may alias
             show_dropout(program.graph, hidden)
-            return program, len(hidden)
+            return Exported(program, double, len(hidden), uncertain, unclear)
 
     printed = io.StringIO()  # on failure, PyTorch prints the graph that it has so far
     first: Exception | None = None
@@ -224,10 +241,10 @@ def export(
     for samples, batch in plan.tries:
         try:
             with contextlib.redirect_stderr(printed):
-                program, kept = attempt(used.module, samples, batch)
-            if plan.of_program is not None or batch_range(program).low <= SMALLEST:
+                exported = attempt(used, samples, batch)
+            if plan.of_program is not None or batch_range(exported.program).low <= SMALLEST:
                 sys.stderr.write(printed.getvalue())
-                return Exported(program, used, kept)
+                return exported
         except Exception as error:
             first = first or error
             if _LIMITED not in str(error):
@@ -246,7 +263,7 @@ def export(
     if _LIMITED in str(first):
         again = double.another()
         with contextlib.redirect_stderr(printed):
-            limit = find_limit(again.module, lambda: attempt(again.module, samples, batch))
+            limit = find_limit(again.module, lambda: attempt(again, samples, batch))
     raise CaptureError(explain(double.module, first, limit, plan.named)) from first
 
 

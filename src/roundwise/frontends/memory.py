@@ -19,6 +19,7 @@ need care:
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from typing import Any, final
 
 import torch
@@ -60,18 +61,30 @@ def order_depends_on_inputs(operations: fx.Graph) -> bool:
     Args:
         operations: captured with `RecordedContiguous`.
     """
-    return any(node.target in STRIDED_READS and not _has_fixed_order(node.args[0]) for node in operations.nodes)
+    return any(node.target in STRIDED_READS and not has_fixed_order(node.args[0]) for node in operations.nodes)
 
 
-def _has_fixed_order(value: Any) -> bool:
-    """Whether the strides of a value are the same in every run."""
+def has_fixed_order(value: Any, inputs: Collection[str] | None = None) -> bool:
+    """Whether the strides of a value are the same in every run.
+
+    Args:
+        value: of a graph.
+        inputs: the names of the placeholders that are inputs, if tensors of the model are placeholders too; None if all
+            placeholders are inputs.
+    """
     while isinstance(value, fx.Node) and value.op == "call_function":
         if value.target in ALWAYS_CONTIGUOUS or value.kwargs.get("memory_format") in _FIXED_FORMATS:
             return True
         if not _is_view(value):
-            return all(source.op == "get_attr" for source in value.all_input_nodes) and bool(value.all_input_nodes)
+            tensors = [one for one in value.all_input_nodes if isinstance(one.meta.get("val"), Tensor)]
+            return all(_is_constant(one, inputs) for one in tensors)
         value = value.args[0]
-    return isinstance(value, fx.Node) and value.op == "get_attr"
+    return isinstance(value, fx.Node) and _is_constant(value, inputs)
+
+
+def _is_constant(node: fx.Node, inputs: Collection[str] | None) -> bool:
+    """Whether a value is a tensor of the model."""
+    return node.op == "get_attr" or (node.op == "placeholder" and inputs is not None and node.name not in inputs)
 
 
 def settle_memory_order(graph: Graph) -> None:

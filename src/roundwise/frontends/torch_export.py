@@ -41,7 +41,17 @@ from roundwise.frontends.checks import (
 from roundwise.frontends.conditions import conditions_of
 from roundwise.frontends.double import Double
 from roundwise.frontends.explain import callers_level
-from roundwise.frontends.exporting import SMALLEST, Inputs, Plan, export, plan_of_module, plan_of_program, take
+from roundwise.frontends.exporting import (
+    SMALLEST,
+    Exported,
+    Inputs,
+    Plan,
+    export,
+    plan_of_module,
+    plan_of_program,
+    take,
+)
+from roundwise.frontends.in_place import CURE, UncertainWrite
 from roundwise.frontends.interface import Facts, Frontend, Signature
 from roundwise.frontends.memory import has_strided_reads
 from roundwise.frontends.program import graph_of_program
@@ -134,11 +144,13 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
     strided = has_strided_reads(exported.program.graph)
     if strided:
         exported = export(double.another(), inputs, plan, run, record_contiguous=True)
+    uncertain = _uncertain_writes(double, inputs, plan, exported)
     lost: tuple[str, ...] = ()
     graph = graph_of_program(exported.program, exported.double.module, plan.named)
     conditions = conditions_of(exported.program)
+    cause = f"{uncertain[0]}. {CURE}" if uncertain else ""
     try:
-        graph.notes = check_equal(double, graph, inputs, plan.batches.low, done)
+        graph.notes = check_equal(double, graph, inputs, plan.batches.low, done, cause)
     except CaptureError:
         if not exported.kept:
             raise
@@ -148,7 +160,14 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
         )
         exported = export(double.another(), inputs, plan, run, keep_dropout=False, record_contiguous=strided)
         graph = graph_of_program(exported.program, exported.double.module, plan.named)
-        graph.notes = check_equal(double, graph, inputs, plan.batches.low)
+        graph.notes = check_equal(double, graph, inputs, plan.batches.low, cause=cause)
+    if uncertain:
+        graph.notes = (
+            *graph.notes,
+            f"{uncertain[0]}. The network computes what the model computes for the captured one",
+        )
+        if any(one.by_layout for one in uncertain):
+            graph.limits = replace(graph.limits, contiguous=True)
     for other in conditions.others:
         check_other_size(double, graph, inputs, other)
     if watch is not None and watch.asks_layout and not graph.limits.contiguous:
@@ -159,12 +178,30 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
         graph.inputs = plan.of_program
         batches = Range(graph.limits.batches.low, plan.batches.high)
         graph.limits = replace(graph.limits, batches=plan.batches if plan.batches.low > SMALLEST else batches)
-    elif watch is not None and not watch.reads and not has_control_flow(graph.operations):
+    elif watch is not None and not watch.reads and not uncertain and not has_control_flow(graph.operations):
         _find_free_sizes(double, graph, inputs)
     _limit_sizes(graph, conditions.highest)
     if watch is not None and watch.attends and not any(plan.named):
         graph.notes = (*graph.notes, _ATTENTION_ALONG_BATCH)
     return graph, exported.double, lost
+
+
+def _uncertain_writes(double: Double, inputs: Inputs, plan: Plan, exported: Exported) -> tuple[UncertainWrite, ...]:
+    """The writes in place whose effect depends on how values lie in memory.
+
+    Raises:
+        CaptureError: there are some, and sizes besides the batch are dynamic. Sizes decide too.
+    """
+    uncertain = exported.uncertain
+    if exported.unclear:
+        uncertain = export(double.another(), inputs, plan, run, tell_apart=True).uncertain
+    names = sorted({name for names in plan.named for name in names.values()})
+    if uncertain and names:
+        raise CaptureError(
+            f"{uncertain[0]}; sizes decide too. So no graph computes what the model computes for every size of "
+            f"{' and '.join(names)}. {CURE} Or let no size but the batch be dynamic."
+        )
+    return uncertain
 
 
 def _limit_sizes(graph: Graph, highest: Mapping[tuple[int, int], int]) -> None:
