@@ -17,6 +17,8 @@ from typing import final
 import torch
 from torch import fx, nn
 
+from roundwise.frontends.scripted import Scripted
+
 _LIBRARIES = {"torch", "sympy", "mpmath", "roundwise", *sys.stdlib_module_names} - {"__main__"}
 _TORCH = Path(torch.__file__).parent
 _SIZE = re.compile(r"\.size\(\)\[(\d+)\]$")
@@ -56,6 +58,13 @@ def explain(model: nn.Module, error: Exception, limit: Limit | None, named: Sequ
         reason = (
             "which operations run depends on the values of a tensor (an `if` or a loop over something computed, "
             "`int(…)`, `.item()`), as in the post-processing of detectors"
+        )
+    elif limit is not None and any(isinstance(part, Scripted) for part in model.modules()):
+        return (
+            "the model cannot be captured with any number of samples: TorchScript compiled it or a part of it, and code of "
+            "TorchScript that reads a size of a tensor (`x.shape`, `x.size(1)`) makes numbers of all its sizes, also of "
+            "the number of samples.\nWay out: give the model as it was before `torch.jit.script`, with the weights of the "
+            "compiled one: `model.load_state_dict(compiled.state_dict())`."
         )
     elif limit is not None:
         place, says = limit.place, "" if limit.place else says

@@ -18,7 +18,6 @@ need care:
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Collection
 from typing import Any, final
 
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
-from roundwise.graph.graph import Graph, bind, set_argument
+from roundwise.graph.graph import Graph, bind, may_be_view, set_argument
 from roundwise.graph.operators import ALWAYS_CONTIGUOUS, MEMORY_READS, STRIDED_READS, VIEWS
 from roundwise.graph.shapes import infer
 
@@ -75,7 +74,7 @@ def has_fixed_order(value: Any, inputs: Collection[str] | None = None) -> bool:
     while isinstance(value, fx.Node) and value.op == "call_function":
         if value.target in ALWAYS_CONTIGUOUS or value.kwargs.get("memory_format") in _FIXED_FORMATS:
             return True
-        if not _is_view(value):
+        if not may_be_view(value):
             tensors = [one for one in value.all_input_nodes if isinstance(one.meta.get("val"), Tensor)]
             return all(_is_constant(one, inputs) for one in tensors)
         value = value.args[0]
@@ -104,7 +103,7 @@ def _read_whole_memory(node: fx.Node) -> None:
     """Let `as_strided` of a part of a tensor read the tensor itself, from the place where the part begins."""
     value = node.args[0]
     assert isinstance(value, fx.Node)
-    while _dense_order(value) is None and _is_view(value):
+    while _dense_order(value) is None and may_be_view(value):
         begin = value.meta["val"].storage_offset()
         if bind(node)["storage_offset"] is None:
             set_argument(node, "storage_offset", begin)
@@ -155,10 +154,3 @@ def _dense_order(node: fx.Node) -> list[int] | None:
 def _number(size: Any) -> int:
     """A size or stride in the captured batch."""
     return int(size.node.hint if isinstance(size, torch.SymInt) else size)
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether an operation may return the memory of its first argument."""
-    schema = getattr(node.target, "_schema", None)
-    views = schema is not None and any(value.alias_info is not None for value in schema.returns)
-    return views or node.target is operator.getitem

@@ -266,10 +266,7 @@ def _signature_of_module(model: nn.Module) -> Signature:
 def _with_defaults(structure: CallStructure, signature: Signature) -> CallStructure:
     """A structure that knows the parameters that the samples did not give."""
     positional = () if signature.variadic else tuple(it for it in signature.names if it not in signature.keyword_only)
-    constants = {
-        name: value for name, value in signature.defaults.items() if isinstance(value, bool | int | float | str | None)
-    }
-    return replace(structure, parameters=positional, defaults=constants)
+    return replace(structure, parameters=positional, defaults=signature.defaults)
 
 
 def _signature_of_program(program: ExportedProgram) -> Signature:
@@ -285,6 +282,13 @@ def _signature_of_program(program: ExportedProgram) -> Signature:
 
 
 def _check_parameters(model: nn.Module) -> None:
+    for name, part in model.named_modules():
+        package = type(part).__module__
+        if package.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+            raise ModelError(
+                f"'{name}' ({type(part).__name__}) was quantized by PyTorch ({package}), and its weights are no floats "
+                "any more. Give the float model, as it was before."
+            )
     devices: dict[torch.device, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:

@@ -160,3 +160,16 @@ def test_the_report_names_parts_in_training_mode_that_compute_something_else_the
     assert kind is None or has(told[0], "'1'", kind, "model.eval()")
     with torch.no_grad():
         assert close(quantized(IMAGES), model.eval()(IMAGES))
+
+
+def test_conjugate_outputs_are_compared():
+    class Conjugate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return torch.fft.fft(self.layer(x)).conj()
+
+    model, x = Conjugate().eval(), torch.randn(8, 6)
+    assert close(rw.quantize(model, x, EXACT)(x).resolve_conj(), model(x).resolve_conj())
