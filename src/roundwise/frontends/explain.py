@@ -61,10 +61,10 @@ def explain(model: nn.Module, error: Exception, limit: Limit | None, named: Sequ
         )
     elif limit is not None and any(isinstance(part, Scripted) for part in model.modules()):
         return (
-            "the model cannot be captured with any number of samples: TorchScript compiled it or a part of it, and code of "
-            "TorchScript that reads a size of a tensor (`x.shape`, `x.size(1)`) makes numbers of all its sizes, also of "
-            "the number of samples.\nWay out: give the model as it was before `torch.jit.script`, with the weights of the "
-            "compiled one: `model.load_state_dict(compiled.state_dict())`."
+            "the model cannot be captured with any number of samples: TorchScript compiled it or a part of it, and "
+            "code of TorchScript that reads a size of a tensor (`x.shape`, `x.size(1)`) makes numbers of all its "
+            "sizes, also of the number of samples.\nWay out: give the model as it was before `torch.jit.script`, with "
+            "the weights of the compiled one: `model.load_state_dict(compiled.state_dict())`."
         )
     elif limit is not None:
         place, says = limit.place, "" if limit.place else says

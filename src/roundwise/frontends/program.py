@@ -118,7 +118,7 @@ def size_range(symbol: Any, ranges: Mapping[Any, Any]) -> Range:
 
 
 def _drop_writes(graph: Graph, model: nn.Module) -> None:
-    """Leave out writes to the model's input; refuse writes to its state."""
+    """Leave out writes to the model's inputs, with a note; refuse writes to its state."""
     for node in list(graph.operations.nodes):
         if node.op == "call_function" and node.target is aten.copy_.default:
             destination, source = node.args[:2]
@@ -132,6 +132,11 @@ def _drop_writes(graph: Graph, model: nn.Module) -> None:
                     "leave it alone in evaluation mode (`if self.training: …`).\n"
                     f"{way_out(model, name.rpartition('.')[0])}"
                 )
+            graph.notes = (
+                *graph.notes,
+                f"the model writes to its input '{destination.target}'{_at(source)}: its caller finds other values "
+                "in that tensor after a call. The network leaves its inputs as they are",
+            )
             node.replace_all_uses_with(source)
             graph.operations.erase_node(node)
 

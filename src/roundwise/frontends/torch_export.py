@@ -32,10 +32,7 @@ from roundwise.frontends.checks import (
     check_conditions,
     check_equal,
     check_other_size,
-    depends_on_layout,
     difference_of,
-    note_on_gradients,
-    note_on_training,
     run,
 )
 from roundwise.frontends.conditions import conditions_of
@@ -59,6 +56,12 @@ from roundwise.frontends.scripted import signature_of_scripted
 from roundwise.frontends.settings import quiet, without_fast_path
 from roundwise.frontends.sizes import SizeWatch, free_sizes, has_control_flow
 from roundwise.frontends.training import training_information
+from roundwise.frontends.ways_of_use import (
+    depends_on_layout,
+    note_on_gradients,
+    note_on_same_inputs,
+    note_on_training,
+)
 from roundwise.frontends.wrappers import named_from_inside, unwrapped
 from roundwise.graph.graph import CallStructure, Graph, InputSpec
 from roundwise.graph.sizes import Dynamic, Range
@@ -150,7 +153,7 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
     conditions = conditions_of(exported.program)
     cause = f"{uncertain[0]}. {CURE}" if uncertain else ""
     try:
-        graph.notes = check_equal(double, graph, inputs, plan.batches.low, done, cause)
+        notes = check_equal(double, graph, inputs, plan.batches.low, done, cause)
     except CaptureError:
         if not exported.kept:
             raise
@@ -160,7 +163,8 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
         )
         exported = export(double.another(), inputs, plan, run, keep_dropout=False, record_contiguous=strided)
         graph = graph_of_program(exported.program, exported.double.module, plan.named)
-        graph.notes = check_equal(double, graph, inputs, plan.batches.low, cause=cause)
+        notes = check_equal(double, graph, inputs, plan.batches.low, cause=cause)
+    graph.notes = (*graph.notes, *notes, *note_on_same_inputs(double, graph, inputs))
     if uncertain:
         graph.notes = (
             *graph.notes,
