@@ -199,7 +199,8 @@ def _notes_on_sizes(graph: Graph) -> tuple[str, ...]:
     if graph.limits.contiguous:
         notes.append(
             "the network takes contiguous inputs only: the model reads memory in its order (`as_strided`), or its code "
-            "decides by that order (`is_contiguous`, `stride`)"
+            "decides by that order (`is_contiguous`, `stride`), or it writes in place to a result of `reshape` or the "
+            "like, which is a view or a copy"
         )
     return tuple(notes)
 
