@@ -714,6 +714,14 @@ EXPORTS = {
     ),
     "a name with a null character": (lambda folder: rw.html_report(quantized(), folder / "a\0b.html"), ("null",)),
     "a file without its suffix": (lambda folder: rw.export(quantized(), folder / "net"), ("net", ".onnx", ".rw")),
+    "a target that there is not": (
+        lambda folder: rw.export(quantized(), folder / "net.onnx", target="tensorrt2"),
+        ("tensorrt2", "ort-cpu"),
+    ),
+    "a target for a format without targets": (
+        lambda folder: rw.export(quantized(), folder / "net.rw", target="tensorrt"),
+        ("tensorrt", "Roundwise"),
+    ),
     "no folder for an export": (
         lambda folder: rw.export(quantized(), folder / "absent" / "net.onnx"),
         ("absent", "net.onnx"),

@@ -35,6 +35,7 @@ def quantize(
     data: Any,
     recipe: Recipe | Stage | Sequence[Stage] | None = None,
     *,
+    target: str | None = None,
     dynamic: Dynamic | None = None,
     progress: Progress | None = None,
 ) -> Model:
@@ -50,6 +51,9 @@ def quantize(
             there is none; no error is then measured.
         recipe: what to do, or a stage or sequence of stages of one; by default 4-bit weights per channel and
             `GramAdaRound` for every layer, and without data `Recipe.data_free()`.
+        target: the name of what the network is to run on, such as "tensorrt"; the page "Targets" lists them. It shapes
+            what the recipe leaves open, and what it cannot hold is refused before the run. None takes the target of
+            the recipe, if it has one.
         dynamic: names for the sizes that may differ between calls, by input and dimension: `{"x": {2: "height"}}`. The
             number of samples always may. All other sizes are those of the samples: a call with another size is refused,
             unless nothing in the network depends on it.
@@ -62,8 +66,8 @@ def quantize(
         CalibrationError: no samples, or samples that are not finite, not alike, or not the model's inputs.
         CaptureError: the model cannot be captured as a graph; the message says where and what to do.
         ModelError: no layer to quantize, weights that are not finite, or parameters on several devices.
-        RecipeError: the recipe does not fit the model, or needs data where there are none; or the inputs have no such
-            dimensions as `dynamic` names.
+        RecipeError: the recipe does not fit the model or the target, or needs data where there are none; or the inputs
+            have no such dimensions as `dynamic` names.
         MemoryBudgetError: activations would fit neither in memory nor on disk.
 
     Example:
@@ -77,7 +81,7 @@ def quantize(
     """
     if recipe is None:
         recipe = Recipe.data_free() if isinstance(data, DataFree) else Recipe()
-    recipe = Recipe.of(recipe)
+    recipe = Recipe.of(recipe).for_target(target)
     with prepared_run(model, data, recipe, progress, dynamic) as (run, network):
         network = run_stages(recipe.stages, network, run)
     return model_of(network, run, recipe)
@@ -136,7 +140,7 @@ def compress(
             f"compress has a recipe and {given} too, and the recipe has a budget already. Leave out {given}, or give "
             f"Compress({given}=…) in the recipe."
         )
-    recipe = Recipe.of((Rewrite(), recipe) if isinstance(recipe, Compress) else recipe)
+    recipe = Recipe.of((Rewrite(), recipe) if isinstance(recipe, Compress) else recipe).for_target()
     recipe.stage(Compress)  # raises
     if evaluate is not None and not callable(evaluate):
         raise RecipeError(
@@ -197,7 +201,7 @@ def finetune(
         >>> [epoch.epoch for epoch in trained.report.stages[-1].epochs]
         [0, 1, 2]
     """
-    recipe = Recipe.of((Quantize(), Finetune()) if recipe is None else recipe)
+    recipe = Recipe.of((Quantize(), Finetune()) if recipe is None else recipe).for_target()
     recipe.stage(Finetune)  # raises
     training = ForTraining(data, None if journal is None else Path(journal), augmentation)
     few = some_samples(data, CALIBRATION, recipe.seed) if calibration is None else calibration
@@ -239,7 +243,7 @@ def trainable(
         >>> type(module.finish(images)).__name__
         'Model'
     """
-    recipe = Recipe.of(Quantize() if recipe is None else recipe)
+    recipe = Recipe.of(Quantize() if recipe is None else recipe).for_target()
     before = [stage for stage in recipe.stages if not isinstance(stage, Finetune)]
     quantization = next((s.quantization for s in recipe.stages if isinstance(s, Finetune)), LSQPlus())
     with prepared_run(model, data, recipe, progress) as (run, network):
