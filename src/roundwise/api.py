@@ -94,6 +94,7 @@ def compress(
     *,
     macs: float | None = None,
     parameters: float | None = None,
+    latency: float | None = None,
     evaluate: Metric | None = None,
     dynamic: Dynamic | None = None,
     progress: Progress | None = None,
@@ -104,10 +105,12 @@ def compress(
         model: as for `quantize`.
         data: a few hundred unlabelled inputs, as for `quantize`. With `DataFree(…)` the new layers approximate the old
             weights, which costs far more accuracy.
-        recipe: a stage `Compress`, or a recipe with one, instead of `macs` or `parameters`. Before a single stage,
-            batch-norms are folded.
+        recipe: a stage `Compress`, or a recipe with one, instead of `macs`, `parameters` or `latency`. Before a single
+            stage, batch-norms are folded.
         macs: the share of the network's multiplications that is left, above 0 and below 1.
         parameters: the share of the numbers in weights and biases that is left, likewise.
+        latency: the share of the time that is left, likewise: of all layers, each timed alone in ONNX Runtime on this
+            machine, for one sample.
         evaluate: a function that takes a network, which is called as the model is, and returns a number, larger for
             better networks, such as its accuracy. The report says what it is before and after. The choice
             `EqualAccuracyLoss` needs it, and calls it 9 times per layer.
@@ -119,6 +122,7 @@ def compress(
 
     Raises:
         CalibrationError, CaptureError, MemoryBudgetError: as `quantize`.
+        InferenceError: `latency` is given, and ONNX Runtime is not installed or cannot run a layer.
         ModelError: no layer to compress, weights that are not finite, or parameters on several devices.
         RecipeError: the budget cannot be met, the recipe does not fit the model, both a recipe and a budget are given,
             or neither; or `evaluate` is missing, raises an exception, or returns something else than a finite number.
@@ -132,10 +136,10 @@ def compress(
         >>> after <= before / 2
         True
     """
+    budgets = {"macs": macs, "parameters": parameters, "latency": latency}
     if recipe is None:
-        recipe = Compress(macs, parameters)
-    elif macs is not None or parameters is not None:
-        given = "macs" if macs is not None else "parameters"
+        recipe = Compress(macs, parameters, latency)
+    elif given := next((name for name, share in budgets.items() if share is not None), None):
         raise RecipeError(
             f"compress has a recipe and {given} too, and the recipe has a budget already. Leave out {given}, or give "
             f"Compress({given}=…) in the recipe."
