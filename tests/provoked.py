@@ -714,6 +714,14 @@ EXPORTS = {
     ),
     "a name with a null character": (lambda folder: rw.html_report(quantized(), folder / "a\0b.html"), ("null",)),
     "a file without its suffix": (lambda folder: rw.export(quantized(), folder / "net"), ("net", ".onnx", ".rw")),
+    "a target that there is not": (
+        lambda folder: rw.export(quantized(), folder / "net.onnx", target="tensorrt2"),
+        ("tensorrt2", "ort-cpu"),
+    ),
+    "a target for a format without targets": (
+        lambda folder: rw.export(quantized(), folder / "net.rw", target="tensorrt"),
+        ("tensorrt", "Roundwise"),
+    ),
     "no folder for an export": (
         lambda folder: rw.export(quantized(), folder / "absent" / "net.onnx"),
         ("absent", "net.onnx"),
@@ -762,6 +770,15 @@ COMPRESSION = {
     "no budget": (lambda _: rw.Compress(), ("macs", "parameters")),
     "two budgets": (lambda _: rw.Compress(macs=0.5, parameters=0.25), ("macs=0.5", "parameters=0.25")),
     "a budget of all": (lambda _: rw.Compress(macs=1.0), ("macs=1.0",)),
+    "a share of time above 1": (lambda _: rw.Compress(latency=1.5), ("latency=1.5",)),
+    "a budget of time and one of multiplications": (
+        lambda _: rw.Compress(macs=0.5, latency=0.25),
+        ("macs=0.5", "latency=0.25"),
+    ),
+    "a share of time beside a recipe": (
+        lambda _: rw.compress(nn.Linear(4, 2).eval(), SAMPLES, rw.Compress(macs=0.5), latency=0.5),
+        ("latency",),
+    ),
     "a budget of nothing": (lambda _: rw.compress(nn.Linear(4, 2).eval(), SAMPLES, macs=0), ("macs=0",)),
     "a budget in text": (lambda _: rw.Compress(parameters="half"), ("parameters='half'",)),
     "ranks that are multiples of 0": (lambda _: rw.Compress(macs=0.5, multiple=0), ("multiple=0",)),

@@ -35,6 +35,7 @@ def quantize(
     data: Any,
     recipe: Recipe | Stage | Sequence[Stage] | None = None,
     *,
+    target: str | None = None,
     dynamic: Dynamic | None = None,
     progress: Progress | None = None,
 ) -> Model:
@@ -50,6 +51,9 @@ def quantize(
             there is none; no error is then measured.
         recipe: what to do, or a stage or sequence of stages of one; by default 4-bit weights per channel and
             `GramAdaRound` for every layer, and without data `Recipe.data_free()`.
+        target: the name of what the network is to run on, such as "tensorrt"; the page "Targets" lists them. It shapes
+            what the recipe leaves open, and what it cannot hold is refused before the run. None takes the target of
+            the recipe, if it has one.
         dynamic: names for the sizes that may differ between calls, by input and dimension: `{"x": {2: "height"}}`. The
             number of samples always may. All other sizes are those of the samples: a call with another size is refused,
             unless nothing in the network depends on it.
@@ -62,8 +66,8 @@ def quantize(
         CalibrationError: no samples, or samples that are not finite, not alike, or not the model's inputs.
         CaptureError: the model cannot be captured as a graph; the message says where and what to do.
         ModelError: no layer to quantize, weights that are not finite, or parameters on several devices.
-        RecipeError: the recipe does not fit the model, or needs data where there are none; or the inputs have no such
-            dimensions as `dynamic` names.
+        RecipeError: the recipe does not fit the model or the target, or needs data where there are none; or the inputs
+            have no such dimensions as `dynamic` names.
         MemoryBudgetError: activations would fit neither in memory nor on disk.
 
     Example:
@@ -77,7 +81,7 @@ def quantize(
     """
     if recipe is None:
         recipe = Recipe.data_free() if isinstance(data, DataFree) else Recipe()
-    recipe = Recipe.of(recipe)
+    recipe = Recipe.of(recipe).for_target(target)
     with prepared_run(model, data, recipe, progress, dynamic) as (run, network):
         network = run_stages(recipe.stages, network, run)
     return model_of(network, run, recipe)
@@ -90,6 +94,7 @@ def compress(
     *,
     macs: float | None = None,
     parameters: float | None = None,
+    latency: float | None = None,
     evaluate: Metric | None = None,
     dynamic: Dynamic | None = None,
     progress: Progress | None = None,
@@ -100,10 +105,12 @@ def compress(
         model: as for `quantize`.
         data: a few hundred unlabelled inputs, as for `quantize`. With `DataFree(…)` the new layers approximate the old
             weights, which costs far more accuracy.
-        recipe: a stage `Compress`, or a recipe with one, instead of `macs` or `parameters`. Before a single stage,
-            batch-norms are folded.
+        recipe: a stage `Compress`, or a recipe with one, instead of `macs`, `parameters` or `latency`. Before a single
+            stage, batch-norms are folded.
         macs: the share of the network's multiplications that is left, above 0 and below 1.
         parameters: the share of the numbers in weights and biases that is left, likewise.
+        latency: the share of the time that is left, likewise: of all layers, each timed alone in ONNX Runtime on this
+            machine, for one sample.
         evaluate: a function that takes a network, which is called as the model is, and returns a number, larger for
             better networks, such as its accuracy. The report says what it is before and after. The choice
             `EqualAccuracyLoss` needs it, and calls it 9 times per layer.
@@ -115,6 +122,7 @@ def compress(
 
     Raises:
         CalibrationError, CaptureError, MemoryBudgetError: as `quantize`.
+        InferenceError: `latency` is given, and ONNX Runtime is not installed or cannot run a layer.
         ModelError: no layer to compress, weights that are not finite, or parameters on several devices.
         RecipeError: the budget cannot be met, the recipe does not fit the model, both a recipe and a budget are given,
             or neither; or `evaluate` is missing, raises an exception, or returns something else than a finite number.
@@ -128,15 +136,15 @@ def compress(
         >>> after <= before / 2
         True
     """
+    budgets = {"macs": macs, "parameters": parameters, "latency": latency}
     if recipe is None:
-        recipe = Compress(macs, parameters)
-    elif macs is not None or parameters is not None:
-        given = "macs" if macs is not None else "parameters"
+        recipe = Compress(macs, parameters, latency)
+    elif given := next((name for name, share in budgets.items() if share is not None), None):
         raise RecipeError(
             f"compress has a recipe and {given} too, and the recipe has a budget already. Leave out {given}, or give "
             f"Compress({given}=…) in the recipe."
         )
-    recipe = Recipe.of((Rewrite(), recipe) if isinstance(recipe, Compress) else recipe)
+    recipe = Recipe.of((Rewrite(), recipe) if isinstance(recipe, Compress) else recipe).for_target()
     recipe.stage(Compress)  # raises
     if evaluate is not None and not callable(evaluate):
         raise RecipeError(
@@ -197,7 +205,7 @@ def finetune(
         >>> [epoch.epoch for epoch in trained.report.stages[-1].epochs]
         [0, 1, 2]
     """
-    recipe = Recipe.of((Quantize(), Finetune()) if recipe is None else recipe)
+    recipe = Recipe.of((Quantize(), Finetune()) if recipe is None else recipe).for_target()
     recipe.stage(Finetune)  # raises
     training = ForTraining(data, None if journal is None else Path(journal), augmentation)
     few = some_samples(data, CALIBRATION, recipe.seed) if calibration is None else calibration
@@ -239,7 +247,7 @@ def trainable(
         >>> type(module.finish(images)).__name__
         'Model'
     """
-    recipe = Recipe.of(Quantize() if recipe is None else recipe)
+    recipe = Recipe.of(Quantize() if recipe is None else recipe).for_target()
     before = [stage for stage in recipe.stages if not isinstance(stage, Finetune)]
     quantization = next((s.quantization for s in recipe.stages if isinstance(s, Finetune)), LSQPlus())
     with prepared_run(model, data, recipe, progress) as (run, network):

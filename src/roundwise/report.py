@@ -16,7 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from roundwise.errors import FileFormatError
-from roundwise.report_compression import CompressionReport, compression_in_words, total_macs, total_parameters
+from roundwise.report_compression import (
+    CompressionReport,
+    compression_in_words,
+    total_latency,
+    total_macs,
+    total_parameters,
+)
 from roundwise.report_data import from_plain, to_plain
 from roundwise.report_training import EpochReport, best_epoch, training_in_words
 from roundwise.wording import error_in_words, human_bytes, number_of, table
@@ -203,6 +209,11 @@ class StageReport:
     def macs(self) -> tuple[int, int]:
         """Multiplications of one sample before and after compression, in all layers."""
         return total_macs(self.compressed)
+
+    @property
+    def latency(self) -> tuple[float, float]:
+        """Seconds that all layers take, each alone, before and after compression to a latency; else NaN."""
+        return total_latency(self.compressed)
 
     @property
     def parameters(self) -> tuple[int, int]:

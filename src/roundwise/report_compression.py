@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from roundwise.wording import error_in_words, number_of, table
+from roundwise.wording import error_in_words, milliseconds, number_of, table
 
 
 @final
@@ -30,6 +30,8 @@ class CompressionReport:
             NaN without data.
         seconds: time spent on the layer.
         note: the reason why a layer was left; what was worse than expected.
+        latency: before and after: seconds that the layer, or its chain, takes alone on one sample in ONNX Runtime; NaN
+            where the budget was not a latency.
     """
 
     name: str
@@ -44,13 +46,14 @@ class CompressionReport:
     error: float
     seconds: float
     note: str = ""
+    latency: tuple[float, float] = (math.nan, math.nan)
 
     @property
     def outcome(self) -> str:
         """A line for people who watch the run."""
-        size = "×".join(map(str, self.size))
+        what = f"{self.method}, size {'×'.join(map(str, self.size))}" if self.method else "its weights are fitted"
         return (
-            f"{self.method}, size {size}: error {error_in_words(self.error_weights)} → {error_in_words(self.error)}, "
+            f"{what}: error {error_in_words(self.error_weights)} → {error_in_words(self.error)}, "
             f"{self.macs[1] / self.macs[0]:.0%} of the MACs, {self.seconds:.1f} s"
         )
 
@@ -65,19 +68,31 @@ def total_parameters(entries: Sequence[CompressionReport]) -> tuple[int, int]:
     return sum(one.parameters[0] for one in entries), sum(one.parameters[1] for one in entries)
 
 
+def total_latency(entries: Sequence[CompressionReport]) -> tuple[float, float]:
+    """Seconds of all layers, each alone, before and after; NaN where they were not measured."""
+    return sum(one.latency[0] for one in entries), sum(one.latency[1] for one in entries)
+
+
 def compression_in_words(entries: Sequence[CompressionReport]) -> list[str]:
     """The entries of a stage as lines of the report, with an empty one at the end."""
     measured = any(not math.isnan(one.error) for one in entries)
-    header: tuple[str, ...] = ("layer", "operation", "shape", "method", "size", "MACs", "parameters", "predicted")
-    lines = table(
-        (*header, *(("weights", "fitted") if measured else ())), [_row(one, measured) for one in entries], {0, 1, 2, 3}
-    )
+    time, time_left = total_latency(entries)
+    timed = not math.isnan(time)
+    costs = "MACs", "parameters", *(("latency",) if timed else ())
+    header = "layer", "operation", "shape", "method", "size", *costs, "predicted"
+    header = *header, *(("weights", "fitted") if measured else ())
+    lines = table(header, [_row(one, measured=measured, timed=timed) for one in entries], {0, 1, 2, 3})
     (macs, macs_left), (parameters, parameters_left) = total_macs(entries), total_parameters(entries)
     lines.append(
         f"{sum(bool(one.method) for one in entries)} of {number_of(len(entries), 'layer')} cut; "
         f"MACs {macs:,} → {macs_left:,} ({macs_left / max(1, macs):.1%}), "
         f"parameters {parameters:,} → {parameters_left:,} ({parameters_left / max(1, parameters):.1%})."
     )
+    if timed:
+        lines.append(
+            f"latency of all layers, each alone, on one sample in ONNX Runtime: {milliseconds(time)} → "
+            f"{milliseconds(time_left)} ({time_left / max(time, 1e-12):.1%})."
+        )
     if measured:
         lines.append(
             "predicted: relative error of the network's output from this layer alone, as the choice of sizes expected "
@@ -90,7 +105,8 @@ def compression_in_words(entries: Sequence[CompressionReport]) -> list[str]:
     return [*lines, ""]
 
 
-def _row(entry: CompressionReport, measured: bool) -> tuple[str, ...]:
+def _row(entry: CompressionReport, *, measured: bool, timed: bool) -> tuple[str, ...]:
+    costs = entry.macs, entry.parameters, *((entry.latency,) if timed else ())
     errors = (entry.predicted, entry.error_weights, entry.error) if measured else (entry.predicted,)
     return (
         entry.name,
@@ -98,7 +114,6 @@ def _row(entry: CompressionReport, measured: bool) -> tuple[str, ...]:
         "×".join(map(str, entry.shape)),
         entry.method or "as it was",
         "×".join(map(str, entry.size)),
-        f"{entry.macs[1] / max(1, entry.macs[0]):.0%}",
-        f"{entry.parameters[1] / max(1, entry.parameters[0]):.0%}",
+        *(f"{after / (before or 1):.0%}" for before, after in costs),
         *(error_in_words(error) if entry.method else "" for error in errors),
     )

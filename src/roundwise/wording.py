@@ -37,6 +37,16 @@ def human_seconds(seconds: float) -> str:
     return humanize.precisedelta(round(seconds), minimum_unit=unit, format="%.0f")
 
 
+def milliseconds(seconds: float) -> str:
+    """A short time in milliseconds, with three significant digits.
+
+    Example:
+        >>> milliseconds(0.0123456), milliseconds(0.000021)
+        ('12.3 ms', '0.021 ms')
+    """
+    return f"{1000 * seconds:.3g} ms"
+
+
 def error_in_words(error: float) -> str:
     """An error with five decimals; below 0.001, with three significant digits.
 

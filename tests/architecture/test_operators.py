@@ -18,6 +18,7 @@ EXCEPTIONS = {
     "graph/transforms/write_out.py": "how each operation is written out",
     "graph/vocabulary.py": "the rest of the table: operations that no analysis asks about",
     "frontends/exporting.py": "which in-place operations `torch.export` leaves, and how to take them apart",
+    "frontends/in_place.py": "which operations of a program that is not pure yet give a view or a copy",
     "frontends/dropout.py": "which pure operation of dropout stands for one in place",
     "frontends/training.py": "the two forms in which `torch.export` gives batch-norm",
     "artifacts/kernels.py": "what PyTorch does not check by itself, operation by operation",

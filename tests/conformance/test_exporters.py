@@ -110,7 +110,7 @@ def test_a_file_of_roundwise_is_what_save_writes(model, tmp_path):
 def test_an_onnx_file_holds_what_its_target_says(model, tmp_path):
     onnx = pytest.importorskip("onnx")
     installed(".onnx")
-    target = EXPORTERS[".onnx"].target
+    target = EXPORTERS[".onnx"].targets[0]
     graph = onnx.load(rw.export(model, tmp_path / "net.onnx").path).graph
     types = {tensor.name: onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}

@@ -329,10 +329,23 @@ def test_augmentation_changes_the_inputs_of_training_alone_and_repeats(model, im
         return rw.finetune(model, images, stages, augmentation=augmentation)
 
     plain, flipped, again = run(None), run(flip), run(flip)
-    assert sum(seen) == 2 * 2 * (96 - 10)
+    assert sum(seen) == 2 * 2 * 2 * (96 - 10)  # two runs of two epochs, each for training and for the statistics
     assert epochs_of(plain)[0] == epochs_of(flipped)[0]
     assert epochs_of(plain)[1].loss != epochs_of(flipped)[1].loss
     assert epochs_of(flipped) == epochs_of(again)
+
+
+def test_batch_norms_statistics_are_estimated_on_augmented_batches_as_they_were_in_float(model, images):
+    """Estimated on the images as they are, they change a network that was trained on augmented ones."""
+    with torch.no_grad():
+        for _ in range(60):
+            model.train()(5 * images)
+    model.eval()
+    settings = rw.Finetune(epochs=1, batch_size=16, learning_rate=1e-9)
+    weights = rw.Quantize(rw.Weights(bits=4), rw.rounding.Nearest())
+    result = rw.finetune(model, images, (weights, settings), augmentation=lambda batch: 5 * batch)
+    before, after = epochs_of(result)
+    assert after.held_out < 1.2 * before.held_out
 
 
 def test_augmentation_that_changes_the_number_of_samples_is_refused(model, images):

@@ -8,12 +8,14 @@ their order.
 
 from __future__ import annotations
 
+import enum
 import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
@@ -41,8 +43,8 @@ def bound(structure: CallStructure, args: tuple[Any, ...], kwargs: dict[str, Any
         if not same_constant(given[name], structure.defaults[name]):
             raise ModelError(
                 f"'{name}' was not among the samples when the network was quantized, so its default "
-                f"{structure.defaults[name]!r} was captured, but it is {in_words(given[name])} now. Quantize the model "
-                f"with samples that have '{name}': `{{'{(positional + by_name)[0]}': …, '{name}': …}}`."
+                f"{in_words(structure.defaults[name])} was captured, but it is {in_words(given[name])} now. Quantize "
+                f"the model with samples that have '{name}': `{{'{(positional + by_name)[0]}': …, '{name}': …}}`."
             )
         del given[name]
     for name in captured & structure.defaults.keys() - given.keys():
@@ -80,6 +82,9 @@ def _nested_as(made: Any, given: Any, name: str) -> Any:
             case defaultdict():
                 return defaultdict(made.default_factory, values)
         return values
+    if isinstance(made, tuple) and isinstance(given, tuple) and _fields(made) and _fields(made) == _fields(given):
+        # A named tuple. One of a file has a class of its own, with the name and the fields of the model's.
+        return type(made)(*(_nested_as(getattr(made, it), getattr(given, it), f"{name}.{it}") for it in _fields(made)))
     if type(made) in (list, tuple) and type(given) in (list, tuple) and len(made) == len(given):
         return type(made)(_nested_as(made[i], given[i], f"{name}[{i}]") for i in range(len(made)))
     if isinstance(made, dict | list | tuple) or type(made) is not type(given):
@@ -91,6 +96,12 @@ def _nested_as(made: Any, given: Any, name: str) -> Any:
             "samples of the new form."
         )
     return given
+
+
+def _fields(value: tuple[Any, ...]) -> tuple[str, ...]:
+    """The names in a named tuple; empty for another tuple."""
+    names: tuple[str, ...] = getattr(value, "_fields", ())
+    return names
 
 
 def _nesting(value: Any) -> str:
@@ -114,10 +125,14 @@ def same_constant(one: Any, other: Any) -> bool:
     1, 1.0 and True are three values: a model may ask for the type, and a result in floating point has another dtype.
     So are 0.0 and -0.0, which have other reciprocals.
     """
-    if isinstance(one, Tensor | np.ndarray) or isinstance(other, Tensor | np.ndarray):
-        return False
     if one is other:
         return True
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return (one.dtype, one.shape, one.device) == (other.dtype, other.shape, other.device) and torch.equal(
+            one, other
+        )
+    if isinstance(one, Tensor | np.ndarray) or isinstance(other, Tensor | np.ndarray):
+        return False
     if _kind(one) is not _kind(other):
         return False
     if isinstance(one, float):
@@ -137,4 +152,5 @@ def in_words(value: Any) -> str:
     if isinstance(value, Tensor | np.ndarray):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"{'a tensor' if isinstance(value, Tensor) else 'an array'}, {dtype} {list(value.shape)}"
-    return repr(value) if isinstance(value, bool | int | float | str | None) else f"a {type(value).__name__}"
+    shown = isinstance(value, bool | int | float | str | enum.Enum | torch.dtype | slice | None)
+    return repr(value) if shown else f"a {type(value).__name__}"

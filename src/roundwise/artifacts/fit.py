@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from roundwise.errors import ModelError
 from roundwise.graph.graph import InputSpec
@@ -43,12 +44,23 @@ def _check_tensor(spec: InputSpec, tensor: Tensor, limits: Limits) -> None:
             f"input '{spec.name}' is {_in_words(tensor)}, but the network takes {spec.in_words()}: {misfit}. "
             f"{_way_out(spec, tensor)}"
         )
-    if limits.contiguous and not tensor.is_contiguous():
+    if limits.contiguous and not _is_in_order(tensor):
+        make = "contiguous()" if not tensor.is_contiguous() else "clone(memory_format=torch.contiguous_format)"
         raise ModelError(
             f"input '{spec.name}' is {_in_words(tensor)} with the strides {list(tensor.stride())}, so it is not "
             "contiguous. The model reads memory in its order (`as_strided`), or its code decides by that order "
-            f"(`is_contiguous`, `stride`), and it was captured with contiguous inputs. Give `{spec.name}.contiguous()`."
+            "(`is_contiguous`, `stride`), or it writes in place to a result of `reshape` or the like, a view or "
+            f"copy. It was captured with contiguous inputs: give `{spec.name}.{make}`."
         )
+
+
+def _is_in_order(tensor: Tensor) -> bool:
+    """Whether values lie in memory one after the other, and PyTorch's layers see it so.
+
+    A single channel may have the strides of channels last. Such a tensor counts as contiguous, but a convolution gives
+    its result in channels last.
+    """
+    return tensor.is_contiguous() and suggest_memory_format(tensor) is torch.contiguous_format
 
 
 def _way_out(spec: InputSpec, tensor: Tensor) -> str:

@@ -188,20 +188,24 @@ def _cells(function: OpOverload, arguments: Arguments) -> None:
     states = list(states) if isinstance(states, list | tuple) else [states]
     directions, layers = 1 + arguments["bidirectional"], arguments["num_layers"]
     if values.dim() != 3 or len(states) != 1 + (gates == 4) or any(state.dim() != 3 for state in states):
-        raise UnsafeError("needs an input and states of three dimensions each, without a projection")
-    hidden, first = states[0].shape[2], bool(arguments["batch_first"])
+        raise UnsafeError("needs an input and states of three dimensions each")
+    # An LSTM may project its output: the first state has as many numbers as the output, the second as the cell.
+    given, hidden, first = states[0].shape[2], states[-1].shape[2], bool(arguments["batch_first"])
+    projects = given != hidden
     batch, steps = values.shape[1 - first], values.shape[first]
-    if not hidden or not steps or not values.shape[2] or arguments["train"]:
+    if not given or not hidden or not steps or not values.shape[2] or arguments["train"]:
         raise UnsafeError("needs at least one step, one input, one number of state, and no training")
-    for state in states:
-        _one_for_each(("state",), {"state": state}, (layers * directions, batch, hidden), "each layer and direction")
-    each = 4 if arguments["has_biases"] else 2
+    for state, size in zip(states, (given, hidden), strict=False):
+        _one_for_each(("state",), {"state": state}, (layers * directions, batch, size), "each layer and direction")
+    each = (4 if arguments["has_biases"] else 2) + projects
     if len(params) != each * layers * directions:
         raise UnsafeError(f"is given {len(params)} weights and biases for {layers} layers in {directions} directions")
     for number, param in enumerate(params):
         layer, place = number // (each * directions), number % each
-        inputs = (values.shape[2] if layer == 0 else hidden * directions) if place == 0 else hidden
+        inputs = (values.shape[2] if layer == 0 else given * directions) if place == 0 else given
         shape = (gates * hidden, inputs) if place < 2 else (gates * hidden,)
+        if projects and place == each - 1:
+            shape = (given, hidden)
         _one_for_each(("weight",), {"weight": param}, shape, f"layer {layer}")
     if len({tensor.dtype for tensor in (values, *states, *params)}) > 1 or not values.is_floating_point():
         raise UnsafeError("is given an input, states and weights of several dtypes; all must have one")

@@ -31,6 +31,7 @@ from roundwise.engine.torch_state import isolated_torch_state
 from roundwise.errors import ExportError, FileFormatError, ModelError
 from roundwise.files import named
 from roundwise.graph.graph import Graph
+from roundwise.graph.transforms.own_outputs import own_outputs
 from roundwise.recipe.recipe import Recipe
 from roundwise.report import Report
 from roundwise.wording import number_of, printable
@@ -82,6 +83,7 @@ class Model(nn.Module):
                 f"a Model is made of a captured graph with codes, not of a {type(graph).__name__}. Call "
                 "`rw.quantize(model, data)`, or `rw.load(path)`."
             )
+        graph = own_outputs(graph)
         self._memory, self._guard = memory, None if memory is None else Guard(graph, memory)
         self.graph_module: fx.GraphModule = graph.module()
         self.report, self.recipe, self.versions, self.samples = report, recipe, made_with, samples

@@ -20,6 +20,7 @@ from typing import Any
 from torch import fx, nn
 
 from roundwise.errors import FileFormatError
+from roundwise.graph.graph import RESERVED
 
 DAMAGED = "The file contradicts itself: get the original, or quantize the network again."
 
@@ -30,8 +31,6 @@ _MODULES = (1000, 2)
 """Modules that a network may have, and for each of its tensors. PyTorch takes some 3 KiB for each."""
 
 _MODULE_NAME = re.compile(r"[\w \-+:/,@=]+")  # what a ModuleDict may be keyed with and cannot end a string
-_WRITTEN = frozenset({"inf", "nan", "NoneType", "torch", "fx_pytree", "pytree"})
-"""Names that the code of a graph reads, and that are no functions: an argument of that name would be read instead."""
 
 _OWN = frozenset(name for name in dir(fx.GraphModule(nn.Module(), fx.Graph())) if name.startswith("_")) | {
     "_in_spec",
@@ -57,7 +56,7 @@ def argument_name(name: Any) -> str:
     Raises:
         FileFormatError: the argument cannot have this name.
     """
-    if identifier(name) in _WRITTEN:
+    if identifier(name) in RESERVED:
         raise FileFormatError(
             f"the network has an argument '{name}', but the code that runs the network means something else by this "
             "name. Rename the argument in the model and quantize it again."

@@ -12,6 +12,7 @@ A file may come from anywhere, so reading it allows nothing but computing on ten
 
 from __future__ import annotations
 
+import enum
 import math
 import operator
 from collections import OrderedDict, namedtuple
@@ -72,10 +73,19 @@ def graph_to_plain(graph: Graph) -> dict[str, Any]:
         "limits": {"batches": _range_to_plain(graph.limits.batches), "contiguous": graph.limits.contiguous},
         "arguments": list(structure.arguments),
         "parameters": list(structure.parameters),
-        "defaults": {name: _value_to_plain(value) for name, value in structure.defaults.items()},
+        # Of another default, the file cannot say whether it was given.
+        "defaults": {name: _value_to_plain(it) for name, it in structure.defaults.items() if _is_constant(it)},
         "in_spec": _spec_to_plain(structure.in_spec),
         "out_spec": None if structure.out_spec is None else _spec_to_plain(structure.out_spec),
     }
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether a value that is not a tensor has a plain form."""
+    if isinstance(value, tuple):
+        return type(value) is tuple and all(map(_is_constant, value))
+    plain = isinstance(value, bool | int | float | str | torch.dtype | None)
+    return plain and not isinstance(value, enum.Enum)
 
 
 def _node_to_plain(node: fx.Node) -> dict[str, Any]:
@@ -164,7 +174,20 @@ def _spec_to_plain(spec: pytree.TreeSpec) -> Any:
                 "for files. Register it with one: `torch.export.register_dataclass(…, serialized_type_name=…)`."
             )
     entry = {"type": name, "children": children}
-    return entry if keys is None else {**entry, "keys": list(keys) if isinstance(keys, tuple) else keys}
+    if keys is None:
+        return entry
+    if name in _CONTAINERS:
+        return {**entry, "keys": [_key_to_plain(key) for key in keys]}
+    return {**entry, "keys": list(keys) if isinstance(keys, tuple) else keys}
+
+
+def _key_to_plain(key: Any) -> Any:
+    if not _is_constant(key):
+        raise FileFormatError(
+            f"the model takes or returns a dict with the key {key!r} of type {type(key).__name__}, which a .rw file "
+            "cannot hold. Wrap the model so that keys are text, numbers, or tuples of them."
+        )
+    return _value_to_plain(key)
 
 
 def _torch_result(name: str) -> type | None:
@@ -326,7 +349,10 @@ def dtype_named(name: str) -> torch.dtype:
 
 def _input_from_plain(entry: dict[str, Any]) -> InputSpec | ConstantInput:
     if "constant" in entry:
-        return ConstantInput(_constant(entry["constant"]))
+        value = _constant(entry["constant"])
+        if isinstance(value, tuple | torch.dtype):
+            raise FileFormatError(f"an input of the network is fixed to {value!r}, which no input can be. {DAMAGED}")
+        return ConstantInput(value)
     name, shape = identifier(entry["name"]), tuple(entry["shape"])
     # An input may be empty, such as a cache before the first step. The number of samples may not be 0.
     if not all(_is_size(size) or (size == 0 if place else size is None) for place, size in enumerate(shape)):
@@ -347,11 +373,11 @@ def _variable_from_plain(name: str, entries: Any, shape: tuple[int | None, ...])
     return tuple(variable)
 
 
-def _constant(entry: Any) -> bool | int | float | str | None:
-    """The value of an input that is not a tensor."""
+def _constant(entry: Any) -> Any:
+    """The value of an input that is not a tensor, a default, or a key."""
     value = _value_from_plain(entry, {})
-    if value is not None and not isinstance(value, bool | int | float | str):
-        raise FileFormatError(f"an input of the network is fixed to {value!r}, which no input can be. {DAMAGED}")
+    if not _is_constant(value):
+        raise FileFormatError(f"the network has the input or key {value!r}, which no network can have. {DAMAGED}")
     return value
 
 
@@ -387,7 +413,9 @@ def _skeleton(entry: Any) -> Any:
     if name == "torch" and (result := _torch_result(entry["name"])) is not None:
         return result(children)
     if name in _CONTAINERS:
-        return _CONTAINERS[name](children if keys is None else zip(keys, children, strict=True))
+        if keys is None:
+            return _CONTAINERS[name](children)
+        return _CONTAINERS[name](zip([_constant(key) for key in keys], children, strict=True))
     kind = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.get(name)
     known = None if kind is None else pytree.SUPPORTED_SERIALIZED_TYPES.get(kind)
     if kind is None or known is None or known.to_dumpable_context is not None or not _is_plain_context(keys):

@@ -27,6 +27,9 @@ class CompressOptions:
     parameters: float | None = option(
         METHOD, "Instead: share of the parameters that is left.", type=float, metavar="SHARE"
     )
+    latency: float | None = option(
+        METHOD, "Instead: share of the time that is left, measured in ONNX Runtime.", type=float, metavar="SHARE"
+    )
     methods: tuple[str, ...] = choice(
         METHOD,
         "A way to make layers smaller; repeat it to let each layer take what suits it best."
@@ -67,14 +70,13 @@ class CompressOptions:
             click.UsageError: no budget.
             RecipeError: an option or a line of the file makes no sense.
         """
-        if self.recipe is None and self.macs is None and self.parameters is None:
+        budgets = {"macs": self.macs, "parameters": self.parameters, "latency": self.latency}
+        given: dict[str, Any] = budgets if any(share is not None for share in budgets.values()) else {}
+        if self.recipe is None and not given:
             raise click.UsageError(
-                "Missing option '--macs' or '--parameters': how much of the network shall be left? Give for instance "
-                "--macs 0.5."
+                "Missing option '--macs', '--parameters' or '--latency': how much of the network shall be left? "
+                "Give for instance --macs 0.5."
             )
-        given: dict[str, Any] = {}
-        if self.macs is not None or self.parameters is not None:
-            given |= {"macs": self.macs, "parameters": self.parameters}
         if self.methods:
             given["methods"] = tuple(COMPRESSION_METHODS[name]() for name in self.methods)
         if self.choice is not None:

@@ -11,6 +11,7 @@ import click
 
 from roundwise.errors import ExportError
 from roundwise.exporters import EXPORTERS, exporter_for, require_packages
+from roundwise.exporters.targeting import target_for
 from roundwise.files import destination
 from roundwise.recipe.recipe import Recipe
 from roundwise.reporting.page import PAGE_ENDINGS
@@ -38,8 +39,9 @@ def check_targets(paths: Sequence[Path], recipe: Recipe) -> None:
     Raises:
         RecipeError: names the setting that a file's target cannot hold.
     """
+    recipe = recipe.for_target()
     for path in paths:
-        target = exporter_for(path).target
+        target = target_for(exporter_for(path), None, recipe)
         if target is not None:
             target.check(recipe)
 

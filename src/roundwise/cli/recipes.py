@@ -34,6 +34,7 @@ from roundwise.recipe.limits import parse_toml
 from roundwise.recipe.recipe import Recipe
 from roundwise.recipe.settings import FLOAT, GRANULARITIES, Activations, Weights, granularity_name
 from roundwise.recipe.stages import Quantize, Rewrite
+from roundwise.targets import TARGETS
 
 Plain = dict[str, Any]
 
@@ -102,6 +103,9 @@ class RecipeOptions:
         "--set",
         default=(),
         metavar="NAME=VALUE",
+    )
+    target: str | None = choice(
+        METHOD, f"What the network is to run on: {', '.join(TARGETS)}." + default("none in particular"), TARGETS
     )
     recipe: Path | None = file(METHOD, "A recipe in TOML, which the other options change.")
     ranges: str | None = choice(
@@ -180,7 +184,9 @@ def changed(recipe: Recipe, options: RecipeOptions, *, data_free: bool = False) 
     """
     with _naming():
         recipe = _with_stages(recipe, partial(_with_options, options=options, data_free=data_free))
-        run = _given(seed=options.seed, batch_size=options.batch_size, memory_budget=options.memory_budget)
+        run = _given(
+            seed=options.seed, batch_size=options.batch_size, memory_budget=options.memory_budget, target=options.target
+        )
         recipe = Recipe.from_dict(recipe.as_dict() | run)
     bits = {"activations": f"--activations {options.activations}"} if options.activations is not None else {}
     recipe = with_settings_of(recipe, options.settings, bits)

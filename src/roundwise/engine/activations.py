@@ -156,7 +156,7 @@ def choose_quantizers(
                 ActivationReport(
                     name=node.name,
                     bits=task.settings.bits,
-                    symmetric=task.settings.symmetric,
+                    symmetric=task.settings.codebook.symmetric,
                     scale=quantizer.scale,
                     zero_point=quantizer.zero_point,
                     low=low,

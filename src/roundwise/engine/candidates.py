@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from roundwise.engine.latencies import Latencies, LayerSeconds
 from roundwise.engine.measuring import matrix_of
 from roundwise.errors import ModelError, RecipeError
 from roundwise.graph.analysis.layers import Layer, find_layers
@@ -24,7 +25,7 @@ from roundwise.graph.costs import Costs, costs_of, costs_of_chain
 from roundwise.graph.graph import Graph
 from roundwise.methods.compressing import Factorization, FactorizationProblem, Pruning, Size
 from roundwise.numerics.regression import Regression
-from roundwise.recipe.compress import Compress
+from roundwise.recipe.compress import Compress, CostUnit
 from roundwise.wording import did_you_mean, number_of
 
 
@@ -36,10 +37,16 @@ class Cost:
     Attributes:
         macs: multiplications of one sample.
         parameters: numbers in weights and biases.
+        latency: seconds for one sample in ONNX Runtime; NaN where the budget does not count them.
     """
 
     macs: int
     parameters: int
+    latency: float = math.nan
+
+    def of(self, unit: CostUnit) -> float:
+        """What a budget counts of it."""
+        return {"macs": self.macs, "parameters": self.parameters, "latency": self.latency}[unit]
 
 
 @final
@@ -58,9 +65,9 @@ class Option:
     parts: tuple[Cost, ...]
     error: float = math.nan
 
-    def cost(self, unit: str) -> int:
-        """What the whole chain costs: "macs" of one sample, or "parameters" without biases."""
-        return sum(part.macs if unit == "macs" else part.parameters for part in self.parts)
+    def cost(self, unit: CostUnit) -> float:
+        """What the whole chain costs; biases are not counted."""
+        return sum(part.of(unit) for part in self.parts)
 
 
 @final
@@ -72,6 +79,7 @@ class Candidate:
         layer: the layer.
         weight: its matrix, float64; empty if it has several groups.
         metric: how much the network's output feels its errors.
+        seconds: that it takes, where the budget counts them.
         options: cheaper chains, with their errors.
         reason: why there are none.
     """
@@ -81,26 +89,29 @@ class Candidate:
     metric: Float[Tensor, "rows rows"]
     options: tuple[Option, ...]
     reason: str = ""
+    seconds: LayerSeconds = LayerSeconds()
 
 
 @final
 class Candidates:
     """All layers of a network. The errors of their options are NaN until they are measured."""
 
-    def __init__(self, graph: Graph, layers: Sequence[Layer], stage: Compress) -> None:
+    def __init__(self, graph: Graph, layers: Sequence[Layer], stage: Compress, latencies: Latencies) -> None:
         """List the options.
 
         Args:
             graph: the network.
             layers: all of its layers.
             stage: says with which methods.
+            latencies: measures the layers and the options where the budget counts seconds.
 
         Raises:
+            InferenceError: the budget counts seconds, and ONNX Runtime is not installed or cannot run a layer.
             ModelError: a layer's biases are not finite.
             RecipeError: a method says neither what replaces a layer nor which channels stay.
         """
         costs = costs_of(graph)
-        self._found = {layer.name: _offers(graph, layer, stage, costs) for layer in layers}
+        self._found = {layer.name: _offers(graph, layer, stage, costs, latencies) for layer in layers}
 
     @property
     def all(self) -> list[Candidate]:
@@ -173,11 +184,12 @@ def _check_keep(keep: Sequence[str], names: Sequence[str]) -> None:
             )
 
 
-def _offers(graph: Graph, layer: Layer, stage: Compress, costs: Costs) -> Candidate:
+def _offers(graph: Graph, layer: Layer, stage: Compress, costs: Costs, latencies: Latencies) -> Candidate:
     """A layer with the sizes that are cheaper than it is, without errors; or with the reason why there are none."""
     linear = layer.map
-    unit = "macs" if stage.macs is not None else "parameters"
-    limit = costs.of(layer.calls)[0] if unit == "macs" else math.prod(linear.weight_shape)
+    unit, _ = stage.budget
+    seconds = latencies.of_layer(graph, layer) if unit == "latency" else LayerSeconds()
+    whole = Cost(costs.of(layer.calls)[0], math.prod(linear.weight_shape), seconds.whole)
     options: list[Option] = []
     reasons = _reasons(graph, layer, stage)
     for method in stage.methods if not reasons else ():
@@ -192,8 +204,8 @@ def _offers(graph: Graph, layer: Layer, stage: Compress, costs: Costs) -> Candid
         if reason := method.reason(linear):
             reasons.append(f"{type(method).__name__}: {reason}")
             continue
-        found = [_option(graph, layer, method, size) for size in method.sizes(linear, stage.multiple)]
-        cheaper = [option for option in found if option.parts and option.cost(unit) < limit]
+        found = [_option(graph, layer, method, size, unit, latencies) for size in method.sizes(linear, stage.multiple)]
+        cheaper = [option for option in found if option.parts and option.cost(unit) < whole.of(unit)]
         options += cheaper
         if not all(option.parts for option in found):
             reasons.append(f"{type(method).__name__}: the size of its input depends on values")
@@ -201,12 +213,19 @@ def _offers(graph: Graph, layer: Layer, stage: Compress, costs: Costs) -> Candid
             reasons.append(f"{type(method).__name__}: no rank that is a multiple of {stage.multiple} saves {unit}")
     weight = matrix_of(graph, layer) if linear.matrix_shape[0] == 1 else torch.zeros(0, 0, dtype=torch.float64)
     eye = torch.eye(len(weight), dtype=torch.float64, device=weight.device)
-    return Candidate(layer, weight, eye, tuple(options), "" if options else "; ".join(reasons))
+    return Candidate(layer, weight, eye, tuple(options), "" if options else "; ".join(reasons), seconds)
 
 
-def _option(graph: Graph, layer: Layer, method: Factorization, size: Size) -> Option:
-    parts = costs_of_chain(graph, layer.input, method.parts(layer.map, size))
-    return Option(method, size, tuple(Cost(*part) for part in parts))
+def _option(
+    graph: Graph, layer: Layer, method: Factorization, size: Size, unit: CostUnit, latencies: Latencies
+) -> Option:
+    """A chain that could replace a layer; without parts if the size of its input depends on values."""
+    parts = method.parts(layer.map, size)
+    costs = [Cost(*part) for part in costs_of_chain(graph, layer.input, parts)]
+    if unit == "latency" and costs:  # only whole chains are measured: each part takes its share of the multiplications
+        rate = latencies.of_chain(graph, layer.input, parts) / max(1, sum(one.macs for one in costs))
+        costs = [dataclasses.replace(one, latency=rate * one.macs) for one in costs]
+    return Option(method, size, tuple(costs))
 
 
 def _reasons(graph: Graph, layer: Layer, stage: Compress) -> list[str]:

@@ -2,7 +2,8 @@
 
     1. Measure: for each layer what it could be replaced by (`engine/candidates.py`), for each group of channels which
        could go (`engine/prunable.py`), and the predicted error of each size.
-    2. Choose: sizes for all of them, within the budget (`engine/compression_costs.py`). Where the choice evaluates,
+    2. Choose: sizes for all of them, within the budget (`engine/compression_costs.py`). Where that is a latency, layers
+       and what could replace them are timed (`engine/latencies.py`). Where the choice evaluates,
        measure the caller's metric first, with one layer cut at a time (`engine/scoring.py`).
     3. Cut: channels go from all layers that give or read them (`graph/transforms/prune.py`); then each chosen layer
        becomes a chain of layers (`graph/transforms/factorize.py`), with factors of its weights alone.
@@ -21,9 +22,11 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping
+from typing import final
 
-from roundwise.engine.candidates import Candidate, Candidates, layers_to_compress, white_problem
+from roundwise.engine.candidates import Candidate, Candidates, Cost, layers_to_compress, white_problem
 from roundwise.engine.compression_plan import CompressionPlan, check_reachable
+from roundwise.engine.latencies import Latencies
 from roundwise.engine.measuring import matrix_of, measure
 from roundwise.engine.network import Network
 from roundwise.engine.prunable import PrunableGroups
@@ -44,11 +47,16 @@ from roundwise.report import OutputReport, StageReport, worst_error
 from roundwise.report_compression import CompressionReport
 from roundwise.wording import number_of
 
+ATTEMPTS = 4
+"""How often sizes are chosen for a budget of latency. The time of a layer with fewer channels is predicted, then
+measured; where the layers take longer than predicted, the next choice has a smaller budget."""
+
 
 def run_compress(stage: Compress, network: Network, run: Run) -> Network:
     """Compress a network; where the caller gave a metric, the report says what it is before and after.
 
     Raises:
+        InferenceError: the budget is a latency, and ONNX Runtime is not installed or cannot run a layer.
         ModelError: there are no layers, or weights or outputs of layers are not finite.
         RecipeError: the budget cannot be met, a method's answer does not fit, or the metric fails.
         MemoryBudgetError: the disk is full.
@@ -68,7 +76,12 @@ def _compressed(stage: Compress, network: Network, run: Run, score_before: float
     """The network with fewer channels, and with chains in the place of layers."""
     start = time.perf_counter()
     layers = layers_to_compress(network.graph, stage)
-    candidates = Candidates(network.graph, layers, stage)
+    latencies = Latencies()
+    if stage.latency is not None:
+        run.progress(
+            PassStarted(f"timing {number_of(len(layers), 'layer')} in ONNX Runtime, and what each could become")
+        )
+    candidates = Candidates(network.graph, layers, stage, latencies)
     groups = PrunableGroups(network.graph, layers, stage)
     metrics = measure(network.graph, (candidates, groups), run)
     offered, losses = candidates.all, None
@@ -79,17 +92,23 @@ def _compressed(stage: Compress, network: Network, run: Run, score_before: float
         losses = losses_of(offered, network, run, score_before)
     seconds = {"measuring": time.perf_counter() - start}
     plan = CompressionPlan.of(network.graph, stage, groups.all, offered, metrics, losses)
-    # Only layers that get new weights need a bias of their own, and only with samples do layers get new weights.
-    fitted = plan.fitted if run.has_data else []
-    pruned = prune(network.graph, plan.removed, fitted, network.original or network.graph, network.counterparts)
-    chains = _chains(pruned.graph, plan)
-    cut = factorize(pruned.graph, {name: _parts(pruned.graph, plan, one) for name, one in chains.items()})
-    counterparts = _through(cut.counterparts, pruned.counterparts)
+    cut, notes, aim = _cut(network, plan, run), tuple[str, ...](), 1.0
+    for attempt in range(ATTEMPTS if stage.latency is not None else 0):
+        assert stage.latency is not None
+        plan = dataclasses.replace(plan, after=_timed(cut, plan, latencies))
+        share = plan.latency_left
+        notes = (f"layers take {share:.3f} of the time that they took before, above latency={stage.latency:g}",)
+        if share <= stage.latency:
+            notes = ()
+            break
+        if attempt < ATTEMPTS - 1:
+            aim *= stage.latency / share
+            plan = CompressionPlan.of(network.graph, stage, groups.all, offered, metrics, losses, aim)
+            cut = _cut(network, plan, run)
     reports: dict[str, CompressionReport] = {}
     outputs: tuple[OutputReport, ...] = ()
-    notes: tuple[str, ...] = ()
     if run.has_data:
-        tasks = _tasks(cut, plan, chains)
+        tasks = _tasks(cut, plan)
         if tasks:
             run.progress(PassStarted(f"fitting {number_of(len(tasks), 'layer')}"))
         result = Stream(
@@ -97,8 +116,8 @@ def _compressed(stage: Compress, network: Network, run: Run, score_before: float
             run.take_batches(),
             run.samples,
             tasks,
-            reference=pruned.reference,
-            counterparts=counterparts,
+            reference=cut.reference,
+            counterparts=cut.counterparts,
             keeps_inputs=not run.last,
             seed=run.seed,
             store=run.store,
@@ -107,7 +126,7 @@ def _compressed(stage: Compress, network: Network, run: Run, score_before: float
         for new in result.weights:
             _store(cut.graph, new)
         reports = {report.name: report for report in result.reports}
-        outputs, notes = result.outputs, result.notes
+        outputs, notes = result.outputs, (*notes, *result.notes)
         seconds |= result.seconds
     report = StageReport(
         "compress",
@@ -120,10 +139,51 @@ def _compressed(stage: Compress, network: Network, run: Run, score_before: float
     return dataclasses.replace(
         network,
         graph=cut.graph,
-        original=pruned.reference,
-        counterparts=counterparts,
+        original=cut.reference,
+        counterparts=cut.counterparts,
         reports=(*network.reports, report),
     )
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Cut:
+    """The network with fewer channels and with chains.
+
+    Attributes:
+        graph: the network.
+        reference: the original, changed so that the two can be compared.
+        counterparts: for operations of `graph`, those of `reference`.
+        chains: the layers that became chains, as they were before that.
+        factorized: the chains.
+    """
+
+    graph: Graph
+    reference: Graph
+    counterparts: dict[str, str]
+    chains: dict[str, Candidate]
+    factorized: FactorizedGraph
+
+
+def _cut(network: Network, plan: CompressionPlan, run: Run) -> _Cut:
+    """Remove channels, and replace layers by chains with factors of their weights alone."""
+    # Only layers that get new weights need a bias of their own, and only with samples do layers get new weights.
+    fitted = plan.fitted if run.has_data else []
+    pruned = prune(network.graph, plan.removed, fitted, network.original or network.graph, network.counterparts)
+    chains = _chains(pruned.graph, plan)
+    factorized = factorize(pruned.graph, {name: _parts(pruned.graph, plan, one) for name, one in chains.items()})
+    counterparts = _through(factorized.counterparts, pruned.counterparts)
+    return _Cut(factorized.graph, pruned.reference, counterparts, chains, factorized)
+
+
+def _timed(cut: _Cut, plan: CompressionPlan, latencies: Latencies) -> dict[str, Cost]:
+    """The costs of layers with their measured time, each with the channels that it has now."""
+    now, seconds = {layer.name: layer for layer in find_layers(cut.graph)}, dict[str, float]()
+    for name, parts in cut.factorized.chains.items():
+        seconds[name] = latencies.of_chain(cut.graph, parts[0].input, [part.map for part in parts])
+    for name in plan.layers.keys() - seconds.keys():
+        seconds[name] = latencies.of_layer(cut.graph, now[name]).whole
+    return {name: dataclasses.replace(cost, latency=seconds[name]) for name, cost in plan.after.items()}
 
 
 def _chains(graph: Graph, plan: CompressionPlan) -> dict[str, Candidate]:
@@ -141,14 +201,14 @@ def _parts(graph: Graph, plan: CompressionPlan, candidate: Candidate) -> list[Pa
     return parts_of(white_problem(candidate), plan.chains[candidate.layer.name], dtype)
 
 
-def _tasks(cut: FactorizedGraph, plan: CompressionPlan, chains: Mapping[str, Candidate]) -> list[RefitTask | FitTask]:
+def _tasks(cut: _Cut, plan: CompressionPlan) -> list[RefitTask | FitTask]:
     """The chains and the layers that get new weights."""
     tasks: list[RefitTask | FitTask] = []
     layers: dict[str, Layer] = {layer.name: layer for layer in find_layers(cut.graph)}
     for name in plan.fitted:
-        if name in chains:
-            unit = Unit.of_block(cut.graph, name, cut.chains[name], cut.outputs[name])
-            tasks.append(RefitTask(unit, plan, chains[name]))
+        if name in cut.chains:
+            unit = Unit.of_block(cut.graph, name, cut.factorized.chains[name], cut.factorized.outputs[name])
+            tasks.append(RefitTask(unit, plan, cut.chains[name]))
         else:
             tasks.append(FitTask(Unit.of_layer(cut.graph, layers[name]), plan))
     return tasks

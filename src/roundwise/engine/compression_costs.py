@@ -31,6 +31,7 @@ from roundwise.graph.analysis.channels import Member
 from roundwise.graph.costs import costs_of
 from roundwise.graph.graph import Graph
 from roundwise.methods.compressing import LayerOptions, RatioChoice
+from roundwise.recipe.compress import CostUnit
 
 ROUNDS = 8
 """How often the choice is made from each beginning. Later rounds are closer to the true costs."""
@@ -51,6 +52,19 @@ class Sizes(NamedTuple):
     layers: list[int]
 
 
+class _Factor(NamedTuple):
+    """A layer, or a part of a chain.
+
+    Attributes:
+        cost: with all channels, of what falls with the channels: no biases, and no seconds that it takes in any case.
+        rows, columns: whether it has the output and the input channels of the layer.
+    """
+
+    cost: Cost
+    rows: bool
+    columns: bool
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class _LayerCost:
@@ -58,13 +72,13 @@ class _LayerCost:
 
     Attributes:
         candidate: the layer, and what it could become.
-        macs: of all its calls, with all channels.
+        whole: what it costs as it is, with all channels and all calls.
         sizes: of the dimensions of its weight for output and for input channels.
         channels: for these two dimensions, how many places a channel of each group has there.
     """
 
     candidate: Candidate
-    macs: int
+    whole: Cost
     sizes: tuple[int, int]
     channels: tuple[dict[int, int], dict[int, int]]
 
@@ -80,42 +94,46 @@ class _LayerCost:
         )
         return rows, columns
 
-    def cost(self, gone: Sequence[float], option: int = 0) -> tuple[float, float]:
-        """MACs and parameters."""
-        rows, columns = self.shares(gone)
-        layer = self.candidate.layer.map
-        macs = parameters = 0.0
-        for factor_macs, factor_parameters, has_rows, has_columns in self._factors(option):
-            share = (rows if has_rows else 1) * (columns if has_columns else 1)
-            macs += factor_macs * share
-            parameters += factor_parameters * share
-        bias = self.sizes[0] if option else 0 if layer.bias is None else layer.bias.numel()
-        return macs, parameters + bias * rows
+    def cost(self, gone: Sequence[float], option: int, unit: CostUnit) -> float:
+        """What the layer costs.
 
-    def slopes(self, gone: Sequence[float], option: int, unit: int) -> Iterator[tuple[int, float]]:
+        Args:
+            gone: how many channels of each group are removed.
+            option: what the layer becomes.
+            unit: what is counted.
+        """
+        rows, columns = self.shares(gone)
+        shares = ((rows if factor.rows else 1) * (columns if factor.columns else 1) for factor in self._factors(option))
+        cost = sum(factor.cost.of(unit) * share for factor, share in zip(self._factors(option), shares, strict=True))
+        if unit == "parameters":
+            bias = self.candidate.layer.map.bias
+            return cost + rows * (self.sizes[0] if option else 0 if bias is None else bias.numel())
+        return cost + (self.candidate.seconds.fixed if unit == "latency" and not option else 0)
+
+    def slopes(self, gone: Sequence[float], option: int, unit: CostUnit) -> Iterator[tuple[int, float]]:
         """The number of each group that the layer reads or gives, and the derivative of its cost by that one's count.
 
         Args:
             gone: how many channels of each group are removed.
             option: what the layer becomes.
-            unit: 0 for MACs, 1 for parameters; biases are not counted.
+            unit: what is counted; biases are not.
         """
         rows, columns = self.shares(gone)
         for factor in self._factors(option):
-            has = factor[2:]
+            has = factor.rows, factor.columns
             for own, other, share, size, channels in zip(
                 has, reversed(has), (columns, rows), self.sizes, self.channels, strict=True
             ):
                 for group, places in channels.items() if own else ():
-                    yield group, factor[unit] * (share if other else 1) * places / size
+                    yield group, factor.cost.of(unit) * (share if other else 1) * places / size
 
-    def _factors(self, option: int) -> list[tuple[float, float, bool, bool]]:
-        """Of each part MACs and parameters, and whether it has the rows and the columns of the layer."""
+    def _factors(self, option: int) -> list[_Factor]:
+        """The parts of what the layer becomes."""
         if not option:
-            return [(self.macs, math.prod(self.candidate.layer.map.weight_shape), True, True)]
+            return [_Factor(self.whole, rows=True, columns=True)]
         parts = self.candidate.options[option - 1].parts
         last = len(parts) - 1
-        return [(one.macs, one.parameters, place == last, place == 0) for place, one in enumerate(parts)]
+        return [_Factor(one, rows=place == last, columns=place == 0) for place, one in enumerate(parts)]
 
 
 @final
@@ -123,7 +141,7 @@ class CompressionCosts:
     """The cost of all layers of a network, by the counts of channels that are left and by what each layer becomes."""
 
     def __init__(
-        self, graph: Graph, groups: Sequence[PrunableGroup], candidates: Sequence[Candidate], unit: str
+        self, graph: Graph, groups: Sequence[PrunableGroup], candidates: Sequence[Candidate], unit: CostUnit
     ) -> None:
         """Take the costs with all channels.
 
@@ -131,9 +149,9 @@ class CompressionCosts:
             graph: the network.
             groups: its groups of channels; none if no channels are to be removed.
             candidates: all its layers.
-            unit: "macs" or "parameters".
+            unit: what is counted.
         """
-        self._groups, self._unit = groups, int(unit == "parameters")
+        self._groups, self._unit = groups, unit
         now = costs_of(graph)
         by_weight: dict[str, list[tuple[int, Member]]] = {}
         for place, group in enumerate(groups):
@@ -152,7 +170,11 @@ class CompressionCosts:
         """The cost of each layer, by its name."""
         gone = self._gone(self._counts(sizes.groups))
         return {
-            one.candidate.layer.name: Cost(*map(round, one.cost(gone, option)))
+            one.candidate.layer.name: Cost(
+                round(one.cost(gone, option, "macs")),
+                round(one.cost(gone, option, "parameters")),
+                one.cost(gone, option, "latency"),
+            )
             for one, option in zip(self._layers, sizes.layers, strict=True)
         }
 
@@ -223,7 +245,7 @@ class CompressionCosts:
         places = self._open_layers()
         items += [self._options(self._layers[place], gone) for place in places]
         fixed = self._total(around, layers) - sum(s * count for s, count in zip(slopes, around, strict=True))
-        fixed -= sum(self._layers[place].cost(gone, layers[place])[self._unit] for place in places)
+        fixed -= sum(self._layers[place].cost(gone, layers[place], self._unit) for place in places)
         chosen = choice.choose(items, max(budget - fixed, sum(min(one.costs) for one in items)))
         return Sizes(chosen[: len(slopes)], self._spread(chosen[len(slopes) :]))
 
@@ -239,7 +261,7 @@ class CompressionCosts:
     def _options(self, layer: _LayerCost, gone: Sequence[float]) -> LayerOptions:
         """The costs and errors of what a layer could become."""
         options = layer.candidate.options
-        costs = tuple(layer.cost(gone, option)[self._unit] for option in range(len(options) + 1))
+        costs = tuple(layer.cost(gone, option, self._unit) for option in range(len(options) + 1))
         return LayerOptions(layer.candidate.layer.name, costs, (0.0, *(option.error for option in options)))
 
     def _slopes(self, counts: Sequence[float], layers: Sequence[int]) -> list[float]:
@@ -286,7 +308,7 @@ class CompressionCosts:
 
     def _total(self, counts: Sequence[float], layers: Sequence[int]) -> float:
         gone = self._gone(counts)
-        return sum(one.cost(gone, option)[self._unit] for one, option in zip(self._layers, layers, strict=True))
+        return sum(one.cost(gone, option, self._unit) for one, option in zip(self._layers, layers, strict=True))
 
     def _counts(self, options: Sequence[int]) -> list[float]:
         return [_count(group, number) for group, number in zip(self._groups, options, strict=True)]
@@ -301,7 +323,8 @@ def _layer_cost(candidate: Candidate, macs: int, found: Sequence[tuple[int, Memb
     channels: tuple[dict[int, int], dict[int, int]] = {}, {}
     for group, member in found:
         channels[member.dim != rows][group] = max(len(places) for places in member.places)
-    return _LayerCost(candidate, macs, (layer.map.weight_shape[rows], layer.map.weight_shape[columns]), channels)
+    whole = Cost(macs, math.prod(layer.map.weight_shape), candidate.seconds.by_channels)
+    return _LayerCost(candidate, whole, (layer.map.weight_shape[rows], layer.map.weight_shape[columns]), channels)
 
 
 def _mixed(least: Sequence[float], most: Sequence[float], share: float) -> list[float]:

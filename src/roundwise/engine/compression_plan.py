@@ -21,9 +21,7 @@ from roundwise.methods.compressing import CompressionMethod
 from roundwise.methods.compression import COMPRESSION_METHODS
 from roundwise.recipe.compress import Compress
 from roundwise.report_compression import CompressionReport
-from roundwise.wording import number_of
-
-_WORDS = {"macs": "multiplications", "parameters": "parameters"}
+from roundwise.wording import milliseconds, number_of
 
 
 @final
@@ -67,6 +65,7 @@ class CompressionPlan:
         candidates: Sequence[Candidate],
         metrics: Mapping[str, Tensor],
         losses: Sequence[Sequence[float]] | None = None,
+        aim: float = 1.0,
     ) -> CompressionPlan:
         """Choose sizes within the budget, which can be reached.
 
@@ -77,11 +76,13 @@ class CompressionPlan:
             candidates: all layers, and what they could become.
             metrics: S of layers, by name.
             losses: for each option of each layer, what the choice compares; None compares the predicted errors.
+            aim: the share of the budget that is used.
         """
-        unit, share = budget_of(stage)
+        unit, share = stage.budget
         compared = candidates if losses is None else _with_losses(candidates, losses)
         costs = CompressionCosts(graph, groups, compared, unit)
-        sizes = costs.choose(stage.choice, share * costs.total(costs.nothing))
+        budget = max(aim * share * costs.total(costs.nothing), costs.least())
+        sizes = costs.choose(stage.choice, budget)
         assert sizes is not None
         pruned = [
             (group, group.options[number - 1]) for group, number in zip(groups, sizes.groups, strict=True) if number
@@ -113,6 +114,12 @@ class CompressionPlan:
     def removed(self) -> dict[int, list[int]]:
         """The channels that go, by the numbers of their groups."""
         return {group.number: _others(group, option.kept) for group, option in self.pruned}
+
+    @property
+    def latency_left(self) -> float:
+        """The time of all layers after, divided by that before; NaN where it was not measured."""
+        before, after = (sum(one.latency for one in costs.values()) for costs in (self.before, self.after))
+        return after / before
 
     def report(
         self,
@@ -146,18 +153,12 @@ class CompressionPlan:
             error=measured[1],
             seconds=seconds,
             note="; ".join(filter(None, (note, "" if method else self._why_it_stays(name)))),
+            latency=(before.latency, after.latency),
         )
 
     def _why_it_stays(self, name: str) -> str:
         reason = self.reasons.get(name, "the choice of sizes left it as it is")
         return f"{reason}; its weights are fitted to its new inputs" if name in self.fitted else reason
-
-
-def budget_of(stage: Compress) -> tuple[str, float]:
-    """What the budget counts, and the share that may be left."""
-    unit, share = ("macs", stage.macs) if stage.macs is not None else ("parameters", stage.parameters)
-    assert share is not None
-    return unit, share
 
 
 def check_reachable(
@@ -168,11 +169,16 @@ def check_reachable(
     Raises:
         RecipeError: the budget is below what can be reached.
     """
-    unit, share = budget_of(stage)
+    unit, share = stage.budget
     costs = CompressionCosts(graph, groups, candidates, unit)
     total, least = costs.total(costs.nothing), costs.least()
     if least > share * total:
-        raise RecipeError(_out_of_reach(stage, unit, share, least / total, total, groups, candidates))
+        whole = {
+            "macs": f"the {round(total):,} multiplications",
+            "parameters": f"the {round(total):,} parameters",
+            "latency": f"the {milliseconds(total)} that all layers take in ONNX Runtime",
+        }
+        raise RecipeError(_out_of_reach(stage, least / total, whole[unit], groups, candidates))
 
 
 def _with_losses(candidates: Sequence[Candidate], losses: Sequence[Sequence[float]]) -> list[Candidate]:
@@ -187,14 +193,13 @@ def _with_losses(candidates: Sequence[Candidate], losses: Sequence[Sequence[floa
 
 def _out_of_reach(
     stage: Compress,
-    unit: str,
-    share: float,
     least: float,
-    total: float,
+    whole: str,
     groups: Sequence[PrunableGroup],
     candidates: Sequence[Candidate],
 ) -> str:
     """What to say if a budget is below what can be reached."""
+    unit, share = stage.budget
     names = ", ".join(type(method).__name__ for method in stage.methods)
     stuck = []
     if any(one.options for one in candidates):
@@ -207,8 +212,8 @@ def _out_of_reach(
         )
     return (
         f"{unit}={share:g} cannot be reached: with {names}, and ranks and numbers of channels that are multiples of "
-        f"{stage.multiple}, at least {math.ceil(1000 * least) / 1000:g} of the {round(total):,} {_WORDS[unit]} is "
-        f"left; {' and '.join(stuck) or f'none of the {len(candidates)} layers can be cut'}. Give a larger share, more "
+        f"{stage.multiple}, at least {math.ceil(1000 * least) / 1000:g} of {whole} is left; "
+        f"{' and '.join(stuck) or f'none of the {len(candidates)} layers can be cut'}. Give a larger share, more "
         "methods, or a smaller multiple."
     )
 

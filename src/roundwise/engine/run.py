@@ -26,6 +26,7 @@ from roundwise.graph.sizes import Dynamic, Range
 from roundwise.recipe.compress import Compress
 from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.recipe import Recipe
+from roundwise.targets import TARGETS, Target
 
 Metric = Callable[[Model], float]
 """A function that says how good a network is: larger is better."""
@@ -125,6 +126,8 @@ def prepared_run(
     if metric is None:
         _check_no_metric_is_needed(recipe)
     facts = facts_of(model)
+    if recipe.target is not None:
+        _check_float_type(facts.dtype, TARGETS[recipe.target])
     device = facts.device
     budget = default_budget(device) if recipe.memory_budget is None else recipe.memory_budget
     start, settings, callers = time.perf_counter(), notes_on_settings(device), default_device()
@@ -148,6 +151,7 @@ def prepared_run(
             progress=progress or (lambda _: None),
             inputs=copy_samples(calibration, _example_size(graph)) if has_data else None,
             notes=(
+                *_notes_on_target(recipe),
                 *settings,
                 *calibration.notes,
                 *odd,
@@ -162,6 +166,25 @@ def prepared_run(
             run.training = replace(training, samples=inputs if training.samples is None else training.samples)
         del calibration, inputs  # so that the last stage gets the only references to the samples (`take_batches`)
         yield run, Network(graph, facts, {})
+
+
+def _check_float_type(dtype: torch.dtype, target: Target) -> None:
+    """Raise if the target cannot compute in the network's float type."""
+    if dtype not in target.float_types:
+        names = [str(one).removeprefix("torch.") for one in (dtype, *target.float_types)]
+        raise RecipeError(
+            f"the network computes in {names[0]}, and the target '{target.name}' in {', '.join(names[1:])} only. Give "
+            "`model.float()`, or choose another target."
+        )
+
+
+def _notes_on_target(recipe: Recipe) -> tuple[str, ...]:
+    """What the report says about the target that the user has chosen."""
+    if recipe.target is None:
+        return ()
+    target = TARGETS[recipe.target]
+    signed = "" if target.activation_zero_points else "; codes are signed and all zero points are 0"
+    return (f"made for the target '{target.name}' ({target.title}){signed}",)
 
 
 def _check_no_metric_is_needed(recipe: Recipe) -> None:
@@ -199,7 +222,8 @@ def _notes_on_sizes(graph: Graph) -> tuple[str, ...]:
     if graph.limits.contiguous:
         notes.append(
             "the network takes contiguous inputs only: the model reads memory in its order (`as_strided`), or its code "
-            "decides by that order (`is_contiguous`, `stride`)"
+            "decides by that order (`is_contiguous`, `stride`), or it writes in place to a result of `reshape` or the "
+            "like, which is a view or a copy"
         )
     return tuple(notes)
 

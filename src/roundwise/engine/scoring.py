@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from roundwise.engine.answers import StreamPair
 from roundwise.engine.candidates import Candidate, Option, white_problem
 from roundwise.engine.compression_costs import CompressionCosts
-from roundwise.engine.compression_plan import budget_of, name_of_method
+from roundwise.engine.compression_plan import name_of_method
 from roundwise.engine.measuring import regression_for
 from roundwise.engine.network import Network
 from roundwise.engine.refitting import parts_of
@@ -37,7 +37,7 @@ from roundwise.graph.graph import Graph
 from roundwise.graph.transforms.factorize import Part, factorize
 from roundwise.graph.unit import Unit
 from roundwise.methods.compressing import FactorizationProblem
-from roundwise.recipe.compress import Compress
+from roundwise.recipe.compress import Compress, CostUnit
 from roundwise.recipe.recipe import Recipe
 from roundwise.recipe.stages import Rewrite
 from roundwise.statistics import Addend, Gram
@@ -55,13 +55,13 @@ def evaluated(graph: Graph, candidates: Sequence[Candidate], stage: Compress) ->
         candidates: its layers, with all options.
         stage: says what the budget, and so the shares, count.
     """
-    unit, _ = budget_of(stage)
+    unit, _ = stage.budget
     costs = CompressionCosts(graph, (), candidates, unit)
     whole = costs.of_layers(costs.nothing)
-    return [_tried(one, unit, getattr(whole[one.layer.name], unit)) for one in candidates]
+    return [_tried(one, unit, whole[one.layer.name].of(unit)) for one in candidates]
 
 
-def _tried(candidate: Candidate, unit: str, whole: int) -> Candidate:
+def _tried(candidate: Candidate, unit: CostUnit, whole: float) -> Candidate:
     chosen: dict[int, Option] = {}
     for share in SHARES:
         small = [option for option in candidate.options if option.cost(unit) <= share * whole]
@@ -198,7 +198,7 @@ class _FitTask:
     def bytes_needed(self, samples: int, positions: int) -> int:
         """Bytes for the moments, for decompositions of them, and for the chains, at most."""
         _, rows, cols = self.unit.layer.map.matrix_shape
-        chains = 8 * sum(option.cost("parameters") for option in self.candidate.options)
+        chains = 8 * sum(part.parameters for option in self.candidate.options for part in option.parts)
         return Gram.bytes_needed(self.unit.layer.map, samples, positions) + 8 * 6 * (cols + rows) ** 2 + chains
 
     def work(self, items_per_sample: int, samples: int) -> float:

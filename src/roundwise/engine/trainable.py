@@ -211,8 +211,8 @@ class Trainable(nn.Module):
         """The trained network as the usual result, which runs, saves and exports.
 
         Args:
-            data: samples on which batch-norm's running statistics are estimated anew, in batches; None keeps those that
-                training has left.
+            data: samples on which batch-norm's running statistics are estimated anew, in batches, changed at random as
+                in training (crops, flips) if it changed them; None keeps those that training has left.
 
         Raises:
             ModelError: this module was not made by `rw.trainable`.

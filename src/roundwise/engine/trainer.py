@@ -261,12 +261,13 @@ class Trainer:
             one.div_(self.processes.count)
 
     def _batch_norm_runs(self) -> Iterator[Callable[[], object]]:
+        """Runs on batches as training sees them: statistics of inputs that are not augmented do not fit what it learned."""
         batches = itertools.islice(self.data.train_batches(0), self.settings.batch_norm_batches)
 
         def run(batch: TrainingBatch) -> Callable[[], object]:
             return lambda: self.trainable(*batch.args, **batch.kwargs)
 
-        return (run(batch.to(self.device)) for batch in batches)
+        return (run(batch.to(self.device).changed(self.augmentation)) for batch in batches)
 
     @torch.no_grad()
     def _measure(self) -> tuple[float, float | None]:

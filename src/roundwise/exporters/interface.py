@@ -53,7 +53,7 @@ class Exporter(ABC):
         suffixes: of its files, in small letters; the first is the usual one.
         packages: that it needs, by the names they are imported by.
         extra: of Roundwise that installs them; None where there are none.
-        target: what the files are written for; None where they hold everything that a model can.
+        targets: that files can be written for, the default first; none where a file holds everything that a model can.
         checks: whether a file is run and compared with its model before it is kept.
     """
 
@@ -61,17 +61,18 @@ class Exporter(ABC):
     suffixes: ClassVar[tuple[str, ...]]
     packages: ClassVar[tuple[str, ...]]
     extra: ClassVar[str | None]
-    target: ClassVar[Target | None]
+    targets: ClassVar[tuple[Target, ...]]
     checks: ClassVar[bool]
 
     @abstractmethod
-    def write(self, model: Model, path: Path, check: Check) -> ExportedFile:
+    def write(self, model: Model, path: Path, check: Check, target: Target | None) -> ExportedFile:
         """Write the model; the file appears complete or not at all.
 
         Args:
             model: what to write.
             path: where to, in a folder that exists; an earlier file is replaced.
             check: how to compare the file with the model, if the exporter does.
+            target: one of `targets`; None for exporters without targets.
 
         Raises:
             RoundwiseError: the file cannot be written, or does not agree with the model.

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, final
 
 from roundwise.artifacts.model import Model
 from roundwise.exporters.interface import Check, ExportedFile, Exporter
+from roundwise.targets import Target
 from roundwise.wording import human_bytes
 
 
@@ -39,9 +40,9 @@ class RwExporter(Exporter):
     suffixes: ClassVar[tuple[str, ...]] = (".rw",)
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str | None] = None
-    target: ClassVar[None] = None
+    targets: ClassVar[tuple[Target, ...]] = ()
     checks: ClassVar[bool] = False
 
-    def write(self, model: Model, path: Path, check: Check) -> SavedFile:
+    def write(self, model: Model, path: Path, check: Check, target: Target | None) -> SavedFile:
         model.save(path)
         return SavedFile(path, path.stat().st_size)

@@ -2,11 +2,9 @@
 
 1. On the samples, in batches of other sizes than the one that was exported, the second of them in inference mode.
 2. At sizes at which a condition of the export does not hold (`conditions.py`).
-3. In other memory layouts, and for inputs that require gradients, if the model's code asks for these (`sizes.py`).
-4. In training mode, if parts of the model are in it.
 
-A graph that differs in the first two is refused. For the others, it is right in the usual case: it takes contiguous
-inputs only, or the report says what is left out.
+A graph that differs is refused. `ways_of_use.py` compares further; a graph that differs there is right in the usual
+case.
 """
 
 from __future__ import annotations
@@ -96,11 +94,19 @@ class FirstRun:
     def of(cls, double: Double, inputs: Inputs, fewest: int) -> FirstRun:
         """Run another double of the model on the samples of the first comparison, if `fewest` are needed."""
         copied = double.another(copies_weights=True)
-        return cls(copied, *_try(copied, take(inputs, max(SMALLEST, fewest))))
+        return cls(copied, *attempt(copied, take(inputs, max(SMALLEST, fewest))))
+
+
+_HIDDEN = (
+    "the model's code decides by something that is not in the values of its inputs: the number of samples "
+    "(`if x.shape[0] > 1`), state of its own, the clock, whether gradients are computed. Or it overwrites what dropout "
+    "handed on, and with it dropout's input (`y = drop(x); y += 1`). Take that out of its forward."
+)
+"""Why a graph may differ from its model, where nothing is known of the cause."""
 
 
 def check_equal(
-    double: Double, graph: Graph, inputs: Inputs, fewest: int = 1, done: FirstRun | None = None
+    double: Double, graph: Graph, inputs: Inputs, fewest: int = 1, done: FirstRun | None = None, cause: str = ""
 ) -> tuple[str, ...]:
     """Compare the graph with the model on real samples, in batches of other sizes than the one exported.
 
@@ -112,6 +118,7 @@ def check_equal(
         inputs: samples.
         fewest: samples that the model may be given.
         done: the run on the first batch, if it was done before. It is not used for a graph of one batch size.
+        cause: why the graph may differ, if something is known.
 
     Returns:
         Notes on how the model's outputs depend on the caller's settings.
@@ -127,11 +134,11 @@ def check_equal(
     few = max(SMALLEST, fewest)
     sizes = (few, 1 if fewest == 1 else few) if graph.batch is None else (graph.batch, graph.batch)
     first, second = (take(inputs, samples) for samples in sizes)
-    notes = dict(_check_equal_batch(double, graph, first, done=done))
+    notes = dict(_check_equal_batch(double, graph, first, done=done, cause=cause or _HIDDEN))
     try:
-        notes = {**dict(_check_equal_batch(double, graph, second, after=first)), **notes}
+        notes = {**dict(_check_equal_batch(double, graph, second, after=first, cause=cause or _HIDDEN)), **notes}
     except CaptureError:
-        if sizes[1] > 1 or graph.limits.batches.low != SMALLEST:
+        if cause or sizes[1] > 1 or graph.limits.batches.low != SMALLEST:
             raise
     else:
         if graph.limits.batches.low == SMALLEST and fewest == 1:
@@ -140,7 +147,13 @@ def check_equal(
 
 
 def _check_equal_batch(
-    double: Double, graph: Graph, inputs: Inputs, after: Inputs | None = None, done: FirstRun | None = None
+    double: Double,
+    graph: Graph,
+    inputs: Inputs,
+    *,
+    cause: str,
+    after: Inputs | None = None,
+    done: FirstRun | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Compare the graph with the model, as the caller's settings let it run, on one batch.
 
@@ -148,6 +161,7 @@ def _check_equal_batch(
         double: of the model.
         graph: of the model.
         inputs: the batch.
+        cause: why they may differ, and what to do.
         after: the batch of the call before. If there was one, this call is in inference mode.
         done: the run on this batch, if it was done before.
 
@@ -156,14 +170,14 @@ def _check_equal_batch(
     """
     samples = next((leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()), 1)
     if done is None:
-        expected, failure = _try(double, inputs, inference=after is not None)
+        expected, failure = attempt(double, inputs, inference=after is not None)
     else:
         expected, failure = done.outputs, done.failure
     difference = "" if failure else difference_of(expected, graph, inputs)
     if after is not None and (failure or difference):
         in_inference, again = difference, double.another()
         run(again, after)
-        expected, failure = _try(again, inputs)
+        expected, failure = attempt(again, inputs)
         difference = "" if failure else difference_of(expected, graph, inputs)
         if in_inference and not failure and not difference:
             yield (
@@ -185,14 +199,12 @@ def _check_equal_batch(
     if difference:
         raise CaptureError(
             "the captured graph does not compute what the model computes; on a batch of "
-            f"{number_of(samples, 'sample')}, {difference}. The model's code decides by something that "
-            "is not in the values of its inputs: the number of samples (`if x.shape[0] > 1`), state of its own, the "
-            "clock, whether gradients are computed. Or it overwrites what dropout handed on, and with it dropout's "
-            f"input (`y = drop(x); y += 1`). Take that out of its forward.\n{way_out(double.module, '')}"
+            f"{number_of(samples, 'sample')}, {difference}. {cause[0].upper()}{cause[1:]}\n"
+            f"{way_out(double.module, '')}"
         )
 
 
-def _try(double: Double, inputs: Inputs, *, inference: bool = False) -> tuple[Any, CalibrationError | None]:
+def attempt(double: Double, inputs: Inputs, *, inference: bool = False) -> tuple[Any, CalibrationError | None]:
     """The model's outputs, or the error that it does not run."""
     try:
         # `inference_mode(False)` would switch gradients on.
@@ -238,104 +250,6 @@ def check_conditions(conditions: Conditions, graph: Graph, inputs: Inputs) -> No
             f"the program holds only where {other.condition}, and so not for inputs of {' and '.join(shapes)}. It was "
             "exported from code that decides by sizes. Give the model itself, or export it with fixed sizes."
         )
-
-
-# ----------------------------------------------------------------------------------------- layouts, gradients, training
-
-
-def depends_on_layout(double: Double, graph: Graph, inputs: Inputs) -> bool:
-    """Whether the model computes something else where the same values lie otherwise in memory.
-
-    The graph was captured with contiguous inputs. It is compared with the model on two samples whose channels come
-    last, whose dimensions stand in reverse order, and which are a part of a larger tensor.
-    """
-    batch = take(inputs, graph.batch or 2)
-    for layout in (_channels_last, _reversed, _part_of_larger):
-        with warnings.catch_warnings(action="ignore"), without_fast_path():
-            try:
-                expected = run(double.another(), pytree.tree_map_only(Tensor, layout, batch), copies=False)
-            except CalibrationError:
-                continue  # the model refuses that layout itself
-        if difference_of(expected, graph, pytree.tree_map_only(Tensor, layout, batch)):
-            return True
-    return False
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if tensor.dim() > 2 else _reversed(tensor)
-
-
-def _reversed(tensor: Tensor) -> Tensor:
-    order = tuple(reversed(range(tensor.dim())))
-    return tensor.permute(order).contiguous().permute(order)
-
-
-def _part_of_larger(tensor: Tensor) -> Tensor:
-    return torch.cat([tensor, tensor], -1).narrow(-1, 0, tensor.shape[-1]) if tensor.dim() else tensor.clone()
-
-
-def note_on_gradients(double: Double, graph: Graph, inputs: Inputs) -> tuple[str, ...]:
-    """A note if the model computes something else for inputs whose gradients are wanted."""
-    batch = take(inputs, graph.batch or 2)
-    wanting = pytree.tree_map_only(
-        Tensor, lambda it: it.clone().requires_grad_(it.is_floating_point() or it.is_complex()), batch
-    )
-    try:
-        with warnings.catch_warnings(action="ignore"), without_fast_path(), torch.enable_grad():
-            expected = run(double.another(copies_weights=True), wanting)
-    except CalibrationError:
-        return ()
-    difference = difference_of(pytree.tree_map_only(Tensor, Tensor.detach, expected), graph, batch)
-    if not difference:
-        return ()
-    return (
-        f"the model's code does something else for inputs that require gradients: on samples, {difference}. The "
-        "network computes what the model computes for inputs that do not",
-    )
-
-
-_MOST_NAMES = 5
-"""Most parts in training mode that a note names."""
-
-
-def note_on_training(double: Double, graph: Graph, inputs: Inputs) -> tuple[str, ...]:
-    """A note if parts of the model are in training mode, and it computes something else there.
-
-    Random numbers may show no difference on a few samples, so parts that are known to differ count too.
-    """
-    known = [name for name in double.trained if _differs_in_training(double.module.get_submodule(name))]
-    devices = {it.device for it in (*double.module.parameters(), *double.module.buffers()) if it.is_cuda}
-    difference = ""
-    with torch.random.fork_rng(devices), warnings.catch_warnings(action="ignore"), without_fast_path():
-        batch = take(inputs, graph.batch or 2)
-        expected, failure = _try(double.in_the_models_modes(), batch)
-        if failure is None:
-            difference = difference_of(expected, graph, batch)
-    if not known and not difference:
-        return ()
-    names = known or double.trained
-    named = [
-        f"'{name}' ({type(double.module.get_submodule(name)).__name__})" if name else "the model itself"
-        for name in names[:_MOST_NAMES]
-    ]
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    seen = f": on samples, {difference}" if difference else ""
-    return (
-        f"in training mode when the model was captured: {', '.join(named)}{more}. As it is, the model computes "
-        f"something else than the network{seen}. The network computes what the model computes after `model.eval()`",
-    )
-
-
-def _differs_in_training(part: nn.Module) -> bool:
-    """Whether a module of PyTorch is known to compute something else in training mode."""
-    match part:
-        case nn.modules.dropout._DropoutNd():
-            return part.p > 0
-        case nn.modules.batchnorm._NormBase():
-            return part.track_running_stats
-        case nn.MultiheadAttention() | nn.RNNBase():
-            return part.dropout > 0
-    return isinstance(part, nn.RReLU)
 
 
 # --------------------------------------------------------------------------------------------------------- differences

@@ -14,9 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import final
 
+import torch
 from torch import fx, nn
 
+from roundwise.frontends.scripted import Scripted
+
 _LIBRARIES = {"torch", "sympy", "mpmath", "roundwise", *sys.stdlib_module_names} - {"__main__"}
+_TORCH = Path(torch.__file__).parent
 _SIZE = re.compile(r"\.size\(\)\[(\d+)\]$")
 _SYMBOL = re.compile(r"\bs\d+\b")
 _NUMBER = re.compile(r"(?<![\w.])\d+(?![\w.])")
@@ -54,6 +58,13 @@ def explain(model: nn.Module, error: Exception, limit: Limit | None, named: Sequ
         reason = (
             "which operations run depends on the values of a tensor (an `if` or a loop over something computed, "
             "`int(…)`, `.item()`), as in the post-processing of detectors"
+        )
+    elif limit is not None and any(isinstance(part, Scripted) for part in model.modules()):
+        return (
+            "the model cannot be captured with any number of samples: TorchScript compiled it or a part of it, and "
+            "code of TorchScript that reads a size of a tensor (`x.shape`, `x.size(1)`) makes numbers of all its "
+            "sizes, also of the number of samples.\nWay out: give the model as it was before `torch.jit.script`, with "
+            "the weights of the compiled one: `model.load_state_dict(compiled.state_dict())`."
         )
     elif limit is not None:
         place, says = limit.place, "" if limit.place else says
@@ -123,7 +134,8 @@ def place_of(node: fx.Node) -> Place | None:
     if not frames:
         return None
     stack = list(node.meta.get("nn_module_stack", {}).values())
-    return Place(*frames[-1], stack[-1][0] if stack else "")
+    own = [frame for frame in frames if _TORCH not in Path(frame[0]).parents]
+    return Place(*(own or frames)[-1], stack[-1][0] if stack else "")
 
 
 def frames_of(node: fx.Node) -> list[tuple[str, int, str]]:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import inspect
 import io
 import itertools
@@ -27,12 +28,14 @@ from roundwise.errors import CalibrationError, CaptureError, RecipeError
 from roundwise.frontends.double import Double
 from roundwise.frontends.dropout import DistinctDropout, hide_dropout, show_dropout
 from roundwise.frontends.explain import explain, find_limit
+from roundwise.frontends.in_place import KeptOrder, UncertainWrite, uncertain_writes
 from roundwise.frontends.memory import RecordedContiguous
 from roundwise.frontends.outputs import explain_outputs
 from roundwise.frontends.program import batch_range, read_inputs
 from roundwise.frontends.settings import without_fast_path, without_looking_at_masks
 from roundwise.frontends.sizes import SizeWatch, dynamic_leaves
-from roundwise.graph.graph import ConstantInput, InputSpec, bind
+from roundwise.frontends.traceable import Traceable
+from roundwise.graph.graph import RESERVED, ConstantInput, InputSpec, bind
 from roundwise.graph.operators import WEIGHTED
 from roundwise.graph.sizes import Dynamic, Range
 
@@ -51,8 +54,18 @@ _ANY = "any number"
 _TRIES = ((_SAMPLES, _ANY), (_SAMPLES, Dim.DYNAMIC), (_FEW, Dim.DYNAMIC))
 """Numbers of samples to export with, and what PyTorch is told of the batch."""
 
+_ABOUT_OUTPUTS = ("in output", "User output")
+"""Words of PyTorch's messages on results that a graph cannot have."""
+
 _LIMITED = "Constraints violated"
 """The beginning of PyTorch's message if a model's code does not work for all sizes that are asked for."""
+
+_WITHOUT_GRADIENTS = (
+    "is being modified inplace",
+    "don't support automatic differentiation",
+    "is being used in an in-place operation",
+)
+"""Words of PyTorch's messages on operations that run without gradients only."""
 
 _CUDA_BATCH = (1 << 16) - 1
 """The largest batch for which PyTorch's batch-norm uses one and the same kernel on CUDA."""
@@ -98,6 +111,7 @@ def plan_of_module(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Plan:
     """Any number of samples; on CUDA up to 65,535, because beyond that PyTorch's batch-norm uses another kernel.
 
     Raises:
+        CaptureError: an input is of a kind that no graph takes.
         RecipeError: the inputs have no such dimensions as `dynamic` names.
     """
     args, kwargs = inputs
@@ -108,9 +122,32 @@ def plan_of_module(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Plan:
             f"the samples do not fit the model's forward: {error}. Give a tuple with all inputs in order, or a dict "
             "with their names."
         ) from error
+    _check_kinds(arguments)
     named = dynamic_leaves(arguments, dynamic)
     on_cuda = any(it.device.type == "cuda" for it in itertools.chain(model.parameters(), model.buffers()))
     return Plan(_TRIES, named, Range(1, _CUDA_BATCH if on_cuda else None))
+
+
+def _check_kinds(arguments: dict[str, Any]) -> None:
+    """Refuse inputs that no graph has.
+
+    Raises:
+        CaptureError: an input is neither a tensor nor a number, a flag, text or None; or it is called as something that
+            the code of every graph reads.
+    """
+    for name in arguments.keys() & RESERVED:
+        raise CaptureError(
+            f"the model's forward has a parameter '{name}', but the code that runs a graph means something else by "
+            "this name. Rename the parameter."
+        )
+    for path, leaf in pytree.tree_flatten_with_path(arguments)[0]:
+        number = isinstance(leaf, Tensor | bool | int | float | str | None)
+        if not number or isinstance(leaf, enum.Enum):
+            raise CaptureError(
+                f"the input {pytree.keystr(path)} of the samples is {leaf!r}, a {type(leaf).__name__}. A graph takes "
+                "tensors, numbers, flags, text and None. Leave it out of the samples if it is the default; otherwise "
+                "wrap the model in a module whose forward gives it."
+            )
 
 
 def plan_of_program(program: ExportedProgram, module: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Plan:
@@ -155,11 +192,21 @@ def plan_of_program(program: ExportedProgram, module: nn.Module, inputs: Inputs,
 @final
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """A pure program, the double that it was exported from, and how many dropouts went through decompositions."""
+    """A pure program, and how it came about.
+
+    Attributes:
+        program: without in-place operations.
+        double: that it was exported from.
+        kept: how many dropouts went through decompositions.
+        uncertain: writes in place whose effect depends on how values lie in memory.
+        unclear: whether there may be more of them, which an export with `tell_apart` shows.
+    """
 
     program: ExportedProgram
     double: Double
     kept: int
+    uncertain: tuple[UncertainWrite, ...] = ()
+    unclear: bool = False
 
 
 def export(
@@ -170,6 +217,7 @@ def export(
     *,
     keep_dropout: bool = True,
     record_contiguous: bool = False,
+    tell_apart: bool = False,
     watch: SizeWatch | None = None,
 ) -> Exported:
     """Export a model and make the program pure.
@@ -181,6 +229,7 @@ def export(
         run: runs a double on samples, and raises if they do not fit it.
         keep_dropout: whether dropout becomes an operation of the graph.
         record_contiguous: whether calls of `contiguous` do.
+        tell_apart: whether a call of `contiguous` that returns its argument itself counts as an alias of it.
         watch: sees whether the model's code reads sizes.
 
     Raises:
@@ -188,7 +237,8 @@ def export(
         CaptureError: it cannot be exported; says why.
     """
 
-    def attempt(model: nn.Module, samples: int, batch: Any) -> tuple[ExportedProgram, int]:
+    def attempt(double: Double, samples: int, batch: Any, gradients: bool) -> Exported:
+        model, kept_order = double.module, KeptOrder(distinct=tell_apart)
         if batch == _ANY:
             batch = Dim("batch", min=1, max=plan.batches.high)
         args, kwargs = take(inputs, samples)
@@ -199,54 +249,64 @@ def export(
             else None
             for leaf, named in zip(leaves, plan.named, strict=True)
         ]
-        # With gradients, as most people export: a model that switches them on itself cannot be exported without.
-        with torch.enable_grad():
+        with torch.set_grad_enabled(gradients):
             with contextlib.ExitStack() as modes:
+                modes.enter_context(Traceable())
                 modes.enter_context(DistinctDropout())
                 modes.enter_context(without_fast_path())
                 modes.enter_context(without_looking_at_masks(model))
                 if record_contiguous:
                     modes.enter_context(RecordedContiguous())
+                modes.enter_context(kept_order)
                 if watch is not None:
                     modes.enter_context(watch)
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=pytree.tree_unflatten(shapes, spec))
             _replace_in_place(program.graph_module)
+            uncertain = uncertain_writes(program, aliases=tell_apart)
+            unclear = kept_order.was_written
             if _is_plain(program.graph):
-                return program, 0
+                return Exported(program, double, 0, uncertain, unclear)
             hidden = hide_dropout(program.graph) if keep_dropout else []
             program = program.run_decompositions({})  # nothing is taken apart but what mutates or may alias
             show_dropout(program.graph, hidden)
-            return program, len(hidden)
+            return Exported(program, double, len(hidden), uncertain, unclear)
 
     printed = io.StringIO()  # on failure, PyTorch prints the graph that it has so far
     first: Exception | None = None
     used = double
-    for samples, batch in plan.tries:
+    # With gradients, as most people export: a model that switches them on itself cannot be exported without.
+    tries, gradients = list(plan.tries), True
+    while tries:
+        samples, batch = tries[0]
         try:
             with contextlib.redirect_stderr(printed):
-                program, kept = attempt(used.module, samples, batch)
-            if plan.of_program is not None or batch_range(program).low <= SMALLEST:
+                exported = attempt(used, samples, batch, gradients)
+            if plan.of_program is not None or batch_range(exported.program).low <= SMALLEST:
                 sys.stderr.write(printed.getvalue())
-                return Exported(program, used, kept)
+                return exported
         except Exception as error:
+            if gradients and any(words in str(error) for words in _WITHOUT_GRADIENTS):
+                gradients, used = False, double.another()
+                continue
             first = first or error
             if _LIMITED not in str(error):
                 break
         used = double.another()
+        tries.pop(0)
     assert first is not None
     samples, batch = plan.tries[0]
     outputs = None
     fewest = samples if batch is None else max(SMALLEST, plan.batches.low)
     for few in (fewest, samples):  # few samples first: the error shows their shapes
         outputs = run(double.another(copies_weights=True), take(inputs, few))
-    unknown = explain_outputs(double.module, outputs) if "in output" in str(first) else None
+    unknown = explain_outputs(double.module, outputs) if any(words in str(first) for words in _ABOUT_OUTPUTS) else None
     if unknown is not None:
         raise CaptureError(unknown) from first
     limit = None
     if _LIMITED in str(first):
         again = double.another()
         with contextlib.redirect_stderr(printed):
-            limit = find_limit(again.module, lambda: attempt(again.module, samples, batch))
+            limit = find_limit(again.module, lambda: attempt(again, samples, batch, gradients))
     raise CaptureError(explain(double.module, first, limit, plan.named)) from first
 
 

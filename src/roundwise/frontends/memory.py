@@ -18,14 +18,14 @@ need care:
 
 from __future__ import annotations
 
-import operator
+from collections.abc import Collection
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
-from roundwise.graph.graph import Graph, bind, set_argument
+from roundwise.graph.graph import Graph, bind, may_be_view, set_argument
 from roundwise.graph.operators import ALWAYS_CONTIGUOUS, MEMORY_READS, STRIDED_READS, VIEWS
 from roundwise.graph.shapes import infer
 
@@ -60,18 +60,30 @@ def order_depends_on_inputs(operations: fx.Graph) -> bool:
     Args:
         operations: captured with `RecordedContiguous`.
     """
-    return any(node.target in STRIDED_READS and not _has_fixed_order(node.args[0]) for node in operations.nodes)
+    return any(node.target in STRIDED_READS and not has_fixed_order(node.args[0]) for node in operations.nodes)
 
 
-def _has_fixed_order(value: Any) -> bool:
-    """Whether the strides of a value are the same in every run."""
+def has_fixed_order(value: Any, inputs: Collection[str] | None = None) -> bool:
+    """Whether the strides of a value are the same in every run.
+
+    Args:
+        value: of a graph.
+        inputs: the names of the placeholders that are inputs, if tensors of the model are placeholders too; None if all
+            placeholders are inputs.
+    """
     while isinstance(value, fx.Node) and value.op == "call_function":
         if value.target in ALWAYS_CONTIGUOUS or value.kwargs.get("memory_format") in _FIXED_FORMATS:
             return True
-        if not _is_view(value):
-            return all(source.op == "get_attr" for source in value.all_input_nodes) and bool(value.all_input_nodes)
+        if not may_be_view(value):
+            tensors = [one for one in value.all_input_nodes if isinstance(one.meta.get("val"), Tensor)]
+            return all(_is_constant(one, inputs) for one in tensors)
         value = value.args[0]
-    return isinstance(value, fx.Node) and value.op == "get_attr"
+    return isinstance(value, fx.Node) and _is_constant(value, inputs)
+
+
+def _is_constant(node: fx.Node, inputs: Collection[str] | None) -> bool:
+    """Whether a value is a tensor of the model."""
+    return node.op == "get_attr" or (node.op == "placeholder" and inputs is not None and node.name not in inputs)
 
 
 def settle_memory_order(graph: Graph) -> None:
@@ -91,7 +103,7 @@ def _read_whole_memory(node: fx.Node) -> None:
     """Let `as_strided` of a part of a tensor read the tensor itself, from the place where the part begins."""
     value = node.args[0]
     assert isinstance(value, fx.Node)
-    while _dense_order(value) is None and _is_view(value):
+    while _dense_order(value) is None and may_be_view(value):
         begin = value.meta["val"].storage_offset()
         if bind(node)["storage_offset"] is None:
             set_argument(node, "storage_offset", begin)
@@ -142,10 +154,3 @@ def _dense_order(node: fx.Node) -> list[int] | None:
 def _number(size: Any) -> int:
     """A size or stride in the captured batch."""
     return int(size.node.hint if isinstance(size, torch.SymInt) else size)
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether an operation may return the memory of its first argument."""
-    schema = getattr(node.target, "_schema", None)
-    views = schema is not None and any(value.alias_info is not None for value in schema.returns)
-    return views or node.target is operator.getitem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,11 @@ def explain_outputs(model: nn.Module, outputs: Any) -> str | None:
     path, value = next(_unknown(outputs), ("", None))
     if value is None:
         return None
+    if isinstance(value, float):
+        return (
+            f"the model cannot be captured as one graph: its result{path} is the number nan, and PyTorch finds no "
+            "number that equals it. Leave it out of the result."
+        )
     kind = type(value)
     where = f"its result{path}" if path else "its result"
     return (
@@ -30,7 +36,12 @@ def _unknown(outputs: Any) -> Iterator[tuple[str, Any]]:
         leaves = [(pytree.keystr(path), leaf) for path, leaf in pytree.tree_flatten_with_path(outputs)[0]]
     except ValueError:  # a class that was registered without a function for its keys
         leaves = [("", leaf) for leaf in pytree.tree_leaves(outputs)]
-    return ((path, leaf) for path, leaf in leaves if not isinstance(leaf, Tensor | bool | int | float | str | None))
+    known = Tensor | bool | int | float | str | None
+    return ((path, leaf) for path, leaf in leaves if not isinstance(leaf, known) or _is_nan(leaf))
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _cure(model: nn.Module, value: Any) -> str:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from roundwise.errors import CaptureError
 from roundwise.frontends.explain import place_of, way_out
 from roundwise.frontends.memory import order_depends_on_inputs, settle_memory_order
-from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec, is_random
+from roundwise.graph.graph import CallStructure, ConstantInput, Graph, InputSpec, bind, is_random
 from roundwise.graph.sizes import Limits, Range, VariableSize
 from roundwise.graph.transforms.write_out import write_out
 
@@ -118,7 +118,7 @@ def size_range(symbol: Any, ranges: Mapping[Any, Any]) -> Range:
 
 
 def _drop_writes(graph: Graph, model: nn.Module) -> None:
-    """Leave out writes to the model's input; refuse writes to its state."""
+    """Leave out writes to the model's inputs, with a note; refuse writes to its state."""
     for node in list(graph.operations.nodes):
         if node.op == "call_function" and node.target is aten.copy_.default:
             destination, source = node.args[:2]
@@ -132,6 +132,11 @@ def _drop_writes(graph: Graph, model: nn.Module) -> None:
                     "leave it alone in evaluation mode (`if self.training: …`).\n"
                     f"{way_out(model, name.rpartition('.')[0])}"
                 )
+            graph.notes = (
+                *graph.notes,
+                f"the model writes to its input '{destination.target}'{_at(source)}: its caller finds other values "
+                "in that tensor after a call. The network leaves its inputs as they are",
+            )
             node.replace_all_uses_with(source)
             graph.operations.erase_node(node)
 
@@ -166,6 +171,12 @@ def _check_deterministic(graph: Graph) -> None:
     """Refuse random numbers: each run would compute another network, and none could be compared with another."""
     for node in graph.operations.nodes:
         if is_random(node):
+            if bind(node).get("generator") is not None:
+                raise CaptureError(
+                    f"the model draws random numbers from a generator of its own: {node.target}{_at(node)}. A graph "
+                    "has no generators. If every call gives the same numbers, draw them once, in the model's "
+                    "`__init__`, and keep them in a buffer; noise can become an input of forward."
+                )
             raise CaptureError(
                 f"the model draws random numbers in evaluation mode: {node.target}{_at(node)}. No two runs agree, so "
                 "there is no output to reproduce. Dropout must know the mode (`nn.Dropout`, or `F.dropout(x, p, "

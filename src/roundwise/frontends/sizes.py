@@ -7,7 +7,7 @@ the graph, and another size would give wrong outputs. PyTorch's own operations t
 1. `SizeWatch` sees during capture whether Python code reads a size other than that of the batch.
 2. If it reads none, the graph does not depend on sizes, as far as Python code goes. Then `free_sizes` runs model and
    graph on samples of another size, which also shows what PyTorch's decompositions have written into the graph.
-   Dimensions in which both agree are free.
+   Dimensions in which both agree are free. A size of 1 is tried too: the layout in memory may depend on it.
 3. All other dimensions are fixed.
 """
 
@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from roundwise.errors import RecipeError
 from roundwise.frontends.scripted import Scripted
 from roundwise.graph.graph import InputSpec
-from roundwise.graph.sizes import Dynamic, VariableSize
+from roundwise.graph.sizes import Dynamic, Range, VariableSize
 
 _READS = {
     Tensor.shape.__get__,  # type: ignore[attr-defined]
@@ -43,11 +43,18 @@ _READS = {
     Tensor.unbind,
     Tensor.split,
     Tensor.storage_offset,
+    Tensor.is_same_size,
+    Tensor.unsafe_split,
+    torch.is_same_size,
+    torch.unsafe_split,
     torch.numel,
     torch.unbind,
     torch.split,
 }
 """Functions that tell Python code a size, or return as many tensors as a size says."""
+
+_CHUNKS = {Tensor.chunk, Tensor.unsafe_chunk, torch.chunk, torch.unsafe_chunk}
+"""Functions that give as many tensors as they are asked for, or fewer where a size is too small."""
 
 _LAYOUT_READS = {
     Tensor.is_contiguous,
@@ -134,7 +141,13 @@ class SizeWatch(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is F.multi_head_attention_forward and args[0].dim() == 3:
             self.attends = self.attends or isinstance(args[0].shape[0], torch.SymInt)
-        result = func(*args, **kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except Exception:
+            self.reads = True  # the model's code may go on: `try: y = x + table`
+            raise
+        if func in _CHUNKS:
+            self.reads = self.reads or len(result) != (args[1] if len(args) > 1 else kwargs.get("chunks"))
         if not self.reads and func in _READS:
             frame = _caller(sys._getframe(1))
             self.reads = self._is_of_inputs(args) and _tells_a_number(result, frame) and self._is_by_model(frame)
@@ -271,8 +284,9 @@ def free_sizes(
         for other in (size // 2, 2 * size) if size >= _SMALL else (2 * size,):
             answer = agree(resized(leaves, dict.fromkeys(dims, other)))
             if answer is not None:
+                low = 2 if answer and agree(resized(leaves, dict.fromkeys(dims, 1))) is False else 1
                 for number, dim in dims if answer else ():
-                    found[number].append(VariableSize(dim))
+                    found[number].append(VariableSize(dim, sizes=Range(low)))
                 break
     return [(*spec.variable, *free) for spec, free in zip(specs, found, strict=True)]
 

@@ -32,16 +32,23 @@ from roundwise.frontends.checks import (
     check_conditions,
     check_equal,
     check_other_size,
-    depends_on_layout,
     difference_of,
-    note_on_gradients,
-    note_on_training,
     run,
 )
 from roundwise.frontends.conditions import conditions_of
 from roundwise.frontends.double import Double
 from roundwise.frontends.explain import callers_level
-from roundwise.frontends.exporting import SMALLEST, Inputs, Plan, export, plan_of_module, plan_of_program, take
+from roundwise.frontends.exporting import (
+    SMALLEST,
+    Exported,
+    Inputs,
+    Plan,
+    export,
+    plan_of_module,
+    plan_of_program,
+    take,
+)
+from roundwise.frontends.in_place import CURE, UncertainWrite
 from roundwise.frontends.interface import Facts, Frontend, Signature
 from roundwise.frontends.memory import has_strided_reads
 from roundwise.frontends.program import graph_of_program
@@ -49,6 +56,12 @@ from roundwise.frontends.scripted import signature_of_scripted
 from roundwise.frontends.settings import quiet, without_fast_path
 from roundwise.frontends.sizes import SizeWatch, free_sizes, has_control_flow
 from roundwise.frontends.training import training_information
+from roundwise.frontends.ways_of_use import (
+    depends_on_layout,
+    note_on_gradients,
+    note_on_same_inputs,
+    note_on_training,
+)
 from roundwise.frontends.wrappers import named_from_inside, unwrapped
 from roundwise.graph.graph import CallStructure, Graph, InputSpec
 from roundwise.graph.sizes import Dynamic, Range
@@ -134,11 +147,13 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
     strided = has_strided_reads(exported.program.graph)
     if strided:
         exported = export(double.another(), inputs, plan, run, record_contiguous=True)
+    uncertain = _uncertain_writes(double, inputs, plan, exported)
     lost: tuple[str, ...] = ()
     graph = graph_of_program(exported.program, exported.double.module, plan.named)
     conditions = conditions_of(exported.program)
+    cause = f"{uncertain[0]}. {CURE}" if uncertain else ""
     try:
-        graph.notes = check_equal(double, graph, inputs, plan.batches.low, done)
+        notes = check_equal(double, graph, inputs, plan.batches.low, done, cause)
     except CaptureError:
         if not exported.kept:
             raise
@@ -148,7 +163,15 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
         )
         exported = export(double.another(), inputs, plan, run, keep_dropout=False, record_contiguous=strided)
         graph = graph_of_program(exported.program, exported.double.module, plan.named)
-        graph.notes = check_equal(double, graph, inputs, plan.batches.low)
+        notes = check_equal(double, graph, inputs, plan.batches.low, cause=cause)
+    graph.notes = (*graph.notes, *notes, *note_on_same_inputs(double, graph, inputs))
+    if uncertain:
+        graph.notes = (
+            *graph.notes,
+            f"{uncertain[0]}. The network computes what the model computes for the captured one",
+        )
+        if any(one.by_layout for one in uncertain):
+            graph.limits = replace(graph.limits, contiguous=True)
     for other in conditions.others:
         check_other_size(double, graph, inputs, other)
     if watch is not None and watch.asks_layout and not graph.limits.contiguous:
@@ -159,12 +182,30 @@ def _capture(double: Double, inputs: Inputs, plan: Plan) -> tuple[Graph, Double,
         graph.inputs = plan.of_program
         batches = Range(graph.limits.batches.low, plan.batches.high)
         graph.limits = replace(graph.limits, batches=plan.batches if plan.batches.low > SMALLEST else batches)
-    elif watch is not None and not watch.reads and not has_control_flow(graph.operations):
+    elif watch is not None and not watch.reads and not uncertain and not has_control_flow(graph.operations):
         _find_free_sizes(double, graph, inputs)
     _limit_sizes(graph, conditions.highest)
     if watch is not None and watch.attends and not any(plan.named):
         graph.notes = (*graph.notes, _ATTENTION_ALONG_BATCH)
     return graph, exported.double, lost
+
+
+def _uncertain_writes(double: Double, inputs: Inputs, plan: Plan, exported: Exported) -> tuple[UncertainWrite, ...]:
+    """The writes in place whose effect depends on how values lie in memory.
+
+    Raises:
+        CaptureError: there are some, and sizes besides the batch are dynamic. Sizes decide too.
+    """
+    uncertain = exported.uncertain
+    if exported.unclear:
+        uncertain = export(double.another(), inputs, plan, run, tell_apart=True).uncertain
+    names = sorted({name for names in plan.named for name in names.values()})
+    if uncertain and names:
+        raise CaptureError(
+            f"{uncertain[0]}; sizes decide too. So no graph computes what the model computes for every size of "
+            f"{' and '.join(names)}. {CURE} Or let no size but the batch be dynamic."
+        )
+    return uncertain
 
 
 def _limit_sizes(graph: Graph, highest: Mapping[tuple[int, int], int]) -> None:
@@ -229,10 +270,7 @@ def _signature_of_module(model: nn.Module) -> Signature:
 def _with_defaults(structure: CallStructure, signature: Signature) -> CallStructure:
     """A structure that knows the parameters that the samples did not give."""
     positional = () if signature.variadic else tuple(it for it in signature.names if it not in signature.keyword_only)
-    constants = {
-        name: value for name, value in signature.defaults.items() if isinstance(value, bool | int | float | str | None)
-    }
-    return replace(structure, parameters=positional, defaults=constants)
+    return replace(structure, parameters=positional, defaults=signature.defaults)
 
 
 def _signature_of_program(program: ExportedProgram) -> Signature:
@@ -248,6 +286,13 @@ def _signature_of_program(program: ExportedProgram) -> Signature:
 
 
 def _check_parameters(model: nn.Module) -> None:
+    for name, part in model.named_modules():
+        package = type(part).__module__
+        if package.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+            raise ModelError(
+                f"'{name}' ({type(part).__name__}) was quantized by PyTorch ({package}), and its weights are no floats "
+                "any more. Give the float model, as it was before."
+            )
     devices: dict[torch.device, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:

@@ -122,6 +122,11 @@ def costs_of(graph: Graph) -> Costs:
     return Costs(tuple(operations), _peak(graph, bytes_of), tuple(uncounted))
 
 
+def shape_for_one_sample(graph: Graph, value: fx.Node) -> list[int] | None:
+    """The sizes of a value for a batch of one; None if some depend on values."""
+    return _Sizes(graph).shape(value)
+
+
 def costs_of_chain(graph: Graph, source: fx.Node, parts: Sequence[LinearMap]) -> list[tuple[int, int]]:
     """MACs and parameters of layers that would run one after the other on a value, for one sample.
 

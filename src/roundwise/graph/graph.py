@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,9 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from roundwise.graph.sizes import Limits, Range, VariableSize
 from roundwise.graph.training import TrainingInformation
+
+RESERVED: frozenset[str] = frozenset({"inf", "nan", "NoneType", "torch", "fx_pytree", "pytree"})
+"""Names that the code of a graph reads, and that are no functions: an argument of that name would be read instead."""
 
 
 @final
@@ -81,14 +85,14 @@ class CallStructure:
         in_spec: how `(args, kwargs)` nest; one leaf for each placeholder, in order.
         out_spec: how the result nests; None where the graph's output node shows it.
         parameters: the names of all parameters that can be given by position, in order; empty if they are not known.
-        defaults: of the parameters whose default is a number, a flag, text or None; also of those that were not given.
+        defaults: of the parameters that have one; also of those that were not given.
     """
 
     arguments: tuple[str, ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec | None = None
     parameters: tuple[str, ...] = ()
-    defaults: Mapping[str, bool | int | float | str | None] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def positional(cls, names: Sequence[str]) -> CallStructure:
@@ -280,6 +284,13 @@ def set_argument(node: fx.Node, name: str, value: Any) -> None:
         node.args = (*node.args[:position], value, *node.args[position + 1 :])
     else:
         node.kwargs = {**node.kwargs, name: value}
+
+
+def may_be_view(node: fx.Node) -> bool:
+    """Whether an operation may return the memory of its first argument."""
+    schema = getattr(node.target, "_schema", None)
+    views = schema is not None and any(value.alias_info is not None for value in schema.returns)
+    return views or node.target is operator.getitem
 
 
 def is_random(node: fx.Node) -> bool:

@@ -132,6 +132,12 @@ class LinearMap:
         """Whether a convolution puts zeros around its input."""
         return not self.transposed and any(self._padding())
 
+    @property
+    def padding_of_sides(self) -> tuple[int, ...]:
+        """Zeros before each spatial dimension, then those after each; of a transposed convolution, what it cuts off."""
+        sides = self._padding()[::-1]  # after and before, first dimension first
+        return *sides[1::2], *sides[::2]
+
     def columns_of_channels(self, values: Float[Tensor, "channels"]) -> Float[Tensor, "groups cols"]:
         """One number for each input channel, at all columns of the channel: those of its kernel positions.
 

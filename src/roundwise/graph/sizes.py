@@ -66,7 +66,7 @@ class Limits:
 
     Attributes:
         batches: how many samples one call may have.
-        contiguous: whether inputs must be contiguous, because operations read memory in its order.
+        contiguous: whether inputs must be contiguous, because the order of values in memory changes the outputs.
     """
 
     batches: Range = field(default_factory=Range)

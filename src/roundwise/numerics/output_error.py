@@ -78,7 +78,7 @@ def as_tensor(value: Any) -> Tensor | None:
         value = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
     if not isinstance(value, Tensor):
         return None
-    return torch.view_as_real(value) if value.is_complex() else value
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
 
 
 @final

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 from roundwise.errors import RecipeError
 from roundwise.methods.compressing import CompressionMethod, Pruning, RatioChoice
 from roundwise.methods.compression import COMPRESSION_METHODS, RATIO_CHOICES, OutputError, SpatialSVD, WeightSVD
 from roundwise.recipe.checks import check_choice, check_whole_number
+
+CostUnit = Literal["macs", "parameters", "latency"]
+"""What a budget counts: multiplications of one sample, numbers in weights and biases, or seconds of one sample."""
 
 DEFAULT_METHODS: tuple[CompressionMethod, ...] = (SpatialSVD(), WeightSVD())
 """Spatial SVD suits convolutions with large kernels; weight SVD all other layers, and some of these too."""
@@ -20,14 +23,17 @@ DEFAULT_METHODS: tuple[CompressionMethod, ...] = (SpatialSVD(), WeightSVD())
 class Compress:
     """Make layers smaller: replace them by chains of smaller layers, as far as a budget asks for it.
 
-    Give either `macs` or `parameters`. The weights of the new layers are fitted to the outputs of the original network
-    on the samples; without samples, they approximate the original weights. Batch-norms stay as they are. `Rewrite()`
-    before this stage folds them, as `roundwise.compress` does by default; leave it out where `Finetune` follows and
-    batch-norms shall be trained.
+    Give one of `macs`, `parameters` and `latency`. The weights of the new layers are fitted to the outputs of the
+    original network on the samples; without samples, they approximate the original weights. Batch-norms stay as they
+    are. `Rewrite()` before this stage folds them, as `roundwise.compress` does by default; leave it out where
+    `Finetune` follows and batch-norms shall be trained.
 
     Args:
         macs: the share of the network's multiplications that is left, above 0 and below 1.
         parameters: the share of the numbers in weights and biases of layers that is left, likewise.
+        latency: the share of the time of layers that is left, likewise. Each layer, and each chain that could replace
+            it, is run and timed alone in ONNX Runtime on this machine, one sample at a time. Times are never quite the
+            same, so the choice of sizes may differ between runs.
         methods: alternatives. Methods that remove channels, such as `ChannelPruning`, say what each group of channels
             could lose; others, such as `SpatialSVD`, what each layer could be replaced by. One choice is made among all
             of these. A layer may lose channels and then be replaced.
@@ -42,19 +48,19 @@ class Compress:
 
     macs: float | None = None
     parameters: float | None = None
+    latency: float | None = None
     methods: Sequence[CompressionMethod] = DEFAULT_METHODS
     choice: RatioChoice = OutputError()
     multiple: int = 8
     keep: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        budgets = {"macs": self.macs, "parameters": self.parameters}
-        given = {name: share for name, share in budgets.items() if share is not None}
+        given = self._given()
         if len(given) != 1:
             found = " and ".join(f"{name}={share!r}" for name, share in given.items()) or "no budget"
             raise RecipeError(
-                f"Compress: found {found}; exactly one of macs and parameters must say how much of the network is "
-                "left. Give for instance macs=0.5."
+                f"Compress: found {found}; exactly one of macs, parameters and latency must say how much of the "
+                "network is left. Give for instance macs=0.5."
             )
         for name, share in given.items():
             if type(share) not in (int, float) or not 0 < share < 1:
@@ -80,3 +86,17 @@ class Compress:
                 f"Compress: keep is {self.keep!r}; it must be a tuple of names of layers, such as ('classifier',)."
             )
         object.__setattr__(self, "keep", tuple(self.keep))
+
+    @property
+    def budget(self) -> tuple[CostUnit, float]:
+        """What the budget counts, and the share that may be left."""
+        ((unit, share),) = self._given().items()
+        return unit, share
+
+    def _given(self) -> dict[CostUnit, float]:
+        budgets: dict[CostUnit, float | None] = {
+            "macs": self.macs,
+            "parameters": self.parameters,
+            "latency": self.latency,
+        }
+        return {name: share for name, share in budgets.items() if share is not None}

@@ -60,7 +60,7 @@ class Finetune:
             and "running" elsewhere: with few samples, or samples unlike those that the network was trained on,
             statistics of batches change the network more than training can gain.
         batch_norm_batches: with statistics of batches, running statistics are estimated anew before each evaluation and
-            at the end, on this many batches; 0 keeps those of training.
+            at the end, on this many batches, augmented as in training; 0 keeps those of training.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type.

@@ -1,6 +1,7 @@
 """What the user wants: a sequence of stages and a seed. As Python, as a dict, as TOML.
 
 seed = 0
+target = "ort-cpu"                          # what the network is to run on; without this line, no runtime in particular
 
 [[stages]]
 stage = "rewrite"                           # of the float network; without `methods`, what the weights need
@@ -50,6 +51,7 @@ from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.limits import check_size, parse_toml, read_text
 from roundwise.recipe.settings import Activations, Weights
 from roundwise.recipe.stages import STAGES, Quantize, Rewrite, Stage
+from roundwise.targets import TARGETS
 from roundwise.wording import did_you_mean
 
 S = TypeVar("S", Compress, Rewrite, Quantize, Finetune)
@@ -69,6 +71,9 @@ class Recipe:
             large: 6 images of 224 × 224.
         memory_budget: bytes of activations kept in memory between layers; what exceeds it goes to temporary files.
             None takes half of what is free when the run starts.
+        target: the name of what the network is to run on, such as "tensorrt" (the page "Targets" lists them). What it
+            cannot hold is refused before the run; what the recipe leaves open is chosen for it. None is for no runtime
+            in particular.
 
     Raises:
         RecipeError: a setting is out of range or of the wrong type, or the stages do not follow from each other.
@@ -86,6 +91,7 @@ class Recipe:
     seed: int = 0
     batch_size: int | None = None
     memory_budget: int | None = None
+    target: str | None = None
 
     def __post_init__(self) -> None:
         kinds = " or ".join(f"{kind.__name__}(…)" for kind in STAGES.values())
@@ -101,6 +107,11 @@ class Recipe:
             check_whole_number("batch_size", self.batch_size, at_least=1)
         if self.memory_budget is not None:
             check_whole_number("memory_budget", self.memory_budget, at_least=0)
+        if self.target is not None and self.target not in list(TARGETS):
+            raise RecipeError(
+                f"target={self.target!r}: there is no such target. Choose one of {', '.join(TARGETS)}."
+                f"{did_you_mean(self.target, TARGETS)}"
+            )
 
     @classmethod
     def data_free(cls) -> Recipe:
@@ -130,6 +141,35 @@ class Recipe:
             f"is the class {request.__name__}" if isinstance(request, type) else f"has type {type(request).__name__}"
         )
         raise RecipeError(f"the recipe {found}; it must be a Recipe, or a stage such as Quantize(…).{hint}")
+
+    def for_target(self, target: str | None = None) -> Recipe:
+        """The recipe with a target, and with the settings that it left to the target.
+
+        Args:
+            target: its name; None takes the target that the recipe has.
+
+        Raises:
+            RecipeError: there is no such target, the recipe has another, or the target cannot hold a setting.
+
+        Example:
+            >>> recipe = Recipe.of(Quantize(activations=Activations())).for_target("tensorrt")
+            >>> recipe.stage(Quantize).activations.symmetric
+            True
+        """
+        if target is not None and self.target not in (None, target):
+            raise RecipeError(
+                f"target={target!r}, but the recipe has the target {self.target!r}. Give one of them, or give the "
+                "recipe the other target."
+            )
+        recipe = self if target is None else dataclasses.replace(self, target=target)
+        if recipe.target is None:
+            return recipe
+        chosen = TARGETS[recipe.target]
+        if not chosen.activation_zero_points:
+            stages = [_with_signed_activations(one) if isinstance(one, Quantize) else one for one in recipe.stages]
+            recipe = dataclasses.replace(recipe, stages=stages)
+        chosen.check(recipe)
+        return recipe
 
     def stage(self, kind: type[S]) -> S:
         """The first stage of a kind.
@@ -228,6 +268,20 @@ class Recipe:
             ) from error
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from error
+
+
+def _with_signed_activations(stage: Quantize) -> Quantize:
+    """The stage with signed codes for all activations whose settings leave it open."""
+
+    def signed(settings: Any) -> Any:
+        is_open = isinstance(settings, Activations) and settings.symmetric is None
+        return dataclasses.replace(settings, symmetric=True) if is_open else settings
+
+    overrides = {
+        name: dataclasses.replace(override, activations=signed(override.activations))
+        for name, override in stage.exceptions.items()
+    }
+    return dataclasses.replace(stage, activations=signed(stage.activations), overrides=overrides)
 
 
 def _completed(stages: Sequence[Stage]) -> tuple[Stage, ...]:

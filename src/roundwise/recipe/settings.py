@@ -73,7 +73,8 @@ class Activations:
 
     Args:
         bits: 2 to 8, or 16.
-        symmetric: True gives signed codes around zero point 0; False gives unsigned codes with a zero point.
+        symmetric: True gives signed codes around zero point 0; False gives unsigned codes with a zero point. None
+            leaves it to the target of the recipe: signed where the target has no zero points, else unsigned.
         ranges: the method that chooses each tensor's range from the values that the calibration samples give it.
         adapt_rounding: True chooses ranges first, on the float network, and then rounds weights on quantized inputs.
             False rounds weights on float inputs and then chooses ranges on the network with rounded weights, as the
@@ -84,7 +85,7 @@ class Activations:
     """
 
     bits: int = 8
-    symmetric: bool = False
+    symmetric: bool | None = None
     ranges: ActivationRanges[Any] = ActivationMSE()
     adapt_rounding: bool = True
 
@@ -97,7 +98,7 @@ class Activations:
     @property
     def codebook(self) -> Codebook:
         """The integers that a code may take."""
-        return Codebook(self.bits, self.symmetric)
+        return Codebook(self.bits, False if self.symmetric is None else self.symmetric)
 
 
 def _check_codebook(settings: Weights | Activations, in_float: str) -> None:
@@ -107,7 +108,7 @@ def _check_codebook(settings: Weights | Activations, in_float: str) -> None:
         RecipeError: bits or symmetric is not possible.
     """
     try:
-        Codebook(settings.bits, settings.symmetric)
+        Codebook(settings.bits, False if settings.symmetric is None else settings.symmetric)
     except RecipeError as error:
         what = type(settings).__name__
         float_instead = f" To leave {what.lower()} in float: {in_float}." if settings.bits not in BITS else ""

@@ -26,7 +26,7 @@ from roundwise.reporting import words
 from roundwise.reporting.charts import chart, weight_figure
 from roundwise.reporting.curves import curves
 from roundwise.reporting.words import decibels, number, percent, seconds
-from roundwise.wording import human_bytes, number_of
+from roundwise.wording import human_bytes, milliseconds, number_of
 
 PAGE_ENDINGS = (".html", ".htm")
 """How the name of a page may end."""
@@ -107,7 +107,7 @@ def render(
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    for function in (number, seconds, percent, words.interval, decibels):
+    for function in (number, seconds, milliseconds, percent, words.interval, decibels):
         environment.filters[function.__name__] = function
     style, script = (loader.get_source(environment, name)[0] for name in ("page.css", "sort.js"))
     return environment.get_template("page.html.jinja").render(
@@ -126,6 +126,8 @@ def render(
                 "layers": stage.compressed,
                 "macs": stage.macs,
                 "parameters": stage.parameters,
+                "latency": stage.latency,
+                "timed": not math.isnan(stage.latency[0]),
                 "measured": any(not math.isnan(one.error) for one in stage.compressed),
             }
             for stage in report.stages

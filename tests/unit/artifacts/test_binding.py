@@ -1,5 +1,7 @@
 """A quantized network is called in every way in which its model is called, and in no other."""
 
+import copy
+import enum
 import math
 import pickle
 
@@ -132,3 +134,50 @@ def test_a_network_refuses_a_constant_of_another_type_or_sign(captured, given, a
     network(X, captured)
     with raises(rw.ModelError, "'scale'", repr(captured), repr(given)):
         network(X, given)
+
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+FACTOR = torch.ones(6)
+
+
+class OfManyKinds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+
+    def forward(self, x, color=Color.RED, dtype=torch.float32, part=slice(0, 2), factor=FACTOR, sizes=(1, 2)):
+        return self.a(x)[:, part].to(dtype) * color.value * factor[part] * sizes[1]
+
+
+GIVEN = {
+    "color": (Color.RED, Color.BLUE),
+    "dtype": (torch.float32, torch.float64),
+    "part": (slice(0, 2), slice(0, 3)),
+    "factor": (FACTOR, 2 * FACTOR),
+    "sizes": ((1, 2), (1, 3)),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_default_of_any_kind_may_be_written_out_and_nothing_else_given(name):
+    network = rw.quantize(OfManyKinds().eval(), X, NEAREST)
+    same, other = GIVEN[name]
+    assert torch.equal(network(X, **{name: same}), network(X))
+    assert torch.equal(network(x=X, **{name: copy.deepcopy(same)}), network(X))
+    with raises(rw.ModelError, f"'{name}'"):
+        network(X, **{name: other})
+
+
+@pytest.mark.parametrize("name", ["dtype", "sizes"])
+def test_a_file_keeps_defaults_that_have_a_plain_form(name, tmp_path):
+    network = rw.quantize(OfManyKinds().eval(), X, NEAREST)
+    network.save(tmp_path / "network.rw")
+    loaded = rw.load(tmp_path / "network.rw")
+    same, other = GIVEN[name]
+    assert torch.equal(loaded(X, **{name: same}), network(X))
+    with raises(rw.ModelError, f"'{name}'"):
+        loaded(X, **{name: other})

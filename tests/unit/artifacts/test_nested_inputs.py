@@ -1,10 +1,11 @@
 """Inputs in containers: a network takes what the samples held, whatever the order of keys."""
 
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
+from typing import NamedTuple
 
 import torch
 from facts import raises
-from torch import nn
+from torch import Tensor, nn
 
 import roundwise as rw
 
@@ -43,3 +44,28 @@ def test_a_dict_is_read_by_its_keys_and_what_is_put_together_otherwise_is_refuse
         ):
             with raises(rw.ModelError, *facts):
                 network(pair, both)
+
+
+class Pair(NamedTuple):
+    a: Tensor
+    b: Tensor
+
+
+class OfPair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, pair):
+        return self.layer(pair.a) + pair.b
+
+
+def test_a_loaded_network_takes_the_models_own_named_tuple(tmp_path):
+    pair = Pair(torch.randn(8, 4), torch.randn(8, 4))
+    made = rw.quantize(OfPair().eval(), [(pair,)], rw.Quantize(rw.Weights(16)))
+    made.save(tmp_path / "net.rw")
+    loaded = rw.load(tmp_path / "net.rw")
+    assert torch.equal(loaded(pair), made(pair))
+    other = namedtuple("Pair", "a c")
+    with raises(rw.ModelError, "'pair'"):
+        loaded(other(*pair))

@@ -128,3 +128,36 @@ def test_a_container_that_no_file_can_name_is_refused(result, facts, tmp_path):
 def test_a_result_that_pytorch_cannot_take_apart_is_an_error_that_names_it(result, facts):
     with raises(rw.CaptureError, *facts):
         rw.quantize(Net(result).eval(), X, NEAREST)
+
+
+KEYS = ["y", "", 3, 0.5, True, None, ("user", 1), (("a", 2), None), float("inf"), torch.float32]
+NO_KEYS = [b"y", frozenset({1}), (1, b"y")]
+
+
+class Keyed(nn.Module):
+    """Returns a dict, and takes one, with a key of any kind."""
+
+    def __init__(self, key):
+        super().__init__()
+        self.linear, self.key = nn.Linear(4, 4), key
+
+    def forward(self, x):
+        return {self.key: self.linear(x[self.key])}
+
+
+@pytest.mark.parametrize("key", KEYS, ids=repr)
+def test_a_file_keeps_keys_that_are_text_numbers_or_tuples(key, tmp_path):
+    given = {key: torch.randn(8, 4)}
+    network = rw.quantize(Keyed(key).eval(), [(given,)], rw.Quantize(rounding=rw.rounding.Nearest()))
+    network.save(tmp_path / "network.rw")
+    result = rw.load(tmp_path / "network.rw")(given)
+    assert list(result) == [key]
+    assert torch.equal(result[key], network(given)[key])
+
+
+@pytest.mark.parametrize("key", NO_KEYS, ids=repr)
+def test_saving_names_a_key_that_no_file_keeps(key, tmp_path):
+    network = rw.quantize(Keyed(key).eval(), [({key: torch.randn(8, 4)},)], rw.Quantize(rounding=rw.rounding.Nearest()))
+    with pytest.raises(rw.FileFormatError) as caught:
+        network.save(tmp_path / "network.rw")
+    assert repr(key) in str(caught.value)

@@ -1,6 +1,7 @@
 """`roundwise compress`: what it does, says and writes, and how it ends."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from commandline import failed, run
 from facts import has
 
 import roundwise as rw
+from roundwise.runtimes.layers import LayerTimes
 
 NET = """
 import torch
@@ -64,6 +66,17 @@ def test_options_reach_the_recipe(place):
     assert data["recipe"]["seed"] == 3
     entries = {one["name"]: one for one in data["report"]["stages"][-1]["compressed"]}
     assert not entries["5"]["method"]
+
+
+def test_a_budget_of_time_tells_the_time_of_the_whole_network(place, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(LayerTimes, "seconds", lambda _, inputs, layers: sum(math.prod(one.weight) for one in layers))
+    result = compress(place, "--latency", 0.8, "--multiple", 4, "--report", tmp_path / "small.html")
+    assert result.exit_code == 0, result.stderr
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("latency:"))
+    assert has(line, "ms", "ONNX Runtime", "one sample")
+    assert line.removeprefix("latency: ") in (tmp_path / "small.html").read_text()
 
 
 def test_a_recipe_file_is_run_and_changed(place, tmp_path):

@@ -9,6 +9,7 @@ from torch import nn
 
 from roundwise.engine.candidates import Candidate, Cost, Option
 from roundwise.engine.compression_costs import CompressionCosts, Sizes
+from roundwise.engine.latencies import LayerSeconds
 from roundwise.engine.prunable import PrunableGroup, PruningOption
 from roundwise.engine.rewriting import folded
 from roundwise.frontends.torch_export import TorchExport
@@ -74,6 +75,18 @@ def layers(graph, *, chains):
     return found
 
 
+def timed(graph, candidate):
+    """A layer that takes 100 units and one for each multiplication; so do its chains."""
+    macs = costs_of(graph).of(candidate.layer.calls)[0]
+    offers = [
+        dataclasses.replace(
+            one, parts=tuple(dataclasses.replace(part, latency=100 / len(one.parts) + part.macs) for part in one.parts)
+        )
+        for one in candidate.options
+    ]
+    return dataclasses.replace(candidate, options=tuple(offers), seconds=LayerSeconds(100.0, float(macs)))
+
+
 def counts_of(groups, numbers):
     return [
         len(group.options[number - 1].kept) if number else group.group.channels
@@ -122,14 +135,31 @@ def test_costs_are_those_of_the_network_that_is_cut(graph, seed, chains):
         assert (cost.macs, cost.parameters) == real.of(calls)
 
 
-@pytest.mark.parametrize("unit", ["macs", "parameters"])
+@pytest.mark.parametrize("unit", ["macs", "parameters", "latency"])
 @pytest.mark.parametrize("choice", [OutputError(), SameRatio()], ids=repr)
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.2])
 @pytest.mark.parametrize("chains", [False, True])
 def test_a_choice_is_within_the_budget_and_uses_most_of_it(graph, unit, choice, share, chains):
-    costs = CompressionCosts(graph, options(graph), layers(graph, chains=chains), unit)
+    found = layers(graph, chains=chains)
+    if unit == "latency":
+        found = [timed(graph, one) for one in found]
+    costs = CompressionCosts(graph, options(graph), found, unit)
     budget = share * costs.total(costs.nothing)
     assert 0.6 * budget < costs.total(costs.choose(choice, budget)) <= budget * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_seconds_are_those_of_the_layers_that_are_left(graph, seed):
+    generator, found = torch.Generator().manual_seed(seed), layers(graph, chains=False)
+    timed = [dataclasses.replace(one, seconds=LayerSeconds(0.25, float(len(one.layer.name)))) for one in found]
+    groups = options(graph)
+    numbers = [int(torch.randint(len(one.options) + 1, (), generator=generator)) for one in groups]
+    sizes = Sizes(numbers, [0] * len(found))
+    costs, macs = (CompressionCosts(graph, groups, timed, unit) for unit in ("latency", "macs"))
+    before, after = macs.of_layers(macs.nothing), macs.of_layers(sizes)
+    left = {name: after[name].macs / before[name].macs for name in before}  # both fall with rows and columns
+    assert costs.total(sizes) == pytest.approx(sum(0.25 + len(name) * share for name, share in left.items()))
+    assert sum(one.latency for one in costs.of_layers(sizes).values()) == pytest.approx(costs.total(sizes))
 
 
 def test_there_is_no_choice_below_the_smallest_sizes(graph):

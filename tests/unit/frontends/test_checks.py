@@ -160,3 +160,55 @@ def test_the_report_names_parts_in_training_mode_that_compute_something_else_the
     assert kind is None or has(told[0], "'1'", kind, "model.eval()")
     with torch.no_grad():
         assert close(quantized(IMAGES), model.eval()(IMAGES))
+
+
+def test_conjugate_outputs_are_compared():
+    class Conjugate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return torch.fft.fft(self.layer(x)).conj()
+
+    model, x = Conjugate().eval(), torch.randn(8, 6)
+    assert close(rw.quantize(model, x, EXACT)(x).resolve_conj(), model(x).resolve_conj())
+
+
+class OfTwo(nn.Module):
+    def __init__(self, way):
+        super().__init__()
+        self.layer, self.way = nn.Linear(6, 6), way
+
+    def forward(self, a, b):
+        return self.way(self.layer, a, b)
+
+
+def asks(layer, a, b):
+    return layer(a) if a is b else layer(a) + b
+
+
+def writes(layer, a, b):
+    a.add_(1)
+    return layer(b)
+
+
+PAIR = torch.randn(8, 6), torch.randn(8, 6)
+
+
+@pytest.mark.parametrize(
+    "way", [lambda layer, a, b: layer(a) if a is b else layer(a) + b, writes], ids=["is", "writes"]
+)
+def test_what_one_tensor_for_two_inputs_changes_is_told(way):
+    model = OfTwo(way).eval()
+    network = rw.quantize(model, PAIR, EXACT)
+    assert noted(network, "one tensor")
+    assert close(network(*PAIR), model(*(it.clone() for it in PAIR)))
+
+
+def test_one_tensor_for_two_inputs_that_changes_nothing_is_not_told():
+    assert not noted(rw.quantize(OfTwo(lambda layer, a, b: layer(a) * b).eval(), PAIR, EXACT), "one tensor")
+
+
+def test_a_write_to_an_input_is_told():
+    assert noted(rw.quantize(OfTwo(writes).eval(), PAIR, EXACT), "'a'", "test_checks.py")

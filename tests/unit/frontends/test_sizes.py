@@ -94,3 +94,47 @@ def test_a_size_that_is_read_in_a_call_of_its_own_is_fixed(kind):
         torch.testing.assert_close(quantized(x), model(x), rtol=1e-3, atol=1e-3)
     with raises(rw.ModelError, "'x'", 5):
         quantized(torch.randn(8, 6, 5))
+
+
+TABLE = torch.randn(8, 6, generator=NUMBERS)
+
+
+def tries(y):
+    try:
+        return y + TABLE[:3]
+    except RuntimeError:
+        return 3 * y
+
+
+DECISIONS = {
+    "an error that is caught": tries,
+    "is_same_size": lambda y: y * (3 if y[0].is_same_size(TABLE) else 1),
+    "pieces of unsafe_split": lambda y: y * len(torch.unsafe_split(y, 3, 1)),
+    "pieces of chunk": lambda y: y * len(y.chunk(5, 1)),
+    "contiguous at one step": lambda y: y if y.transpose(1, 2).is_contiguous() else 2 * y,
+}
+
+
+class Decides(nn.Module):
+    def __init__(self, decide):
+        super().__init__()
+        self.fc, self.decide = nn.Linear(6, 6), decide
+
+    def forward(self, x):
+        return self.decide(self.fc(x))
+
+
+@pytest.mark.parametrize("decide", DECISIONS.values(), ids=DECISIONS)
+def test_what_sizes_decide_without_being_read_is_computed_or_refused(decide):
+    model = Decides(decide).eval()
+    network = rw.quantize(model, torch.randn(8, 8, 6), quantizing(rw.Weights(16), rounding=rw.rounding.Nearest()))
+    refused = 0
+    for size in (8, 1, 2, 3, 4, 6, 12, 16):
+        x = torch.randn(4, size, 6, generator=NUMBERS)
+        try:
+            result = network(x)
+        except rw.ModelError:
+            refused += 1
+            continue
+        torch.testing.assert_close(result, model(x), rtol=1e-3, atol=1e-3)
+    assert 1 <= refused <= 7

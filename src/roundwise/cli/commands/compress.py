@@ -13,6 +13,7 @@ from roundwise import compress
 from roundwise.artifacts.model import Model
 from roundwise.cli.compression import CompressOptions
 from roundwise.cli.datafree import DataFreeOptions
+from roundwise.cli.latency import latency_in_words
 from roundwise.cli.measuring import CheckOptions, check_first_batch, metric_of
 from roundwise.cli.measuring import accuracy as accuracy_of
 from roundwise.cli.options import RunOptions, as_command
@@ -34,6 +35,7 @@ MODEL is as for `roundwise quantize`.
 \b
   roundwise compress timm:resnet18 --pretrained --data photos/ --macs 0.5 --out net.onnx
   roundwise compress net.py:build --data x.npz --parameters 0.4 --method weight-svd --out net.rw
+  roundwise compress net.py:build --data x.npz --latency 0.7 --out net.onnx
   roundwise compress net.py:build --data x.npz --macs 0.5 --choice equal-accuracy-loss --out n.rw
 """
 
@@ -95,5 +97,9 @@ def command(
     if dataset is not None and before:
         after = accuracy_of(run_on(run.device, "the compressed network", small), dataset, batch_size)
         accuracy = {name: (before[name], after[name]) for name in before}
+    if dataset is not None and any(isinstance(one, Compress) and one.latency is not None for one in recipe.stages):
+        facts["latency"] = latency_in_words(network, next(iter(dataset.batches(1))), small)
+        if not run.as_json:
+            click.echo(f"latency: {facts['latency']}")
     told = Run(model, facts, None if dataset is None else dataset.preprocessing, accuracy, started)
     deliver(small, output, told, on="the calibration samples", as_json=run.as_json)

@@ -3,7 +3,7 @@
     program ──▶ graph (`translate`) ──▶ temporary file ──▶ runs like the model (`check`)? ──▶ in place
 
 The weights are integer constants behind DequantizeLinear, the "QDQ" form that ONNX Runtime, TensorRT, OpenVINO and
-others read: up to 4 bits as INT4 or UINT4, half a byte each.
+others read. The target says in which integer types.
 
 ONNX Runtime keeps the weights of convolutions small in memory: it dequantizes them anew in every run, and leaves out
 the optimisations that need constant weights. With the session's entry `session.disable_quant_qdq` at "1" it dequantizes
@@ -29,6 +29,7 @@ from roundwise.artifacts.dialect import with_operators
 from roundwise.artifacts.model import Model
 from roundwise.artifacts.program import export_program
 from roundwise.errors import ExportError
+from roundwise.exporters.compressed import compressed_size
 from roundwise.exporters.interface import Check, ExportedFile, Exporter
 from roundwise.exporters.onnx.datafile import replacing_pair
 from roundwise.exporters.onnx.decompose import decomposed
@@ -36,8 +37,7 @@ from roundwise.exporters.sensitivity import quantizes_activations
 from roundwise.exporters.verify import OutputDifference, Reference, make_reference
 from roundwise.graph.graph import InputSpec
 from roundwise.recipe.recipe import Recipe
-from roundwise.targets import Target
-from roundwise.targets.ort_cpu import ORT_CPU
+from roundwise.targets import TARGETS, Target
 from roundwise.wording import human_bytes
 
 if TYPE_CHECKING:  # It needs the optional packages.
@@ -45,6 +45,10 @@ if TYPE_CHECKING:  # It needs the optional packages.
 
 LARGEST_SINGLE_FILE = 2**31 - 2**24
 """Bytes of constants above which they go to a file of their own: an ONNX file proper must stay below 2 GiB."""
+
+
+TARGET_ENTRY = "roundwise.target"
+"""The entry of a file's metadata that names the target."""
 
 
 @final
@@ -55,6 +59,8 @@ class OnnxExport(ExportedFile):
     Attributes:
         path: the file.
         bytes: its size, with that of the data file beside it where the weights did not fit into one file.
+        compressed_bytes: the size after compression by DEFLATE, as in a .zip, .apk or HTTP download.
+        target: that it was written for, by its name.
         max_difference: largest absolute difference from the model's outputs, ONNX Runtime computing in float.
         relative_difference: largest difference relative to the output's largest magnitude, likewise.
         outputs: these figures for each output, with predicted classes.
@@ -71,6 +77,8 @@ class OnnxExport(ExportedFile):
 
     path: Path
     bytes: int
+    compressed_bytes: int
+    target: str
     max_difference: float
     relative_difference: float
     outputs: tuple[OutputDifference, ...]
@@ -87,7 +95,8 @@ class OnnxExport(ExportedFile):
     def __str__(self) -> str:
         types = ", ".join(f"{count} × {name}" for name, count in self.weight_types.items()) or "none"
         lines = [
-            f"{self.path}: {human_bytes(self.bytes)}, opset {self.opset}, quantized weights {types}",
+            f"{self.path}: {human_bytes(self.bytes)} (compressed {human_bytes(self.compressed_bytes)}), opset "
+            f"{self.opset}, quantized weights {types}, for {self.target}",
             f"checked in ONNX Runtime on {self.verified_on}:",
             *(f"  {output}" for output in self.outputs),
         ]
@@ -113,32 +122,41 @@ class OnnxExporter(Exporter):
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     extra: ClassVar[str | None] = "onnx"
-    target: ClassVar[Target] = ORT_CPU
+    targets: ClassVar[tuple[Target, ...]] = tuple(
+        TARGETS[name] for name in ("ort-cpu", "ort-small", "ort-cpu-avx2", "tensorrt", "qnn")
+    )
     checks: ClassVar[bool] = True
 
-    def write(self, model: Model, path: Path, check: Check) -> OnnxExport:
+    def write(self, model: Model, path: Path, check: Check, target: Target | None) -> OnnxExport:
         from roundwise.exporters.onnx import check as onnx_check
         from roundwise.exporters.onnx import translate
 
+        assert target is not None
         model = model.on_cpu()
         program = _program(model)
-        _refuse_float_types(program)
+        _refuse_float_types(program, target)
         _refuse_limited_sizes(model)
-        built, weight_types = translate.build_graph(program, _axes(model))
-        _describe(built, model.recipe)
+        built, weight_types = translate.build_graph(program, target, _axes(model))
+        _describe(built, model.recipe, target)
         of_weights: tuple[OutputDifference, ...] = ()
         quantized = quantizes_activations(program)
         with replacing_pair(path) as (file, data):
             if quantized:
                 plain = model.with_float_activations()
-                of_weights = _check_weights(plain, file.with_name("weights.onnx"), check)
+                of_weights = _check_weights(plain, file.with_name("weights.onnx"), check, target)
             written = _write(built, file, data)
             reference = _reference(model, program, check)
-            checked = onnx_check.verify(file, reference, literally=quantized)
-            size = sum(one.stat().st_size for one in written)
+            if target.runtime is None:
+                content = onnx_check.verify_content(file, reference, literally=quantized)
+                checked = onnx_check.Verification(content, content)
+            else:
+                checked = onnx_check.verify(file, reference, literally=quantized)
+            size, compressed = sum(one.stat().st_size for one in written), compressed_size(written)
         return OnnxExport(
             path=path,
             bytes=size,
+            compressed_bytes=compressed,
+            target=target.name,
             max_difference=max((output.max_difference for output in checked.outputs), default=0.0),
             relative_difference=max((output.relative_difference for output in checked.outputs), default=0.0),
             outputs=checked.outputs,
@@ -172,13 +190,13 @@ def _refuse_limited_sizes(model: Model) -> None:
                 )
 
 
-def _check_weights(model: Model, path: Path, check: Check) -> tuple[OutputDifference, ...]:
+def _check_weights(model: Model, path: Path, check: Check, target: Target) -> tuple[OutputDifference, ...]:
     """Write the model without quantizers of activations, only to judge its weights; returns its differences."""
     from roundwise.exporters.onnx import check as onnx_check
     from roundwise.exporters.onnx import translate
 
     program = _program(model)
-    built, _ = translate.build_graph(program, _axes(model))
+    built, _ = translate.build_graph(program, target, _axes(model))
     _write(built, path, path.with_name(f"{path.name}.data"))
     return onnx_check.verify_content(path, _reference(model, program, check), literally=False)
 
@@ -206,13 +224,14 @@ def _write(model: onnx_ir.Model, path: Path, data: Path) -> list[Path]:
     return written
 
 
-def _describe(model: onnx_ir.Model, recipe: Recipe) -> None:
+def _describe(model: onnx_ir.Model, recipe: Recipe, target: Target) -> None:
     model.producer_name, model.producer_version = "roundwise", version("roundwise")
     model.metadata_props["roundwise.version"] = version("roundwise")
+    model.metadata_props[TARGET_ENTRY] = target.name
     model.metadata_props["roundwise.recipe.settings"] = json.dumps(recipe.as_dict())
 
 
-def _refuse_float_types(program: ExportedProgram) -> None:
+def _refuse_float_types(program: ExportedProgram, target: Target) -> None:
     ends = {*program.graph_signature.user_inputs, *program.graph_signature.user_outputs}
     for node in program.graph.nodes:
         value = node.meta.get("val")
@@ -223,7 +242,7 @@ def _refuse_float_types(program: ExportedProgram) -> None:
                 "outputs. Let the model take and return `torch.view_as_real(…)`."
             )
         value = node.meta.get("val")
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype not in ORT_CPU.float_types:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype not in target.float_types:
             dtype = str(value.dtype).removeprefix("torch.")
             raise ExportError(
                 f"'{node.name}' is {dtype}, in which ONNX Runtime on a CPU has no convolutions or matrix products. "

@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from roundwise.runtimes.interface import Array
-from roundwise.targets.ort_cpu import ORT_CPU
+from roundwise.targets import Target
 
 MOVES = frozenset(
     {
@@ -34,7 +34,7 @@ MOVES = frozenset(
 """Operations through which ONNX Runtime may move DequantizeLinear, or which it may drop."""
 
 
-def use_safe_forms(model: ir.Model) -> None:
+def use_safe_forms(model: ir.Model, target: Target) -> None:
     """Rewrite the operations of a graph that ONNX Runtime would change; the graph computes the same."""
     for node in list(model.graph):
         match node.op_type:
@@ -46,7 +46,7 @@ def use_safe_forms(model: ir.Model) -> None:
                 _drop_windows_in_padding(model.graph, node)
                 _pool_in_float(model.graph, node)
             case "Conv" | "ConvTranspose" | "Gemm":
-                _add_large_bias(model.graph, node)
+                _add_large_bias(model.graph, node, target.bias_bits)
 
 
 def _name_axes(graph: ir.Graph, node: ir.Node) -> None:
@@ -116,12 +116,12 @@ def _pool_in_float(graph: ir.Graph, node: ir.Node) -> None:
     _insert_behind(graph, node, "Max", lowest)
 
 
-def _add_large_bias(graph: ir.Graph, node: ir.Node) -> None:
+def _add_large_bias(graph: ir.Graph, node: ir.Node, bias_bits: int | None) -> None:
     """Add a bias behind its layer if the integer that ONNX Runtime makes of it could overflow."""
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     numbers, weight = _number(bias), _number(_scale(node.inputs[1]))
     inputs = [scale for value in _dequantized(node.inputs[0]) if (scale := _number(_scale(value))) is not None]
-    if numbers is None or weight is None or not inputs or ORT_CPU.bias_bits is None:
+    if numbers is None or weight is None or not inputs or bias_bits is None:
         return
     if node.op_type == "Gemm" and (
         node.attributes.get_float("beta", 1.0) != 1.0 or node.attributes.get_float("alpha", 1.0) != 1.0
@@ -132,7 +132,7 @@ def _add_large_bias(graph: ir.Graph, node: ir.Node) -> None:
         steps = np.abs(numbers.astype(np.float64)).reshape(-1) / (
             step if len(step) in (1, numbers.size) else step.min()
         )
-    if not steps.size or float(steps.max()) < 2.0 ** (ORT_CPU.bias_bits - 2):
+    if not steps.size or float(steps.max()) < 2.0 ** (bias_bits - 2):
         return
     dims = 0 if node.op_type == "Gemm" else len(node.inputs[1].shape or ()) - 2  # type: ignore[union-attr]
     name = f"{bias.name}.added" if bias is not None else ""

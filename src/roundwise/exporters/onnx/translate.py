@@ -26,16 +26,20 @@ from roundwise.exporters.onnx.divisions import divide_safely
 from roundwise.exporters.onnx.forms import use_safe_forms
 from roundwise.exporters.onnx.operators import translation_table
 from roundwise.exporters.onnx.weights import store_weights
+from roundwise.targets import Target
 
 OPSET = 21
 """The first opset with 4-bit integers and with scales per block."""
 
 
-def build_graph(program: ExportedProgram, axes: Sequence[Mapping[int, str]] = ()) -> tuple[ir.Model, dict[str, int]]:
+def build_graph(
+    program: ExportedProgram, target: Target, axes: Sequence[Mapping[int, str]] = ()
+) -> tuple[ir.Model, dict[str, int]]:
     """Translate a quantized program in which the dialect's operations are operators.
 
     Args:
         program: what to translate.
+        target: says in which types codes are stored.
         axes: for each input that is a tensor the names of its dynamic dimensions besides the batch.
 
     Returns:
@@ -53,7 +57,7 @@ def build_graph(program: ExportedProgram, axes: Sequence[Mapping[int, str]] = ()
                 opset_version=OPSET,
                 verbose=False,
                 optimize=False,  # comes last, below, when the weights are in their final form
-                custom_translation_table=translation_table(),
+                custom_translation_table=translation_table(target),
             )
         except torch.onnx.OnnxExporterError as error:
             raise ExportError(
@@ -71,7 +75,7 @@ def build_graph(program: ExportedProgram, axes: Sequence[Mapping[int, str]] = ()
                 size = value.shape[axis] if value.shape else None
                 if isinstance(size, ir.SymbolicDim):
                     translated.rename_axes({size: name})
-        stored = store_weights(model, translated.exported_program)
+        stored = store_weights(model, translated.exported_program, target)
         try:
             onnxscript.optimizer.optimize(model)
         except ir.passes.PassError as error:
@@ -79,7 +83,7 @@ def build_graph(program: ExportedProgram, axes: Sequence[Mapping[int, str]] = ()
                 f"ONNX's optimizer fails on the model: {_first_cause(error)}. Export a part of the model without that "
                 "operation, or give samples of one size and no `dynamic`."
             ) from error
-        use_safe_forms(model)
+        use_safe_forms(model, target)
         divide_safely(model)
         ir.passes.Sequential(
             passes.DeduplicateInitializersPass(size_limit=2**62),

@@ -5,9 +5,11 @@
 `torch.onnx` translates a dequantize operation as it is: one byte for each code, and a Reshape or Transpose behind it.
 `store_weights` builds each weight anew, from the tensors of the program:
 
-1. The codes go into the narrowest type of the target that holds their range: INT4 and UINT4 (two to a byte) up to
-   4 bits, then INT8, UINT8, INT16, UINT16. 2- and 3-bit codes are stored as 4-bit: opset 21 has nothing narrower. Codes
-   whose products could overflow the sums of integer kernels (tens of thousands of inputs) are stored in 16 bits.
+1. The codes go into a type of the target: the narrowest that holds their range (INT4 and UINT4 up to 4 bits, two to a
+   byte; then INT8, UINT8, INT16, UINT16), or where activations are quantized the one that integer kernels multiply
+   (INT8 and UINT8). 2- and 3-bit codes are stored as 4-bit at least: opset 21 has nothing narrower. Two kinds of codes
+   must not be multiplied as integers, and are stored in a type for which there are no kernels, 8-bit ones in 16 bits:
+   those whose products could overflow the sums (tens of thousands of inputs), and those with a scale per group.
 2. The zero point gets the type of the codes, as ONNX demands; the scale keeps the type of the real numbers.
 3. A Transpose, Reshape or Cast that follows is done here, on the codes, where that changes no value. So runtimes find
    DequantizeLinear directly before Conv, Gemm or MatMul, which is the pattern that they fuse.
@@ -31,7 +33,7 @@ from roundwise.artifacts.emit import CODES
 from roundwise.errors import ExportError
 from roundwise.exporters.sensitivity import quantizes_activations
 from roundwise.runtimes.interface import Array
-from roundwise.targets.ort_cpu import ORT_CPU
+from roundwise.targets import IntegerType, Target
 
 LARGEST_INPUT, LARGEST_SUM = 2**8 - 1, 2**31 - 1
 """The largest 8-bit code, and the largest sum of products in kernels of integers."""
@@ -102,7 +104,7 @@ class OnnxWeight:
         return replace(self, scale=scale) if np.array_equal(scale.astype(np.float32), self.scale) else None
 
 
-def store_weights(model: ir.Model, program: ExportedProgram) -> set[ir.Value]:
+def store_weights(model: ir.Model, program: ExportedProgram, target: Target) -> set[ir.Value]:
     """Replace every dequantized constant of the graph by an `OnnxWeight`; returns the initialisers that hold codes."""
     operations = {dialect.operator_for(operation): operation for operation in dialect.DEQUANTIZERS}
     constants, integers = _constants(program), quantizes_activations(program)
@@ -123,7 +125,7 @@ def store_weights(model: ir.Model, program: ExportedProgram) -> set[ir.Value]:
             ir.convenience.replace_all_uses_with(value, first_of[key], replace_graph_outputs=True)
             continue
         first_of[key] = value
-        weight = _read_weight(constants[node.args[0].name][0], operation, arguments, integers=integers)
+        weight = _read_weight(constants[node.args[0].name][0], operation, arguments, target, integers=integers)
         weights.append((_before_cast(value), weight))
     return {_insert_weight(model.graph, value, weight) for value, weight in weights}
 
@@ -197,13 +199,14 @@ def _apply(weight: OnnxWeight, user: ir.Node) -> OnnxWeight | None:
 
 
 def _read_weight(
-    name: str, operation: dialect.Operation, arguments: dict[str, Any], *, integers: bool = False
+    name: str, operation: dialect.Operation, arguments: dict[str, Any], target: Target, *, integers: bool = False
 ) -> OnnxWeight:
     """The weight that a dequantize operation of the program stands for.
 
     Args:
         name: of the codes.
         operation, arguments: of the program; constants among the arguments are tensors.
+        target: says which types there are.
         integers: whether activations are quantized too, so that the runtime may multiply codes.
     """
     codes, qmin, qmax = arguments["codes"].numpy(force=True), arguments["qmin"], arguments["qmax"]
@@ -222,18 +225,36 @@ def _read_weight(
             f"'{name}' has codes or zero points from {lowest} to {highest}, outside of its grid, {qmin} to {qmax}: the "
             "model is damaged. Quantize it again."
         )
-    narrow = ORT_CPU.weight_type(qmin, qmax)
-    # Codes that are stored in 16 bits are multiplied in float.
-    overflows = integers and narrow is not None and _sum_overflows(codes, zero_point, axis)
-    stored = (
-        next(kind for kind in ORT_CPU.weight_types if kind.bits > 8 and kind.holds(qmin, qmax)) if overflows else narrow
-    )
+    stored = _type_for(target, codes, scale, zero_point, axis, (qmin, qmax), integers=integers)
     if stored is None:
         raise ExportError(
-            f"'{name}' has codes from {qmin} to {qmax}; the widest that ONNX dequantizes here have 16 bits. Quantize "
-            "this layer to 16 bits or fewer."
+            f"'{name}' has codes from {qmin} to {qmax}, and the target '{target.name}' holds weights as "
+            f"{', '.join(kind.name for kind in target.weight_types)}. Quantize this layer to fewer bits, or export for "
+            "another target."
         )
     return OnnxWeight(name, codes, scale, zero_point, axis, ir.DataType[stored.name])
+
+
+def _type_for(
+    target: Target,
+    codes: Array,
+    scale: Array,
+    zero_point: Array,
+    axis: int | None,
+    ends: tuple[int, int],
+    *,
+    integers: bool,
+) -> IntegerType | None:
+    """The type in which codes are stored; None where the target has none that holds them."""
+    narrow = target.weight_type(*ends)
+    if not integers or narrow is None:
+        return narrow
+    if _sum_overflows(codes, zero_point, axis):
+        return target.weight_type(*ends, at_least=16)
+    if scale.ndim > 1:
+        # ONNX Runtime 1.31 takes the scales of groups for scales of columns, in kernels that multiply integers.
+        return target.weight_type(*ends, at_least=16) if narrow.bits == 8 else narrow
+    return target.weight_type(*ends, for_kernels=True)
 
 
 def _sum_overflows(codes: Array, zero_point: Array, axis: int | None) -> bool:
