@@ -146,7 +146,7 @@ def test_pooling_agrees(pool, settings, tmp_path):
 
 
 def test_a_file_from_which_the_default_session_computes_something_else_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(translate, "use_safe_forms", lambda model: None)
+    monkeypatch.setattr(translate, "use_safe_forms", lambda *_: None)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 1), nn.Conv2d(8, 4, 3))
     quantized = rw.quantize(model.eval(), IMAGES - 1, quantizing(rounding=NEAREST))
     with pytest.raises(rw.ExportError, match="ORT_DISABLE_ALL"):

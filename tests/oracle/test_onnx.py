@@ -27,6 +27,7 @@ from roundwise.exporters.onnx import exporter as onnx_export
 from roundwise.frontends.torch_export import TorchExport
 from roundwise.numerics.grid import Codebook
 from roundwise.report import Report
+from roundwise.targets import TARGETS
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -107,7 +108,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def graph(network):
-    return translate.build_graph(onnx_export._program(network))
+    return translate.build_graph(onnx_export._program(network), TARGETS["ort-cpu"])
 
 
 @pytest.fixture(scope="module")
@@ -535,7 +536,7 @@ def test_damaged_codes_are_refused_by_name():
     codes = torch.tensor([[1, 9]], dtype=torch.int8)
     arguments = {"codes": codes, "scale": 0.1, "zero_point": 0, "qmin": -8, "qmax": 7, "dtype": torch.float32}
     with pytest.raises(rw.ExportError, match=r"'0\.weight_codes'.* to 9, outside of its grid, -8 to 7"):
-        onnx_weights._read_weight("0.weight_codes", dialect.DEQUANTIZE, arguments)
+        onnx_weights._read_weight("0.weight_codes", dialect.DEQUANTIZE, arguments, TARGETS["ort-cpu"])
 
 
 # --------------------------------------------------------------------------------------- through the whole pipeline

@@ -104,9 +104,7 @@ class RecipeOptions:
         default=(),
         metavar="NAME=VALUE",
     )
-    target: str | None = choice(
-        METHOD, f"What the network is to run on: {', '.join(TARGETS)}." + default("none in particular"), TARGETS
-    )
+    target: str | None = choice(METHOD, "What it is to run on: ort-cpu, tensorrt, …" + default("any"), TARGETS)
     recipe: Path | None = file(METHOD, "A recipe in TOML, which the other options change.")
     ranges: str | None = choice(
         ADVANCED, "How scales are chosen." + default(name_of(WEIGHTS.ranges, RANGE_ESTIMATORS)), RANGE_ESTIMATORS

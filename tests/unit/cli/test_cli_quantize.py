@@ -53,8 +53,8 @@ def test_options_reach_the_recipe(folder):
 
 
 def test_what_a_files_target_cannot_hold_is_said_before_the_network_is_loaded(tmp_path, monkeypatch):
-    narrow = replace(OnnxExporter.target, name="narrow", weight_zero_points=False)
-    monkeypatch.setattr(OnnxExporter, "target", narrow)
+    narrow = replace(OnnxExporter.targets[0], name="narrow", weight_zero_points=False)
+    monkeypatch.setattr(OnnxExporter, "targets", (narrow,))
     data = np_file(tmp_path, (8, 4))
     common = ("quantize", "absent.py:net", "--data", data, "--asymmetric")
     assert failed(run(*common, "--out", tmp_path / "net.onnx"), 1, "'narrow'")
@@ -68,7 +68,7 @@ def test_json_has_the_figures_of_the_files(folder, tmp_path, monkeypatch):
             return {"path": "b.onnx", "max_difference": 1e-6}
 
     # The real export is in `written`, and takes seconds.
-    monkeypatch.setattr(OnnxExporter, "write", lambda self, model, path, check: Exported())
+    monkeypatch.setattr(OnnxExporter, "write", lambda *_: Exported())
     result = run(
         "quantize", f"{folder}/net.py:linear", "--data", np_file(tmp_path, (8, 4)), "--rounding", "nearest", "--json",
         "--out", tmp_path / "a.rw", "--out", tmp_path / "b.onnx",
