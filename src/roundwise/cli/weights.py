@@ -31,9 +31,7 @@ class WeightOptions:
     weights: Path | None = file(MODEL, f"A state dict, tensors only: .safetensors {' '.join(PICKLES)}.")
     pretrained: bool = flag(MODEL, "Download the weights that torchvision or timm offer.")
     random_weights: bool = flag(MODEL, "Leave the network untrained, to try things out.")
-    trust_program: bool = flag(
-        MODEL, "Read a .pt2 program. Reading one can run code that is in it: only from people you trust."
-    )
+    trust_program: bool = flag(MODEL, "Read a .pt2 program, which can run code that is in it: trust its author.")
     num_classes: int | None = number(ADVANCED, "Classes that --weights were trained for.")
 
     def __post_init__(self) -> None:

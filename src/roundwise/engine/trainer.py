@@ -261,7 +261,7 @@ class Trainer:
             one.div_(self.processes.count)
 
     def _batch_norm_runs(self) -> Iterator[Callable[[], object]]:
-        """Runs on batches as training sees them: statistics of inputs that are not augmented do not fit what it learned."""
+        """Runs on batches as training sees them: statistics without augmentation do not fit the trained network."""
         batches = itertools.islice(self.data.train_batches(0), self.settings.batch_norm_batches)
 
         def run(batch: TrainingBatch) -> Callable[[], object]:
