@@ -54,8 +54,8 @@ class OnnxRuntime(Runtime):
         except Exception as error:  # ONNX Runtime's exceptions have no common base.
             if "NOT_IMPLEMENTED" in str(error):
                 raise InferenceError(
-                    f"{path} has an operation that ONNX Runtime {runtime.__version__} does not compute on the CPU in this "
-                    f"dtype: {error}. It has no convolutions in float64, for example: quantize `model.float()`, with "
+                    f"{path} has an operation that ONNX Runtime {runtime.__version__} does not compute on the CPU in "
+                    f"this dtype: {error}. It has no convolutions in float64, for example: quantize `model.float()`, with "
                     "samples in float32."
                 ) from error
             raise InferenceError(
