@@ -55,8 +55,8 @@ class OnnxRuntime(Runtime):
             if "NOT_IMPLEMENTED" in str(error):
                 raise InferenceError(
                     f"{path} has an operation that ONNX Runtime {runtime.__version__} does not compute on the CPU in "
-                    f"this dtype: {error}. It has no convolutions in float64, for example: quantize `model.float()`, with "
-                    "samples in float32."
+                    f"this dtype: {error}. It has no convolutions in float64, for example: quantize `model.float()`, "
+                    "with samples in float32."
                 ) from error
             raise InferenceError(
                 f"{path} cannot be loaded by ONNX Runtime {runtime.__version__}: {error} Check that it is a complete "

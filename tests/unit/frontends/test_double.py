@@ -258,7 +258,7 @@ def test_a_model_that_was_built_in_inference_mode_is_quantized_as_it_is():
 
 
 GENERATORS = {
-    "random": (lambda: random.Random(0), lambda it: it.random()),
+    "random": (lambda: random.Random(0), lambda it: it.random()),  # noqa: S311  not for secrets
     "numpy": (lambda: np.random.default_rng(0), lambda it: it.random()),
     "numpy, of old": (lambda: np.random.RandomState(0), lambda it: it.rand()),
 }
