@@ -6,6 +6,7 @@ Capturing a model runs its code, and code may do anything: fill a cache, count c
     module                      a new object of the same class, without the wrappers around it (`wrappers.py`)
     parameter                   a new parameter with the same memory, and without gradient
     buffer, tensor, array       a copy
+    generator                   a copy, so that the model's own draws what it would have drawn
     list, dict, set, …          a new one of the same class, filled without the methods of that class
     object with attributes      a new one of the same class, with doubles of its attributes
     method, closure, partial    a new one, if anything that it holds has a double
@@ -21,6 +22,7 @@ import contextlib
 import copy
 import enum
 import functools
+import random
 import sys
 import types
 import weakref
@@ -39,6 +41,9 @@ _TRAINERS = {"lightning", "lightning_fabric", "pytorch_lightning"}
 _OPAQUE = {"torch", "numpy", *_TRAINERS, *sys.stdlib_module_names} - {"__main__"}
 """Packages whose objects are not doubled, unless they are modules or containers: loggers, locks, generators, data sets
 that a trainer holds. Running the model does not change them."""
+
+_GENERATORS = {random.Random, np.random.Generator, np.random.RandomState}
+"""Classes whose objects draw random numbers, each of which changes the next one."""
 
 
 @final
@@ -126,6 +131,8 @@ class _Copier:
                 return self._frozen_container(value)
             case types.FunctionType():
                 return self._function(value)
+        if type(value) in _GENERATORS:
+            return self._remember(value, copy.deepcopy(value))
         made = self._reference(value)
         return made if made is not value else self._object(value)
 

@@ -52,6 +52,12 @@ class OnnxRuntime(Runtime):
         try:
             session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common base.
+            if "NOT_IMPLEMENTED" in str(error):
+                raise InferenceError(
+                    f"{path} has an operation that ONNX Runtime {runtime.__version__} does not compute on the CPU in "
+                    f"this dtype: {error}. It has no convolutions in float64, for example: quantize `model.float()`, "
+                    "with samples in float32."
+                ) from error
             raise InferenceError(
                 f"{path} cannot be loaded by ONNX Runtime {runtime.__version__}: {error} Check that it is a complete "
                 "ONNX file, with its data file beside it if it has one."

@@ -3,10 +3,12 @@
 import collections
 import contextlib
 import functools
+import random
 import types
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -253,3 +255,27 @@ def test_a_model_that_was_built_in_inference_mode_is_quantized_as_it_is():
     for around in (torch.no_grad, torch.inference_mode):
         with around():
             torch.testing.assert_close(rw.quantize(model, images, stage)(images), model(images), rtol=1e-3, atol=1e-3)
+
+
+GENERATORS = {
+    "random": (lambda: random.Random(0), lambda it: it.random()),  # noqa: S311  not for secrets
+    "numpy": (lambda: np.random.default_rng(0), lambda it: it.random()),
+    "numpy, of old": (lambda: np.random.RandomState(0), lambda it: it.rand()),
+}
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_the_models_generators_stay_as_they_were(kind):
+    make, draw = GENERATORS[kind]
+
+    class Draws(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.generator = nn.Linear(4, 4), make()
+
+        def forward(self, x):
+            return self.layer(x) * (1 + 0 * draw(self.generator))
+
+    model = Draws().eval()
+    rw.quantize(model, torch.randn(8, 4), rw.Quantize(rounding=rw.rounding.Nearest()))
+    assert draw(model.generator) == draw(make())

@@ -92,3 +92,15 @@ def test_timing_leaves_out_the_warm_up():
 def test_timing_nothing_is_refused(wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         time_file(Counted(), {}, **wrong)
+
+
+def test_a_convolution_in_float64_is_named_with_the_way_out(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    h = onnx.helper
+    x, w, y = (h.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, [1, 1, 4]) for name in "xwy")
+    graph = h.make_graph([h.make_node("Conv", ["x", "w"], ["y"])], "net", [x, w], [y])
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), tmp_path / "net.onnx")
+    with pytest.raises(rw.RoundwiseError) as caught:
+        OnnxRuntime().open(tmp_path / "net.onnx")
+    assert all(fact in str(caught.value) for fact in ("Conv", "float64", "model.float()"))

@@ -123,5 +123,5 @@ def _run(runtime: OnnxRuntime, path: Path, reference: Reference) -> list[list[Ar
         return [file.run(inputs) for inputs in reference.inputs]
     except InferenceError as error:
         raise ExportError(
-            f"The exported file does not run: {error} Nothing was kept. Report it with the model."
+            f"The exported file does not run: {error} Nothing was kept. If that is no help, report it with the model."
         ) from error
