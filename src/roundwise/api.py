@@ -21,7 +21,7 @@ from roundwise.errors import RecipeError
 from roundwise.events import Progress
 from roundwise.graph.sizes import Dynamic
 from roundwise.methods.training import LSQPlus
-from roundwise.recipe.compress import Compress
+from roundwise.recipe.compress import DEFAULT_METHODS, FACTORIZATIONS, Compress
 from roundwise.recipe.finetune import Finetune
 from roundwise.recipe.recipe import Recipe
 from roundwise.recipe.stages import Quantize, Rewrite, Stage
@@ -99,12 +99,12 @@ def compress(
     dynamic: Dynamic | None = None,
     progress: Progress | None = None,
 ) -> Model:
-    """Make a trained network smaller and faster: layers become chains of smaller layers, without training.
+    """Make a trained network smaller and faster, without training: layers become chains, or have fewer channels.
 
     Args:
         model: as for `quantize`.
         data: a few hundred unlabelled inputs, as for `quantize`. With `DataFree(…)` the new layers approximate the old
-            weights, which costs far more accuracy.
+            weights, which costs far more accuracy; no channels are then removed by default.
         recipe: a stage `Compress`, or a recipe with one, instead of `macs`, `parameters` or `latency`. Before a single
             stage, batch-norms are folded.
         macs: the share of the network's multiplications that is left, above 0 and below 1.
@@ -138,7 +138,9 @@ def compress(
     """
     budgets = {"macs": macs, "parameters": parameters, "latency": latency}
     if recipe is None:
-        recipe = Compress(macs, parameters, latency)
+        recipe = Compress(
+            macs, parameters, latency, methods=FACTORIZATIONS if isinstance(data, DataFree) else DEFAULT_METHODS
+        )
     elif given := next((name for name, share in budgets.items() if share is not None), None):
         raise RecipeError(
             f"compress has a recipe and {given} too, and the recipe has a budget already. Leave out {given}, or give "

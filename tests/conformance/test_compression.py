@@ -200,3 +200,10 @@ def test_equal_accuracy_loss_finds_the_smallest_loss_that_every_layer_can_keep_t
             if sum(one.costs[number] for one, number in zip(layers, choice, strict=True)) <= budget
         ]
         assert max(0.0, worst) == min(within)
+
+
+def test_weight_svd_may_leave_1_x_1_convolutions():
+    method = rw.compression.WeightSVD(pointwise=False)
+    for name, case in LAYERS.items():
+        _, layer = captured(*case)
+        assert bool(method.reason(layer.map)) == ("1 x 1" in name)

@@ -51,7 +51,7 @@ def model(images):
 
 @pytest.fixture(scope="module")
 def small(model, images):
-    return rw.compress(model, images, rw.Compress(macs=0.6, multiple=4))
+    return rw.compress(model, images, rw.Compress(macs=0.6, methods=SVD, multiple=4))
 
 
 def entries(model):
@@ -141,7 +141,7 @@ def test_batch_norms_stay_where_the_recipe_does_not_fold_them(model, images):
 
 
 def test_the_same_seed_gives_the_same_network_however_samples_are_batched(model, images, small):
-    again = rw.compress(model, list(images.split(32)), rw.Compress(macs=0.6, multiple=4))
+    again = rw.compress(model, list(images.split(32)), rw.Compress(macs=0.6, methods=SVD, multiple=4))
     for (name, one), (other_name, other) in zip(small.state_dict().items(), again.state_dict().items(), strict=True):
         assert name == other_name
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
@@ -179,7 +179,7 @@ def test_compression_and_quantization_in_one_recipe(model, images):
 
 def test_training_learns_from_the_original_network(model, images):
     training = rw.Finetune(epochs=8, batch_size=16, loss="mse", learning_rate=3e-4)
-    stages = rw.Rewrite(()), rw.Compress(macs=0.3, multiple=4), training
+    stages = rw.Rewrite(()), rw.Compress(macs=0.3, methods=SVD, multiple=4), training
     trained = rw.finetune(model, images, stages, calibration=images)
     _, compressed, finetuned = trained.report.stages
     assert finetuned.best_epoch.epoch > 0

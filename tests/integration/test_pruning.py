@@ -237,3 +237,47 @@ def test_a_method_that_chooses_channels_that_do_not_exist_is_named(model, images
 
     with raises(RecipeError, "Wrong"):
         rw.compress(model, images, rw.Compress(macs=0.5, methods=(Wrong(),)))
+
+
+class Shortcut(nn.Module):
+    """A branch of two convolutions, and a shortcut that is computed from the same tensor, after the branch."""
+
+    def __init__(self, inner=16):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 4)
+        self.one, self.two = nn.Conv2d(16, inner, 3, padding=1), nn.Conv2d(inner, 16, 3, padding=1)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        branch = self.two(torch.relu(self.one(x)))
+        return self.head(torch.relu(branch + 0.5 * x).mean((2, 3)))
+
+
+class Cheapest(rw.compression.RatioChoice):
+    """Everything becomes as small as it can."""
+
+    def choose(self, layers, budget):
+        return [min(range(len(one.costs)), key=one.costs.__getitem__) for one in layers]
+
+
+def test_a_chain_whose_own_channels_go_reads_what_the_original_reads_too():
+    torch.manual_seed(0)
+    model, images = Shortcut(inner=8).eval(), torch.randn(64, 3, 10, 10)
+    methods = rw.compression.MagnitudePruning(), rw.compression.SpatialSVD()
+    stage = rw.Compress(macs=0.9, methods=methods, choice=Cheapest())
+    found = {one.name: one for one in rw.compress(model, images, stage).report.stages[-1].compressed}
+    assert found["two"].method == "magnitude-pruning + spatial-svd"
+    assert found["two"].size[:2] == (8, 8)  # of its output channels some go, of its inputs none
+
+
+def test_a_chain_that_reads_fewer_channels_makes_up_for_the_shortcut_beside_it():
+    torch.manual_seed(0)
+    model, images = Shortcut().eval(), torch.randn(64, 3, 10, 10)
+    methods = rw.compression.MagnitudePruning(), rw.compression.SpatialSVD()
+    stage = rw.Compress(macs=0.9, methods=methods, choice=Cheapest(), keep=("stem", "head"))
+    small = rw.compress(model, images, stage)
+    found = {one.name: one for one in small.report.stages[-1].compressed}
+    assert "magnitude-pruning" in found["one"].method
+    assert found["two"].method == "magnitude-pruning + spatial-svd"
+    assert found["two"].error <= found["two"].error_weights
+    torch.testing.assert_close(small(images), model(images), rtol=1, atol=0.5)

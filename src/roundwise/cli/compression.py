@@ -12,7 +12,7 @@ from roundwise.cli.options import ADVANCED, METHOD, choice, file, number, option
 from roundwise.cli.parameters import memory, seed
 from roundwise.cli.recipes import default, with_settings_of
 from roundwise.methods.compression import COMPRESSION_METHODS, RATIO_CHOICES
-from roundwise.recipe.compress import DEFAULT_METHODS, Compress
+from roundwise.recipe.compress import DEFAULT_METHODS, FACTORIZATIONS, Compress
 from roundwise.recipe.files import name_of
 from roundwise.recipe.recipe import Recipe
 from roundwise.recipe.stages import Rewrite
@@ -63,8 +63,11 @@ class CompressOptions:
         metavar="SIZE",
     )
 
-    def as_recipe(self) -> Recipe:
+    def as_recipe(self, *, data_free: bool = False) -> Recipe:
         """The recipe file, or else the default recipe, changed as the options say.
+
+        Args:
+            data_free: whether there are no samples, so that no channels are removed by default.
 
         Raises:
             click.UsageError: no budget.
@@ -84,6 +87,7 @@ class CompressOptions:
         given |= {"multiple": self.multiple} if self.multiple is not None else {}
         given |= {"keep": self.keep} if self.keep else {}
         if self.recipe is None:
+            given = ({"methods": FACTORIZATIONS} if data_free else {}) | given
             recipe = Recipe((Rewrite(), Compress(**given)))
         else:
             recipe = Recipe.from_toml(self.recipe)

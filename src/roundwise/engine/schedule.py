@@ -80,6 +80,7 @@ class Schedule:
     last_use: dict[fx.Node, list[fx.Node]]
     keys: dict[fx.Node, fx.Node]
     _counterparts: dict[fx.Node, fx.Node]
+    _alone: set[fx.Node]  # operations of the reference that have steps of their own
 
     @classmethod
     def of(
@@ -106,7 +107,7 @@ class Schedule:
         reference = graph if reference is None else reference
         pairs = _pairs(graph, reference, counterparts)
         keys = {node: current for current, node in pairs.items()}
-        steps = _steps(graph, reference, tasks, pairs)
+        steps = _units_in_one_piece(_steps(graph, reference, tasks, pairs), tasks)
         segments, tail = _segments(steps, tasks)
         shared = {step.current for step in steps if step.shared and step.current is not None}
         calls = [call for task in tasks if task.changes for layer in task.unit.layers for call in layer.calls]
@@ -120,6 +121,7 @@ class Schedule:
             last_use=_last_uses(steps, keys, but_for="placeholder" if keeps_inputs else None),
             keys=keys,
             _counterparts=pairs,
+            _alone={step.reference for step in steps if step.reference is not None and step.current is None},
         )
 
     def key(self, node: fx.Node) -> fx.Node:
@@ -134,8 +136,9 @@ class Schedule:
         """The operations of the reference that compute a unit's output from tensors that are at hand."""
         if len(unit.nodes) == 1 or self.reference is self.graph:
             return [node for node in map(self.counterpart, unit.nodes) if node is not None]
-        # A unit may read tensors that the reference does not have; then others of the reference stand before it.
-        outside = {other for node, other in self._counterparts.items() if node not in unit.nodes}
+        # A unit may read tensors that the reference does not have; then others of the reference stand before it. Where
+        # these have no counterpart, as with channels that are gone, they have steps of their own before the unit.
+        outside = self._alone | {other for node, other in self._counterparts.items() if node not in unit.nodes}
         needed = _missing(self.counterpart(unit.output), outside)
         return [node for node in self.reference.operations.nodes if node in needed and node.op == "call_function"]
 
@@ -189,6 +192,22 @@ def _steps(
             shared.add(node)
         steps.append(Step(other, node, same))
     return steps
+
+
+def _units_in_one_piece(steps: Iterable[Step], tasks: Iterable[UnitTask[Any, Any]]) -> list[Step]:
+    """The steps of each unit directly before its output's: a unit runs as a whole, after all steps that come before."""
+    output_of = {node: task.unit.output for task in tasks for node in task.unit.nodes}
+    waiting: dict[fx.Node, list[Step]] = {}
+    ordered: list[Step] = []
+    for step in steps:
+        output = None if step.current is None else output_of.get(step.current)
+        if output is None:
+            ordered.append(step)
+        elif step.current is not output:
+            waiting.setdefault(output, []).append(step)
+        else:
+            ordered += [*waiting.pop(output, ()), step]
+    return ordered
 
 
 def _same(

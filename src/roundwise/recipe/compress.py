@@ -8,14 +8,28 @@ from typing import Literal, final
 
 from roundwise.errors import RecipeError
 from roundwise.methods.compressing import CompressionMethod, Pruning, RatioChoice
-from roundwise.methods.compression import COMPRESSION_METHODS, RATIO_CHOICES, OutputError, SpatialSVD, WeightSVD
+from roundwise.methods.compression import (
+    COMPRESSION_METHODS,
+    RATIO_CHOICES,
+    BackwardElimination,
+    OutputError,
+    SpatialSVD,
+    WeightSVD,
+)
 from roundwise.recipe.checks import check_choice, check_whole_number
 
 CostUnit = Literal["macs", "parameters", "latency"]
 """What a budget counts: multiplications of one sample, numbers in weights and biases, or seconds of one sample."""
 
-DEFAULT_METHODS: tuple[CompressionMethod, ...] = (SpatialSVD(), WeightSVD())
-"""Spatial SVD suits convolutions with large kernels; weight SVD all other layers, and some of these too."""
+DEFAULT_METHODS: tuple[CompressionMethod, ...] = (SpatialSVD(), WeightSVD(pointwise=False), BackwardElimination())
+"""SVDs suit linear layers and convolutions with large kernels, fewer channels suit networks of 1 × 1 and depthwise
+convolutions. Chains of 1 × 1 convolutions make outputs worse than the choice of sizes expects: MobileNetV2 at 75 % of
+its MACs classifies 71.8 % of the images correctly with them, and 77.1 % without.
+"""
+
+FACTORIZATIONS: tuple[CompressionMethod, ...] = (SpatialSVD(), WeightSVD())
+"""What is taken by default where no channels are removed: without data, where the weights cannot make up for channels
+that are gone, and with a choice that cuts one layer at a time."""
 
 
 @final
@@ -36,7 +50,8 @@ class Compress:
             same, so the choice of sizes may differ between runs.
         methods: alternatives. Methods that remove channels, such as `ChannelPruning`, say what each group of channels
             could lose; others, such as `SpatialSVD`, what each layer could be replaced by. One choice is made among all
-            of these. A layer may lose channels and then be replaced.
+            of these. A layer may lose channels and then be replaced. By default spatial SVD, weight SVD (but not of
+            1 × 1 convolutions), and `BackwardElimination`; with `EqualAccuracyLoss`, both kinds of SVD alone.
         choice: how the sizes of the layers are chosen.
         multiple: ranks, and numbers of channels that are left, are multiples of this number, because runtimes compute 8
             or 16 channels at a time.
@@ -70,6 +85,8 @@ class Compress:
                 f"Compress: methods is {self.methods!r}; it must be a tuple of at least one object, such as "
                 "(SpatialSVD(),)."
             )
+        if self.methods is DEFAULT_METHODS and self.choice.evaluates:
+            object.__setattr__(self, "methods", FACTORIZATIONS)
         for number, method in enumerate(self.methods):
             check_choice(f"Compress: methods[{number}]", method, CompressionMethod, COMPRESSION_METHODS)
         object.__setattr__(self, "methods", tuple(self.methods))

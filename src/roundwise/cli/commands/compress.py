@@ -56,7 +56,7 @@ def command(
     data_free.check(samples, check.labels)
     check_outputs(output.out, output.report)
     with wrong_usage():
-        recipe = options.as_recipe()
+        recipe = options.as_recipe(data_free=data_free.data_free)
     check_targets(output.out, recipe)
     by_accuracy = any(isinstance(stage, Compress) and stage.choice.evaluates for stage in recipe.stages)
     if by_accuracy and data_free.data_free:

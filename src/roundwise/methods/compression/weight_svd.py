@@ -29,9 +29,10 @@ class WeightSVD(Factorization):
         kernel: which of the two has the kernel, and the stride: "first" is the decomposition of Zhang et al.; "last"
             reduces the input channels. It makes no difference for linear and 1 × 1 layers, except that with "first" a
             stride makes both of them cheaper.
+        pointwise: whether 1 × 1 convolutions are replaced too.
 
     Raises:
-        RecipeError: `kernel` is something else.
+        RecipeError: a setting is something else.
 
     References:
         Zhang et al., Accelerating Very Deep Convolutional Networks for Classification and Detection, TPAMI 2016.
@@ -39,6 +40,7 @@ class WeightSVD(Factorization):
     """
 
     kernel: Literal["first", "last"] = "first"
+    pointwise: bool = True
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -46,6 +48,8 @@ class WeightSVD(Factorization):
     def reason(self, layer: LinearMap) -> str:
         if layer.transposed or layer.groups > 1:
             return "it is a transposed convolution" if layer.transposed else f"it has {layer.groups} groups"
+        if layer.dims and math.prod(layer.kernel) == 1 and not self.pointwise:
+            return "it is a 1 × 1 convolution"
         return ""
 
     def sizes(self, layer: LinearMap, multiple: int) -> Sequence[Size]:
