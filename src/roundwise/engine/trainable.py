@@ -17,8 +17,9 @@ multiplied a channel, the weight that is trained is W = Ŵ/n with scale s/n, so 
 again at the end is exact. A layer with one scale for the whole tensor keeps its batch-norm folded, because channels
 with one scale cannot be multiplied by different factors.
 
-**The start** is the network that the stages before have made: each weight lies at the place in the interval of its code
-that is nearest to the float weight, so that the first forward pass gives the same codes.
+**The start** is the network that the stages before have made: each weight lies at most a quarter of a step from its
+code, as near to the float weight as that allows. So the first forward pass gives the same codes, and the first steps of
+training do not change back the codes that a rounding method has chosen against the nearest.
 """
 
 from __future__ import annotations

@@ -23,8 +23,10 @@ from roundwise.graph.training import DroppedDropout, FoldedBatchNorm, RunningSta
 from roundwise.methods.interfaces import LearnedQuantization
 from roundwise.numerics.grid import Grid, expand_blocks
 
-EDGE = 0.499
-"""At the start, weights lie at most 0.499 steps from their code. At 0.5, rounding could give the neighbouring code."""
+EDGE = 0.25
+"""At the start, weights lie at most a quarter of a step from their code. At half a step, where those are whose code is
+not the nearest, the first steps of training would change these codes back to the nearest; at 0, training would not know
+between which codes the float weights were, which costs accuracy at 2 bits."""
 
 BATCH_NORMS: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
     2: nn.BatchNorm1d,

@@ -55,6 +55,21 @@ def quantized(granularity=None, **activations):
     return rw.Quantize(weights, rw.rounding.Nearest(), activations=chosen)
 
 
+def test_the_first_steps_do_not_undo_what_the_rounding_method_has_chosen(images):
+    """`Ceil` chooses many codes that are not the nearest: each stays while weights move by less than a quarter."""
+    stage = rw.Quantize(rw.Weights(bits=4), rw.rounding.Ceil())
+    for weight in made(block(), images, stage).quantized_weights():
+        chosen, step = (
+            weight.codes(),
+            0.2 * weight.map.to_weight(weight.quantizer.grid.scales(weight.matrix().shape[-1])),
+        )
+        for direction in (1, -1):
+            with torch.no_grad():
+                weight.parameter.add_(direction * step)
+                assert torch.equal(weight.codes(), chosen)
+                weight.parameter.sub_(direction * step)
+
+
 def run(network, images):
     graph = emit(network.graph, list(network.weights), network.quantizers)
     with torch.no_grad():
@@ -105,7 +120,8 @@ def test_in_training_mode_it_computes_what_the_model_computes(images):
 def test_batch_norm_that_was_folded_trains_as_before_it_was_folded(images):
     model = block()
     model.drop.p = 0.0
-    module, reference = made(model, images, quantized(bits=16)), copy.deepcopy(model).train()
+    stage = rw.Quantize(rw.Weights(bits=16), rw.rounding.Nearest(), activations=rw.Activations(bits=16))
+    module, reference = made(model, images, stage), copy.deepcopy(model).train()
     for quantizer in module.quantizers:
         quantizer.forward = lambda values: values  # in float
     module.train()

@@ -103,7 +103,7 @@ def test_they_are_in_recipe_files_and_on_the_command_line(tmp_path):
 
 
 def test_bits_that_a_target_cannot_hold_are_told_before_the_run():
-    target = OnnxExporter.target
+    target = OnnxExporter.targets[0]
     narrow = tuple(kind for kind in target.weight_types if not kind.holds(-(2**15), 2**15 - 1))
     with raises(rw.RecipeError, "edge_bits"):
         dataclasses.replace(target, weight_types=narrow).check(rw.Recipe((rw.Quantize(edge_bits=16),)))
