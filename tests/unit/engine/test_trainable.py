@@ -59,10 +59,8 @@ def test_the_first_steps_do_not_undo_what_the_rounding_method_has_chosen(images)
     """`Ceil` chooses many codes that are not the nearest: each stays while weights move by less than a quarter."""
     stage = rw.Quantize(rw.Weights(bits=4), rw.rounding.Ceil())
     for weight in made(block(), images, stage).quantized_weights():
-        chosen, step = (
-            weight.codes(),
-            0.2 * weight.map.to_weight(weight.quantizer.grid.scales(weight.matrix().shape[-1])),
-        )
+        chosen, matrix = weight.codes(), weight.matrix().detach()
+        step = 0.2 * weight.map.to_weight(weight.quantizer.grid.scales(matrix.shape[-1]).expand_as(matrix))
         for direction in (1, -1):
             with torch.no_grad():
                 weight.parameter.add_(direction * step)
