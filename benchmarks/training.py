@@ -43,6 +43,9 @@ import swish  # noqa: E402  random crops and flips, and the float training
 EPOCHS = {4: 8, 3: 8, 2: 16}
 """Of low bits. An epoch of 25,000 images takes two to three minutes on a core."""
 
+RATES = {4: 3e-4, 3: 1e-3, 2: 1e-3}
+"""Learning rates of low bits. At 4 bits training starts near the float network, and larger steps lead away from it."""
+
 Found = dict[str, Any]
 
 
@@ -127,9 +130,9 @@ def low_bits(book: Book, options: argparse.Namespace) -> None:
     """Quantize the reference to few bits and train it, against its own float outputs."""
     for seed in options.seeds:
         for bits in options.bits:
-            epochs = options.epochs or EPOCHS[bits]
+            epochs, rate = options.epochs or EPOCHS[bits], options.learning_rate or RATES[bits]
 
-            def work(seed: int = seed, bits: int = bits, epochs: int = epochs) -> Found:
+            def work(seed: int = seed, bits: int = bits, epochs: int = epochs, rate: float = rate) -> Found:
                 task = networks.load("resnet20", 1)
                 task.model.load_state_dict(torch.load(book.weights(seed), weights_only=True))
                 recipe = rw.Recipe(
@@ -139,11 +142,11 @@ def low_bits(book: Book, options: argparse.Namespace) -> None:
                             activations=rw.Activations(bits=bits),
                             edge_bits=8,
                         ),
-                        rw.Finetune(epochs=epochs, batch_size=128),
+                        rw.Finetune(epochs=epochs, batch_size=128, learning_rate=rate),
                     ),
                     seed=seed,
                 )
-                state = book.folder / f"W{bits}A{bits}-{seed}-{epochs}-{options.granularity}"
+                state = book.folder / f"W{bits}A{bits}-{seed}-{epochs}-{rate:g}-{options.granularity}"
                 images, _ = training_images()
                 model = rw.finetune(
                     task.model, images, recipe, augmentation=swish.augmented, journal=state, progress=told
@@ -156,7 +159,7 @@ def low_bits(book: Book, options: argparse.Namespace) -> None:
                 } | in_onnx_runtime(model, task)
 
             what = {"table": "low-bits", "network": "resnet20", "bits": f"W{bits}A{bits}", "seed": seed}
-            book.run(what | {"granularity": options.granularity, "epochs": epochs}, work)
+            book.run(what | {"granularity": options.granularity, "epochs": epochs, "learning_rate": rate}, work)
 
 
 def without_labels(book: Book, options: argparse.Namespace) -> None:
@@ -364,6 +367,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["mobilenet_v2", "efficientnet_lite0"])
     parser.add_argument("--only", nargs="+", default=["scales", "biases", "norms"])
     parser.add_argument("--edge-bits", type=int, default=None)
+    parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--epochs", type=int, default=None)
     parser.add_argument("--pairs", type=int, default=20, help="of steps, or runs that are killed")
     parser.add_argument("--threads", type=int, default=None)
