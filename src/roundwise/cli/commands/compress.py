@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import click
 
@@ -15,16 +13,13 @@ from roundwise.cli.compression import CompressOptions
 from roundwise.cli.datafree import DataFreeOptions
 from roundwise.cli.latency import latency_in_words
 from roundwise.cli.measuring import CheckOptions, check_first_batch, metric_of
-from roundwise.cli.measuring import accuracy as accuracy_of
 from roundwise.cli.options import RunOptions, as_command
 from roundwise.cli.outputs import check_outputs, check_targets
-from roundwise.cli.results import FileOptions, Run, deliver, show_report
-from roundwise.cli.samples import SampleOptions, describe
-from roundwise.cli.terminal import layer_progress, say, wrong_usage
+from roundwise.cli.preparation import prepare
+from roundwise.cli.results import FileOptions, deliver, show_report
+from roundwise.cli.samples import SampleOptions
+from roundwise.cli.terminal import layer_progress, wrong_usage
 from roundwise.cli.weights import WeightOptions
-from roundwise.data.dataset import Dataset, load_data
-from roundwise.engine.calibration import BATCH
-from roundwise.loading.models import move
 from roundwise.loading.runnable import run_on
 from roundwise.recipe.compress import Compress
 
@@ -67,39 +62,23 @@ def command(
     want_labels = check.wants_accuracy(samples, output.report, needed=by_accuracy)
 
     loaded = weights.load(model, recipe.seed)
-    batch_size = recipe.batch_size or BATCH
-    dataset: Dataset | None = None
-    inputs: Any = None
+    given = prepare(
+        loaded, samples, data_free, recipe, run.device, want_labels=want_labels, labels=check.labels, started=started
+    )
     metric: Callable[[Model], float] | None = None
-    before: dict[str, float] = {}
-    facts = {"model": model}
-    network = move(loaded.network, run.device)
-    if data_free.data_free:
-        inputs, recipe, facts["samples"] = data_free.inputs(loaded, samples, recipe)
-        say(f"data: {facts['samples']}")
-    else:
-        reading, source = samples.reading(loaded.preprocessing, recipe.seed)
-        dataset = load_data(samples.require(), replace(reading, want_labels=want_labels, labels=check.labels))
-        inputs, facts["samples"] = dataset.batches(batch_size), dataset.description
-        describe("data", dataset, source)
-        if dataset.preprocessing is not None:
-            facts["images"] = f"{dataset.preprocessing} ({source})"
-        metric = metric_of(dataset, batch_size, run.device) if by_accuracy else None
-        # Before the long run, so that labels that do not fit the network end the command here.
-        runnable = run_on(run.device, model, network)
-        if by_accuracy and dataset.counted is not None:
-            check_first_batch(runnable, dataset, batch_size)
-        before = accuracy_of(runnable, dataset, batch_size) if want_labels else {}
+    if by_accuracy and given.dataset is not None:
+        metric = metric_of(given.dataset, given.batch_size, run.device)
+        if given.dataset.counted is not None:
+            check_first_batch(run_on(run.device, model, given.network), given.dataset, given.batch_size)
+    # Before the long run, so that labels that do not fit the network end the command here.
+    before = given.accuracy(given.network, model) if want_labels else {}
     with layer_progress() as progress:
-        small = compress(network, inputs, recipe, evaluate=metric, progress=progress)
+        small = compress(given.network, given.inputs, given.recipe, evaluate=metric, progress=progress)
     show_report(small, as_json=run.as_json)
-    accuracy: dict[str, tuple[float, float]] = {}
-    if dataset is not None and before:
-        after = accuracy_of(run_on(run.device, "the compressed network", small), dataset, batch_size)
-        accuracy = {name: (before[name], after[name]) for name in before}
-    if dataset is not None and any(isinstance(one, Compress) and one.latency is not None for one in recipe.stages):
-        facts["latency"] = latency_in_words(network, next(iter(dataset.batches(1))), small)
+    after = given.accuracy(small, "the compressed network") if before else {}
+    timed = any(isinstance(one, Compress) and one.latency is not None for one in recipe.stages)
+    if given.dataset is not None and timed:
+        given.facts["latency"] = latency_in_words(given.network, next(iter(given.dataset.batches(1))), small)
         if not run.as_json:
-            click.echo(f"latency: {facts['latency']}")
-    told = Run(model, facts, None if dataset is None else dataset.preprocessing, accuracy, started)
-    deliver(small, output, told, on="the calibration samples", as_json=run.as_json)
+            click.echo(f"latency: {given.facts['latency']}")
+    deliver(small, output, given.run(before, after), on="the calibration samples", as_json=run.as_json)

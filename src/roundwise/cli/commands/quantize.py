@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from typing import Any, final
+from dataclasses import dataclass
+from typing import final
 
 import click
 
 from roundwise import quantize
 from roundwise.cli.datafree import DataFreeOptions
 from roundwise.cli.measuring import CheckOptions
-from roundwise.cli.measuring import accuracy as accuracy_of
 from roundwise.cli.options import ADVANCED, RunOptions, as_command, option
 from roundwise.cli.outputs import check_outputs, check_targets
 from roundwise.cli.parameters import dimension
+from roundwise.cli.preparation import prepare
 from roundwise.cli.recipes import RecipeOptions, changed, first_recipe
-from roundwise.cli.results import FileOptions, Run, deliver, show_report
-from roundwise.cli.samples import SampleOptions, describe
-from roundwise.cli.terminal import layer_progress, say, wrong_usage
+from roundwise.cli.results import FileOptions, deliver, show_report
+from roundwise.cli.samples import SampleOptions
+from roundwise.cli.terminal import layer_progress, wrong_usage
 from roundwise.cli.weights import WeightOptions
-from roundwise.data.dataset import Dataset, load_data
-from roundwise.engine.calibration import BATCH
 from roundwise.graph.sizes import Dynamic
-from roundwise.loading.models import move
-from roundwise.loading.runnable import run_on
 from roundwise.recipe.recipe import Recipe
 
 HELP = """
@@ -84,36 +80,13 @@ def command(
     check_targets(output.out, recipe)
 
     loaded = weights.load(model, options.seed or Recipe().seed)
-    dataset: Dataset | None = None
-    inputs: Any = None
-    facts = {"model": model}
-    batch_size = recipe.batch_size or BATCH
-    if data_free.data_free:
-        inputs, recipe, facts["samples"] = data_free.inputs(loaded, samples, recipe)
-        say(f"data: {facts['samples']}")
-    else:
-        reading, source = samples.reading(loaded.preprocessing, recipe.seed)
-        dataset = load_data(samples.require(), replace(reading, want_labels=want_labels, labels=check.labels))
-        inputs, facts["samples"] = dataset.batches(batch_size), dataset.description
-        describe("data", dataset, source)
-        if dataset.preprocessing is not None:
-            facts["images"] = f"{dataset.preprocessing} ({source})"
-    network = move(loaded.network, run.device)
-    # Before the long run, so that labels that do not fit the network end the command here.
-    before = {}
-    if dataset is not None and want_labels:
-        before = accuracy_of(run_on(run.device, model, network), dataset, batch_size)
-    with layer_progress() as progress:
-        quantized = quantize(network, inputs, recipe, dynamic=sizes.as_mapping(), progress=progress)
-    show_report(quantized, as_json=run.as_json)
-    accuracy: dict[str, tuple[float, float]] = {}
-    if dataset is not None and before:
-        after = accuracy_of(run_on(run.device, "the quantized network", quantized), dataset, batch_size)
-        accuracy = {name: (before[name], after[name]) for name in before}
-    deliver(
-        quantized,
-        output,
-        Run(model, facts, None if dataset is None else dataset.preprocessing, accuracy, started),
-        on="the calibration samples",
-        as_json=run.as_json,
+    given = prepare(
+        loaded, samples, data_free, recipe, run.device, want_labels=want_labels, labels=check.labels, started=started
     )
+    # Before the long run, so that labels that do not fit the network end the command here.
+    before = given.accuracy(given.network, model) if want_labels else {}
+    with layer_progress() as progress:
+        quantized = quantize(given.network, given.inputs, given.recipe, dynamic=sizes.as_mapping(), progress=progress)
+    show_report(quantized, as_json=run.as_json)
+    after = given.accuracy(quantized, "the quantized network") if before else {}
+    deliver(quantized, output, given.run(before, after), on="the calibration samples", as_json=run.as_json)
