@@ -9,7 +9,7 @@ from torch import nn
 
 import roundwise as rw
 from roundwise.errors import RecipeError
-from roundwise.runtimes.layers import LayerTimes
+from roundwise.runtimes.layer_times import LayerTimes
 
 
 @pytest.fixture(scope="module")

@@ -339,7 +339,7 @@ def test_reported_errors_are_those_of_the_finished_model(name):
 def test_the_error_of_nearest_rounding_is_that_of_all_outputs_in_slices_of_any_size(name, monkeypatch):
     errors = []
     for size in (1, 300, 1 << 22):
-        monkeypatch.setattr("roundwise.engine.measure.OUTPUT_SLICE", size)
+        monkeypatch.setattr("roundwise.engine.distance_by_items.OUTPUT_SLICE", size)
         with ActivationStore(1 << 30, torch.device("cpu")) as store:
             result = stream(captured(name), quantizing(COARSE, rw.rounding.Ceil()), store).run()
         errors.append([report.error_nearest for report in result.reports])

@@ -23,7 +23,7 @@ from roundwise.graph.analysis.layers import Layer
 from roundwise.graph.costs import shape_for_one_sample
 from roundwise.graph.graph import Graph
 from roundwise.graph.matrix import LinearMap
-from roundwise.runtimes.layers import LayerShape, LayerTimes
+from roundwise.runtimes.layer_times import LayerShape, LayerTimes
 from roundwise.runtimes.onnxruntime import OnnxRuntime
 
 

@@ -10,7 +10,7 @@ from commandline import failed, run
 from facts import has
 
 import roundwise as rw
-from roundwise.runtimes.layers import LayerTimes
+from roundwise.runtimes.layer_times import LayerTimes
 
 NET = """
 import torch

@@ -16,6 +16,15 @@ from roundwise.cli.app import COMMANDS
 from roundwise.cli.options import SECTIONS, TRAINING
 
 
+@pytest.fixture
+def handlers():
+    """The handlers of signals are as before afterwards: `main` installs its own, which would stay in this process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *cli.ENDING)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def test_help_lists_the_commands_without_importing_them():
     code = (
         "import sys; sys.argv = ['roundwise', '--help']\n"
@@ -63,6 +72,7 @@ def test_an_unknown_command_is_wrong_usage():
     assert failed(run("quantise"), 2, "'quantise'")
 
 
+@pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize(("module", "package"), [("click", "click"), ("rich", "rich"), ("PIL", "pillow")])
 def test_without_its_packages_the_command_line_says_what_to_install(monkeypatch, capsys, module, package):
     find = cli.find_spec

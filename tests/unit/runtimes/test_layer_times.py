@@ -14,7 +14,7 @@ from roundwise.frontends.torch_export import TorchExport
 from roundwise.graph.analysis.layers import find_layers
 from roundwise.graph.transforms.normalize import normalize
 from roundwise.runtimes import OnnxRuntime, Runtime
-from roundwise.runtimes.layers import LayerShape, LayerTimes
+from roundwise.runtimes.layer_times import LayerShape, LayerTimes
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
