@@ -10,12 +10,20 @@
     ├── ExportError        the exported file cannot be written, or does not agree with the model
     └── InferenceError     a runtime, such as ONNX Runtime, is not installed, or cannot load or run a file
 
-A message says what was found (with numbers and the layer's name), why that cannot work, and what to do.
+A message says what was found (with numbers and the layer's name), why that cannot work, and what to do. Names in it may
+come from a stranger's file, so characters that a terminal obeys are shown as Python writes them.
 """
+
+from __future__ import annotations
+
+from roundwise.wording import printable_lines
 
 
 class RoundwiseError(Exception):
     """Base of all errors raised on purpose; anything else that escapes is a bug."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable_lines(str(message)))
 
 
 class CalibrationError(RoundwiseError, ValueError):

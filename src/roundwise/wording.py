@@ -119,6 +119,17 @@ def printable(text: str) -> str:
     return CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def printable_lines(text: str) -> str:
+    r"""The same for a text of several lines: its line ends stay.
+
+    Example:
+        >>> print(printable_lines("red \x1b[31m\nand more"))
+        red \x1b[31m
+        and more
+    """
+    return "\n".join(map(printable, text.split("\n")))
+
+
 MOST_PADDING = 100
 """Cells of a table are padded to at most 100 characters: one long name must not make all lines as long."""
 

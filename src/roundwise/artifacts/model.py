@@ -14,6 +14,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
@@ -103,7 +104,7 @@ class Model(nn.Module):
         bound_args, bound_kwargs = bound(self._signature.structure, args, kwargs)
         self._signature.check_tensors(bound_args, bound_kwargs)
         self._signature.check_constants(bound_args, bound_kwargs)
-        if self._guard is not None and not torch.compiler.is_compiling():
+        if self._guard is not None and not torch.compiler.is_exporting():
             return self._guarded(self._guard, bound_args, bound_kwargs)
         try:
             return self.graph_module(*bound_args, **bound_kwargs)
@@ -113,6 +114,9 @@ class Model(nn.Module):
                     error.add_note(note)
             raise
 
+    @torch.compiler.disable(  # type: ignore[untyped-decorator]
+        reason="each call of a network from a file is checked; compile its graph_module instead"
+    )
     def _guarded(self, guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a network that came from a file: rehearse it first, and raise no errors but Roundwise's own."""
         try:
@@ -121,7 +125,7 @@ class Model(nn.Module):
                 raise UnsafeError("the inputs are nested otherwise than those of the network")
             if any(type(leaf) is FakeTensor for leaf in leaves):
                 return self.graph_module(*args, **kwargs)
-            return guard.call(self.graph_module, leaves)
+            return self._apart(guard.call(self.graph_module, leaves))
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -130,6 +134,16 @@ class Model(nn.Module):
                 note = self._signature.explain(args, kwargs, self.device)
             advice = note or "Check the values of the inputs, or get the network from whom you trust."
             raise ModelError(f"the network cannot be run: {printable(str(error)).rstrip('.')}. {advice}") from error
+
+    def _apart(self, outputs: Any) -> Any:
+        """Outputs that share no memory with the network's tensors: what a caller does to them changes no later call.
+
+        Some operations return their operand, though their schema says that they make a new tensor: `einsum`, `type_as`.
+        """
+        own = {tensor.untyped_storage().data_ptr() for tensor in self.state_dict().values() if tensor.numel()}
+        return pytree.tree_map_only(
+            Tensor, lambda one: one.clone() if one.untyped_storage().data_ptr() in own else one, outputs
+        )
 
     # ------------------------------------------------------------------------------------- graph, weights, program
 

@@ -28,7 +28,7 @@ from roundwise.events import (
     Planned,
     StepsFinished,
 )
-from roundwise.wording import human_seconds
+from roundwise.wording import human_seconds, printable_lines
 
 P = ParamSpec("P")
 
@@ -70,8 +70,8 @@ def wrong_usage() -> Iterator[None]:
 
 
 def say(message: str) -> None:
-    """Print one line for people, on stderr."""
-    click.echo(f"roundwise: {message}", err=True)
+    """Print a message for people, on stderr; names in it may come from a stranger's file."""
+    click.echo(f"roundwise: {printable_lines(message)}", err=True)
 
 
 def show_json(data: Any) -> None:

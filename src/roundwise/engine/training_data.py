@@ -151,7 +151,11 @@ def training_batches(data: Any, signature: Signature) -> Iterator[TrainingBatch]
 
 
 def some_samples(data: Any, count: int, seed: int) -> Any:
-    """At most `count` of the samples, for calibration: chosen at random, or the first of an iterable."""
+    """At most `count` of the samples, for calibration: chosen at random, or the first of an iterable.
+
+    Samples that are held out are not among them: a network that was calibrated on these would look better on them than
+    it is, and better than a trained one. An iterable has no others that could be read first.
+    """
     with torch.device("cpu"):  # whatever the default device is, as in the rest of a run
         return _some_samples(data, count, seed)
 
@@ -172,8 +176,15 @@ def _some_samples(data: Any, count: int, seed: int) -> Any:
 
 
 def _chosen(samples: int, count: int, seed: int) -> list[int]:
+    _, trained = _divided(samples, seed) if samples > 1 else ([], [0] * samples)
+    return sorted(trained[:count])
+
+
+def _divided(samples: int, seed: int) -> tuple[list[int], list[int]]:
+    """Which samples are held out, and which are trained on, both in random order."""
+    held = min(MOST_HELD_OUT, max(1, round(HELD_OUT * samples)))
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed)).tolist()
-    return sorted(order[:count])
+    return order[:held], order[held:]
 
 
 def _first(data: Any, count: int) -> list[Any]:
@@ -227,9 +238,7 @@ def _of_dataset(
         raise CalibrationError(
             f"there are {samples} samples to train on; one at least must be held out. Give a few hundred or more."
         )
-    held = min(MOST_HELD_OUT, max(1, round(HELD_OUT * samples)))
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed)).tolist()
-    kept, trained = sorted(order[:held]), sorted(order[held:])
+    kept, trained = map(sorted, _divided(samples, seed))
     settings: dict[str, Any] = {"batch_size": None, "collate_fn": _same}
     if loader is not None:
         settings |= {"collate_fn": loader.collate_fn, "num_workers": loader.num_workers}

@@ -372,3 +372,30 @@ def test_a_network_that_counts_its_samples_is_no_program_for_any_number_of_them(
     assert model(torch.ones(3, 4)).shape == (4,)
     with raises(rw.ExportError, "x.size()[0] % 2"):
         model.program()
+
+
+STORED = torch.arange(16.0).reshape(4, 4)
+RETURN_THEIR_OPERAND = {
+    "einsum": ("aten.einsum.default", "ij->ji", many(value("w"))),
+    "conj_physical": ("aten.conj_physical.default", value("w")),
+    "type_as": ("aten.type_as.default", value("w"), value("w")),
+    "dropout": ("aten.dropout.default", value("w"), 0.5, False),
+}
+
+
+@pytest.mark.parametrize("operation", RETURN_THEIR_OPERAND.values(), ids=RETURN_THEIR_OPERAND)
+def test_what_a_caller_does_to_an_output_changes_no_later_call(operation, tmp_path):
+    """Also of operations that return their operand, though their schema says that they make a tensor."""
+    network = rw.load(written(tmp_path / "net.rw", program(call(*operation), {"w": STORED})))
+    before = network(torch.ones(2, 4)).clone()
+    network(torch.ones(2, 4)).fill_(777)
+    assert torch.equal(network(torch.ones(2, 4)), before)
+
+
+def test_torch_compile_leaves_the_checks_of_each_call(tmp_path):
+    power = sizes(("operator.mul", value("s0"), value("s0")), ("operator.mul", value("s1"), value("s1")))
+    network = rw.load(written(tmp_path / "net.rw", program(power, {})))
+    compiled = torch.compile(network, backend="eager", dynamic=True)
+    assert compiled(torch.ones(2, 4)).shape == (16,)
+    with raises(rw.ModelError, 1_600_000_000):
+        compiled(torch.ones(200, 4))
