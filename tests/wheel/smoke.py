@@ -26,11 +26,12 @@ PACKAGES = {
     "cli": {"click", "PIL", "rich"},
     "demo": {"click", "PIL", "rich", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "sklearn"},
     "onnx": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
+    "openvino": {"openvino"},
     "vision": {"PIL", "timm", "torchvision"},
 }
 """The packages that each extra brings, by the names under which they are imported."""
 
-MARKS = {"cli": "rich", "demo": "sklearn", "onnx": "onnxruntime", "vision": "timm"}
+MARKS = {"cli": "rich", "demo": "sklearn", "onnx": "onnxruntime", "openvino": "openvino", "vision": "timm"}
 """A package of each extra that no other package of the environments asks for: timm, for one, brings click."""
 
 NETWORK = """
@@ -162,6 +163,22 @@ def check_onnx(extra: str) -> None:
     session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
     (output,) = session.run(None, {session.get_inputs()[0].name: images().numpy()})
     assert abs(output - model(images()).detach().numpy()).max() < 1e-4
+
+
+def check_openvino(extra: str) -> None:
+    from roundwise.errors import InferenceError
+    from roundwise.runtimes.openvino import OpenVino
+
+    if not has("openvino"):
+        assert "roundwise[openvino]" in message(InferenceError, lambda: OpenVino().open(Path("model.xml")))
+        return
+    import numpy as np
+    import openvino
+
+    x = openvino.opset13.parameter([2, 3], np.float32, name="x")
+    openvino.save_model(openvino.Model([openvino.opset13.relu(x)], [x], "model"), "model.xml")
+    (output,) = OpenVino().open(Path("model.xml")).run({"x": np.array([[-1, 0, 1], [2, -2, 3]], np.float32)})
+    assert output.tolist() == [[0, 0, 1], [2, 0, 3]]
 
 
 def check_the_command_line(extra: str) -> None:

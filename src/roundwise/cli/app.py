@@ -13,6 +13,7 @@ COMMANDS = {
     "compress": "Give a network fewer multiplications or parameters.",
     "finetune": "Train a network on at few bits (LSQ+).",
     "evaluate": "Measure a network, or compare two.",
+    "benchmark": "Time networks side by side.",
     "inspect": "Show what is in a .rw file.",
     "methods": "List all methods and their settings.",
     "reproduce": "Run a table of a paper again, on your network.",

@@ -80,7 +80,7 @@ def _check_there(model: str) -> None:
     """
     path, _, _ = model.rpartition(":")
     name = path if path.endswith(".py") else model
-    if Path(name).suffix.lower() in (".py", ".pt2", ".rw", ".onnx"):
+    if Path(name).suffix.lower() in (".py", ".pt2", ".rw", ".onnx", ".xml"):
         EXISTING_FILE.convert(name, None, None)
 
 

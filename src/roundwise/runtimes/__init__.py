@@ -5,16 +5,30 @@ Files and arrays only; nothing here knows models or graphs. A runtime's package 
 
 from pathlib import Path
 
-from roundwise.runtimes.interface import Arrays, OpenFile, Runtime
+from roundwise.runtimes.interface import Arrays, FileInput, OpenFile, Runtime
 from roundwise.runtimes.onnxruntime import OnnxRuntime
-from roundwise.runtimes.timing import Timing, time_file
+from roundwise.runtimes.openvino import OpenVino
+from roundwise.runtimes.timing import Timing, time_alternately, time_file
 
-__all__ = ["RUNTIMES", "Arrays", "OnnxRuntime", "OpenFile", "Runtime", "Timing", "runtime_for", "time_file"]
+__all__ = [
+    "RUNTIMES",
+    "Arrays",
+    "FileInput",
+    "OnnxRuntime",
+    "OpenFile",
+    "OpenVino",
+    "Runtime",
+    "Timing",
+    "runtime_for",
+    "time_alternately",
+    "time_file",
+]
 
 RUNTIMES: dict[str, type[Runtime]] = {
     "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
 }
-"""Each runtime by its name."""
+"""Each runtime by its name. Where several read a suffix, the first is the usual one."""
 
 
 def runtime_for(path: Path) -> type[Runtime] | None:

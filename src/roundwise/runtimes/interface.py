@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,22 @@ Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 """Arrays by the names of a network's inputs or outputs."""
 
 
+@final
+@dataclass(frozen=True)
+class FileInput:
+    """What a file says about one input.
+
+    Attributes:
+        name: of the input.
+        dtype: of its numbers, as NumPy calls it.
+        shape: the size of each dimension; where it is open, its name, or "" without one.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
 class OpenFile(ABC):
     """A network file that a runtime has loaded."""
 
@@ -22,6 +39,11 @@ class OpenFile(ABC):
     @abstractmethod
     def inputs(self) -> Sequence[str]:
         """The names of the inputs, in the file's order."""
+
+    @property
+    @abstractmethod
+    def details(self) -> Sequence[FileInput]:
+        """What the file says about each input, in the file's order."""
 
     @property
     @abstractmethod

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, ClassVar, final
 
 from roundwise.errors import InferenceError
-from roundwise.runtimes.interface import Array, OpenFile, Runtime
+from roundwise.runtimes.interface import Array, FileInput, OpenFile, Runtime
 
 SILENT = 4
 """Log level at which ONNX Runtime prints fatal errors only. Errors that matter are raised as exceptions."""
@@ -77,6 +77,17 @@ class OnnxFile(OpenFile):
         return [entry.name for entry in self._session.get_inputs()]
 
     @property
+    def details(self) -> Sequence[FileInput]:
+        return [
+            FileInput(
+                entry.name,
+                _dtype(entry.type),
+                tuple(size if isinstance(size, int) else size or "" for size in entry.shape),
+            )
+            for entry in self._session.get_inputs()
+        ]
+
+    @property
     def outputs(self) -> Sequence[str]:
         return [entry.name for entry in self._session.get_outputs()]
 
@@ -90,6 +101,12 @@ class OnnxFile(OpenFile):
                 f"{', '.join(f'{one.name} {one.type} {one.shape}' for one in self._session.get_inputs())}."
             ) from error
         return results
+
+
+def _dtype(onnx_type: str) -> str:
+    """What NumPy calls a type such as `tensor(float)`."""
+    name = onnx_type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def _package() -> ModuleType:

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 import roundwise as rw
-from roundwise.runtimes import RUNTIMES, OnnxRuntime, OpenFile, runtime_for, time_file
+from roundwise.runtimes import (
+    RUNTIMES,
+    FileInput,
+    OnnxRuntime,
+    OpenFile,
+    Timing,
+    runtime_for,
+    time_alternately,
+    time_file,
+)
 
 
 @pytest.fixture
@@ -73,7 +82,7 @@ def test_a_runtime_that_is_not_installed_is_an_error_that_names_the_extra(tmp_pa
 class Counted(OpenFile):
     """Counts its runs."""
 
-    inputs, outputs, runs = (), (), 0
+    inputs, outputs, details, runs = (), (), (), 0
 
     def run(self, inputs):
         self.runs += 1
@@ -104,3 +113,23 @@ def test_a_convolution_in_float64_is_named_with_the_way_out(tmp_path):
     with pytest.raises(rw.RoundwiseError) as caught:
         OnnxRuntime().open(tmp_path / "net.onnx")
     assert all(fact in str(caught.value) for fact in ("Conv", "float64", "model.float()"))
+
+
+def test_runs_alternate_and_every_second_round_goes_backwards():
+    made = []
+    timings = time_alternately([lambda: made.append("a"), lambda: made.append("b")], rounds=2, warm_up=1)
+    assert made == ["a", "b", "b", "a", "a", "b"]
+    assert [len(timing.seconds) for timing in timings] == [2, 2]
+    with pytest.raises(ValueError, match="rounds=0"):
+        time_alternately([], rounds=0)
+
+
+def test_a_speed_is_the_median_of_ratios_within_a_round():
+    busy, own = Timing((1.0, 2.0, 30.0)), Timing((0.5, 2.0, 10.0))
+    assert own.times_as_fast_as(busy) == (2.0, 1.5, 2.5)
+    assert own.times_as_fast_as(own) == (1.0, 1.0, 1.0)
+    assert Timing((1.0,)).times_as_fast_as(Timing((3.0,))) == (3.0, 3.0, 3.0)
+
+
+def test_a_file_says_the_type_and_the_sizes_of_its_inputs(file):
+    assert list(OnnxRuntime().open(file).details) == [FileInput("x", "float32", ("N", 3))]
