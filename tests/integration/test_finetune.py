@@ -125,7 +125,9 @@ def test_features_are_refused_together_with_recomputation():
 
 def test_the_best_state_is_kept_and_that_may_be_the_one_before_training(model, images):
     before = rw.quantize(model, images, QUANTIZE)
-    result = trained(model, images, learning_rate=50.0)
+    result = rw.finetune(
+        model, images, (QUANTIZE, rw.Finetune(epochs=3, batch_size=16, learning_rate=50.0)), calibration=images
+    )
     assert epochs_of(result)[0].held_out == min(epoch.held_out for epoch in epochs_of(result))
     with torch.no_grad():
         torch.testing.assert_close(result(images), before(images))
@@ -283,7 +285,8 @@ def test_training_without_samples_is_refused(model):
 
 
 def test_the_report_has_the_output_error_of_the_trained_network(model, images):
-    result = trained(model, images)
+    settings = rw.Finetune(epochs=3, batch_size=16, learning_rate=0.01)
+    result = rw.finetune(model, images, (QUANTIZE, settings), calibration=images)
     with torch.no_grad():
         wanted, found = model(images), result(images)
     error = float((found - wanted).square().sum() / wanted.square().sum())
