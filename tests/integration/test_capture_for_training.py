@@ -261,8 +261,9 @@ NORMS = {
 }
 
 
-@pytest.mark.parametrize("beside", [nn.Tanh(), nn.Hardtanh(inplace=True)], ids=["pure", "made pure"])
-@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize(
+    ("name", "beside"), in_thirds(list(NORMS), {"pure": nn.Tanh(), "made pure": nn.Hardtanh(inplace=True)})
+)
 def test_batch_norm_is_kept_with_its_settings_and_trains_as_in_the_model(name, beside):
     norm, size, momentum = NORMS[name]
     model = nn.Sequential(nn.Flatten(1), nn.Unflatten(1, (4, *size)), copy.deepcopy(norm), beside)

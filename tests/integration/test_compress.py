@@ -3,6 +3,7 @@
 import pytest
 import torch
 from facts import has, raises
+from thirds import in_thirds
 from torch import nn
 
 import roundwise as rw
@@ -237,8 +238,9 @@ MANY = {
 }
 
 
-@CHAIN
-@pytest.mark.parametrize("case", MANY.values(), ids=MANY)
+@pytest.mark.parametrize(
+    ("case", "method"), in_thirds(MANY, {type(method).__name__: method for method in CHAINS}, start=1)
+)
 def test_longer_chains_are_counted_saved_and_exported(case, method, tmp_path):
     layer, sample = case
     samples = torch.randn(64, *sample)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from facts import raises
 from recipes import quantizing
+from thirds import in_thirds
 from torch import nn
 from torch.export import Dim
 
@@ -13,8 +14,9 @@ RECIPE = quantizing(weights=rw.Weights(bits=16), rounding=rw.rounding.Nearest())
 RANGES = [(4, None), (4, 10), (3, 4), (None, 3), (2, 2**20), (30, 64)]
 
 
-@pytest.mark.parametrize(("low", "high"), RANGES)
-def test_a_program_is_tried_with_numbers_of_samples_that_it_takes(low, high, tmp_path):
+@pytest.mark.parametrize("low_and_high", in_thirds(RANGES))
+def test_a_program_is_tried_with_numbers_of_samples_that_it_takes(low_and_high, tmp_path):
+    low, high = low_and_high
     pytest.importorskip("onnxruntime")
     model, x = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), torch.randn(64, 6)
     shapes = ({0: Dim("samples", min=low, max=high)},)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from recipes import quantizing
+from thirds import in_thirds
 from torch import nn
 
 import roundwise as rw
@@ -54,8 +55,9 @@ def quantizers(path):
     return [(node.op_type, np.atleast_1d(constants[node.input[2]]), types[node.input[2]]) for node in nodes]
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("granularity", [rw.PerChannel(), rw.PerTensor()])
+@pytest.mark.parametrize(
+    ("bits", "granularity"), in_thirds([2, 4, 8], {"channel": rw.PerChannel(), "tensor": rw.PerTensor()})
+)
 def test_a_file_for_tensorrt_has_neither_zero_points_nor_unsigned_codes(network, bits, granularity, tmp_path):
     model = quantized(network, "tensorrt", bits, granularity=granularity)
     file = rw.export(model, tmp_path / "net.onnx")
@@ -68,7 +70,7 @@ def test_a_file_for_tensorrt_has_neither_zero_points_nor_unsigned_codes(network,
     assert file.target == "tensorrt"
 
 
-@pytest.mark.parametrize("name", ONNX_TARGETS)
+@pytest.mark.parametrize("name", in_thirds(list(ONNX_TARGETS)))
 def test_a_file_gives_the_results_of_the_network_that_was_quantized_for_its_target(name, network, tmp_path):
     model = quantized(network, name)
     file = rw.export(model, tmp_path / "net.onnx")

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from thirds import in_thirds
 from torch import nn
 
 import roundwise as rw
@@ -74,9 +75,14 @@ def run(network, images):
         return graph.module()(images)
 
 
-@pytest.mark.parametrize("granularity", [rw.PerChannel(), rw.PerTensor(), rw.PerGroup(9)], ids=repr)
-@pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("quantization", [LSQ(), LSQPlus()], ids=repr)
+@pytest.mark.parametrize(
+    ("granularity", "bits", "quantization"),
+    in_thirds(
+        {"channel": rw.PerChannel(), "tensor": rw.PerTensor(), "group": rw.PerGroup(9)},
+        {"float": None, "4 bits": 4},
+        {"LSQ": LSQ(), "LSQ+": LSQPlus()},
+    ),
+)
 def test_it_starts_and_ends_as_the_quantized_network(images, granularity, bits, quantization):
     recipe = quantized(granularity, **({} if bits is None else {"bits": bits}))
     module = rw.trainable(block(), images, (recipe, rw.Finetune(quantization=quantization))).eval()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from facts import has, raises
 from recipes import quantizing
+from thirds import in_thirds
 from torch import nn
 
 import roundwise as rw
@@ -105,7 +106,7 @@ def assert_same(network, model, images):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("way", in_thirds(WAYS))
 def test_what_a_layout_changes_is_computed_as_the_model_does_or_refused(way):
     model = Writes(way).eval()
     try:
